@@ -1,0 +1,1 @@
+"""RMKV: a causal language model with a fixed recurrent memory, and the toolkit for its whole life."""

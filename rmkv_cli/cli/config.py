@@ -1,0 +1,44 @@
+"""`rmkv config`: see, check and list configs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.config import dump_toml, list_presets, load_config, load_mix
+
+app = typer.Typer(no_args_is_help=True, help="See, check and list configs.")
+
+
+@app.command(epilog="Example: rmkv config show --preset 600m --set model.memory.slots=128")
+def show(preset: Preset = None, config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print a config with every key resolved."""
+    resolved = read_config(preset, config, overrides)
+    if as_json:
+        print_json(resolved.model_dump())
+    else:
+        sys.stdout.write(dump_toml(resolved))
+
+
+@app.command(epilog="Example: rmkv config validate my.toml mix.toml")
+def validate(files: Annotated[list[Path], typer.Argument(help="Configs of models and of mixes.")]) -> None:
+    """Check configs; all errors of a file are shown at once."""
+    for file in files:
+        if file.is_file() and "[[sources]]" in file.read_text(encoding="utf-8", errors="replace"):
+            load_mix(file)
+        else:
+            load_config(file)
+        print(f"{file}: valid")
+
+
+@app.command("list", epilog="Example: rmkv config list")
+def list_(as_json: Json = False) -> None:
+    """List the shipped presets."""
+    presets = list_presets()
+    if as_json:
+        print_json(presets)
+    else:
+        for name, line in presets.items():
+            print(f"{name:<16} {line}")

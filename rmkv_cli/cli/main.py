@@ -1,0 +1,61 @@
+"""The `rmkv` command: its groups, and how every error becomes one line and an exit code."""
+
+import os
+import signal
+import sys
+
+import typer
+
+from rmkv_cli.cli import config, data, demo, evaluate, generate, params, tokenizer, train
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import stderr
+
+
+def build() -> typer.Typer:
+    """Return the application with all its commands. Nothing heavy is imported until a command runs."""
+    app = typer.Typer(
+        name="rmkv",
+        help="RMKV: a language model with a fixed recurrent memory. Start with `rmkv demo`.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    model = typer.Typer(no_args_is_help=True, help="Train, evaluate and count a model (also at the top level).")
+    for home in (app, model):
+        home.command("train")(train.train)
+        home.command("eval")(evaluate.evaluate)
+        home.command("generate")(generate.generate)
+        home.command("params")(params.params)
+    app.command("count-params", hidden=True)(params.params)
+    app.command("demo")(demo.demo)
+    app.add_typer(tokenizer.app, name="tokenizer")
+    app.add_typer(data.app, name="data")
+    app.add_typer(config.app, name="config")
+    app.add_typer(model, name="model")
+    return app
+
+
+def main() -> None:
+    """Run `rmkv`. Exit code 0: done; 1: the work failed; 2: bad input, said in one line; 130: stopped by Ctrl-C.
+
+    RMKV_DEBUG=1 shows the traceback instead.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
+    try:
+        build()()
+    except (UserError, OSError) as error:
+        if os.environ.get("RMKV_DEBUG") == "1":
+            raise
+        if isinstance(error, BrokenPipeError):  # `rmkv … | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        stderr().print(f"error: {_one_line(error)}", style="red", markup=False)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror.lower()}"
+    return str(error)

@@ -1,0 +1,137 @@
+"""From TOML, presets and `--set` to a config, with every error of a file in one report."""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from rmkv_cli.config.mix import FileSource, MixConfig, NoiseSource
+from rmkv_cli.config.section import Section
+from rmkv_cli.config.train import Config
+from rmkv_cli.errors import UserError, did_you_mean
+from rmkv_cli.files import require_file
+
+S = TypeVar("S", bound=Section)
+SOURCES: dict[int | str, type[BaseModel]] = {"files": FileSource, "noise": NoiseSource}
+
+
+def _presets() -> Path:
+    package = Path(__file__).parents[1]
+    shipped = package / "presets"  # in a wheel; a checkout has them beside the package
+    return shipped if shipped.is_dir() else package.parent / "presets"
+
+
+def list_presets() -> dict[str, str]:
+    """Return the presets' names, smallest model first, each with the one line that describes it."""
+    paths = sorted(_presets().glob("*.toml"), key=lambda path: (path.stem != "tiny", path.stem))
+    return {path.stem: path.read_text().partition("\n")[0].lstrip("# ") for path in paths}
+
+
+def preset_path(name: str) -> Path:
+    """Return the file of a preset; raise `UserError` with the nearest name if there is none."""
+    known = list_presets()
+    if name not in known:
+        raise UserError(
+            f"--preset {name}: no such preset{did_you_mean(name, known)} (there are: {', '.join(known)})"
+        )
+    return _presets() / f"{name}.toml"
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a model and training config from a TOML file, then apply `key=value` overrides in their order.
+
+    Raises:
+        UserError: a line for every unknown key, wrong value and broken rule, naming the file (or `--set`) and key.
+    """
+    data = _read_toml(path)
+    overridden = set()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: wants KEY=VALUE, for instance model.memory.slots=64")
+        _assign(data, key, value)
+        overridden.add(key)
+    return parse(Config, data, str(path), overridden)
+
+
+def load_mix(path: Path) -> MixConfig:
+    """Read a mix of data sources from a TOML file; errors as in `load_config`."""
+    return parse(MixConfig, _read_toml(path), str(path))
+
+
+def dump_toml(section: Section) -> str:
+    """Return the whole section as TOML, every default included; reading it gives the section again."""
+    return tomli_w.dumps(section.model_dump(exclude_none=True))
+
+
+def parse(kind: type[S], data: dict[str, Any], origin: str, overridden: set[str] | None = None) -> S:
+    """Return `data` as a `kind`; raise one `UserError` for all its errors, each with its origin and dotted key."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            key, section = _locate(kind, data, problem["loc"])
+            place = f"--set {key}" if overridden and key in overridden else f"{origin}: {key}" if key else origin
+            lines.append(f"{place}: {_explain(dict(problem), section)}")
+        raise UserError("\n".join(lines)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    require_file(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def _assign(data: dict[str, Any], key: str, value: str) -> None:
+    """Set a dotted key. Strings are turned into the schema's type by pydantic; lists and tables are read as TOML."""
+    *parents, last = key.split(".")
+    for part in parents:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"--set {key}: '{part}' is a value, not a section")
+    try:
+        data[last] = tomllib.loads(f"v = {value}")["v"] if value[:1] in ("[", "{") else value
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"--set {key}: '{value}' is not valid TOML: {error}") from None
+
+
+def _locate(kind: type[BaseModel], data: Any, loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
+    """Return an error's dotted key as it stands in the file, and the section that the key should have been in."""
+    key = ""
+    section: type[BaseModel] | None = kind
+    for before, part in zip((None, *loc), loc):
+        if isinstance(part, int):
+            key += f"[{part}]"
+        elif isinstance(before, int) and part in SOURCES:
+            section = SOURCES[part]  # pydantic's mark of which kind of source it tried; not a key
+            continue
+        else:
+            key += f".{part}" if key else part
+            field = section.model_fields.get(part) if section else None
+            nested = field.annotation if field else None
+            if isinstance(nested, type) and issubclass(nested, BaseModel):
+                section = nested
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            data = None
+    return key, section
+
+
+def _explain(problem: dict[str, Any], section: type[BaseModel] | None) -> str:
+    if problem["type"] == "extra_forbidden":
+        known = list(section.model_fields) if section else []
+        return "unknown key" + (did_you_mean(str(problem["loc"][-1]), known) or f"; known are {', '.join(known)}")
+    if problem["type"] == "missing":
+        return "is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    given = problem["input"]
+    shown = "" if isinstance(given, dict | list) else f", got {json.dumps(given, default=str)}"
+    return message[0].lower() + message[1:] + shown

@@ -1,0 +1,74 @@
+"""How a model is trained."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rmkv_cli.config.model import ModelConfig
+from rmkv_cli.config.section import Section
+
+
+class TrainConfig(Section):
+    """How a model is trained. Lengths of training are in tokens; intervals are in optimizer steps."""
+
+    tokens: int = Field(10_000_000_000, ge=1)
+    """Tokens to train on."""
+    batch_size: int = Field(64, ge=1)
+    """Lanes, over the whole job: each is an endless stream of documents, and gives one row a step."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Lanes a forward pass; gradients are accumulated over batch_size / micro_batch_size of them."""
+    segments_min: int = Field(1, ge=1)
+    """Fewest segments a row."""
+    segments_max: int = Field(16, ge=1)
+    """Most segments a row; reached half-way, each step's number is drawn from the range so far."""
+    learning_rate: float = Field(6e-4, gt=0)
+    final_learning_rate: float = Field(6e-5, ge=0)
+    schedule: Literal["cosine", "wsd"] = "wsd"
+    """After the warm-up: a half cosine, or stable and then a linear decay over the last `decay` of the tokens."""
+    warmup: float = Field(0.01, ge=0, lt=1)
+    """Share of the tokens over which the learning rate rises linearly."""
+    decay: float = Field(0.2, ge=0, lt=1)
+    """Share of the tokens over which it falls at the end (schedule = "wsd" only)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """On matrices only: never on gates, norms, embeddings, biases or slots."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: autocast over float32 weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    eval_every: int = Field(500, ge=1)
+    eval_tokens: int = Field(1_000_000, ge=1)
+    """At most so many tokens of held-out documents a validation."""
+    checkpoint_every: int = Field(500, ge=1)
+    keep_last: int = Field(3, ge=1)
+    """Checkpoints kept, besides the best."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems = []
+        if self.batch_size % self.micro_batch_size:
+            problems.append(
+                f"micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
+            )
+        if self.segments_min > self.segments_max:
+            problems.append(f"segments_min = {self.segments_min} is above segments_max = {self.segments_max}")
+        if self.final_learning_rate > self.learning_rate:
+            problems.append(
+                f"final_learning_rate = {self.final_learning_rate} is above learning_rate = {self.learning_rate}"
+            )
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            problems.append(f"warmup + decay = {self.warmup + self.decay} is above 1, the whole training")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Config(Section):
+    """Everything that a run directory's config.toml holds."""
+
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()

@@ -1,0 +1,17 @@
+"""The one exception that users see, and how the nearest right word is found."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: the message is one clear line (or one line an error) and the exit code is 2.
+
+    It says what is wrong, where (file, line, key), and what would be right.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'slots'?" for the known word nearest to `word`, or "" if none is near."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""

@@ -1,0 +1,78 @@
+"""Files and folders that appear whole or not at all: write aside, fsync, rename."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rmkv_cli.errors import UserError
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; on success it is synced to disk and renamed to `path`, on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        _fsync(aside)
+        aside.replace(path)
+        _fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Give a fresh folder to fill; on success it is synced and renamed to `path`, on failure it is removed.
+
+    `path` must not exist. A folder left aside by a killed process is cleared by the next one that writes `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for entry in [*aside.rglob("*"), aside]:
+            _fsync(entry)
+        aside.rename(path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole."""
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_new(path: Path) -> None:
+    """Raise `UserError` if `path` exists: results are never overwritten silently."""
+    if path.exists():
+        raise UserError(f"{path}: already exists; remove it or choose another name")
+
+
+def require_file(path: Path) -> None:
+    """Raise `UserError` unless `path` is a readable file with something in it."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: is not a file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty")

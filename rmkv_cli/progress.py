@@ -1,0 +1,61 @@
+"""How long work shows itself: a bar with rate and time left on a terminal, plain lines elsewhere, on stderr."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal
+
+
+def stderr() -> Console:
+    """Return a console for messages and progress; stdout is for results alone."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def amount(number: float) -> str:
+    """Return a number as people read it: 12,345, 1.2M, 3.4G."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:,.0f}"
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{amount(task.speed or 0)} {self.unit}/s", style="cyan")
+
+
+@contextmanager
+def progress(title: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
+    """Show the progress of `total` units (None: unknown); yields a function that advances it by that many units."""
+    console = stderr()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        with Progress(*columns, _Rate(unit), TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda step: bar.advance(task, step)
+    else:
+        start = last = time.monotonic()
+        done = 0.0
+
+        def advance(step: float) -> None:
+            nonlocal last, done
+            done += step
+            now = time.monotonic()
+            if now - last >= PLAIN_INTERVAL:
+                last = now
+                rate = done / (now - start)
+                of = f" of {amount(total)}" if total else ""
+                left = f", {max(total - done, 0) / rate:.0f} s left" if total else ""
+                console.print(f"{title}: {amount(done)}{of} {unit}, {amount(rate)} {unit}/s{left}")
+
+        yield advance
+    console.print(f"{title}: done", style="dim")

@@ -35,9 +35,7 @@ def preset_path(name: str) -> Path:
     """Return the file of a preset; raise `UserError` with the nearest name if there is none."""
     known = list_presets()
     if name not in known:
-        raise UserError(
-            f"--preset {name}: no such preset{did_you_mean(name, known)} (there are: {', '.join(known)})"
-        )
+        raise UserError(f"--preset {name}: no such preset{did_you_mean(name, known)} (there are: {', '.join(known)})")
     return _presets() / f"{name}.toml"
 
 
@@ -106,7 +104,7 @@ def _locate(kind: type[BaseModel], data: Any, loc: tuple[int | str, ...]) -> tup
     """Return an error's dotted key as it stands in the file, and the section that the key should have been in."""
     key = ""
     section: type[BaseModel] | None = kind
-    for before, part in zip((None, *loc), loc):
+    for before, part in zip((None, *loc), loc, strict=False):
         if isinstance(part, int):
             key += f"[{part}]"
         elif isinstance(before, int) and part in SOURCES:

@@ -8,7 +8,7 @@ from rmkv_cli.config.section import Section
 
 
 class FileSource(Section):
-    """Documents from local files: txt and md (a file is a document), jsonl, parquet and csv (a row is one); also .gz."""
+    """Documents from local files: txt, md (a file is a document), jsonl, parquet, csv (a row is one); also .gz."""
 
     kind: Literal["files"]
     name: str = Field(min_length=1)

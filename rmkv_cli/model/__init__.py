@@ -1,0 +1,20 @@
+"""The model: attention over memory and tokens, pooling, recurrent cells, and the state they carry."""
+
+from rmkv_cli.model.attention import AttentionPooling, QKVBlock
+from rmkv_cli.model.block import RMKVBlock
+from rmkv_cli.model.cells import RecurrentMemoryCell
+from rmkv_cli.model.model import RMKV, reset_memory, swap_memory
+from rmkv_cli.model.pretrained import find_model
+from rmkv_cli.model.state import State
+
+__all__ = [
+    "RMKV",
+    "AttentionPooling",
+    "QKVBlock",
+    "RMKVBlock",
+    "RecurrentMemoryCell",
+    "State",
+    "find_model",
+    "reset_memory",
+    "swap_memory",
+]

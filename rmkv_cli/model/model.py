@@ -1,0 +1,244 @@
+"""The model: embeddings, the segment loop with its carried state, and the head."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmkv_cli.config import ModelConfig
+from rmkv_cli.model import pretrained
+from rmkv_cli.model.block import Layer, RMKVBlock, View
+from rmkv_cli.model.positions import rotation, sinusoids
+from rmkv_cli.model.state import State
+
+NONE = -1  # no document
+
+
+class RMKV(nn.Module):
+    """A causal language model that reads a text segment by segment and carries a fixed state along.
+
+    One call over a whole text, calls over its pieces with the state handed on, and calls token by token give the same
+    logits. Tokens of different documents never see each other, nor a memory that another document wrote.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, layers = config.hidden_size, config.num_hidden_layers
+        self.embedding = nn.Embedding(config.vocab_size, D)
+        self.position = nn.Embedding(config.max_position_embeddings, D) if config.position == "learned" else None
+        self.through_layers = config.memory.carry == "layers"
+        # What a document's memory is before its first segment has ended; the slots' identities.
+        self.memory = nn.Parameter(torch.empty(1 if self.through_layers else layers, config.memory.slots, D))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(RMKVBlock(config) for _ in range(layers))
+        self.norm = nn.LayerNorm(D)
+        self.unembedding = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        for table in (self.embedding.weight, self.memory, *([self.position.weight] if self.position else [])):
+            nn.init.normal_(table, std=0.02)
+
+    def forward(
+        self, input_ids: Tensor, state: State | None = None, document_ids: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Read tokens; return logits (B, T, V) and the state after them.
+
+        Args:
+            input_ids: (B, T) int64.
+            state: what came before; fresh where none is given.
+            document_ids: (B, T) int64, >= 0 and non-decreasing along a row; where none are given, the state's document
+                goes on. A document that the state ends in goes on under the same id.
+
+        Raises:
+            ValueError: no tokens; document ids that decrease; a position beyond a learned table; or a model whose
+                memory goes through layers is asked to go on inside a segment.
+        """
+        if document_ids is not None and (document_ids[:, 1:] < document_ids[:, :-1]).any():
+            raise ValueError("document_ids decrease along a row; documents must follow one another")
+        hidden, state = self.hidden(input_ids, state, document_ids)
+        return self.head(hidden), state
+
+    def hidden(
+        self, input_ids: Tensor, state: State | None = None, document_ids: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Return what the head reads, (B, T, D), and the state; arguments as in `forward`."""
+        B, T = input_ids.shape
+        if not T:
+            raise ValueError("input_ids holds no tokens")
+        state = state or self.initial_state(B)
+        if document_ids is None:
+            document_ids = state.document.clamp(min=0)[:, None].expand(B, T)
+        outputs = []
+        for start, stop in self.spans(T, state.filled):
+            output, state = self.segment(input_ids[:, start:stop], state, document_ids[:, start:stop])
+            outputs.append(output)
+        return torch.cat(outputs, dim=1), state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits (..., V) for hidden (..., D)."""
+        return F.linear(hidden, (self.unembedding or self.embedding).weight)
+
+    def spans(self, length: int, filled: int = 0) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of each segment's part of `length` tokens, when `filled` tokens of one are read."""
+        S = self.config.segment_length
+        start = 0
+        while start < length:
+            stop = min(start + S - (filled + start) % S, length)
+            yield start, stop
+            start = stop
+
+    def segment(self, input_ids: Tensor, state: State, document_ids: Tensor) -> tuple[Tensor, State]:
+        """Read tokens (B, T) that lie within one segment; return what the head reads, (B, T, D), and the state."""
+        if self.through_layers and state.filled:
+            raise ValueError("memory.carry = 'layers' reads whole segments: it cannot go on inside one")
+        T, S = input_ids.shape[1], self.config.segment_length
+        begins = state.filled == 0
+        # A memory that goes through layers is needed after a text's last, shorter segment as well.
+        ends = state.filled + T == S or self.through_layers
+        position = _count(document_ids, state.document, state.position)
+        offset = _count(document_ids, state.document, state.offset)
+        documents = torch.cat([state.documents, document_ids], dim=1)
+        last = document_ids[:, -1]
+
+        x = self.dropout(self._embed(input_ids, position))
+        view = self._view(document_ids, documents, state.owner, offset, begins, ends, state.filled + T)
+        memory, cells = list(state.memory), list(state.cell) if state.cell is not None else None
+        layers = []
+        for i, block in enumerate(self.blocks):
+            at = 0 if self.through_layers else i  # in which memory this layer reads and writes
+            if self.through_layers and i == 1:  # the memory that came up is the last document's
+                view = self._view(document_ids, documents, last, offset, begins, ends, T)
+            layer = Layer(memory[at], cells[at] if cells else None, state.keys[i], state.values[i], state.stream[i])
+            x, layer = block(x, self.memory[at], layer, view)
+            memory[at] = layer.memory
+            if cells and layer.cell is not None:
+                cells[at] = layer.cell
+            layers.append(layer)
+
+        after = State(
+            memory=torch.stack(memory),
+            cell=torch.stack(cells) if cells else None,
+            keys=tuple(layer.keys for layer in layers),
+            values=tuple(layer.values for layer in layers),
+            stream=tuple(layer.stream for layer in layers),
+            documents=documents[:, documents.shape[1] - self.config.lookback :] if ends else documents,
+            owner=last if ends else state.owner,
+            document=last,
+            position=position[:, -1] + 1,
+            offset=torch.zeros_like(last) if ends else offset[:, -1] + 1,
+            filled=(state.filled + T) % S,
+        )
+        return self.norm(x), after
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state before any token, for `batch_size` texts."""
+        config, device = self.config, self.memory.device
+        dtype = self.memory.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        shape = (batch_size, config.num_attention_heads, config.lookback, config.head_size)
+        empty = tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in self.blocks)
+        memory = self.memory.detach()[:, None].repeat(1, batch_size, 1, 1)
+        none = torch.full((batch_size,), NONE, device=device)
+        return State(
+            memory=memory,
+            cell=torch.zeros_like(memory) if config.memory.cell == "lstm" else None,
+            keys=empty,
+            values=empty,
+            stream=tuple(memory.new_zeros(batch_size, 0, config.hidden_size) for _ in self.blocks),
+            documents=none[:, None].repeat(1, config.lookback),
+            owner=none,
+            document=none,
+            position=torch.zeros_like(none),
+            offset=torch.zeros_like(none),
+            filled=0,
+        )
+
+    def _embed(self, input_ids: Tensor, position: Tensor) -> Tensor:
+        """Return the token stream's start (B, T, D)."""
+        x = self.embedding(input_ids)
+        if self.config.position == "sinusoidal":  # scaled to the sinusoids' size, as in Vaswani et al. (2017)
+            return x * self.config.hidden_size**0.5 + sinusoids(position, self.config.hidden_size, x.dtype)
+        if self.position is None:
+            return x
+        if (position >= len(self.position.weight)).any():
+            raise ValueError(
+                f"a document is longer than the table of learned positions: max_position_embeddings = "
+                f"{len(self.position.weight)}; rotary and sinusoidal positions know no limit"
+            )
+        return x + self.position(position)
+
+    def _view(
+        self,
+        document_ids: Tensor,
+        documents: Tensor,
+        owner: Tensor,
+        offset: Tensor,
+        begins: bool,
+        ends: bool,
+        filled: int,
+    ) -> View:
+        """Return who sees whom: `documents` (B, n + T) are those of all tokens remembered or read, `filled` counts the
+        segment's with the new ones."""
+        m, T = self.config.memory.slots, document_ids.shape[1]
+        own = (document_ids == owner[:, None])[:, :, None]  # (B, T, 1): whose document wrote the memory
+        seen = document_ids[:, :, None] == documents[:, None, :]  # (B, T, n + T)
+        causal = torch.ones(T, documents.shape[1], dtype=torch.bool, device=seen.device)
+        causal = causal.tril(documents.shape[1] - T)
+        last = document_ids[:, -1:]
+        fresh = owner[:, None] != last  # (B, 1)
+        closing = [~fresh.expand(-1, m), fresh.expand(-1, m), documents[:, -filled:] == last]
+        dtype, head_size = self.memory.dtype, self.config.head_size
+        rotary = self.config.position == "rotary"
+        return View(
+            begins=begins,
+            ends=ends,
+            token_mask=torch.cat([own.expand(-1, -1, m), ~own.expand(-1, -1, m), seen & causal], dim=2)[:, None],
+            memory_mask=torch.cat(closing, dim=1)[:, None, None],
+            fresh=fresh[:, :, None],
+            by=rotation(offset, head_size, dtype) if rotary else None,
+            back=rotation(-offset[:, -1:] - 1, head_size, dtype) if rotary else None,
+        )
+
+    def count_parameters(self) -> int:
+        """Return the number of parameters; tied ones count once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors into `directory`, each whole."""
+        pretrained.save(self, self.config, Path(directory))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> "RMKV":
+        """Return the model of a model folder, of a checkpoint, or of a run (its newest whole checkpoint).
+
+        Raises:
+            UserError: there is none, or its files do not fit together.
+        """
+        config, weights = pretrained.load(Path(directory), device)
+        with torch.device("meta"):
+            model = cls(config)
+        pretrained.assign(model, weights, Path(directory))
+        return model.eval()
+
+
+def reset_memory(state: State) -> State:
+    """Return the state with its memory forgotten, as before a document's first segment; the look-back is kept."""
+    return state.map(lambda x, _: torch.full_like(x, NONE) if x is state.owner else x)
+
+
+def swap_memory(state: State, order: Tensor) -> State:
+    """Return the state with each row's memory taken from row order[b] of the batch; all else is kept."""
+    return state.map(lambda x, batch: x[:, order] if x is state.memory or x is state.cell else x)
+
+
+def _count(document_ids: Tensor, before: Tensor, counted: Tensor) -> Tensor:
+    """Return how many tokens of its own document stand before each token, (B, T).
+
+    `before` (B,) is the document of the token before the first one, `counted` (B,) its tokens so far.
+    """
+    previous = torch.cat([before[:, None], document_ids[:, :-1]], dim=1)
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    start = torch.where(document_ids != previous, index, NONE).cummax(dim=1).values
+    return torch.where(start == NONE, counted[:, None] + index, index - start)

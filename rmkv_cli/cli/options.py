@@ -14,7 +14,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")
 Preset = Annotated[str | None, typer.Option("--preset", metavar="NAME", help="A shipped config: `rmkv config list`.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A config of your own (TOML).")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, for instance model.memory.slots=64.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, for instance model.memory.slots=64."),
 ]
 Model = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="A model folder, a checkpoint, or a run (its latest).")

@@ -17,8 +17,8 @@ from rmkv_cli.files import require_file, whole_file
 class State:
     """What an RMKV carries. Reading returns a new state and leaves the old one as it was, so a state can be branched.
 
-    Shapes: L layers (of which `memory` has one where it is carried through layers), batch B, m slots, H heads of width d,
-    n tokens remembered (the look-back, then the open segment's), t tokens in the open segment.
+    Shapes: L layers (of which `memory` has one where it is carried through layers), batch B, m slots, H heads of width
+    d, n tokens remembered (the look-back, then the open segment's), t tokens in the open segment.
     """
 
     memory: Tensor
@@ -82,9 +82,19 @@ class State:
     def from_tensors(cls, named: dict[str, Tensor]) -> "State":
         """Return the state that `tensors` took apart; raises KeyError if one is missing."""
         layers = sum(name.startswith("keys.") for name in named)
-        lists = {name: tuple(named[f"{name}.{i}"] for i in range(layers)) for name in ("keys", "values", "stream")}
-        single = {name: named[name] for name in ("memory", "documents", "owner", "document", "position", "offset")}
-        return cls(cell=named.get("cell"), filled=int(named["filled"]), **single, **lists)
+        return cls(
+            memory=named["memory"],
+            cell=named.get("cell"),
+            keys=tuple(named[f"keys.{layer}"] for layer in range(layers)),
+            values=tuple(named[f"values.{layer}"] for layer in range(layers)),
+            stream=tuple(named[f"stream.{layer}"] for layer in range(layers)),
+            documents=named["documents"],
+            owner=named["owner"],
+            document=named["document"],
+            position=named["position"],
+            offset=named["offset"],
+            filled=int(named["filled"]),
+        )
 
     def size(self) -> int:
         """Return the bytes of all tensors."""

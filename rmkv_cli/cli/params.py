@@ -1,1 +1,72 @@
-def params() -> None: ...
+"""`rmkv params`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.progress import amount
+
+
+def params(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows at once. [default: micro_batch_size]")] = None,
+    row_tokens: Annotated[int | None, typer.Option(min=1, help="Row length. [default: segments_max segments]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count parameters by part, work per token, bytes of state and of training, without allocating the weights."""
+    resolved = read_config(preset, config, overrides)
+    train, model = resolved.train, resolved.model
+
+    from rmkv_cli.model.cost import describe
+
+    report = describe(
+        model,
+        batch or train.micro_batch_size,
+        row_tokens or train.segments_max * model.segment_length,
+        train.precision,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    total, flops, assumed = report["parameters"], report["flops_per_token"], report["assumed"]
+    parts = Table("part", title="Parameters", title_justify="left")
+    parts.add_column("parameters", justify="right")
+    parts.add_column("share", justify="right")
+    for part, count in report["by_part"].items():
+        parts.add_row(part.replace("_", " "), f"{count:,}", f"{count / total:.1%}")
+    parts.add_section()
+    parts.add_row("all", f"{total:,}", f"{amount(total)}", style="bold")
+
+    state, memory = report["state_bytes"], report["training_bytes"]
+    costs = Table("cost", title="Costs", title_justify="left")
+    costs.add_column("", justify="right")
+    costs.add_row("parameters touched per token", f"{report['touched_per_token']:,}")
+    costs.add_row("FLOPs per token, forward", amount(flops["forward"]))
+    costs.add_row("FLOPs per token, training with replay", amount(flops["training"]))
+    costs.add_row("state per sequence, between segments", _bytes(state["at_boundary"]))
+    costs.add_row("state per sequence, at most", _bytes(state["at_most"]))
+    costs.add_section()
+    given = f"{assumed['batch']} rows of {assumed['row_tokens']:,} tokens, {assumed['precision']}"
+    costs.add_row(f"memory for training ({given}; estimate)", _bytes(memory["total"]), style="bold")
+    for part in ("weights", "gradients", "optimizer", "states", "activations"):
+        costs.add_row(f"  {part}", _bytes(memory[part]))
+    console = Console()
+    console.print(parts)
+    console.print(costs)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.1f} kB"

@@ -1,1 +1,66 @@
-def train() -> None: ...
+"""`rmkv train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.config import load_config
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import stderr
+
+
+def train(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="What `rmkv data mix` made.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    overrides: Overrides = None,
+    allow_noncausal: Annotated[
+        bool, typer.Option("--allow-noncausal", help="Train the published wiring, which sees the future.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model. Ctrl-C saves; `--resume` goes on exactly where it stopped."""
+    name = preset or (config.stem if config else None)
+    if run is None:
+        if name is None:
+            raise UserError(
+                "give a config (--preset NAME or --config FILE), or a run to go on with: --resume --run DIR"
+            )
+        run = Path("runs") / name
+    if resume:
+        if preset or config or data or overrides:
+            stderr().print(f"--resume: taking the config of {run}; what else was given is not used", style="yellow")
+        if not (run / "config.toml").is_file():
+            raise UserError(f"{run}: no run to go on with (it has no config.toml)")
+        resolved = load_config(run / "config.toml")
+    else:
+        given = [*(overrides or ()), *([f"train.data={data.resolve()}"] if data else [])]
+        resolved = read_config(preset, config, given)
+
+    from rmkv_cli.training import NonFiniteError
+    from rmkv_cli.training import train as train_run
+
+    try:
+        outcome = train_run(resolved, run, resume=resume, allow_noncausal=allow_noncausal)
+    except NonFiniteError as error:
+        stderr().print(f"error: not a finite number at {error}", style="red")
+        raise typer.Exit(1) from None
+    if as_json:
+        print_json(
+            {
+                "run": str(outcome.run),
+                "step": outcome.step,
+                "tokens": outcome.tokens,
+                "finished": outcome.tokens >= resolved.train.tokens,
+                "validation": outcome.validation,
+            }
+        )
+    else:
+        print(f"{outcome.run}: {outcome.tokens:,} tokens in {outcome.step:,} steps")
+    if outcome.tokens < resolved.train.tokens:
+        stderr().print(f"stopped; go on with: rmkv train --resume --run {run}")
+    raise typer.Exit(outcome.exit_code)

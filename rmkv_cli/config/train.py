@@ -11,6 +11,8 @@ from rmkv_cli.config.section import Section
 class TrainConfig(Section):
     """How a model is trained. Lengths of training are in tokens; intervals are in optimizer steps."""
 
+    data: str | None = None
+    """The folder that `rmkv data mix` made; `--data` sets it."""
     tokens: int = Field(10_000_000_000, ge=1)
     """Tokens to train on."""
     batch_size: int = Field(64, ge=1)
@@ -53,6 +55,11 @@ class TrainConfig(Section):
         if self.batch_size % self.micro_batch_size:
             problems.append(
                 f"micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
+            )
+        if self.eval_every % self.checkpoint_every:
+            problems.append(
+                f"eval_every = {self.eval_every} is not a multiple of checkpoint_every = {self.checkpoint_every}: "
+                f"what is evaluated is saved first"
             )
         if self.segments_min > self.segments_max:
             problems.append(f"segments_min = {self.segments_min} is above segments_max = {self.segments_max}")

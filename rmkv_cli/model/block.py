@@ -105,7 +105,8 @@ class RMKVBlock(nn.Module):
             memory, cell = self.cell(p, y, cell)
         else:
             memory, cell = self.cell(p + y, memory, cell)
-        keys, values = (x[:, :, x.shape[2] - self.lookback :] for x in (layer.keys, layer.values))
+        # Copies, so that the state does not hold on to the whole segment.
+        keys, values = (x[:, :, x.shape[2] - self.lookback :].contiguous() for x in (layer.keys, layer.values))
         if view.back is not None:
             keys = rotate(keys, view.back)
-        return Layer(memory, cell, keys, values, layer.stream[:, :0])
+        return Layer(memory, cell, keys, values, layer.stream.new_zeros(len(y), 0, y.shape[-1]))

@@ -21,8 +21,16 @@ def save(model: nn.Module, config: ModelConfig, directory: Path) -> None:
     described = {"model_type": "rmkv", "architectures": ["RMKV"], **config.model_dump()}
     write_text(directory / CONFIG, json.dumps(described, indent=2) + "\n")
     weights = {name: x.detach().contiguous() for name, x in model.state_dict().items()}
-    with whole_file(directory / WEIGHTS) as aside:
-        save_file(weights, aside, metadata={"format": "pt"})
+    save_tensors(weights, directory / WEIGHTS)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, whole; raise `UserError` where there is no room or no right to."""
+    try:
+        with whole_file(path) as aside:
+            save_file(tensors, aside, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None
 
 
 def load(directory: Path, device: str) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -67,20 +75,21 @@ def read_config(directory: Path) -> ModelConfig:
     return parse(ModelConfig, data, str(path))
 
 
-def find_model(path: Path) -> Path:
+def find_model(path: Path, *, training: bool = False) -> Path:
     """Return the model folder that `path` means: itself, or a run's newest whole checkpoint.
 
-    Damaged checkpoints are passed over, each with a line on stderr. Raises `UserError` if nothing is left.
+    Damaged checkpoints are passed over, each with a line on stderr; `training` asks for the files that training goes on
+    from to be whole as well. Raises `UserError` if nothing is left.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; wants a model folder, a checkpoint or a run")
     checkpoints = path / "checkpoints"
     if not checkpoints.is_dir():
-        if damage := damaged_file(path):
+        if damage := damaged_file(path, training):
             raise UserError(f"{path}: {damage} is damaged (its checksum is wrong)")
         return path
     for checkpoint in list_checkpoints(path):
-        damage = damaged_file(checkpoint)
+        damage = damaged_file(checkpoint, training)
         if damage is None:
             return checkpoint
         stderr().print(f"{checkpoint}: {damage} is damaged; going back to the checkpoint before", style="yellow")
@@ -99,8 +108,11 @@ def write_checksums(directory: Path) -> None:
     write_text(directory / CHECKSUMS, json.dumps(sums, indent=2) + "\n")
 
 
-def damaged_file(directory: Path) -> str | None:
-    """Return the first file that is not as its recorded checksum says, or None; without records nothing is damaged."""
+def damaged_file(directory: Path, training: bool) -> str | None:
+    """Return the first file that is not as its recorded checksum says, or None; without records nothing is damaged.
+
+    The folder `training` is looked at only where it is needed: it is twice as large as the model.
+    """
     record = directory / CHECKSUMS
     try:
         sums: dict[str, str] = json.loads(record.read_text())
@@ -109,6 +121,8 @@ def damaged_file(directory: Path) -> str | None:
     except ValueError:
         return CHECKSUMS
     for name, expected in sums.items():
+        if name.startswith("training/") and not training:
+            continue
         if not (directory / name).is_file() or sha256(directory / name) != expected:
             return name
     return None

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file, whole_file
+from rmkv_cli.files import require_file
+from rmkv_cli.model.pretrained import save_tensors
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write the state to a safetensors file, whole."""
-        with whole_file(path) as aside:
-            save_file({name: x.contiguous() for name, x in self.tensors().items()}, aside)
+        save_tensors({name: x.clone(memory_format=torch.contiguous_format) for name, x in self.tensors().items()}, path)
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> "State":

@@ -1,0 +1,135 @@
+"""What a model costs: parameters by part, work per token, bytes of state and of training. No weights are allocated."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rmkv_cli.config import ModelConfig
+from rmkv_cli.model.model import RMKV
+
+PARTS = {  # by where a parameter's name begins, or what it contains
+    "embeddings": ("embedding", "unembedding", "position"),
+    "attention": (".attention.",),
+    "pooling": (".pooling.",),
+    "cells": (".cell.",),
+    "feed_forward": (".feed_forward.",),
+    "initial_memory": ("memory",),
+    "norms": ("norm.", ".norm.", "_norm."),
+}
+REPLAYED = 4  # forward passes' worth of work in a training step: forward, replay, and twice for the backward pass
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that training takes at its peak; activations are an estimate."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    states: int
+    """Saved between the segments of a row."""
+    activations: int
+    """Of one segment, the logits included."""
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return sum(asdict(self).values())
+
+
+def count_by_part(config: ModelConfig) -> dict[str, int]:
+    """Return the number of parameters of each part; tied embeddings count once."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in _meta(config).named_parameters():
+        part = next(part for part, marks in PARTS.items() if any(_matches(name, mark) for mark in marks))
+        counts[part] += parameter.numel()
+    return counts
+
+
+def touched_per_token(config: ModelConfig) -> int:
+    """Return how many parameters one token's forward pass reads: all but unused rows of tables and the memory's update,
+    which is done once a segment."""
+    counts = count_by_part(config)
+    head = config.vocab_size * config.hidden_size
+    rows = config.hidden_size * (1 + (config.position == "learned"))
+    return counts["attention"] + counts["feed_forward"] + counts["norms"] + head + rows
+
+
+def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
+    """Return the floating-point operations of the forward pass for each token of a whole segment, by part.
+
+    A multiplication and an addition count as two; masked scores count, since they are computed.
+    """
+    D, F, S, m = config.hidden_size, config.intermediate_size, config.segment_length, config.memory.slots
+    gates = {"gru": 6, "lstm": 8, "minimal": 4}[config.memory.cell]  # D x D matrices of a cell
+    keys = 2 * m + config.lookback + S
+    per_layer = {
+        "attention_matrices": 8 * D * D,
+        "attention_scores": 4 * D * keys,
+        "feed_forward": 6 * D * F,
+        # Keys and values of 2m slots, queries and output of m, their scores; the pooling's scores; the cell.
+        "memory": (12 * m * D * D + 4 * D * m * (2 * m + S) + 4 * D * m * S + 2 * gates * m * D * D) / S,
+    }
+    work = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
+    return work | {"head": 2.0 * D * config.vocab_size}
+
+
+def state_bytes(config: ModelConfig, element_size: int) -> tuple[int, int]:
+    """Return the bytes of one sequence's state at a segment's boundary, and at most, before a segment's last token."""
+    D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
+    memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
+    memory = memories * m * D * (2 if config.memory.cell == "lstm" else 1)
+    window = config.num_hidden_layers * 2 * lookback * D
+    inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D + (S - 1) * D)
+    counters = 8 * (4 + 1)  # owner, document, position, offset, filled
+    boundary = (memory + window) * element_size + 8 * lookback + counters
+    return boundary, boundary + inside * element_size + 8 * (S - 1)
+
+
+def training_memory(config: ModelConfig, batch: int, row_tokens: int, precision: str) -> TrainingMemory:
+    """Return the bytes for training on `batch` rows of `row_tokens` at once, with float32 weights and AdamW."""
+    parameters = sum(count_by_part(config).values())
+    D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
+    element = 2 if precision == "bf16" else 4
+    segments = -(-row_tokens // S)
+    # What autograd keeps for each token: 13 vectors of width D a layer (norms' inputs and outputs, Q, K, V before and
+    # after their rotation, attention's output twice, the residuals), 4 of width F, and the logits three times over.
+    a_token = config.num_hidden_layers * (13 * D + 4 * F) * element + 3 * 4 * config.vocab_size
+    return TrainingMemory(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=8 * parameters,
+        states=batch * segments * state_bytes(config, element)[0],
+        activations=batch * min(S, row_tokens) * a_token,
+    )
+
+
+def describe(config: ModelConfig, batch: int, row_tokens: int, precision: str) -> dict[str, Any]:
+    """Return all of the above as one JSON-able report."""
+    parts = count_by_part(config)
+    flops = forward_flops_per_token(config)
+    boundary, most = state_bytes(config, 2 if precision == "bf16" else 4)
+    memory = training_memory(config, batch, row_tokens, precision)
+    return {
+        "parameters": sum(parts.values()),
+        "by_part": parts,
+        "touched_per_token": touched_per_token(config),
+        "flops_per_token": {
+            "forward": sum(flops.values()),
+            "training": REPLAYED * sum(flops.values()),
+            "forward_by_part": flops,
+        },
+        "state_bytes": {"at_boundary": boundary, "at_most": most},
+        "training_bytes": asdict(memory) | {"total": memory.total},
+        "assumed": {"batch": batch, "row_tokens": row_tokens, "precision": precision},
+    }
+
+
+def _meta(config: ModelConfig) -> RMKV:
+    with torch.device("meta"):
+        return RMKV(config)
+
+
+def _matches(name: str, mark: str) -> bool:
+    return mark in name if "." in mark else name.split(".")[0] == mark

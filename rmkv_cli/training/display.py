@@ -1,0 +1,47 @@
+"""The live display of a training: one bar with figures on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rmkv_cli.progress import PLAIN_INTERVAL, amount, stderr
+
+
+class Display:
+    """Shows each step's figures on stderr; use it as a context manager."""
+
+    def __init__(self, tokens: int, total: int) -> None:
+        """`tokens` of `total` were seen before."""
+        self.console = stderr()
+        self.start, self.before, self.total = time.monotonic(), tokens, total
+        self.last_line = 0.0
+        columns = (TextColumn("{task.fields[figures]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("", total=total, completed=tokens, figures="")
+
+    def __enter__(self) -> "Display":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show a step's record as metrics.jsonl has it."""
+        figures = (
+            f"step {record['step']:,}  loss {record['loss']:.3f}  lr {record['learning_rate']:.1e}  "
+            f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "
+            f"data wait {record['data_wait']:.0%}"
+        )
+        self.bar.update(self.task, completed=record["tokens"], figures=figures)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line >= PLAIN_INTERVAL:
+            self.last_line = now
+            rate = (record["tokens"] - self.before) / (now - self.start)
+            left = (self.total - record["tokens"]) / rate
+            self.console.print(f"{figures}  {min(record['tokens'] / self.total, 1):.0%}, {left:.0f} s left")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(line)

@@ -1,0 +1,41 @@
+"""The loss of a training row, with each segment replayed in the backward pass."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rmkv_cli.model import RMKV, State
+
+
+def row_loss(
+    model: RMKV, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State
+) -> tuple[Tensor, State]:
+    """Return the summed cross-entropy in nats of rows (B, T) and the state after them.
+
+    Only the states between segments are kept for the backward pass; what happens inside a segment, the logits
+    included, is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations
+    are one segment's, however long the row is.
+    """
+    total = torch.zeros((), device=input_ids.device)
+    for start, stop in model.spans(input_ids.shape[1], state.filled):
+        part = slice(start, stop)
+        loss, state = checkpoint(
+            _segment_loss,
+            model,
+            input_ids[:, part],
+            targets[:, part],
+            document_ids[:, part],
+            state,
+            use_reentrant=False,
+        )
+        total = total + loss
+    return total, state
+
+
+def _segment_loss(
+    model: RMKV, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State
+) -> tuple[Tensor, State]:
+    hidden, state = model.segment(input_ids, state, document_ids)
+    logits = model.head(hidden).flatten(0, 1).float()
+    return F.cross_entropy(logits, targets.flatten(), reduction="sum"), state

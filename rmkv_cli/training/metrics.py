@@ -1,0 +1,48 @@
+"""metrics.jsonl: a line a record, in the order of steps, continued exactly when a run goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rmkv_cli.files import write_text
+
+
+class Metrics:
+    """The records of a run. A training step's has `loss`; a validation's has `validation`."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Open the file and drop what came after `step` (it will come again), a half-written line included."""
+        self.path = path
+        self.records = [record for record in read_metrics(path) if record["step"] <= step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+
+    def has_validation(self, step: int) -> bool:
+        """Return whether the model of this step was evaluated."""
+        return any(record["step"] == step and "validation" in record for record in self.records)
+
+    def best(self) -> float:
+        """Return the lowest validation loss so far, in nats per token; infinity if there is none."""
+        return min((r["validation"]["loss"] for r in self.records if "validation" in r), default=float("inf"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the whole records of a metrics.jsonl; none where there is no file."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # a kill while the last line was written
+            break
+    return records

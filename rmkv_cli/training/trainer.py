@@ -1,0 +1,118 @@
+"""The trainer: all that a training step changes, as one object that can be saved and loaded."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmkv_cli.config import Config
+from rmkv_cli.data import Documents, Lanes, Rows
+from rmkv_cli.model import RMKV, State
+from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.optimizer import learning_rate, make_optimizer, row_segments
+
+
+class NonFiniteError(Exception):
+    """The loss or its gradient is not a number; raised before the weights are changed."""
+
+    def __init__(self, rows: Rows, record: dict[str, Any]) -> None:
+        super().__init__(f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']}")
+        self.rows, self.record = rows, record
+
+
+class Trainer:
+    """Model, optimizer, lanes with their states, and the count of steps and tokens."""
+
+    def __init__(self, config: Config, documents: Documents, device: str) -> None:
+        torch.manual_seed(config.train.seed)
+        self.config, self.device = config, device
+        with torch.device(device):
+            self.model = RMKV(config.model)
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.lanes = Lanes(documents, config.train.batch_size, config.train.seed)
+        micro_batches = config.train.batch_size // config.train.micro_batch_size
+        self.states: list[State | None] = [None] * micro_batches
+        self.step, self.tokens = 0, 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all tokens have been seen."""
+        return self.tokens >= self.config.train.tokens
+
+    def train_step(self) -> dict[str, Any]:
+        """Take one optimizer step; return its record: loss in nats per token, rates and shares of time.
+
+        Raises:
+            NonFiniteError: before the weights are changed.
+        """
+        config = self.config.train
+        began = time.perf_counter()
+        progress = self.tokens / config.tokens
+        segments = row_segments(config, self.step, progress)
+        rows = self.lanes.next(segments * self.config.model.segment_length)
+        waited = time.perf_counter() - began
+        rate = learning_rate(config, progress)
+        loss = self._accumulate(rows)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        record = {
+            "step": self.step + 1,
+            "tokens": self.tokens + rows.input_ids.size,
+            "loss": loss.item(),
+            "learning_rate": rate,
+            "grad_norm": norm.item(),
+            "segments": segments,
+        }
+        if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
+            raise NonFiniteError(rows, record)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step, self.tokens = record["step"], record["tokens"]
+        seconds = time.perf_counter() - began
+        return record | {"tokens_per_second": rows.input_ids.size / seconds, "data_wait": waited / seconds}
+
+    def _accumulate(self, rows: Rows) -> Tensor:
+        """Add up the gradients of all micro-batches; return the loss in nats per token."""
+        size = self.config.train.micro_batch_size
+        total = torch.zeros((), device=self.device)
+        self.model.train()
+        for i, state in enumerate(self.states):
+            part = slice(i * size, (i + 1) * size)
+            input_ids, targets, document_ids = (
+                torch.from_numpy(x[part]).to(self.device) for x in (rows.input_ids, rows.targets, rows.document_ids)
+            )
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+                loss, state = row_loss(
+                    self.model, input_ids, targets, document_ids, state or self.model.initial_state(size)
+                )
+            loss = loss / rows.input_ids.size
+            loss.backward()
+            total += loss.detach()
+            self.states[i] = state.detach()
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the weights."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "optimizer": self.optimizer.state_dict(),
+            "lanes": self.lanes.state_dict(),
+            "states": [state.tensors() if state else None for state in self.states],
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        """Go back to where `state_dict` was taken; `weights` are the model's."""
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.lanes.load_state_dict(saved["lanes"])
+        self.states = [State.from_tensors(named) if named else None for named in saved["states"]]
+        self.step, self.tokens = saved["step"], saved["tokens"]
+        torch.set_rng_state(saved["rng"].cpu())
+        if self.device == "cuda":
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in saved["cuda_rng"]])

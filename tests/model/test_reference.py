@@ -1,0 +1,66 @@
+"""The model gives what the plain-loop reference gives, for each choice that the config has."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from reference import Reference
+from small_model import CELLS, POSITIONS, make_model
+
+
+def random_tokens(length, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 13, (1, length)))
+
+
+def segments(length, S=5):
+    return [S] * (length // S) + ([length % S] if length % S else [])
+
+
+@pytest.mark.parametrize(
+    ("cell", "position", "update"), list(itertools.product(CELLS, POSITIONS, ("carry", "published")))
+)
+def test_agrees_with_the_reference(cell, position, update):
+    model = make_model(position=position, memory={"cell": cell, "update": update})
+    ids = random_tokens(18)
+    expected = Reference(model).read(ids[0].tolist(), segments(18))
+    np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"lookback": 0},
+        {"lookback": 5},
+        {"intermediate_size": 0},
+        {"segment_length": 1, "lookback": 1},
+        {"tie_word_embeddings": False},
+    ],
+)
+def test_agrees_in_every_shape(shape):
+    model = make_model(**shape)
+    ids = random_tokens(13)
+    expected = Reference(model).read(ids[0].tolist(), segments(13, model.config.segment_length))
+    np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)
+
+
+@pytest.mark.parametrize(("cell", "update"), list(itertools.product(CELLS, ("carry", "published"))))
+def test_published_wiring_agrees_with_the_reference(cell, update):
+    model = make_model(num_hidden_layers=3, memory={"cell": cell, "update": update, "carry": "layers"})
+    ids = random_tokens(18)
+    expected = Reference(model).read(ids[0].tolist(), segments(18))
+    np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)
+
+
+@pytest.mark.parametrize(("cell", "position", "lookback"), list(itertools.product(CELLS, POSITIONS, (0, 2, 5))))
+def test_packed_documents_give_what_the_reference_gives_for_each_alone(cell, position, lookback):
+    """Rows of 25 tokens, segments of 5: documents begin and end inside segments, at their borders, and span several."""
+    model = make_model(position=position, lookback=lookback, memory={"cell": cell})
+    ids = random_tokens(25)
+    document_ids = torch.tensor([[0] * 2 + [1] * 1 + [2] * 7 + [7] * 12 + [8] * 3])
+    logits = model(ids, document_ids=document_ids)[0][0]
+    reference = Reference(model)
+    alone = [(0, 2, [2]), (2, 3, [1]), (3, 10, [2, 5]), (10, 22, [5, 5, 2]), (22, 25, [3])]
+    for start, stop, lengths in alone:
+        expected = reference.read(ids[0, start:stop].tolist(), lengths)
+        np.testing.assert_allclose(logits[start:stop], expected, atol=1e-11, err_msg=f"tokens {start} to {stop}")

@@ -1,0 +1,136 @@
+"""RMKV once more, in plain NumPy loops and float64: one document at a time, one query at a time."""
+
+import numpy as np
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def layer_norm(x, weight, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+
+
+def softmax(scores):
+    e = np.exp(scores - scores.max())
+    return e / e.sum()
+
+
+def turn(vector, position):
+    """Rotary position: channel pairs (i, i + d/2) as complex numbers, turned by position * 10000^(-2i/d)."""
+    half = len(vector) // 2
+    z = vector[:half] + 1j * vector[half:]
+    z = z * np.exp(1j * position * 10000.0 ** (-np.arange(half) / half))
+    return np.concatenate([z.real, z.imag])
+
+
+def recurrent_cell(w, prefix, kind, x, hidden, cell):
+    D = len(x)
+    if kind == "minimal":
+        both = w[prefix + "linear.weight"] @ np.concatenate([hidden, x]) + w[prefix + "linear.bias"]
+        keep = sigmoid(both[:D])
+        return keep * hidden + (1 - keep) * silu(both[D:]), None
+    a = w[prefix + "weight_ih"] @ x + w[prefix + "bias_ih"]
+    b = w[prefix + "weight_hh"] @ hidden + w[prefix + "bias_hh"]
+    if kind == "gru":
+        r, z = sigmoid(a[:D] + b[:D]), sigmoid(a[D : 2 * D] + b[D : 2 * D])
+        n = np.tanh(a[2 * D :] + r * b[2 * D :])
+        return (1 - z) * n + z * hidden, None
+    i, f, g, o = (a + b).reshape(4, D)
+    c = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+class Reference:
+    def __init__(self, model):
+        self.config = model.config
+        self.w = {name: x.detach().double().numpy() for name, x in model.state_dict().items()}
+
+    def read(self, tokens, lengths):
+        """Logits (len(tokens), V) of one document whose segments have the given lengths."""
+        config, w = self.config, self.w
+        L, m, D = config.num_hidden_layers, config.memory.slots, config.hidden_size
+        layers_carry = config.memory.carry == "layers"
+        memory = [w["memory"][0 if layers_carry else at].copy() for at in range(L)]
+        cell = [np.zeros((m, D)) for _ in range(L)]
+        before = [[] for _ in range(L)]  # the look-back: (key, value, place relative to the next segment's start)
+        outputs, position = [], 0
+        for length in lengths:
+            x = np.stack([self.embed(tokens[position + i], position + i) for i in range(length)])
+            for at in range(L):
+                x, after, after_cell, keys = self.layer(at, x, memory[at], cell[at], before[at])
+                before[at] = [(k, v, i - length) for k, v, i in keys if i >= length - config.lookback]
+                target = (at + 1) % L if layers_carry else at
+                memory[target], cell[target] = after, after_cell
+            outputs.append(layer_norm(x, w["norm.weight"], w["norm.bias"]))
+            position += length
+        head = w.get("unembedding.weight", w["embedding.weight"])
+        return np.concatenate(outputs) @ head.T
+
+    def embed(self, token, position):
+        config, w = self.config, self.w
+        x = w["embedding.weight"][token]
+        if config.position == "learned":
+            return x + w["position.weight"][position]
+        if config.position == "sinusoidal":
+            half = config.hidden_size // 2
+            angles = position * 10000.0 ** (-np.arange(half) / half)
+            return x * np.sqrt(config.hidden_size) + np.concatenate([np.sin(angles), np.cos(angles)])
+        return x
+
+    def layer(self, at, x, memory, cell, before):
+        config, p = self.config, f"blocks.{at}."
+        w = {name.removeprefix(p): value for name, value in self.w.items() if name.startswith(p)}
+        D, H = config.hidden_size, config.num_attention_heads
+        rotary = config.position == "rotary"
+
+        def heads(vector):
+            return vector.reshape(H, D // H)
+
+        def project(row):
+            n = layer_norm(row, w["norm.weight"], w["norm.bias"])
+            return [heads(part) for part in (w["attention.qkv.weight"] @ n).reshape(3, D)]
+
+        def attend(query, seen):
+            out = []
+            for h in range(H):
+                scores = np.array([query[h] @ k[h] / np.sqrt(D // H) for k, _ in seen])
+                out.append(softmax(scores) @ np.stack([v[h] for _, v in seen]))
+            return w["attention.out.weight"] @ np.concatenate(out)
+
+        def turned(rows, place):
+            return np.stack([turn(row, place) for row in rows]) if rotary else rows
+
+        slots = [project(row) for row in memory]
+        tokens = [project(row) for row in x]
+        slot_pairs = [(k, v) for _, k, v in slots]
+        token_pairs = [(turned(k, i), v) for i, (_, k, v) in enumerate(tokens)]
+        old_pairs = [(turned(k, place), v) for k, v, place in before]
+        y = np.stack(
+            [attend(turned(q, i), slot_pairs + old_pairs + token_pairs[: i + 1]) for i, (q, _, _) in enumerate(tokens)]
+        )
+        y_memory = np.stack([attend(q, slot_pairs + token_pairs) for q, _, _ in slots])
+        mixed = x + y
+        pooled_from = y if config.memory.update == "published" else mixed
+        new_memory, new_cell = [], []
+        for j in range(config.memory.slots):
+            weights = softmax(pooled_from @ w["pooling.queries"][j] / np.sqrt(D))
+            pooled = weights @ pooled_from
+            if config.memory.update == "published":
+                h, c = recurrent_cell(w, "cell.cell.", config.memory.cell, pooled, y_memory[j], cell[j])
+            else:
+                h, c = recurrent_cell(w, "cell.cell.", config.memory.cell, pooled + y_memory[j], memory[j], cell[j])
+            new_memory.append(h)
+            new_cell.append(cell[j] if c is None else c)
+        out = mixed
+        if config.intermediate_size:
+            n = layer_norm(mixed, w["feed_forward_norm.weight"], w["feed_forward_norm.bias"])
+            gated = silu(n @ w["feed_forward.gate.weight"].T) * (n @ w["feed_forward.up.weight"].T)
+            out = mixed + gated @ w["feed_forward.down.weight"].T
+        keys = [(k, v, i) for i, (_, k, v) in enumerate(tokens)]
+        return out, np.stack(new_memory), np.stack(new_cell), keys

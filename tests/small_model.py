@@ -1,0 +1,29 @@
+"""Small float64 models for tests."""
+
+import torch
+
+from rmkv_cli.config import MemoryConfig, ModelConfig
+from rmkv_cli.model import RMKV
+
+CELLS = ("gru", "lstm", "minimal")
+POSITIONS = ("rotary", "sinusoidal", "learned")
+
+
+def make_model(seed=0, *, memory=None, **shape):
+    """A small float64 model with every parameter drawn at random, so that nothing is hidden by a zero or a one."""
+    torch.manual_seed(seed)
+    defaults = {
+        "vocab_size": 13,
+        "hidden_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 16,
+        "segment_length": 5,
+        "lookback": 2,
+        "max_position_embeddings": 64,
+    }
+    model = RMKV(ModelConfig(**defaults | shape, memory=MemoryConfig(**{"slots": 3} | (memory or {}))))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.double().eval().requires_grad_(False)

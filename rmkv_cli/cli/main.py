@@ -24,8 +24,10 @@ def build() -> typer.Typer:
     model = typer.Typer(no_args_is_help=True, help="Train, evaluate and count a model (also at the top level).")
     for home in (app, model):
         home.command("train")(train.train)
-        home.command("eval")(evaluate.evaluate)
-        home.command("generate")(generate.generate)
+        home.command("eval", epilog="Example: rmkv eval --model runs/tiny --data data/mix")(evaluate.evaluate)
+        home.command("generate", epilog="Example: rmkv generate --model runs/tiny --prompt 'Once upon a time'")(
+            generate.generate
+        )
         home.command("params")(params.params)
     app.command("count-params", hidden=True)(params.params)
     app.command("demo")(demo.demo)

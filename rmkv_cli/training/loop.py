@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmkv_cli.config import Config, ModelConfig, dump_toml
-from rmkv_cli.data import Documents
+from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
 from rmkv_cli.files import sha256, whole_directory, write_text

@@ -17,7 +17,7 @@ def row_loss(
     included, is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations
     are one segment's, however long the row is.
     """
-    total = torch.zeros((), device=input_ids.device)
+    losses = []
     for start, stop in model.spans(input_ids.shape[1], state.filled):
         part = slice(start, stop)
         loss, state = checkpoint(
@@ -29,13 +29,15 @@ def row_loss(
             state,
             use_reentrant=False,
         )
-        total = total + loss
-    return total, state
+        losses.append(loss)
+    return torch.stack(losses).sum(), state
 
 
 def _segment_loss(
     model: RMKV, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State
 ) -> tuple[Tensor, State]:
     hidden, state = model.segment(input_ids, state, document_ids)
-    logits = model.head(hidden).flatten(0, 1).float()
-    return F.cross_entropy(logits, targets.flatten(), reduction="sum"), state
+    logits = model.head(hidden).flatten(0, 1)
+    with torch.autocast(logits.device.type, enabled=False):  # the softmax is not for bfloat16
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(wide, targets.flatten(), reduction="sum"), state

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rmkv_cli.config import Config
-from rmkv_cli.data import Documents, Lanes, Rows
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.lanes import Lanes, Rows
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizer, row_segments
@@ -53,12 +54,13 @@ class Trainer:
         segments = row_segments(config, self.step, progress)
         rows = self.lanes.next(segments * self.config.model.segment_length)
         waited = time.perf_counter() - began
-        rate = learning_rate(config, progress)
+        tokens = self.tokens + rows.input_ids.size
+        rate = learning_rate(config, min(1.0, tokens / config.tokens))
         loss = self._accumulate(rows)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        record = {
+        record: dict[str, Any] = {
             "step": self.step + 1,
-            "tokens": self.tokens + rows.input_ids.size,
+            "tokens": tokens,
             "loss": loss.item(),
             "learning_rate": rate,
             "grad_norm": norm.item(),

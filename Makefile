@@ -1,0 +1,35 @@
+# make demo: set up, then tokenizer, mix, training, evaluation and text, offline, in minutes
+# make test: set up, then all tests but the slow ones
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint bench docs clean
+
+.venv/done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/done
+	$(BIN)/rmkv demo
+
+test: .venv/done
+	$(BIN)/pytest
+
+test-slow: .venv/done
+	$(BIN)/pytest -m slow
+
+lint: .venv/done
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: .venv/done
+	$(BIN)/python benchmarks/speed.py
+
+docs: .venv/done
+	$(BIN)/python docs/make_cli_reference.py
+
+clean:
+	rm -rf .venv demo

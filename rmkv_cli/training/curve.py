@@ -1,0 +1,52 @@
+"""The loss curve of a run, as a PNG and in the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.training.metrics import read_metrics
+
+Points = tuple[list[int], list[float]]
+
+
+def draw_loss_curve(run: Path, png: Path) -> str:
+    """Draw the training and validation loss of a run over its tokens: write `png`, return the terminal's picture.
+
+    Raises:
+        UserError: matplotlib and plotext are not installed, or the run has no metrics.
+    """
+    try:
+        import matplotlib as mpl
+        import plotext
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'rmkv[plot]'") from None
+    records = read_metrics(run / "metrics.jsonl")
+    if not records:
+        raise UserError(f"{run}: has no metrics yet")
+    train = _points([(r["tokens"], r["loss"]) for r in records if "loss" in r])
+    held_out = _points([(r["tokens"], r["validation"]["loss"]) for r in records if "validation" in r])
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(*train, label="training", linewidth=1)
+    axes.plot(*held_out, "o-", label="held out")
+    axes.set(xlabel="tokens", ylabel="loss, nats per token", title=run.name)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(png, dpi=150)
+    pyplot.close(figure)
+
+    plotext.clear_figure()
+    plotext.plot_size(80, 20)
+    plotext.theme("clear")
+    plotext.plot(*train, label="training", marker="dot")
+    plotext.plot(*held_out, label="held out", marker="o")
+    plotext.xlabel("tokens")
+    plotext.title("loss, nats per token")
+    return str(plotext.build())
+
+
+def _points(pairs: list[tuple[Any, Any]]) -> Points:
+    return [x for x, _ in pairs], [y for _, y in pairs]

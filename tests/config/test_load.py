@@ -1,0 +1,135 @@
+"""Configs: typed by the schema; every error of a file in one report, with its place and what would be right."""
+
+import pytest
+
+from rmkv_cli.config import Config, dump_toml, list_presets, load_config, load_mix, preset_path
+from rmkv_cli.errors import UserError
+
+
+def errors(call, *args):
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    return str(caught.value).splitlines()
+
+
+def write(tmp_path, text):
+    path = tmp_path / "my.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["tiny", "125m", "600m", "600m-published"])
+def test_presets_are_valid_and_survive_a_round_trip(name, tmp_path):
+    config = load_config(preset_path(name))
+    assert load_config(write(tmp_path, dump_toml(config))) == config
+    assert list_presets()[name]
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().model.hidden_size = 5
+
+
+def test_overrides_are_typed_by_the_schema_and_the_last_one_counts():
+    config = load_config(
+        preset_path("tiny"),
+        [
+            "model.memory.slots=64",
+            "model.tie_word_embeddings=false",
+            "train.learning_rate=1e-4",
+            "train.seed=1",
+            "train.seed=2",
+        ],
+    )
+    assert (config.model.memory.slots, config.model.tie_word_embeddings) == (64, False)
+    assert (config.train.learning_rate, config.train.seed) == (1e-4, 2)
+
+
+def test_all_errors_of_a_file_come_at_once_with_their_place(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        [model]
+        hiden_size = 64
+        vocab_size = "many"
+        lookback = -1
+        [model.memory]
+        cell = "gur"
+        [train]
+        segments_min = 9
+        segments_max = 3
+        batch_size = 10
+        micro_batch_size = 3
+        """,
+    )
+    lines = errors(load_config, path)
+    assert f"{path}: model.hiden_size: unknown key; did you mean 'hidden_size'?" in lines
+    assert any(
+        line.startswith(f"{path}: model.vocab_size: ") and "integer" in line and '"many"' in line for line in lines
+    )
+    assert any(line.startswith(f"{path}: model.lookback: ") and "greater than or equal to 0" in line for line in lines)
+    assert any("model.memory.cell" in line and "'gru', 'lstm' or 'minimal'" in line for line in lines)
+    train = next(line for line in lines if line.startswith(f"{path}: train: "))
+    assert "segments_min = 9 is above segments_max = 3" in train
+    assert "micro_batch_size = 3 does not divide batch_size = 10" in train
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.memory.slts=3", "--set model.memory.slts: unknown key; did you mean 'slots'?"),
+        ("model.memory.slots=many", "--set model.memory.slots: should be a valid integer"),
+        ("model.memory.slots", "wants KEY=VALUE"),
+        ("model.vocab_size.x=3", "'vocab_size' is a value, not a section"),
+        ("train.learning_rate=nan", "should be a finite number"),
+    ],
+)
+def test_a_wrong_override_is_named(override, says):
+    (line,) = errors(load_config, preset_path("tiny"), [override])
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("hidden_size = 64\nnum_attention_heads = 5", "num_attention_heads = 5 does not divide hidden_size = 64"),
+        ("segment_length = 8\nlookback = 9", "lookback = 9 is longer than segment_length = 8; allowed are 0 to 8"),
+        ("lookback = 0\nhidden_size = 6\nnum_attention_heads = 2", "rotary positions need an even head width"),
+        ("hidden_size = 9\nnum_attention_heads = 9\nposition = 'sinusoidal'", "need an even hidden_size, got 9"),
+    ],
+)
+def test_rules_across_keys(tmp_path, keys, says):
+    (line,) = errors(load_config, write(tmp_path, f"[model]\n{keys}"))
+    assert ": model: " in line
+    assert says in line
+
+
+def test_unknown_presets_and_broken_files(tmp_path):
+    assert "did you mean 'tiny'?" in errors(preset_path, "tinny")[0]
+    assert "no such file" in errors(load_config, tmp_path / "absent.toml")[0]
+    assert "is empty" in errors(load_config, write(tmp_path, ""))[0]
+    assert "not valid TOML" in errors(load_config, write(tmp_path, "[model\n"))[0]
+    (tmp_path / "my.toml").write_bytes(b"\xff\xfe\x00")
+    assert "not valid TOML" in errors(load_config, tmp_path / "my.toml")[0]
+
+
+def test_errors_in_a_mix_name_the_source(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        tokns = 5
+        [[sources]]
+        kind = "files"
+        name = "a"
+        weigt = 1
+        files = ["x.txt"]
+        [[sources]]
+        kind = "nois"
+        """,
+    )
+    lines = errors(load_mix, path)
+    assert f"{path}: sources[0].weigt: unknown key; did you mean 'weight'?" in lines
+    assert f"{path}: sources[0].weight: is missing" in lines
+    assert f"{path}: tokns: unknown key; did you mean 'tokens'?" in lines
+    assert any(line.startswith(f"{path}: sources[1]: ") and "'files', 'noise'" in line for line in lines)

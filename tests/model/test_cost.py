@@ -1,0 +1,78 @@
+"""What the cost report says is what the model does."""
+
+import pytest
+import torch
+from small_model import CELLS, make_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from rmkv_cli.config import ModelConfig, load_config, preset_path
+from rmkv_cli.model import RMKV
+from rmkv_cli.model.cost import (
+    count_by_part,
+    forward_flops_per_token,
+    state_bytes,
+    touched_per_token,
+    training_memory,
+)
+
+
+@pytest.mark.parametrize(("preset", "least", "most"), [("600m", 570e6, 630e6), ("600m-published", 621e6, 633e6)])
+def test_presets_have_the_size_of_their_name(preset, least, most):
+    config = load_config(preset_path(preset)).model
+    assert least <= sum(count_by_part(config).values()) <= most
+
+
+def test_published_preset_counted_by_hand():
+    """12 layers of width 2048: attention 4 D^2, GRU 6 D^2 + 6 D, 32 queries, a norm; two tables of 30,000 rows."""
+    D, V = 2048, 30_000
+    layer = 4 * D * D + (6 * D * D + 6 * D) + 32 * D + 2 * D
+    by_hand = 12 * layer + 2 * V * D + 32 * D + 2 * D
+    assert sum(count_by_part(load_config(preset_path("600m-published")).model).values()) == by_hand
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"position": "learned"}, {"tie_word_embeddings": False}, {"intermediate_size": 0}]
+)
+def test_parts_add_up_to_the_model(shape):
+    model = make_model(**shape)
+    assert sum(count_by_part(model.config).values()) == model.count_parameters()
+
+
+def test_touched_per_token_counted_by_hand():
+    """Two layers of width 12, feed-forward 16, vocabulary 13: matrices, norms, the head and one row of the table."""
+    layer = 4 * 12 * 12 + 3 * 12 * 16 + 4 * 12
+    assert touched_per_token(make_model().config) == 2 * layer + 2 * 12 + 13 * 12 + 12
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("lookback", [0, 64])
+def test_flops_are_those_that_torch_counts(cell, lookback):
+    shape = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200}
+    memory = {"cell": cell, "slots": 8}
+    model = make_model(segment_length=64, num_attention_heads=2, lookback=lookback, memory=memory, **shape)
+    ids = torch.zeros(1, 64, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(ids)
+    mine = sum(forward_flops_per_token(model.config).values()) * 64
+    assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("memory", [{"cell": "gru"}, {"cell": "lstm"}])
+def test_state_bytes_are_those_of_the_state(memory):
+    model = make_model(memory=memory)
+    boundary, most = state_bytes(model.config, element_size=8)
+    ids = torch.zeros(1, 100, dtype=torch.int64)
+    assert model(ids)[1].size() == boundary
+    assert model(ids[:, :99])[1].size() == most
+
+
+def test_600m_trains_on_a_24_gb_card_by_this_estimate():
+    config = load_config(preset_path("600m")).model
+    assert training_memory(config, batch=1, row_tokens=131_072, precision="bf16").total < 24e9
+
+
+def test_counting_allocates_no_weights():
+    huge = ModelConfig(hidden_size=115_200, num_attention_heads=900, num_hidden_layers=240)  # 60 TB
+    assert sum(count_by_part(huge).values()) > 10**13
+    with torch.device("meta"):
+        assert RMKV(ModelConfig()).embedding.weight.is_meta

@@ -1,0 +1,61 @@
+"""Files and folders appear whole or not at all."""
+
+import pytest
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_file, require_new, sha256, whole_directory, whole_file, write_text
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "file"
+    with whole_file(path) as aside:
+        aside.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def fail_half_way():
+        with whole_file(path) as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_whole_and_leftovers_of_a_kill_are_cleared(tmp_path):
+    path = tmp_path / "folder"
+    (tmp_path / ".folder.part").mkdir()
+    (tmp_path / ".folder.part" / "leftover").touch()
+    with whole_directory(path) as aside:
+        (aside / "sub").mkdir()
+        (aside / "sub" / "file").write_text("x")
+        assert not path.exists()
+    assert [p.name for p in path.rglob("*")] == ["sub", "file"]
+    with pytest.raises(RuntimeError), whole_directory(tmp_path / "other"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checks_say_what_is_wrong(tmp_path):
+    (tmp_path / "empty").touch()
+    for path, says in [
+        (tmp_path / "absent", "no such file"),
+        (tmp_path, "is not a file"),
+        (tmp_path / "empty", "is empty"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            require_file(path)
+    with pytest.raises(UserError, match="already exists"):
+        require_new(tmp_path)
+
+
+def test_sha256_of_a_known_text(tmp_path):
+    write_text(tmp_path / "abc", "abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+from rmkv_cli.config import Config, MixConfig
+from rmkv_cli.data.mix import prepare
+from rmkv_cli.tokenizer import train_tokenizer
+
+TEXTS = [f"Line {i} of a short story: the cat sat on mat {i * i % 17}. " * (1 + i % 9) for i in range(60)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(iter(TEXTS), 300)
+
+
+@pytest.fixture(scope="session")
+def data(tokenizer, tmp_path_factory):
+    """A small prepared mix of text, with held-out documents."""
+    folder = tmp_path_factory.mktemp("mix")
+    (folder / "story.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    mix = MixConfig(validation=0.2, sources=[{"kind": "files", "name": "story", "weight": 1, "files": ["story.jsonl"]}])
+    prepare(mix, folder, tokenizer, folder / "data", workers=1)
+    return folder / "data"
+
+
+@pytest.fixture
+def make_config(data):
+    """A run of 12 steps or so on `data`, with a checkpoint every 2 and a validation every 4."""
+
+    def make(model=None, memory=None, **train):
+        return Config.model_validate(
+            {
+                "model": {
+                    "vocab_size": 300,
+                    "hidden_size": 16,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 24,
+                    "segment_length": 8,
+                    "lookback": 4,
+                    "memory": {"slots": 2} | (memory or {}),
+                }
+                | (model or {}),
+                "train": {
+                    "data": str(data),
+                    "tokens": 1000,
+                    "batch_size": 4,
+                    "micro_batch_size": 2,
+                    "segments_max": 4,
+                    "learning_rate": 1e-2,
+                    "final_learning_rate": 1e-3,
+                    "precision": "fp32",
+                    "device": "cpu",
+                    "log_every": 1,
+                    "checkpoint_every": 2,
+                    "eval_every": 4,
+                    "eval_tokens": 500,
+                }
+                | train,
+            }
+        )
+
+    return make

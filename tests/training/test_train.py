@@ -1,0 +1,168 @@
+"""A run learns, stops, goes on, and guards what it has."""
+
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rmkv_cli.config import MixConfig, load_config
+from rmkv_cli.data.mix import prepare
+from rmkv_cli.errors import UserError
+from rmkv_cli.model import RMKV, find_model
+from rmkv_cli.training import NonFiniteError, loop, train
+from rmkv_cli.training.metrics import read_metrics
+from rmkv_cli.training.trainer import Trainer
+
+TIMES = {"tokens_per_second", "data_wait"}
+
+
+def curve(run):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run / "metrics.jsonl")]
+
+
+def weights(run):
+    return load_file(find_model(run) / "model.safetensors")
+
+
+def assert_same_run(a, b):
+    assert curve(a) == curve(b)
+    assert weights(a).keys() == weights(b).keys()
+    assert all(torch.equal(x, weights(b)[name]) for name, x in weights(a).items())
+
+
+def test_a_run_learns_and_leaves_what_it_should(make_config, tmp_path, tokenizer):
+    config = make_config(tokens=6000, checkpoint_every=15, eval_every=15)
+    outcome = train(config, tmp_path / "run")
+    losses = [record["loss"] for record in curve(outcome.run) if "loss" in record]
+    assert losses[0] == pytest.approx(math.log(300), abs=0.5)
+    assert outcome.validation["loss"] < losses[0] - 1
+    assert outcome.tokens >= 6000
+    assert load_config(outcome.run / "config.toml") == config
+    last = outcome.run / "checkpoints" / f"step-{outcome.step:08d}"
+    assert (outcome.run / "latest").resolve() == last.resolve()
+    names = {path.name for path in last.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "training"}
+    kept = {path.name for path in (outcome.run / "checkpoints").iterdir()}
+    best = (outcome.run / "best").resolve().name
+    assert len(kept - {best}) <= config.train.keep_last
+    assert best in kept
+    assert RMKV.from_pretrained(outcome.run).count_parameters() == RMKV(config.model).count_parameters()
+
+
+@pytest.mark.parametrize("keys", [{"memory": {"cell": "lstm"}}, {"model": {"dropout": 0.2}}])
+def test_stopped_and_resumed_is_bit_for_bit_the_same(make_config, tmp_path, monkeypatch, keys):
+    """Stopped by SIGTERM after 3 and again after 5 steps, once right after a checkpoint, once between two."""
+    config = make_config(**keys)
+    whole = train(config, tmp_path / "whole")
+    steps = Trainer.train_step
+
+    def stop_at(limit):
+        def step(self):
+            record = steps(self)
+            if self.step == limit:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return record
+
+        monkeypatch.setattr(Trainer, "train_step", step)
+
+    stop_at(3)
+    first = train(config, tmp_path / "parts")
+    stop_at(6)
+    second = train(config, tmp_path / "parts", resume=True)
+    stop_at(None)
+    last = train(config, tmp_path / "parts", resume=True)
+    assert (first.step, second.step, last.step) == (3, 6, whole.step)
+    assert (first.exit_code, last.exit_code) == (0, 0)
+    assert_same_run(whole.run, last.run)
+
+
+def test_resuming_a_finished_run_changes_nothing(make_config, tmp_path):
+    outcome = train(make_config(), tmp_path / "run")
+    before = curve(outcome.run)
+    again = train(make_config(), tmp_path / "run", resume=True)
+    assert again.step == outcome.step
+    assert curve(outcome.run) == before
+
+
+def test_ctrl_c_saves_and_says_130(make_config, tmp_path):
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    outcome = train(make_config(tokens=10_000_000), tmp_path / "run")
+    assert outcome.exit_code == 130
+    assert find_model(outcome.run).name == f"step-{outcome.step:08d}"
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(make_config, tmp_path, capsys):
+    config = make_config()
+    whole = train(config, tmp_path / "whole")
+    train(config, tmp_path / "run")
+    newest = find_model(tmp_path / "run")
+    for name in ("model.safetensors", "training/state.pt"):
+        path = newest / name
+        path.write_bytes(path.read_bytes()[:-100])
+    outcome = train(config, tmp_path / "run", resume=True)
+    assert f"{newest}: model.safetensors is damaged; going back" in capsys.readouterr().err
+    assert_same_run(whole.run, outcome.run)
+
+
+def test_gradient_accumulation_does_not_change_the_step(make_config, tmp_path):
+    runs = [train(make_config(micro_batch_size=size, tokens=400), tmp_path / str(size)).run for size in (1, 4)]
+    for one, four in zip(*map(curve, runs), strict=True):
+        if "loss" in one:
+            assert one["loss"] == pytest.approx(four["loss"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(make_config, tmp_path, monkeypatch, capsys):
+    begin = loop.Trainer.__init__
+
+    def poisoned(self, *args):
+        begin(self, *args)
+        with torch.no_grad():
+            self.model.norm.bias[0] = math.nan
+
+    monkeypatch.setattr(loop.Trainer, "__init__", poisoned)
+    with pytest.raises(NonFiniteError, match="step 1: loss nan"):
+        train(make_config(), tmp_path / "run")
+    failed = tmp_path / "run" / "failed" / "step-00000001"
+    assert str(failed) in capsys.readouterr().err.replace("\n", "")
+    rows = load_file(failed / "rows.safetensors")
+    assert rows["input_ids"].shape == rows["targets"].shape == rows["document_ids"].shape
+    assert math.isnan(json.loads((failed / "report.json").read_text())["loss"])
+    model = RMKV.from_pretrained(failed)
+    torch.manual_seed(0)
+    assert torch.equal(model.embedding.weight, RMKV(make_config().model).embedding.weight)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_does_not_fit_is_refused(make_config, tmp_path, data):
+    config = make_config()
+    train(make_config(tokens=100), tmp_path / "run")
+    with pytest.raises(UserError, match="a run is there already; go on with it by --resume"):
+        train(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens, but model\.vocab_size = 100; use --set"):
+        train(make_config(model={"vocab_size": 100}), tmp_path / "new")
+    with pytest.raises(UserError, match="not causal"):
+        train(make_config(memory={"carry": "layers"}), tmp_path / "new")
+    with pytest.raises(UserError, match="no data"):
+        train(make_config(data=None), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_resuming_on_other_data_is_refused(make_config, tmp_path, tokenizer):
+    train(make_config(tokens=100), tmp_path / "run")
+    noise = MixConfig(tokens=500, sources=[{"kind": "noise", "name": "n", "weight": 1, "vocab": 20}])
+    prepare(noise, tmp_path, tokenizer, tmp_path / "noise", workers=1)
+    with pytest.raises(UserError, match="is not the data that"):
+        train(make_config(tokens=100, data=str(tmp_path / "noise")), tmp_path / "run", resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_config, tmp_path):
+    whole = train(make_config(), tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 9')
+    assert_same_run(whole.run, train(make_config(), tmp_path / "run", resume=True).run)

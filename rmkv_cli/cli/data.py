@@ -1,4 +1,106 @@
+"""`rmkv data`: make the sample corpus, mix sources, look into mixes."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
 import typer
-app = typer.Typer()
-@app.command()
-def nothing() -> None: ...
+
+from rmkv_cli.cli.options import Json, print_json
+from rmkv_cli.config import load_mix
+from rmkv_cli.progress import stderr
+
+app = typer.Typer(no_args_is_help=True, help="Make the sample corpus, mix sources, look into mixes.")
+
+
+@app.command(epilog="Example: rmkv data sample sample")
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; must not exist.")],
+    as_json: Json = False,
+) -> None:
+    """Make a corpus of prose, code and worked problems from this machine's Python, with a mix.toml; no download."""
+    from rmkv_cli.data.sample import make_sample
+
+    files = make_sample(folder)
+    if as_json:
+        print_json(files)
+        return
+    for name, size in files.items():
+        print(f"{folder / name}: {size:,} bytes")
+
+
+@app.command(epilog="Example: rmkv data mix sample/mix.toml --tokenizer tokenizer.json --out data --workers 4")
+def mix(
+    file: Annotated[Path, typer.Argument(metavar="MIX.toml", help="The sources and their weights.")],
+    tokenizer: Annotated[Path, typer.Option(help="A tokenizer.json, or a folder that holds one.")],
+    out: Annotated[Path, typer.Option(help="The folder to make; must not exist.")],
+    workers: Annotated[
+        int, typer.Option(min=1, show_default="one a core", help="Processes that tokenize; they change the time alone.")
+    ] = os.cpu_count() or 1,
+    as_json: Json = False,
+) -> None:
+    """Tokenize the sources of a mix and write their documents, in the ratio of the weights by tokens."""
+    from rmkv_cli.data.mix import prepare
+    from rmkv_cli.tokenizer import Tokenizer
+
+    manifest = prepare(load_mix(file), file.parent, Tokenizer.load(tokenizer), out, workers)
+    if as_json:
+        print_json(manifest.model_dump())
+        return
+    rows = [
+        (
+            *(source.name, f"{source.weight:g}", f"{source.wanted:.2%}", f"{source.achieved:.2%}"),
+            *(f"{source.documents:,}", f"{source.tokens:,}", f"{source.bytes:,}"),
+            *(f"{source.bytes / source.tokens:.3f}", str(source.epochs), f"{source.skipped:,}"),
+        )
+        for source in manifest.sources
+    ]
+    titles = ("source", "weight", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token", "epochs")
+    _print_table((*titles, "skipped"), rows)
+    for name, split in manifest.splits.items():
+        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes")
+    for source in manifest.sources:
+        if source.skipped:
+            what = f"source '{source.name}': {source.skipped:,} skipped, the first: {source.first_error}"
+            stderr().print(what, style="yellow", markup=False)
+
+
+@app.command(epilog="Example: rmkv data inspect data")
+def inspect(
+    place: Annotated[Path, typer.Argument(metavar="DIR|MIX.toml", help="A prepared mix, or the file that tells one.")],
+    samples: Annotated[int, typer.Option(min=0, help="Documents of each source that are shown.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Show the ratios, the lengths of the documents and samples of them, special tokens spelt out."""
+    import dataclasses
+
+    from rmkv_cli.data.survey import survey_folder, survey_mix
+
+    prepared = place.suffix != ".toml"
+    surveys = survey_folder(place, samples) if prepared else survey_mix(load_mix(place), place.parent, samples)
+    if as_json:
+        print_json([dataclasses.asdict(survey) for survey in surveys])
+        return
+    rows = [
+        (
+            *(s.name, f"{s.wanted:.2%}", "-" if s.achieved is None else f"{s.achieved:.2%}", f"{s.documents:,}"),
+            *("-" if s.tokens is None else f"{s.tokens:,}", f"{s.bytes:,}"),
+            *(f"{s.shortest:,}", f"{s.median:,.0f}", f"{s.longest:,}", f"{s.skipped:,}"),
+        )
+        for s in surveys
+    ]
+    unit = "tokens" if prepared else "bytes"
+    lengths = (f"shortest ({unit})", "median", "longest", "skipped")
+    _print_table(("source", "wanted", "achieved", "documents", "tokens", "bytes", *lengths), rows)
+    for survey in surveys:
+        for text in survey.samples:
+            print(f"\n[{survey.name}] {text}")
+
+
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their titles: names to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        name, *figures = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([name.strip().ljust(widths[0]), *figures]))

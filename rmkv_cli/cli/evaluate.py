@@ -1,1 +1,128 @@
-def evaluate() -> None: ...
+"""`rmkv eval`."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.options import Json, Model, print_json
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import progress, stderr
+
+if TYPE_CHECKING:
+    from rmkv_cli.data.documents import Documents
+    from rmkv_cli.evaluation import MemoryEffect, Report, Score
+    from rmkv_cli.tokenizer import Tokenizer
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        Path, typer.Option(metavar="PATH", help="What `rmkv data mix` made; or a text file; or a mix.toml.")
+    ],
+    split: Annotated[
+        Literal["validation", "train"], typer.Option(help="Which documents of a prepared mix.")
+    ] = "validation",
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Read at most N tokens, of documents all over the data.")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Also measure what the memory is worth (3 more readings).")
+    ] = True,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure loss, perplexity and bits per byte on held-out documents or on any file, and what the memory does."""
+    from rmkv_cli.evaluation import measure, memory_effect
+
+    rmkv, tokenizer = load_model(model, device)
+    documents = _open(data, split, tokenizer, model)
+    if rmkv.config.memory.carry == "layers":
+        stderr().print(
+            "warning: memory.carry = 'layers' lets tokens see what comes after them: this loss is no causal model's",
+            style="yellow",
+        )
+    total = int(documents.lengths.sum())
+    total = min(total, max_tokens) if max_tokens else total
+    with progress("evaluating", total, "tokens") as advance:
+        report = measure(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
+    if not math.isfinite(report.loss):
+        raise UserError(f"{model}: its loss is {report.loss}: the weights are damaged, or the training diverged")
+    effect = None
+    if memory:
+        try:
+            with progress("reading with other memories", None, "tokens") as advance:
+                effect = memory_effect(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
+        except UserError as reason:
+            stderr().print(f"note: {reason}", style="yellow")
+    if as_json:
+        print_json(asdict(report) | {"memory": asdict(effect) if effect else None})
+    else:
+        _print(report, effect)
+
+
+def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path) -> "Documents":
+    from rmkv_cli.data.documents import Documents
+
+    if not data.is_dir():
+        return Documents.from_files([data], tokenizer)
+    documents = Documents.open(data, split)
+    if documents.tokenizer_hash != tokenizer.hash:
+        raise UserError(
+            f"{data}: was made with another tokenizer than that of {model} ({documents.tokenizer_hash[:12]}, "
+            f"{tokenizer.hash[:12]}); make the mix with {model}'s tokenizer.json"
+        )
+    return documents
+
+
+def _print(report: "Report", effect: "MemoryEffect | None") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    scores = _table("", "documents", "tokens", "loss", "perplexity", "bits per byte")
+    for name, score in report.by_source.items():
+        scores.add_row(name, *_cells(score))
+    if len(report.by_source) != 1:
+        scores.add_section()
+        scores.add_row("all", *_cells(report))
+    console.print(scores)
+    if report.tokens < report.available_tokens:
+        cut = ", the last one cut" if report.cut else ""
+        console.print(
+            f"Read: {report.tokens:,} of {report.available_tokens:,} tokens, {report.documents:,} of "
+            f"{report.available_documents:,} documents{cut}."
+        )
+    positions = _table("position in document", "tokens", "loss")
+    for part in report.by_position:
+        positions.add_row(f"{part.first:,} to {part.last:,}", f"{part.tokens:,}", f"{part.loss:.4f}")
+    console.print(positions)
+    if effect:
+        memories = _table("memory", "loss", "more than carried", "in bits per byte")
+        memories.add_row("carried", f"{effect.carried:.4f}", "", "")
+        for name, loss, cost, bits in (
+            ("reset at every segment", effect.reset, effect.reset_cost, effect.reset_cost_bits_per_byte),
+            ("another document's", effect.swapped, effect.swapped_cost, effect.swapped_cost_bits_per_byte),
+        ):
+            memories.add_row(name, f"{loss:.4f}", f"{cost:+.4f}", "" if bits is None else f"{bits:+.4f}")
+        console.print(memories)
+        console.print(
+            f"Over {effect.tokens:,} tokens after the first segment of {effect.documents:,} documents. Losses in nats."
+        )
+
+
+def _table(*columns: str):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    table = Table()
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+def _cells(score: "Score") -> list[str]:
+    bits = "" if score.bits_per_byte is None else f"{score.bits_per_byte:.4f}"
+    figures = [f"{score.loss:.4f}", f"{score.perplexity:,.2f}", bits]
+    return [f"{score.documents:,}", f"{score.tokens:,}", *figures]

@@ -1,1 +1,130 @@
-def generate() -> None: ...
+"""`rmkv generate`."""
+
+import secrets
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.options import Json, Model, print_json
+from rmkv_cli.config import parse
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_file
+from rmkv_cli.progress import progress, stderr
+
+if TYPE_CHECKING:
+    from rmkv_cli.generation import Generation
+
+LONG = 100_000  # characters of prompt from which on reading it shows its progress
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='The beginning of the text; "" for none. [default: standard input]'),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file that holds it; - is standard input.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Write at most N tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that hold this much probability.")] = 0.95,
+    min_p: Annotated[
+        float, typer.Option(help="Leave out tokens less than this share as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: rather tokens not seen yet.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same text. [default: random]")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; any number of times.")
+    ] = None,
+    num_samples: Annotated[int, typer.Option(metavar="N", help="Texts to write, with seed, seed + 1, ...")] = 1,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write on from a prompt, which is read from standard input where neither --prompt nor --file is given.
+
+    The text appears on stdout as it is written. A file's or standard input's final newline is no part of the prompt.
+    """
+    if num_samples < 1:
+        raise UserError(f"num_samples: should be 1 or more, got {num_samples}")
+    text = _prompt(prompt, file)
+
+    from rmkv_cli.generation import SamplingConfig, read_prompt
+    from rmkv_cli.generation import generate as write
+
+    first_seed = secrets.randbelow(2**31) if seed is None else seed
+    values = {
+        "repetition_penalty": repetition_penalty,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
+    configs = [parse(SamplingConfig, values | {"seed": first_seed + i}, "sampling") for i in range(num_samples)]
+    rmkv, tokenizer = load_model(model, device)
+    long = len(text) >= LONG
+    with progress("reading the prompt", None, "tokens") if long else nullcontext(lambda tokens: None) as advance:
+        beginning = read_prompt(rmkv, tokenizer, text, advance=advance)
+    samples = [write(rmkv, tokenizer, beginning, config, max_tokens, stop or ()) for config in configs]
+    for i, (sample, config) in enumerate(zip(samples, configs, strict=True)):
+        if num_samples > 1 and not as_json:
+            stderr().print(f"--- {i + 1} of {num_samples}, seed {config.seed} ---", style="bold")
+        _write(sample, to_stdout=not as_json)
+    tokens, seconds = sum(len(s.ids) for s in samples), sum(s.seconds for s in samples)
+    read_rate, write_rate = beginning.tokens / beginning.seconds, tokens / seconds
+    if as_json:
+        print_json(
+            {
+                "prompt": text,
+                "prompt_tokens": beginning.tokens,
+                "samples": [
+                    {"text": s.text, "tokens": len(s.ids), "stop_reason": s.stop_reason, "seed": c.seed}
+                    for s, c in zip(samples, configs, strict=True)
+                ],
+                "sampling": values,
+                "tokens_per_second_reading": read_rate,
+                "tokens_per_second_writing": write_rate,
+            }
+        )
+    else:
+        stderr().print(
+            f"read {beginning.tokens:,} tokens at {read_rate:,.0f}/s, wrote {tokens:,} at {write_rate:,.0f}/s, "
+            f"ended by {', '.join(str(s.stop_reason) for s in samples)}; seed {first_seed}",
+            style="dim",
+        )
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    """Return the prompt; raise `UserError` if there are two, or what is read is not UTF-8 text."""
+    if prompt is not None and file is not None:
+        raise UserError("give either --prompt or --file, not both")
+    if prompt is not None:
+        return prompt
+    if file is not None and file != Path("-"):
+        require_file(file)
+        name, data = str(file), file.read_bytes()
+    elif file is None and (sys.stdin is None or sys.stdin.isatty()):
+        return ""
+    else:
+        name, data = "standard input", sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+def _write(sample: "Generation", to_stdout: bool) -> None:
+    """Write the text, on stdout as it comes and with a newline at its end, also where Ctrl-C ends it."""
+    try:
+        for piece in sample:
+            if to_stdout:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    finally:
+        if to_stdout:
+            print(flush=True)

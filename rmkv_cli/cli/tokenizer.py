@@ -1,4 +1,147 @@
+"""`rmkv tokenizer`: train, use and look into tokenizers."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
 import typer
-app = typer.Typer()
-@app.command()
-def nothing() -> None: ...
+
+from rmkv_cli.cli.options import Json, print_json
+from rmkv_cli.config import load_mix
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_file, require_new
+
+app = typer.Typer(no_args_is_help=True, help="Train, use and look into tokenizers.")
+SHOWN = 2_000  # characters of a file whose split is shown
+
+TokenizerFile = Annotated[
+    Path, typer.Argument(metavar="TOKENIZER", help="A tokenizer.json, or a folder that holds one.")
+]
+File = Annotated[Path | None, typer.Option("--file", help="Take the text from a file.")]
+
+
+@app.command(epilog="Example: rmkv tokenizer train sample/mix.toml --vocab-size 4096 --out tokenizer.json")
+def train(
+    mix: Annotated[Path, typer.Argument(metavar="MIX.toml", help="The sources and their weights.")],
+    vocab_size: Annotated[int, typer.Option(help="Number of tokens; 263 is the least.")],
+    out: Annotated[Path, typer.Option(help="Where the tokenizer goes; must not exist.")],
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Stop after so much text.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train byte-level BPE on the sources of a mix, in proportion to their weights."""
+    from rmkv_cli.data.vocabulary import train_on_mix
+
+    require_new(out)
+    trained = train_on_mix(load_mix(mix), mix.parent, vocab_size, max_bytes)
+    trained.tokenizer.save(out)
+    if as_json:
+        print_json(
+            {
+                "tokenizer": str(out),
+                "vocab_size": trained.tokenizer.vocab_size,
+                "hash": trained.tokenizer.hash,
+                "bytes": trained.bytes,
+                "bytes_per_token": trained.bytes_per_token,
+                "held_out": trained.held_out,
+            }
+        )
+        return
+    measured = "held-out text" if trained.held_out else "its training text (the mix holds no text out)"
+    print(f"{out}: {trained.tokenizer.vocab_size:,} tokens from {trained.bytes:,} bytes of text")
+    print(f"{trained.bytes_per_token:.3f} bytes per token on {measured}")
+
+
+@app.command(epilog='Example: rmkv tokenizer encode tokenizer.json "Hello, world"')
+def encode(
+    tokenizer: TokenizerFile,
+    text: Annotated[str | None, typer.Argument(help="The text; without it and --file, stdin is read.")] = None,
+    file: File = None,
+    as_json: Json = False,
+) -> None:
+    """Print the ids of a text. What spells a special token is text like any other."""
+    from rmkv_cli.tokenizer import Tokenizer
+
+    ids = Tokenizer.load(tokenizer).encode(_text(text, file))
+    if as_json:
+        print_json({"ids": ids})
+    else:
+        print(*ids)
+
+
+@app.command(epilog="Example: rmkv tokenizer decode tokenizer.json 71 100 260")
+def decode(
+    tokenizer: TokenizerFile,
+    ids: Annotated[list[int] | None, typer.Argument(help="The ids; without them, stdin is read.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the text of ids, byte for byte; special tokens are spelt out."""
+    from rmkv_cli.tokenizer import Tokenizer
+
+    library = Tokenizer.load(tokenizer)
+    if ids is None:
+        words = sys.stdin.read().split()
+        try:
+            ids = [int(word) for word in words]
+        except ValueError:
+            wrong = next(word for word in words if not word.isdecimal())
+            raise UserError(f"stdin: '{wrong}' is no token id; ids are whole numbers between spaces") from None
+    if as_json:
+        print_json({"text": library.decode(ids)})
+    else:
+        sys.stdout.buffer.write(library.decode(ids).encode())
+        sys.stdout.buffer.write(b"\n" * sys.stdout.isatty())
+
+
+@app.command(epilog='Example: rmkv tokenizer inspect tokenizer.json --text "Split this"')
+def inspect(
+    tokenizer: TokenizerFile,
+    file: File = None,
+    text: Annotated[str | None, typer.Option("--text", help="A text to split.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a tokenizer's size and hash, its bytes per token on a text, and how the text splits."""
+    from rmkv_cli.tokenizer import Tokenizer
+
+    library = Tokenizer.load(tokenizer)
+    figures: dict[str, object] = {"vocab_size": library.vocab_size, "hash": library.hash}
+    split: list[str] = []
+    if text is not None or file is not None:
+        content = _text(text, file)
+        size, ids = len(content.encode()), library.encode(content)
+        figures |= {"bytes": size, "tokens": len(ids), "bytes_per_token": size / len(ids) if ids else None}
+        split = [library.token_bytes(i).decode("utf-8", "backslashreplace") for i in library.encode(content[:SHOWN])]
+    if as_json:
+        print_json(figures | ({"split": split} if split else {}))
+        return
+    for name, figure in figures.items():
+        shown = f"{figure:,}" if isinstance(figure, int) else f"{figure:.3f}" if isinstance(figure, float) else figure
+        print(f"{name.replace('_', ' '):<16} {shown}")
+    _print_split(split)
+
+
+def _print_split(split: list[str]) -> None:
+    """Print tokens in alternating colours on a terminal, and elsewhere with a bar between them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        print("|".join(split))
+        return
+    styles = ("black on bright_cyan", "black on bright_yellow")
+    console.print(Text.assemble(*((token, styles[i % 2]) for i, token in enumerate(split))))
+
+
+def _text(text: str | None, file: Path | None) -> str:
+    """Return the one text that an argument, a file or stdin gives, newlines as they are."""
+    if text is not None and file is not None:
+        raise UserError("give the text either as an argument or by --file, not both")
+    if text is not None:
+        return text
+    if file is not None:
+        require_file(file)
+    data = file.read_bytes() if file is not None else sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file or 'stdin'}: is not valid UTF-8 at byte {error.start}") from None

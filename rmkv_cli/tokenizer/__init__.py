@@ -1,0 +1,7 @@
+"""Byte-level BPE that loses nothing and that untrusted text cannot forge special tokens in."""
+
+from rmkv_cli.tokenizer.special import Piece, Special
+from rmkv_cli.tokenizer.tokenizer import Stream, Tokenizer
+from rmkv_cli.tokenizer.train import train_tokenizer
+
+__all__ = ["Piece", "Special", "Stream", "Tokenizer", "train_tokenizer"]

@@ -1,9 +1,10 @@
 """kill -9 at random moments, ten times, then resume: the same final weights and the same curve."""
 
-import random
+import signal
 import subprocess
 import sys
 import time
+from random import Random
 
 import pytest
 import torch
@@ -21,6 +22,11 @@ def rmkv_train(*arguments):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+def steps(run):
+    path = run / "metrics.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
 def curve(run):
     return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run / "metrics.jsonl")]
 
@@ -30,24 +36,18 @@ def curve(run):
 def test_killed_ten_times_it_ends_as_if_it_had_not_been(make_config, tmp_path):
     file = tmp_path / "config.toml"
     file.write_text(dump_toml(make_config(tokens=40_000, checkpoint_every=5, eval_every=20)))
-    started = time.monotonic()
     assert rmkv_train("--config", file, "--run", tmp_path / "whole").wait() == 0
-    seconds = time.monotonic() - started
 
-    moments, killed, run = random.Random(0), 0, tmp_path / "killed"
-    while killed < 10:
-        begun = ["--resume"] if (run / "config.toml").exists() else ["--config", file]
-        process = rmkv_train(*begun, "--run", run)
-        try:
-            _, errors = process.communicate(timeout=moments.uniform(1.5, 2 + seconds / 5))
-            assert process.returncode == 0, errors.decode()  # it came to the end: begin another run
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            killed += 1
-    print(f"killed {killed} times at steps up to {find_model(run).name}")
-    assert killed == 10
+    random, run = Random(0), tmp_path / "killed"
+    begin = ["--config", file]
+    for _ in range(10):
+        process = rmkv_train(*begin, "--run", run)
+        further = steps(run) + random.randint(1, 40)
+        while steps(run) < further and process.poll() is None:
+            time.sleep(random.uniform(0, 0.02))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+        begin = ["--resume"]
     process = rmkv_train("--resume", "--run", run)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()

@@ -1,0 +1,34 @@
+"""What the commands that use a trained model share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rmkv_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from rmkv_cli.model import RMKV
+    from rmkv_cli.tokenizer import Tokenizer
+
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")]
+
+
+def load_model(directory: Path, device: str) -> "tuple[RMKV, Tokenizer]":
+    """Return the model and tokenizer of a model folder, a checkpoint or a run, on the device.
+
+    Raises:
+        UserError: one of them is absent or damaged, they do not fit each other, or there is no such device.
+    """
+    from rmkv_cli.model import RMKV
+    from rmkv_cli.tokenizer import Tokenizer
+    from rmkv_cli.training import resolve_device
+
+    model = RMKV.from_pretrained(directory, resolve_device(device))
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{directory}: its tokenizer does not fit its model: {tokenizer.vocab_size} tokens, the model has "
+            f"{model.config.vocab_size}"
+        )
+    return model, tokenizer

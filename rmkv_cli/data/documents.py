@@ -1,0 +1,111 @@
+"""Tokenized documents, from a mix's folder or straight from files, by number."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rmkv_cli.config import FileSource, load_mix
+from rmkv_cli.data.manifest import Manifest
+from rmkv_cli.data.shards import BatchBuilder, map_shard
+from rmkv_cli.data.sources import good_documents, grouped, mix_documents
+from rmkv_cli.errors import UserError
+from rmkv_cli.tokenizer import Tokenizer
+
+
+class Documents:
+    """A sequence of documents: `documents[i]` is an array (length,) of ids that begins with the id `eod`.
+
+    Where they come from a mix's folder they are mapped into memory: nothing is read before it is used.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        source_names: Sequence[str],
+        eod: int,
+        vocab_size: int,
+        tokenizer_hash: str,
+    ) -> None:
+        self.source_names = list(source_names)
+        self.eod = eod
+        self.vocab_size = vocab_size
+        self.tokenizer_hash = tokenizer_hash
+        lists = [batch.column("tokens") for batch in batches]
+        self._values = [tokens.values.to_numpy() for tokens in lists]
+        self._offsets = [tokens.offsets.to_numpy() for tokens in lists]
+        self._first = np.cumsum([0, *map(len, lists)])
+        self.lengths: npt.NDArray[np.int64] = _join([np.diff(o) for o in self._offsets])
+        """Tokens of each document (documents,)."""
+        self.sizes: npt.NDArray[np.int64] = _join([batch.column("size").to_numpy() for batch in batches])
+        """Bytes of each document's untrusted text (documents,)."""
+        self.sources: npt.NDArray[np.int64] = _join([batch.column("source").to_numpy() for batch in batches])
+        """Index of each document's source in `source_names` (documents,)."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> npt.NDArray[Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        batch = int(self._first.searchsorted(index, "right")) - 1
+        offsets, within = self._offsets[batch], index - self._first[batch]
+        return self._values[batch][offsets[within] : offsets[within + 1]]
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> "Documents":
+        """Return a split ("train" or "validation") of a mix's folder.
+
+        Raises:
+            UserError: the folder is not a mix, a shard is damaged, or the split is empty.
+        """
+        manifest = Manifest.load(folder)
+        report = manifest.splits[split]
+        batches = [batch for shard in report.shards for batch in map_shard(folder / shard)]
+        documents = cls(
+            batches,
+            [source.name for source in manifest.sources],
+            manifest.eod,
+            manifest.vocab_size,
+            manifest.tokenizer_hash,
+        )
+        if len(documents) != report.documents or documents.lengths.sum() != report.tokens:
+            raise UserError(f"{folder}: its {split} shards do not fit its manifest; make the mix again")
+        if not len(documents):
+            raise UserError(f"{folder}: its {split} split is empty (validation = {manifest.mix.validation} in the mix)")
+        return documents
+
+    @classmethod
+    def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> "Documents":
+        """Read and tokenize files into memory: txt, md, jsonl, parquet, csv, also .gz, or the sources of a mix.toml.
+
+        Raises:
+            UserError: a path is absent or of another kind, a record is bad, or there is no document at all.
+        """
+        sources = []
+        for path in paths:
+            if path.suffix == ".toml":
+                sources += [(s.name, documents) for s, documents in mix_documents(load_mix(path), path.parent)]
+            else:
+                source = FileSource(kind="files", name=str(path), weight=1, files=[str(path.absolute())])
+                sources.append((source.name, good_documents(source, path.parent, "stop")))
+        builder = BatchBuilder(tokenizer.vocab_size)
+        batches = []
+        for index, (_, documents) in enumerate(sources):
+            for group in grouped(documents):
+                for document, ids in zip(group, tokenizer.encode_documents([d.pieces for d in group]), strict=True):
+                    builder.add(index, np.array(ids), document.size)
+                    if builder.full:
+                        batches.append(builder.build())
+        batches.append(builder.build())
+        built = cls(batches, [name for name, _ in sources], tokenizer.eod, tokenizer.vocab_size, tokenizer.hash)
+        if not len(built):
+            raise UserError(f"no document in {', '.join(map(str, paths))}")
+        return built
+
+
+def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *arrays]).astype(np.int64)

@@ -1,0 +1,73 @@
+"""Tokenizing in parallel processes. The workers import this module, and so nothing but the tokenizer."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.tokenizer import Piece, Tokenizer
+
+Batch: TypeAlias = Sequence[Sequence[Piece]]
+Encoded: TypeAlias = list[array]
+"""A document's ids as array("I"), for each document of a batch."""
+Submit: TypeAlias = Callable[[Batch], "Future[Encoded]"]
+
+_tokenizer: Tokenizer  # of this worker process
+
+
+@contextmanager
+def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
+    """Give a function that tokenizes a batch of documents in one of `workers` processes; leaves none behind.
+
+    Raises:
+        UserError: a worker died.
+    """
+    executor: Executor
+    if workers == 1:
+        executor = ThreadPoolExecutor(1)  # reading and tokenizing still overlap: the library needs no Python lock
+
+        def submit(batch: Batch) -> "Future[Encoded]":
+            return executor.submit(_encode, tokenizer, batch)
+    else:
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tokenizer.to_json(),))
+
+        def submit(batch: Batch) -> "Future[Encoded]":
+            return executor.submit(_work, batch)
+
+    try:
+        yield submit
+    except BrokenProcessPool:
+        raise UserError("a tokenizing process died, perhaps for want of memory; fewer --workers need less") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _begin(tokenizer: str) -> None:
+    global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+    _tokenizer = Tokenizer.from_json(tokenizer)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # it was killed: nobody would ever tell this process to stop
+
+
+def _work(batch: Batch) -> Encoded:
+    return _encode(_tokenizer, batch)
+
+
+def _encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
+    return [array("I", ids) for ids in tokenizer.encode_documents(batch)]

@@ -1,0 +1,72 @@
+"""What `rmkv data mix` writes beside the documents: where they come from, how many they are, and in which ratio."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from rmkv_cli.config import MixConfig, Section, parse
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import write_text
+
+FILE = "manifest.json"
+
+
+class Count(Section):
+    """How much there is of something."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    """Of untrusted text in UTF-8; 0 for noise."""
+
+
+class SourceReport(Count):
+    """What a source gave to the training split."""
+
+    name: str
+    weight: float
+    wanted: float
+    """Share of the tokens that its weight asks for."""
+    achieved: float
+    """Share of the tokens that it has."""
+    epochs: int
+    """How often its documents were begun: 1, or more where the mix is longer than it."""
+    skipped: int
+    """Records that could not be read."""
+    first_error: str | None
+    """What was wrong with the first of them."""
+
+
+class SplitReport(Count):
+    """What a split holds."""
+
+    shards: list[str]
+
+
+class Manifest(Section):
+    """Everything about a mix but the tokens."""
+
+    format: Literal[1] = 1
+    seed: int
+    tokenizer_hash: str
+    vocab_size: int
+    eod: int
+    sources: list[SourceReport]
+    splits: dict[str, SplitReport]
+    """By name: train and validation."""
+    mix: MixConfig
+
+    def save(self, folder: Path) -> None:
+        """Write manifest.json into a folder."""
+        write_text(folder / FILE, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read a folder's manifest.json; raise `UserError` if the folder is not a mix or the file is damaged."""
+        file = folder / FILE
+        if not file.is_file():
+            raise UserError(f"{folder}: is not a mix (it has no {FILE}); `rmkv data mix` makes one")
+        try:
+            return parse(cls, json.loads(file.read_text(encoding="utf-8")), str(file))
+        except ValueError as error:
+            raise UserError(f"{file}: is damaged ({error}); make the mix again") from None

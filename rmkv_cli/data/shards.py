@@ -1,0 +1,118 @@
+"""Documents on disk: Arrow IPC files that are mapped into memory, not read."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rmkv_cli.data.manifest import SplitReport
+from rmkv_cli.errors import UserError
+
+BATCH_TOKENS = 1 << 20
+BATCH_DOCUMENTS = 1 << 16
+SHARD_BYTES = 256 << 20
+
+
+def schema(vocab_size: int) -> pa.Schema:
+    """Return the columns: source (its index), tokens (the narrowest type that holds the vocabulary), size (bytes)."""
+    ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+    return pa.schema([("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64())])
+
+
+class BatchBuilder:
+    """Gathers documents for one record batch, whose size bounds the memory of writing."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._schema = schema(vocab_size)
+        self._dtype = self._schema.field("tokens").type.value_type.to_pandas_dtype()
+        self._sources: list[int] = []
+        self._tokens: list[npt.NDArray[Any]] = []
+        self._sizes: list[int] = []
+        self._length = 0
+
+    def add(self, source: int, tokens: npt.NDArray[Any], size: int) -> None:
+        """Take a document: its source's index, its ids (length,) and the bytes of its text."""
+        self._sources.append(source)
+        self._tokens.append(tokens.astype(self._dtype))
+        self._sizes.append(size)
+        self._length += len(tokens)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to `build`."""
+        return self._length >= BATCH_TOKENS or len(self._sources) >= BATCH_DOCUMENTS
+
+    def build(self) -> pa.RecordBatch:
+        """Return what was added as a record batch, and begin anew."""
+        offsets = np.cumsum([0, *map(len, self._tokens)], dtype=np.int32)
+        values = np.concatenate([np.empty(0, self._dtype), *self._tokens])
+        columns = [
+            pa.array(self._sources, pa.int16()),
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
+            pa.array(self._sizes, pa.int64()),
+        ]
+        self._sources, self._tokens, self._sizes, self._length = [], [], [], 0
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+class ShardWriter:
+    """Writes one split's documents to SPLIT-00000.arrow, SPLIT-00001.arrow, ... in a folder; a context manager."""
+
+    def __init__(self, folder: Path, split: str, vocab_size: int) -> None:
+        self._folder, self._split, self._schema = folder, split, schema(vocab_size)
+        self._batch = BatchBuilder(vocab_size)
+        self._file: pa.NativeFile = None
+        self._writer: pa.RecordBatchWriter = None
+        self._shards: list[str] = []
+        self._documents = self._tokens = self._bytes = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def add(self, source: int, tokens: npt.NDArray[Any], size: int) -> None:
+        """Write a document: its source's index, its ids (length,) and the bytes of its text."""
+        self._batch.add(source, tokens, size)
+        self._documents += 1
+        self._tokens += len(tokens)
+        self._bytes += size
+        if self._batch.full:
+            self._flush()
+
+    def report(self) -> SplitReport:
+        """Return what was written, once it is."""
+        return SplitReport(documents=self._documents, tokens=self._tokens, bytes=self._bytes, shards=self._shards)
+
+    def _flush(self) -> None:
+        if self._file is not None and self._file.tell() >= SHARD_BYTES:
+            self._close()
+        if self._file is None:
+            self._shards.append(f"{self._split}-{len(self._shards):05d}.arrow")
+            self._file = pa.OSFile(str(self._folder / self._shards[-1]), "wb")
+            self._writer = pa.ipc.new_file(self._file, self._schema)
+        self._writer.write_batch(self._batch.build())
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._writer.close()
+            self._file.close()
+            self._file = self._writer = None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+            self._close()
+        elif self._file is not None:
+            self._file.close()
+
+
+def map_shard(file: Path) -> list[pa.RecordBatch]:
+    """Return the record batches of a shard, mapped into memory; raise `UserError` if it is absent or damaged."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    except (pa.ArrowException, OSError) as error:
+        what = "is missing" if not file.exists() else f"is damaged ({str(error).partition(chr(10))[0]})"
+        raise UserError(f"{file}: {what}; make the mix again") from None

@@ -1,0 +1,90 @@
+"""Training a tokenizer on the text of a mix."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmkv_cli.config import MixConfig
+from rmkv_cli.data.mix import held_out
+from rmkv_cli.data.sources import Document, mix_documents
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import progress
+from rmkv_cli.tokenizer import Special, Tokenizer, train_tokenizer
+
+MEASURED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A tokenizer and how well it does."""
+
+    tokenizer: Tokenizer
+    bytes: int
+    """Of the text that it was trained on."""
+    bytes_per_token: float
+    held_out: bool
+    """Whether `bytes_per_token` is of held-out documents; else, for want of any, of the last training ones."""
+
+
+def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | None) -> Trained:
+    """Train a tokenizer on the sources of a mix, in proportion to their weights by bytes.
+
+    Sources that run dry drop out; it ends after `max_bytes` or when all are dry. Documents that the mix holds out for
+    validation are not trained on.
+
+    Raises:
+        UserError: the sources hold no text, a record is bad, or the vocabulary is too small.
+    """
+    held, last = _Window(), _Window()
+    taken = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal taken
+        for document in _by_bytes(mix, base):
+            if held_out(mix, document):
+                held.add(document)
+                continue
+            last.add(document)
+            taken += document.size
+            advance(document.size)
+            yield from (piece for piece in document.pieces if not isinstance(piece, Special))
+            if max_bytes is not None and taken >= max_bytes:
+                return
+
+    with progress("Reading text", max_bytes, "bytes") as advance:
+        tokenizer = train_tokenizer(texts(), vocab_size)
+    if not taken:
+        raise UserError("the sources of the mix hold no text to train a tokenizer on")
+    measured = (held if held.size else last).documents
+    tokens = sum(len(ids) - 1 for ids in tokenizer.encode_documents([d.pieces for d in measured]))
+    return Trained(tokenizer, taken, sum(d.size for d in measured) / tokens, bool(held.size))
+
+
+class _Window:
+    """The last MEASURED_BYTES or so of documents."""
+
+    def __init__(self) -> None:
+        self.documents: deque[Document] = deque()
+        self.size = 0
+
+    def add(self, document: Document) -> None:
+        self.documents.append(document)
+        self.size += document.size
+        while self.size - self.documents[0].size >= MEASURED_BYTES:
+            self.size -= self.documents.popleft().size
+
+
+def _by_bytes(mix: MixConfig, base: Path) -> Iterator[Document]:
+    """Yield documents, always from the source that has given the fewest bytes for its weight."""
+    feeds = {source.name: documents for source, documents in mix_documents(mix, base)}
+    weights = {source.name: source.weight for source in mix.sources}
+    served = dict.fromkeys(feeds, 0)
+    while feeds:
+        name = min(feeds, key=lambda name: served[name] / weights[name])
+        document = next(feeds[name], None)
+        if document is None:
+            del feeds[name]
+        else:
+            served[name] += document.size
+            yield document

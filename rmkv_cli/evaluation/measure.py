@@ -1,0 +1,169 @@
+"""Loss, perplexity and bits per byte on documents: overall, by source, and by position within the document."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.reading import Integers, batches, going_on, reading, require_fits, steps, token_losses
+from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Special, Tokenizer
+
+FIRST_BUCKET = 64  # positions 0 to 63; each further bucket ends at twice the position
+
+
+@dataclass(frozen=True)
+class Score:
+    """The loss over some documents, their end-of-document tokens included."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    """UTF-8 bytes that bits_per_byte is about: those of documents that have a text, and whose bytes are known."""
+    loss: float
+    """Nats a token."""
+    perplexity: float
+    bits_per_byte: float | None
+    """None where there are no bytes."""
+
+
+@dataclass(frozen=True)
+class PositionLoss:
+    """The loss over the tokens at positions `first` to `last` of their documents; the first token's is 0."""
+
+    first: int
+    last: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Report(Score):
+    """A `Score` over all documents, and its parts."""
+
+    by_source: dict[str, Score]
+    by_position: list[PositionLoss]
+    cut: int
+    """Documents of which only the beginning was read, for `max_tokens`: 0 or 1."""
+    available_documents: int
+    available_tokens: int
+
+
+def measure(
+    model: RMKV,
+    documents: Documents,
+    *,
+    max_tokens: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    batch_tokens: int = 8192,
+    advance: Callable[[float], None] = lambda tokens: None,
+) -> Report:
+    """Return how well the model predicts the documents, each read alone and from its start.
+
+    Args:
+        model: its training mode is restored.
+        documents: what is read.
+        max_tokens: read at most so many: see `choose`.
+        tokenizer: tells how many bytes a cut document's tokens are; without it bits per byte leaves that one out.
+        batch_tokens: most tokens in one forward pass; bounds the memory.
+        advance: is called with the number of tokens just read.
+
+    Raises:
+        UserError: there are no documents, or they do not fit the model.
+    """
+    chosen, lengths = choose(documents.lengths, max_tokens)
+    require_fits(model, documents.vocab_size, int(lengths.max()))
+    edges = _edges(int(lengths.max()))
+    device = model.memory.device
+    by_document = torch.zeros(len(chosen), dtype=torch.float64, device=device)
+    by_bucket = torch.zeros(len(edges), dtype=torch.float64, device=device)
+    counts = np.zeros(len(edges), np.int64)
+    with reading(model):
+        for batch in batches(lengths, batch_tokens, model):
+            state = model.initial_state(len(batch))
+            for step in steps([documents[int(i)] for i in chosen[batch]], lengths[batch], documents.eod, model):
+                hidden, state = model.hidden(step.inputs, going_on(state, step))
+                losses = token_losses(model, hidden, step)
+                buckets = np.searchsorted(edges, step.start + step.columns, side="right") - 1
+                by_document.index_add_(0, torch.from_numpy(batch[-len(step.inputs) :][step.rows]).to(device), losses)
+                by_bucket.index_add_(0, torch.from_numpy(buckets).to(device), losses)
+                counts += np.bincount(buckets, minlength=len(edges))
+                advance(len(losses))
+    nats = by_document.cpu().numpy()
+    sizes = _sizes(documents, chosen, lengths, tokenizer)
+    sources = documents.sources[chosen]
+    present = [(name, sources == i) for i, name in enumerate(documents.source_names) if (sources == i).any()]
+    lasts = [*(edges[1:] - 1), lengths.max() - 1]
+    return Report(
+        **_score(nats, lengths, sizes),
+        by_source={name: Score(**_score(nats[of], lengths[of], sizes[of])) for name, of in present},
+        by_position=[
+            PositionLoss(int(first), int(last), int(n), float(total / n))
+            for first, last, n, total in zip(edges, lasts, counts, by_bucket.cpu().numpy(), strict=True)
+        ],
+        cut=int((lengths < documents.lengths[chosen]).sum()),
+        available_documents=len(documents),
+        available_tokens=int(documents.lengths.sum()),
+    )
+
+
+def choose(lengths: Integers, max_tokens: int | None) -> tuple[Integers, Integers]:
+    """Return the documents to read, and how many tokens of each: whole ones in a fixed random order up to the budget.
+
+    The one that would pass `max_tokens` is read up to it. Raises `UserError` if there are no documents, or
+    none may be read.
+    """
+    if not len(lengths):
+        raise UserError("there are no documents to evaluate on")
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"max_tokens: should be 1 or more, got {max_tokens}")
+    if max_tokens is None or lengths.sum() <= max_tokens:
+        return np.arange(len(lengths)), lengths.astype(np.int64)
+    order = np.random.default_rng(0).permutation(len(lengths))
+    before = np.cumsum(lengths[order]) - lengths[order]
+    order = order[before < max_tokens]
+    return order, np.minimum(lengths[order], max_tokens - before[before < max_tokens])
+
+
+def token_sizes(tokenizer: Tokenizer) -> Integers:
+    """Return how many bytes of text each token is, (V,); special tokens are none."""
+    special = len(Special)
+    return np.array([0] * special + [len(tokenizer.token_bytes(i)) for i in range(special, tokenizer.vocab_size)])
+
+
+def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer: Tokenizer | None) -> Integers:
+    """Return the bytes of what is read of each document; 0 where they are not known."""
+    sizes = documents.sizes[chosen].astype(np.int64)
+    of_token = token_sizes(tokenizer) if tokenizer else None
+    for i in np.flatnonzero(lengths < documents.lengths[chosen]):
+        targets = documents[int(chosen[i])][1 : lengths[i] + 1]
+        sizes[i] = of_token[targets].sum() if of_token is not None and sizes[i] else 0
+    return sizes
+
+
+def _score(nats: NDArray[np.float64], lengths: Integers, sizes: Integers) -> dict[str, Any]:
+    """Return the fields of a `Score` over documents with these losses in nats, tokens and bytes."""
+    tokens, size = int(lengths.sum()), int(sizes.sum())
+    loss = float(nats.sum()) / tokens
+    return {
+        "documents": len(nats),
+        "tokens": tokens,
+        "bytes": size,
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # beyond it would overflow
+        "bits_per_byte": float(nats[sizes > 0].sum()) / math.log(2) / size if size else None,
+    }
+
+
+def _edges(longest: int) -> Integers:
+    """Return the first position of each bucket: 0, 64, 128, 256, and so on below `longest`."""
+    edges = [0]
+    while (edge := max(FIRST_BUCKET, 2 * edges[-1])) < longest:
+        edges.append(edge)
+    return np.array(edges)

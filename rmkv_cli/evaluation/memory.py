@@ -1,0 +1,100 @@
+"""What the memory is worth: the same text with its own memory, with none, and with another document's."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.measure import choose, token_sizes
+from rmkv_cli.evaluation.reading import going_on, reading, require_fits, steps, token_losses
+from rmkv_cli.model import RMKV, State, reset_memory, swap_memory
+from rmkv_cli.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class MemoryEffect:
+    """Losses in nats a token over the tokens after their document's first segment, in three readings of one text."""
+
+    documents: int
+    tokens: int
+    bytes: int | None
+    """UTF-8 bytes of these tokens, where a tokenizer told them."""
+    carried: float
+    """Memory carried from segment to segment, as always."""
+    reset: float
+    """Memory reset at the start of every segment; the look-back alone tells of the text before."""
+    swapped: float
+    """Memory that another document, read up to the same segment, wrote."""
+    reset_cost: float
+    """reset - carried: what the memory is worth, in nats a token."""
+    swapped_cost: float
+    """swapped - carried: what it is worth that the memory is this document's, in nats a token."""
+    reset_cost_bits_per_byte: float | None
+    swapped_cost_bits_per_byte: float | None
+
+
+def memory_effect(
+    model: RMKV,
+    documents: Documents,
+    *,
+    max_tokens: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    batch_tokens: int = 8192,
+    advance: Callable[[float], None] = lambda tokens: None,
+) -> MemoryEffect:
+    """Return what the memory does on documents longer than a segment; arguments as in `measure`.
+
+    In each reading the look-back is that reading's own. What stands in a document beyond the end of all others of
+    its batch is not scored, as no other memory is that old.
+
+    Raises:
+        UserError: fewer than two documents are longer than a segment, they do not fit the model, or the model is
+            not causal.
+    """
+    S = model.config.segment_length
+    if model.config.memory.carry == "layers":
+        raise UserError("the memory's effect cannot be told of a model that is not causal (memory.carry = 'layers')")
+    long = np.flatnonzero(documents.lengths > S)
+    if len(long):
+        chosen, lengths = choose(documents.lengths[long], max_tokens)
+        chosen, lengths = long[chosen[lengths > S]], lengths[lengths > S]
+    if not len(long) or len(chosen) < 2:
+        raise UserError(f"the memory's effect needs at least 2 documents of more than a segment ({S} tokens)")
+    require_fits(model, documents.vocab_size, int(lengths.max()))
+    of_token = token_sizes(tokenizer) if tokenizer and documents.sizes[chosen].all() else None
+    totals = torch.zeros(3, dtype=torch.float64, device=model.memory.device)
+    tokens = size = 0
+    order = np.argsort(lengths, kind="stable")
+    with reading(model):
+        for batch in np.array_split(order, max(1, len(order) // max(2, batch_tokens // S))):
+            texts = [documents[int(i)] for i in chosen[batch]]
+            states = [model.initial_state(len(batch))] * 3
+            for step in steps(texts, lengths[batch], documents.eod, model):
+                if len(step.inputs) < 2:
+                    break
+                advance(len(step.targets))
+                if step.start == 0:
+                    states = [model.hidden(step.inputs, states[0])[1]] * 3
+                    continue
+                carried, reset, swapped = (going_on(state, step) for state in states)
+                states = [carried, reset_memory(reset), _lend(carried, swapped)]
+                for i, state in enumerate(states):
+                    hidden, states[i] = model.hidden(step.inputs, state)
+                    totals[i] += token_losses(model, hidden, step).sum()
+                tokens += len(step.targets)
+                if of_token is not None:
+                    size += int(of_token[step.targets.cpu().numpy()].sum())
+    losses = (totals / tokens).tolist()
+    costs = [loss - losses[0] for loss in losses[1:]]
+    in_bits = [cost * tokens / size / math.log(2) if size else None for cost in costs]
+    return MemoryEffect(len(chosen), tokens, size or None, *losses, *costs, *in_bits)
+
+
+def _lend(lender: State, borrower: State) -> State:
+    """Return the borrower's state with the memory of the lender's row before (before the first: the last)."""
+    lent = swap_memory(lender, torch.arange(len(lender.position), device=lender.position.device).roll(1))
+    return replace(borrower, memory=lent.memory, cell=lent.cell)

@@ -1,0 +1,178 @@
+"""`rmkv data`, through the real entry point: what it prints, and how it ends when it must not go on."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rmkv_cli.tokenizer import train_tokenizer
+
+COMMAND = [sys.executable, "-m", "rmkv_cli", "data"]
+MIX = """
+validation = 0.1
+on_error = "skip"
+{tokens}
+[[sources]]
+kind = "files"
+name = "questions"
+weight = 3
+files = ["a.jsonl"]
+format = "prompt_response"
+[[sources]]
+kind = "files"
+name = "prose"
+weight = 1
+files = ["*.txt"]
+"""
+ENDLESS = """
+[[sources]]
+kind = "noise"
+name = "noise"
+weight = 100
+vocab = 250
+"""
+
+
+def rmkv(*args, cwd, **rest):
+    return subprocess.run([*COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False, **rest)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    train_tokenizer(iter(["some words, and some more"]), 280).save(tmp_path / "t.json")
+    lines = [json.dumps({"prompt": f"Twice {i}?", "response": f"<think>{i}+{i}</think>{2 * i}"}) for i in range(200)]
+    lines[7:7] = ["{"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    for i in range(50):
+        (tmp_path / f"{i:02}.txt").write_text(f"Words of number {i:02}. " * (i % 9 + 1))
+    (tmp_path / "mix.toml").write_text(MIX.format(tokens=""))
+    (tmp_path / "endless.toml").write_text(MIX.format(tokens="tokens = 1_000_000_000_000") + ENDLESS)
+    return tmp_path
+
+
+def test_mix_and_inspect_print_what_there_is(folder):
+    home = os.environ | {"HOME": str(folder / "home")}
+    done = rmkv("mix", "mix.toml", "--tokenizer", "t.json", "--out", "out", "--workers", 2, cwd=folder, env=home)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "home").exists()  # no cache is left anywhere
+    title, questions, prose, train, validation = done.stdout.splitlines()
+    assert title.split()[:4] == ["source", "weight", "wanted", "achieved"]
+    assert questions.split()[:3] == ["questions", "3", "75.00%"]
+    assert questions.split()[-1] == "1"
+    assert prose.split()[:3] == ["prose", "1", "25.00%"]
+    assert (train.split(":")[0], validation.split(":")[0]) == ("train", "validation")
+    assert "source 'questions': 1 skipped, the first: a.jsonl:8: is not valid JSON" in done.stderr
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    again = rmkv("mix", "mix.toml", "--tokenizer", "out", "--out", "two", "--workers", 1, "--json", cwd=folder)
+    assert json.loads(again.stdout) == manifest
+
+    shown = rmkv("inspect", "out", "--samples", 1, cwd=folder).stdout
+    assert "\n[questions] <eod><start>Twice " in shown
+    assert "<end><think>" in shown
+    surveys = json.loads(rmkv("inspect", "out", "--json", cwd=folder).stdout)
+    for survey, source in zip(surveys, manifest["sources"], strict=True):
+        same = ("name", "wanted", "achieved", "documents", "tokens", "bytes", "skipped")
+        assert {key: survey[key] for key in same} == {key: source[key] for key in same}
+        assert survey["shortest"] <= survey["median"] <= survey["longest"]
+        assert survey["shortest"] * survey["documents"] <= survey["tokens"]
+
+    questions, prose = json.loads(rmkv("inspect", "mix.toml", "--json", "--samples", 1, cwd=folder).stdout)
+    assert (questions["documents"], questions["skipped"], questions["tokens"]) == (200, 1, None)
+    assert (prose["documents"], prose["shortest"], prose["longest"]) == (50, 20, 180)
+    assert questions["samples"] == ["<start>Twice 0?<end><think>0+0</think>0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "."], ".: is not a mix (it has no manifest.json); `rmkv data mix` makes one"),
+        (["inspect", "none.toml"], "none.toml: no such file"),
+        (["sample", "."], ".: already exists"),
+        (["mix", "mix.toml", "--tokenizer", "a.jsonl", "--out", "x"], "a.jsonl: is not a tokenizer file"),
+        (["mix", "bad.toml", "--tokenizer", "t.json", "--out", "x"], "source 'b': no/*.md: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(folder, args, message):
+    (folder / "bad.toml").write_text('[[sources]]\nkind="files"\nname="b"\nweight=1\nfiles=["no/*.md"]')
+    done = rmkv(*args, cwd=folder)
+    assert done.stderr.startswith(f"error: {message}")
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+
+
+@pytest.mark.parametrize("command", ["mix", "sample"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, command):
+    before = sorted(folder.iterdir())
+    args = {
+        "mix": ["mix", "endless.toml", "--tokenizer", "t.json", "--out", "new/out", "--workers", "2"],
+        "sample": ["sample", "new/out"],
+    }
+
+    def little_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    done = rmkv(*args[command], cwd=folder, preexec_fn=little_disk)
+    assert done.stderr.splitlines()[-1] in ("error: new/out: file too large", "error: file too large")
+    assert done.returncode == 2
+    assert list((folder / "new").iterdir()) == []
+    assert [path for path in sorted(folder.iterdir()) if path.name != "new"] == before
+
+
+def processes(session):
+    """The ids of a session's processes."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it ended meanwhile
+        if int(its_session) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folder, how, code):
+    command = [*COMMAND, "mix", "endless.toml", "--tokenizer", "t.json", "--out", "out", "--workers", "2"]
+    mix = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    shard = folder / ".out.part" / "train-00000.arrow"
+    while not (shard.exists() and shard.stat().st_size > 1000):
+        assert time.monotonic() < deadline
+        assert mix.poll() is None, mix.stderr.read()
+        time.sleep(0.05)
+    assert len(processes(mix.pid)) > 2
+    if how == signal.SIGINT:
+        os.killpg(mix.pid, how)  # as a terminal does
+    else:
+        mix.send_signal(how)
+    stderr = mix.communicate(timeout=30)[1]
+    assert mix.returncode == code
+    assert "Traceback" not in stderr
+    while processes(mix.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not (folder / "out").exists()
+    assert (folder / ".out.part").exists() == (how == signal.SIGKILL)
+
+
+def test_help_needs_nothing_heavy_and_shows_an_example():
+    script = """
+import sys
+from typer.testing import CliRunner
+from rmkv_cli.cli.main import build
+app = build()
+for command in sys.argv[1:]:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0 and f"Example: rmkv {command}" in result.output, result.output
+assert not {"torch", "datasets"} & set(sys.modules)
+"""
+    names = ["data sample", "data mix", "data inspect"]
+    names += [f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect")]
+    subprocess.run([sys.executable, "-c", script, *names], check=True)

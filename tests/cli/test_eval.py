@@ -1,0 +1,112 @@
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from small_run import TEXT, error_of, rmkv, save_small_model
+
+from rmkv_cli.cli.main import main
+from rmkv_cli.config import MemoryConfig, MixConfig, parse
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.mix import prepare
+from rmkv_cli.evaluation import measure, memory_effect
+from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, files, a mix.toml of them, the folder that was made of it, and another model's folder."""
+    place = tmp_path_factory.mktemp("eval")
+    _, tokenizer = save_small_model(place / "model")
+    save_small_model(place / "other", text="an entirely different text, 1 2 3. ")
+    for i in range(12):
+        (place / f"cat{i}.txt").write_text(TEXT * (i // 3) + f"ünd so {i}")
+    rows = [json.dumps({"text": f"{i}: {TEXT}"}) for i in range(20)]
+    (place / "rows.jsonl").write_text("\n".join(rows))
+    sources = [
+        {"kind": "files", "name": "cats", "weight": 1, "files": ["cat*.txt"]},
+        {"kind": "files", "name": "rows", "weight": 1, "files": ["rows.jsonl"]},
+    ]
+    prepare(parse(MixConfig, {"validation": 0.4, "sources": sources}, "mix"), place, tokenizer, place / "mix", 1)
+    toml = [f"[[sources]]\nkind = 'files'\nname = '{s['name']}'\nweight = 1\nfiles = {s['files']}\n" for s in sources]
+    (place / "mix.toml").write_text("\n".join(toml))
+    return place
+
+
+def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place):
+    done = rmkv("eval", "--model", place / "model", "--data", place / "mix", "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    model, tokenizer = RMKV.from_pretrained(place / "model"), Tokenizer.load(place / "model")
+    documents = Documents.open(place / "mix", "validation")
+    expected = json.loads(json.dumps(asdict(measure(model, documents, tokenizer=tokenizer))))
+    effect = figures.pop("memory")
+    assert figures.keys() == expected.keys()
+    assert figures["loss"] == pytest.approx(expected["loss"])
+    assert set(figures["by_source"]) == {"cats", "rows"}
+    for name, score in expected["by_source"].items():
+        assert figures["by_source"][name] == pytest.approx(score)
+    for part, other in zip(figures["by_position"], expected["by_position"], strict=True):
+        assert part == pytest.approx(other)
+    assert figures["bytes"] == documents.sizes.sum()
+    assert effect == pytest.approx(asdict(memory_effect(model, documents, tokenizer=tokenizer)))
+
+
+def test_tables_of_a_text_file(place):
+    file = place / "cat11.txt"
+    done = rmkv("eval", "--model", place / "model", "--data", file, "--max-tokens", 50)
+    assert done.returncode == 0, done.stderr
+    for word in ("perplexity", "bits per byte", "position in document", "0 to 49", "the last one cut"):
+        assert word in done.stdout
+    assert "at least 2 documents of more than a segment (8 tokens)" in done.stderr  # no memory effect of one document
+    assert "Read: 50 of" in done.stdout
+
+
+def test_a_mix_toml_is_read_from_its_sources(place, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["rmkv", "eval", "--model", str(place / "model"), "--data", str(place / "mix.toml"), "--json"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert {name: score["documents"] for name, score in figures["by_source"].items()} == {"cats": 12, "rows": 20}
+
+
+def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, monkeypatch, capsys):
+    save_small_model(tmp_path, memory=MemoryConfig(slots=2, carry="layers"))
+    monkeypatch.setattr(
+        "sys.argv", ["rmkv", "eval", "--model", str(tmp_path), "--data", str(place / "mix"), "--split", "train"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert "this loss is no causal model's" in shown.err
+    assert "bits per byte" in shown.out
+    assert "another document's" not in shown.out
+
+
+def test_bad_input_is_said_in_one_line(place, tmp_path, monkeypatch, capsys):
+    def error(model, data, *rest):
+        return error_of(monkeypatch, capsys, "eval", "--model", model, "--data", data, *rest)
+
+    model, mix = place / "model", place / "mix"
+    assert "no such folder" in error(place / "absent", mix)
+    assert "not a model folder" in error(mix, mix)
+    assert "no such file" in error(model, place / "absent.txt")
+    assert "is not a mix" in error(model, model)
+    assert "was made with another tokenizer than that of" in error(place / "other", mix)
+    assert "max_tokens: should be 1 or more" in error(model, mix, "--max-tokens", "0")
+    (tmp_path / "empty.txt").touch()
+    assert "is empty" in error(model, tmp_path / "empty.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\x80\x00")
+    assert "binary.txt" in error(model, tmp_path / "binary.txt")
+    save_small_model(tmp_path / "small", vocab_size=270)
+    assert "its tokenizer does not fit its model: 280 tokens, the model has 270" in error(tmp_path / "small", mix)
+    broken, _ = save_small_model(tmp_path / "broken")
+    with torch.no_grad():
+        broken.norm.weight.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    assert "its loss is nan" in error(tmp_path / "broken", mix)

@@ -1,0 +1,133 @@
+import inspect
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from small_run import TEXT, error_of, rmkv, save_small_model
+
+from rmkv_cli.cli import generate as command
+from rmkv_cli.cli.main import main
+from rmkv_cli.config import MemoryConfig
+from rmkv_cli.generation import SamplingConfig, generate
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate")
+    return folder, *save_small_model(folder)
+
+
+def run(monkeypatch, capsys, *arguments, stdin=b""):
+    """Run the command in this process; return what it wrote to stdout and to stderr."""
+    monkeypatch.setattr(sys, "argv", ["rmkv", "generate", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    return capsys.readouterr()
+
+
+def test_it_writes_what_the_library_writes(saved):
+    folder, model, tokenizer = saved
+    expected = generate(model, tokenizer, TEXT, SamplingConfig(seed=7), 30)
+    text = "".join(expected)
+    done = rmkv("generate", "--model", folder, "--max-tokens", 30, "--seed", 7, stdin=TEXT.encode() + b"\n")
+    assert done.returncode == 0
+    assert done.stdout == text + "\n"
+    assert "seed 7" in done.stderr
+
+
+def test_json_of_several_samples(saved, monkeypatch, capsys):
+    folder, model, tokenizer = saved
+    options = ["--model", folder, "--prompt", TEXT, "--seed", 7, "--num-samples", 3, "--max-tokens", 30]
+    figures = json.loads(run(monkeypatch, capsys, *options, "--top-k", 20, "--json").out)
+    assert figures["prompt_tokens"] == len(tokenizer.encode_document([TEXT]))
+    assert figures["sampling"]["top_k"] == 20
+    assert figures["tokens_per_second_reading"] > 0
+    assert figures["tokens_per_second_writing"] > 0
+    assert [sample["seed"] for sample in figures["samples"]] == [7, 8, 9]
+    for sample in figures["samples"]:
+        expected = generate(model, tokenizer, TEXT, SamplingConfig(seed=sample["seed"], top_k=20), 30)
+        assert sample["text"] == "".join(expected)
+        assert (sample["tokens"], sample["stop_reason"]) == (30, "length")
+
+
+def test_samples_are_told_apart_on_stderr(saved, monkeypatch, capsys):
+    shown = run(monkeypatch, capsys, "--model", saved[0], "--prompt", "", "--num-samples", 2, "--seed", 1)
+    assert "--- 1 of 2, seed 1 ---" in shown.err
+    assert "--- 2 of 2, seed 2 ---" in shown.err
+    assert "---" not in shown.out
+
+
+def test_the_prompt_comes_from_an_option_a_file_or_standard_input(saved, monkeypatch, capsys, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode() + b"\n\n")
+    greedy = ["--model", saved[0], "--temperature", 0, "--max-tokens", 20, "--json"]
+    with_newline = TEXT + "\n"
+    for arguments, stdin in (
+        (["--prompt", with_newline], b"not read"),
+        (["--file", tmp_path / "prompt.txt"], b"not read"),
+        (["--file", "-"], (with_newline + "\n").encode()),
+        ([], (with_newline + "\n").encode()),
+    ):
+        assert json.loads(run(monkeypatch, capsys, *greedy, *arguments, stdin=stdin).out)["prompt"] == with_newline
+    empty = json.loads(run(monkeypatch, capsys, *greedy).out)
+    assert (empty["prompt"], empty["prompt_tokens"]) == ("", 1)
+
+
+def test_stop_strings(saved, monkeypatch, capsys):
+    options = ["--model", saved[0], "--prompt", "the", "--seed", 3]
+    text = run(monkeypatch, capsys, *options).out
+    first, second = text[20:23], text[10:12]
+    end = min(text.find(first), text.find(second))
+    cut = run(monkeypatch, capsys, *options, "--stop", first, "--stop", second)
+    assert cut.out == text[:end] + "\n"
+    assert "ended by stop" in cut.err
+
+
+def test_the_text_comes_as_it_is_written_and_ctrl_c_ends_it_cleanly(saved):
+    arguments = ["generate", "--model", str(saved[0]), "--prompt", "", "--max-tokens", "100000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rmkv_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.read(200)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out.endswith(b"\n")
+    assert b"Traceback" not in err
+
+
+def test_bad_input_is_said_in_one_line(saved, monkeypatch, capsys, tmp_path):
+    def error(*arguments, model=saved[0]):
+        return error_of(monkeypatch, capsys, "generate", "--model", model, *arguments)
+
+    (tmp_path / "binary").write_bytes(b"text \xff")
+    (tmp_path / "empty").touch()
+    for arguments, message in (
+        (["--prompt", "a", "--file", "b"], "either --prompt or --file, not both"),
+        (["--file", tmp_path / "absent"], "no such file"),
+        (["--file", tmp_path / "empty"], "is empty"),
+        (["--file", tmp_path / "binary"], "is not valid UTF-8: byte 0xff at offset 5"),
+        (["--prompt", "a\udc80"], "lone surrogate"),
+        (["--prompt", "a", "--top-p", "2"], "sampling: top_p: should be less than or equal to 1, got 2"),
+        (["--prompt", "a", "--temperature", "-1"], "sampling: temperature: should be"),
+        (["--prompt", "a", "--seed", "-1"], "sampling: seed: should be"),
+        (["--prompt", "a", "--max-tokens", "0"], "max_tokens: should be 1 or more"),
+        (["--prompt", "a", "--num-samples", "0"], "num_samples: should be 1 or more"),
+        (["--prompt", "a", "--stop", ""], "a stop string is empty"),
+    ):
+        assert message in error(*arguments)
+    assert "no such folder" in error("--prompt", "a", model=tmp_path / "absent")
+    save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers"))
+    assert "this model cannot generate" in error("--prompt", "a", model=tmp_path / "published")
+    (tmp_path / "published" / "tokenizer.json").unlink()
+    assert "tokenizer.json: no such file" in error("--prompt", "a", model=tmp_path / "published")
+
+
+def test_the_options_default_to_the_librarys_values():
+    defaults = {name: p.default for name, p in inspect.signature(command.generate).parameters.items()}
+    library = SamplingConfig().model_dump(exclude={"seed"})
+    assert {name: defaults[name] for name in library} == library

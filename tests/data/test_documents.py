@@ -1,0 +1,132 @@
+"""Documents by number, from a mix's folder and straight from files."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.mix import prepare
+from rmkv_cli.data.shards import BatchBuilder
+from rmkv_cli.errors import UserError
+from rmkv_cli.tokenizer import Special, train_tokenizer
+
+TEXTS = [f"text {i} " * (i + 1) for i in range(40)]
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer, write_jsonl, mix_of):
+    mix = mix_of({"a": (1, write_jsonl("a.jsonl", TEXTS))}, validation=0)
+    prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
+    return tmp_path / "out"
+
+
+def test_documents_come_back_by_number_as_views_of_the_mapped_file(folder, tokenizer):
+    documents = Documents.open(folder, "train")
+    assert len(documents) == len(TEXTS)
+    for i, text in enumerate(TEXTS):
+        assert documents[i].tolist() == tokenizer.encode_document([text])
+    assert documents.lengths.tolist() == [len(documents[i]) for i in range(len(TEXTS))]
+    assert documents.sizes.tolist() == [len(text) for text in TEXTS]
+    assert documents.source_names == ["a"]
+    assert set(documents.sources.tolist()) == {0}
+    assert (documents.eod, documents.vocab_size, documents.tokenizer_hash) == (
+        2,
+        tokenizer.vocab_size,
+        tokenizer.hash,
+    )
+    assert documents[0].dtype == np.uint16
+    assert documents[0].base is not None
+    assert not documents[0].flags.writeable
+
+
+@pytest.mark.parametrize("index", [-1, len(TEXTS)])
+def test_there_is_no_document_out_of_range(folder, index):
+    with pytest.raises(IndexError):
+        Documents.open(folder, "train")[index]
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_ids_take_the_narrowest_type_that_holds_them(vocab_size, kind):
+    builder = BatchBuilder(vocab_size)
+    ids = np.array([2, vocab_size - 1])
+    builder.add(0, ids, 1)
+    documents = Documents([builder.build()], ["a"], 2, vocab_size, "")
+    assert documents[0].tolist() == ids.tolist()
+    assert documents[0].dtype == kind
+
+
+def test_many_batches_are_one_sequence():
+    builder = BatchBuilder(10)
+    batches = []
+    for group in ([1, 2], [], [3], [4, 5, 6]):
+        for i in group:
+            builder.add(i % 2, np.full(i, i), i)
+        batches.append(builder.build())
+    documents = Documents(batches, ["a", "b"], 2, 10, "")
+    assert [documents[i].tolist() for i in range(6)] == [[i] * i for i in range(1, 7)]
+    assert documents.sources.tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def truncate(folder):
+    shard = folder / "train-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-20])
+
+
+def swap(folder):
+    (folder / "train-00000.arrow").write_bytes((folder / "validation-00000.arrow").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "train-00000.arrow: is damaged"),
+        (lambda folder: (folder / "train-00000.arrow").unlink(), "train-00000.arrow: is missing"),
+        (lambda folder: (folder / "train-00000.arrow").write_bytes(b""), "train-00000.arrow: is damaged"),
+        (swap, "its train shards do not fit its manifest"),
+        (lambda folder: (folder / "manifest.json").unlink(), r"is not a mix \(it has no manifest.json\)"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: is damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json: seed: is missing"),
+    ],
+)
+def test_a_damaged_mix_is_refused(folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        Documents.open(folder, "train")
+
+
+def test_an_empty_split_is_refused(folder):
+    with pytest.raises(UserError, match=r"its validation split is empty \(validation = 0.0 in the mix\)"):
+        Documents.open(folder, "validation")
+
+
+def test_files_of_every_kind_and_mixes_are_read_into_memory(tmp_path, tokenizer, write_jsonl):
+    (tmp_path / "a.txt").write_text("plain <eod>")
+    (tmp_path / "b.md.gz").write_bytes(gzip.compress(b"zipped"))
+    write_jsonl("c.jsonl", ["one", "two"])
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "p", "response": "r"}))
+    (tmp_path / "mix.toml").write_text(
+        '[[sources]]\nkind = "files"\nname = "x"\nweight = 1\nfiles = ["c.jsonl"]\n'
+        '[[sources]]\nkind = "files"\nname = "y"\nweight = 1\nfiles = ["q.jsonl"]\nformat = "prompt_response"\n'
+    )
+    names = ["a.txt", "b.md.gz", "mix.toml"]
+    documents = Documents.from_files([tmp_path / name for name in names], tokenizer)
+    pieces = [["plain <eod>"], ["zipped"], ["one"], ["two"], [Special.START, "p", Special.END, "r"]]
+    assert [documents[i].tolist() for i in range(5)] == tokenizer.encode_documents(pieces)
+    assert documents.source_names == [str(tmp_path / "a.txt"), str(tmp_path / "b.md.gz"), "x", "y"]
+    assert documents.sources.tolist() == [0, 1, 2, 2, 3]
+    assert documents.sizes.tolist() == [11, 6, 3, 3, 2]
+    assert (documents.eod, documents.tokenizer_hash) == (2, tokenizer.hash)
+
+
+def test_a_bad_or_absent_file_is_refused(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text("\n")
+    (tmp_path / "b.jsonl").write_text("[]\n")
+    for name, message in (("a", "no document in"), ("b", r"b\.jsonl:1: is not a JSON object"), ("c", "no such file")):
+        with pytest.raises(UserError, match=message):
+            Documents.from_files([tmp_path / f"{name}.jsonl"], tokenizer)
+
+
+def test_a_tokenizer_is_told_by_its_hash(folder):
+    assert Documents.open(folder, "train").tokenizer_hash != train_tokenizer(iter(["x"]), 263).hash

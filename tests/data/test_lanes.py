@@ -1,0 +1,115 @@
+"""Lanes: every token once an epoch, nothing cropped, nothing padded, resumed exactly."""
+
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_documents import make_documents
+
+from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.errors import UserError
+
+EOD = 2
+rows = st.lists(st.integers(1, 9), min_size=1, max_size=20)
+sets = st.lists(st.integers(0, 12), min_size=1, max_size=8)
+
+
+def numbered(lengths):
+    """Documents in which every token of all of them is another number, but for the first, which is EOD."""
+    ids = iter(range(100, 100_000))
+    return make_documents([[next(ids) for _ in range(n)] for n in lengths], vocab_size=1 << 20)
+
+
+def streams(lanes, row_lengths):
+    """Each lane's (input_ids, targets, document_ids) over the rows."""
+    rows = [lanes.next(length) for length in row_lengths]
+    assert all(r.input_ids.shape == (len(r.targets), n) for r, n in zip(rows, row_lengths, strict=True))
+    return np.concatenate([np.stack([r.input_ids, r.targets, r.document_ids], 1) for r in rows], 2)
+
+
+def queue(documents, seed):
+    """The documents' numbers in the order in which lanes get them."""
+    for epoch in itertools.count():
+        yield from np.random.default_rng([seed, epoch]).permutation(len(documents)).tolist()
+
+
+def token_by_token(documents, lane_count, seed, row_lengths):
+    """What `streams` should be, the slow way."""
+    numbers = queue(documents, seed)
+    given = [[] for _ in range(lane_count)]
+    rest = [[] for _ in range(lane_count)]
+    count = [-1] * lane_count
+    for length in row_lengths:
+        for lane in range(lane_count):
+            for _ in range(length):
+                if not rest[lane]:
+                    rest[lane] = documents[next(numbers)].tolist()
+                    count[lane] += 1
+                token, *rest[lane] = rest[lane]
+                given[lane].append((token, [*rest[lane], EOD][0], count[lane]))
+    return np.array(given).transpose(0, 2, 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sets, st.integers(1, 4), st.integers(0, 3), rows)
+def test_each_lane_is_whole_documents_one_after_the_other(lengths, lane_count, seed, row_lengths):
+    documents = numbered(lengths)
+    given_ = streams(Lanes(documents, lane_count, seed), row_lengths)
+    assert (given_ == token_by_token(documents, lane_count, seed, row_lengths)).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(sets, st.integers(1, 4), st.integers(0, 3), rows)
+def test_no_token_is_cropped_padded_or_repeated(lengths, lane_count, seed, row_lengths):
+    documents = numbered(lengths)
+    lanes = Lanes(documents, lane_count, seed)
+    given_ = streams(lanes, row_lengths)[:, 0].ravel().tolist()
+    state = lanes.state_dict()
+    taken = itertools.islice(queue(documents, seed), state["epoch"] * len(documents) + state["cursor"])
+    expected = Counter(token for number in taken for token in documents[number].tolist())
+    for number, offset, _ in state["lanes"]:
+        if number is not None:  # the lane is still to give the rest of it
+            expected -= Counter(documents[number][offset:].tolist())
+    assert Counter(given_) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(sets, st.integers(0, 5), st.integers(1, 7), st.integers(1, 3))
+def test_an_epoch_shows_every_token_exactly_once(lengths, seed, row, epochs):
+    documents = numbered(lengths)
+    total = int(documents.lengths.sum())
+    lanes = Lanes(documents, 1, seed)
+    ((input_ids, targets, _),) = streams(lanes, [row] * (-(-total * epochs // row)))
+    everything = sorted(i for n in range(len(documents)) for i in documents[n].tolist())
+    for epoch in range(epochs):
+        part = slice(epoch * total, (epoch + 1) * total)
+        assert sorted(input_ids[part].tolist()) == everything
+        assert sorted(targets[part].tolist()) == everything
+
+
+@settings(max_examples=100, deadline=None)
+@given(sets, st.integers(1, 4), st.integers(0, 3), rows, rows)
+def test_a_saved_state_goes_on_exactly(lengths, lane_count, seed, before, after):
+    documents = numbered(lengths)
+    lanes = Lanes(documents, lane_count, seed)
+    streams(lanes, before)
+    state = json.loads(json.dumps(lanes.state_dict()))
+    resumed = Lanes(documents, lane_count, seed)
+    streams(resumed, [3])
+    resumed.load_state_dict(state)
+    assert (streams(lanes, after) == streams(resumed, after)).all()
+    assert lanes.state_dict() == resumed.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "lanes", "seed", "key"),
+    [([3], 2, 0, "documents"), ([3, 4], 1, 0, "lanes"), ([3, 4], 2, 1, "seed")],
+)
+def test_the_state_of_other_lanes_is_refused(lengths, lanes, seed, key):
+    state = Lanes(numbered([3, 4]), 2, 0).state_dict()
+    with pytest.raises(UserError, match=f"the checkpoint has {key} = "):
+        Lanes(numbered(lengths), lanes, seed).load_state_dict(state)

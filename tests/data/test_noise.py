@@ -1,0 +1,31 @@
+"""Noise: the tokens whose loss floor is known."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from rmkv_cli.data.noise import noise_documents
+
+
+@pytest.mark.parametrize("vocab", [2, 16, 300])
+def test_every_target_is_uniform_over_the_vocabulary_whatever_came_before(vocab):
+    documents = list(islice(noise_documents(vocab, 0), 200_000 // vocab))
+    assert all(document[0] == 2 for document in documents)
+    targets = np.concatenate([np.append(document[1:], 2) for document in documents])
+    places = np.searchsorted([2, *range(7, 6 + vocab)], targets)
+    counts = np.bincount(places, minlength=vocab)
+    assert len(counts) == vocab
+    expected = len(targets) / vocab
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < vocab - 1 + 5 * np.sqrt(2 * vocab)
+    pairs = np.bincount(places[:-1] * vocab + places[1:], minlength=vocab**2)
+    expected = len(targets) / vocab**2
+    assert ((pairs - expected) ** 2 / expected).sum() < vocab**2 + 5 * np.sqrt(2) * vocab
+
+
+def test_the_seed_decides_the_stream():
+    def first(seed):
+        return np.concatenate(list(islice(noise_documents(50, seed), 20))).tolist()
+
+    assert first([3, 1]) == first([3, 1]) != first([3, 2])

@@ -1,0 +1,183 @@
+"""Reading local files: every kind, every fault, each with its place."""
+
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rmkv_cli.config import FileSource
+from rmkv_cli.data.records import BadRecord
+from rmkv_cli.data.sources import good_documents, read_source
+from rmkv_cli.errors import UserError
+from rmkv_cli.tokenizer import Special
+
+TEXTS = ["first\r\nline", "naïve <eod> 😀", ""]
+
+
+def source(*files, **rest):
+    return FileSource(kind="files", name="it", weight=1, files=list(files), **rest)
+
+
+def read(folder, *files, **rest):
+    return list(read_source(source(*files, **rest), folder))
+
+
+def texts(folder, *files, **rest):
+    return ["".join(document.pieces) for document in read(folder, *files, **rest)]
+
+
+def write(file, kind):
+    if kind == "jsonl":
+        file.write_text("".join(json.dumps({"text": t, "id": 1}) + "\n" for t in TEXTS))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"id": [1, 2, 3], "text": TEXTS}), file)
+    else:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([["id", "text"], *enumerate(TEXTS)])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_row_is_a_document_zipped_or_not(tmp_path, kind):
+    file = tmp_path / f"a.{kind}"
+    write(file, kind)
+    (tmp_path / f"b.{kind}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    assert texts(tmp_path, f"a.{kind}") == TEXTS
+    assert texts(tmp_path, f"b.{kind}.gz") == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["txt", "md"])
+def test_a_text_file_is_a_document_as_it_stands(tmp_path, kind):
+    text = " one\r\ntwo\rthree\n\n"
+    (tmp_path / f"a.{kind}").write_bytes(text.encode())
+    (tmp_path / f"B.{kind.upper()}.GZ").write_bytes(gzip.compress(text.encode()))
+    assert texts(tmp_path, f"a.{kind}", f"B.{kind.upper()}.GZ") == [text, text]
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}', encoding="utf-8-sig")
+    (tmp_path / "c.csv").write_text("text\nc\n", encoding="utf-8-sig")
+    assert texts(tmp_path, "a.txt", "b.jsonl", "c.csv") == ["a", "b", "c"]
+
+
+def test_globs_cross_folders_in_a_fixed_order_and_a_file_is_read_once(tmp_path):
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    for name in ("b.txt", "x/a.txt", "x/y/c.txt", "x/[1].txt"):
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path, "**/*.txt", "b.txt") == ["b.txt", "x/[1].txt", "x/a.txt", "x/y/c.txt"]
+    assert texts(tmp_path, "x/[1].txt") == ["x/[1].txt"]
+    assert texts(tmp_path, str(tmp_path / "x" / "*.txt")) == ["x/[1].txt", "x/a.txt"]
+
+
+def test_sizes_are_bytes_of_untrusted_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "né?", "response": "<think>é</think>ok"}\n')
+    (document,) = read(tmp_path, "a.jsonl", format="prompt_response")
+    assert document.size == 4 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("response", "pieces"),
+    [
+        ("<think>a</think>b", (Special.THINK, "a", Special.END_THINK, "b")),
+        ("\n <think>a</think> b</think>", (Special.THINK, "a", Special.END_THINK, " b</think>")),
+        ("<think></think>", (Special.THINK, "", Special.END_THINK, "")),
+        ("so <think>a</think>b", ("so <think>a</think>b",)),
+        ("<think>never ends", ("<think>never ends",)),
+        (" b", (" b",)),
+    ],
+)
+def test_a_response_thinks_only_where_it_begins_with_a_whole_thought(tmp_path, response, pieces):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"q": "p<end>", "a": response}))
+    columns = {"prompt_column": "q", "response_column": "a"}
+    (document,) = read(tmp_path, "a.jsonl", format="prompt_response", **columns)
+    assert document.pieces == (Special.START, "p<end>", Special.END, *pieces)
+
+
+BAD_LINES = [
+    (b'{"text": "a"', "is not valid JSON: Expecting ',' delimiter at column 13"),
+    (b'["a"]', "is not a JSON object but a list"),
+    (b'{"txt": "a", "id": 3}', "has no column 'text' (it has: txt, id); did you mean 'txt'?"),
+    (b'{"text": 3}', "column 'text' is not a string but a number"),
+    (b'{"text": null}', "column 'text' is not a string but null"),
+    (b'{"text": "\xff"}', "is not valid UTF-8: byte 0xff at offset 10"),
+    (b'{"text": "a\\ud800"}', "column 'text' is not valid UTF-8: the lone surrogate U+D800 at character 2"),
+    (b'{"text": "\0"}', "holds a NUL byte, so it is no text file"),
+    (b"[" * 100_000, ""),
+]
+
+
+@pytest.mark.parametrize(("line", "what"), BAD_LINES)
+def test_a_bad_line_is_named_by_file_and_line_and_the_next_one_is_read(tmp_path, line, what):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "one"}\n\n' + line + b'\n{"text": "four"}')
+    first, bad, last = read(tmp_path, "a.jsonl")
+    assert (first.pieces, last.pieces) == (("one",), ("four",))
+    assert isinstance(bad, BadRecord)
+    assert str(bad).startswith(f"{file}:3: {what}")
+
+
+def test_bad_rows_of_csv_are_named_by_line(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(b'id,text\n1,"two\nlines"\n2,a,b\n3,\xff\n4,fine\n5,"never closed\n')
+    good, many, invalid, fine, unclosed = read(tmp_path, "a.csv")
+    assert (good.pieces, fine.pieces) == (("two\nlines",), ("fine",))
+    assert str(many) == f"{file}:4: has 3 fields where the first line names 2 columns"
+    assert str(invalid) == f"{file}:5: column 'text' is not valid UTF-8: byte 0xff at character 1"
+    assert str(unclosed).startswith(f"{file}:7: is not valid CSV: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.txt", b"", ": is empty"),
+        ("a.jsonl", b"", ": is empty"),
+        ("a.txt", b"PK\0\1", ": holds a NUL byte"),
+        ("a.md", b"fine\n\xe9t\xe9", ": is not valid UTF-8: byte 0xe9 at offset 5 (line 2)"),
+        ("a.txt.gz", b"not zipped", ": is not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], ": is not a whole gzip file"),
+        ("a.parquet", b"no parquet", ":1: is not readable as Parquet"),
+    ],
+)
+def test_a_bad_file_is_named_and_the_next_one_is_read(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "z.txt").write_text("fine")
+    bad, fine = read(tmp_path, name, "z.txt")
+    assert str(bad).startswith(f"{tmp_path / name}{what}")
+    assert fine.pieces == ("fine",)
+
+
+def test_a_column_of_numbers_is_no_text(tmp_path):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    first, second = map(str, read(tmp_path, "a.parquet"))
+    assert first == f"{tmp_path / 'a.parquet'}:1: column 'text' is not a string but a number"
+    assert ":2: " in second
+
+
+def test_on_error_stops_at_the_first_bad_record_or_counts_them(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\nbad\n{"text": 2}\n{"text": "four"}\n')
+    stopping = good_documents(source("a.jsonl"), tmp_path, "stop")
+    assert next(stopping).pieces == ("one",)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: is not valid JSON.*source 'it'; on_error = \"skip\""):
+        next(stopping)
+    assert [d.pieces for d in good_documents(source("a.jsonl"), tmp_path, "skip")] == [("one",), ("four",)]
+    assert "source 'it': 2 bad records left out, the first: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [
+        ("none.txt", "no such file"),
+        ("**/*.jsonl", "no such file"),
+        ("folder", "is a folder; its files are folder/**/*.txt, say"),
+        ("*.doc", "a.doc: cannot read this kind of file; allowed are .txt, .md, .jsonl, .parquet, .csv, also .gz"),
+    ],
+)
+def test_files_that_are_not_there_or_of_no_known_kind_are_refused_at_once(tmp_path, pattern, what):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.doc").write_text("a")
+    with pytest.raises(UserError, match=r"^source 'it': ") as error:
+        read_source(source(pattern), tmp_path)
+    assert str(error.value).endswith(what)

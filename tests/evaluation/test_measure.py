@@ -1,0 +1,140 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_documents import EOD, make_documents, random_documents
+from small_model import make_model
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation import measure
+from rmkv_cli.evaluation.measure import choose
+from rmkv_cli.evaluation.reading import LOGITS
+from rmkv_cli.tokenizer import Special, train_tokenizer
+
+LENGTHS = [1, 2, 5, 6, 10, 11, 12, 12, 30, 63, 64, 65, 129, 140]
+SOURCES = [0, 0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 0]
+
+
+def losses_one_by_one(model, documents):
+    """Each document in one forward of its own: (its index, position, nats) of every token."""
+    found = []
+    for i in range(len(documents)):
+        tokens = documents[i].tolist()
+        logits, _ = model(torch.tensor([tokens]))
+        losses = F.cross_entropy(logits[0], torch.tensor([*tokens[1:], EOD]), reduction="none")
+        found += [(i, position, loss) for position, loss in enumerate(losses.tolist())]
+    return found
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 37, 8192])
+@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"carry": "layers"}])
+def test_it_agrees_with_one_forward_a_document(memory, batch_tokens):
+    model, documents = make_model(memory=memory), random_documents(LENGTHS, sources=SOURCES)
+    expected = losses_one_by_one(model, documents)
+    read = []
+    report = measure(model, documents, batch_tokens=batch_tokens, advance=read.append)
+
+    nats = [loss for _, _, loss in expected]
+    assert report.loss == pytest.approx(np.mean(nats), abs=1e-6)
+    assert report.perplexity == pytest.approx(math.exp(np.mean(nats)), rel=1e-6)
+    of_text = [loss for i, _, loss in expected if documents.sizes[i]]  # the first document is empty
+    assert report.bits_per_byte == pytest.approx(sum(of_text) / math.log(2) / documents.sizes.sum(), abs=1e-6)
+    assert (report.documents, report.tokens, report.bytes) == (14, sum(LENGTHS), 3 * (sum(LENGTHS) - 14))
+    assert (report.available_documents, report.available_tokens, report.cut) == (14, sum(LENGTHS), 0)
+    assert sum(read) == sum(LENGTHS)
+
+    for source, name in enumerate("ab"):
+        nats = [loss for i, _, loss in expected if SOURCES[i] == source]
+        score = report.by_source[name]
+        assert (score.tokens, score.documents) == (len(nats), SOURCES.count(source))
+        assert score.loss == pytest.approx(np.mean(nats), abs=1e-6)
+
+    assert [(part.first, part.last) for part in report.by_position] == [(0, 63), (64, 127), (128, 139)]
+    for part in report.by_position:
+        nats = [loss for _, position, loss in expected if part.first <= position <= part.last]
+        assert part.tokens == len(nats)
+        assert part.loss == pytest.approx(np.mean(nats), abs=1e-6)
+
+
+def test_the_model_is_left_as_it_was_and_read_without_dropout():
+    model = make_model(dropout=0.5)
+    documents = random_documents([20, 30])
+    quiet = measure(model, documents).loss
+    model.train()
+    assert measure(model, documents).loss == quiet
+    assert model.training
+    assert all(module.training for module in model.modules())
+    with pytest.raises(UserError, match="the model one of 13"):
+        measure(model, random_documents([5], vocab_size=14))
+    assert model.training
+
+
+def test_long_documents_are_read_a_segment_at_a_time(monkeypatch):
+    model = make_model(segment_length=7)
+    documents = random_documents([3000, 2900, 2950])
+    read, headed = [], []
+    hidden, head = model.hidden, model.head
+    monkeypatch.setattr(model, "hidden", lambda ids, state: read.append(ids.numel()) or hidden(ids, state))
+    monkeypatch.setattr(model, "head", lambda x: headed.append(x.shape[:-1].numel()) or head(x))
+    measure(model, documents, batch_tokens=15)
+    assert max(read) == 14  # two rows of a segment
+    assert sum(read) <= 3000 + 2 * 2950 + 14  # and nothing is read twice
+    assert max(headed) <= LOGITS
+
+
+def test_text_without_bytes_has_no_bits_per_byte():
+    model = make_model()
+    documents = random_documents([12, 9], sources=[0, 1], sizes=[0, 24])
+    report = measure(model, documents)
+    assert report.by_source["a"].bits_per_byte is None
+    assert report.bytes == 24
+    assert report.bits_per_byte == report.by_source["b"].bits_per_byte
+    assert report.bits_per_byte == pytest.approx(report.by_source["b"].loss * 9 / 24 / math.log(2))
+
+
+class TestBudget:
+    def test_whole_documents_all_over_the_set_and_the_last_one_cut(self):
+        lengths = np.random.default_rng(1).integers(1, 200, 5000)
+        chosen, read = choose(lengths, 50_000)
+        assert read.sum() == 50_000
+        assert (read[:-1] == lengths[chosen[:-1]]).all()
+        assert read[-1] <= lengths[chosen[-1]]
+        assert len(set(chosen.tolist())) == len(chosen)
+        assert lengths[chosen].mean() == pytest.approx(lengths.mean(), rel=0.1)  # neither the short nor the long ones
+        assert chosen.mean() == pytest.approx(2500, rel=0.15)  # nor only the first
+        assert choose(lengths, 50_000)[0].tolist() == chosen.tolist()
+
+    def test_a_budget_beyond_everything_is_everything(self):
+        chosen, read = choose(np.array([3, 1, 2]), 6)
+        assert (chosen.tolist(), read.tolist()) == ([0, 1, 2], [3, 1, 2])
+
+    def test_a_cut_document_counts_in_bytes_only_where_the_tokenizer_tells_them(self):
+        text = "Ünïcödé and some words, 12 and 345. " * 20
+        tokenizer = train_tokenizer(iter([text]), 300)
+        ids = tokenizer.encode(text)
+        ids[10:10] = [Special.THINK.id]  # no text: no bytes
+        documents = make_documents([ids], sizes=[len(text.encode())], vocab_size=tokenizer.vocab_size)
+        model = make_model(vocab_size=tokenizer.vocab_size)
+        report = measure(model, documents, max_tokens=40)
+        assert (report.tokens, report.cut, report.bits_per_byte) == (40, 1, None)
+        report = measure(model, documents, max_tokens=40, tokenizer=tokenizer)
+        scored = [token for token in ids[:40] if token != Special.THINK.id]
+        assert report.bytes == sum(len(tokenizer.token_bytes(token)) for token in scored)
+        assert report.bits_per_byte == pytest.approx(report.loss * 40 / report.bytes / math.log(2))
+        whole = measure(model, documents, tokenizer=tokenizer)
+        assert whole.bytes == len(text.encode())
+
+    def test_bad_budgets_and_empty_sets_are_refused(self):
+        with pytest.raises(UserError, match="max_tokens: should be 1 or more"):
+            choose(np.array([3]), 0)
+        with pytest.raises(UserError, match="no documents"):
+            choose(np.array([], np.int64), None)
+
+
+def test_documents_beyond_learned_positions_are_refused():
+    model = make_model(position="learned")
+    assert measure(model, random_documents([64])).tokens == 64
+    with pytest.raises(UserError, match="has 65 tokens, but the model's learned positions end at 64"):
+        measure(model, random_documents([65]))

@@ -1,0 +1,83 @@
+import math
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from small_documents import make_documents
+
+from rmkv_cli.evaluation import ngram
+from rmkv_cli.evaluation.ngram import NGram, texts
+from rmkv_cli.tokenizer import Special, train_tokenizer
+
+
+def by_loops(train, held_out, order=3):
+    """The definition, one byte at a time, with tuples for contexts and None for the start mark."""
+    counts, after = Counter(), {}
+    for text in train:
+        padded = [None] * order + list(text)
+        for i in range(order, len(padded)):
+            for length in range(order + 1):
+                context = tuple(padded[i - length : i])
+                counts[context, padded[i]] += 1
+                after.setdefault(context, []).append(padded[i])
+
+    def probability(context, byte):
+        lower = probability(context[1:], byte) if context else 1 / 256
+        followers = after.get(context)
+        if not followers:
+            return lower
+        kinds = len(set(followers))
+        return (counts[context, byte] + kinds * lower) / (len(followers) + kinds)
+
+    bits = total = 0
+    for text in held_out:
+        padded = [None] * order + list(text)
+        for i in range(order, len(padded)):
+            bits -= math.log2(probability(tuple(padded[i - order : i]), padded[i]))
+            total += 1
+    return bits / total
+
+
+TRAIN = [b"the cat sat on the mat", b"the dog sat on the log", b"", b"\x00\xff\xff", "dünn und groß".encode()]
+HELD_OUT = [b"the cat on the log", b"", b"a", b"\xff\x00zzz"]
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_it_agrees_with_plain_loops(order):
+    assert NGram(TRAIN, order).bits_per_byte(HELD_OUT) == pytest.approx(by_loops(TRAIN, HELD_OUT, order), rel=1e-12)
+
+
+def test_counting_in_chunks_changes_nothing(monkeypatch):
+    whole = NGram(TRAIN).bits_per_byte(HELD_OUT)
+    monkeypatch.setattr(ngram, "CHUNK", 5)
+    assert NGram(TRAIN).bits_per_byte(HELD_OUT) == whole
+
+
+def test_a_worked_example():
+    # Order 0 on b"aab": p(a) = (2 + 2/256) / (3 + 2), p(c) = (0 + 2/256) / 5.
+    expected = -(math.log2((2 + 2 / 256) / 5) + math.log2((2 / 256) / 5)) / 2
+    assert NGram([b"aab"], order=0).bits_per_byte([b"ac"]) == pytest.approx(expected)
+
+
+def test_without_training_text_it_is_uniform():
+    assert NGram([]).bits_per_byte([b"anything"]) == 8.0
+    assert NGram([b"text"]).bits_per_byte([b""]) is None
+
+
+def test_it_learns_and_is_fast():
+    """Bytes from a chain that depends on the last two bytes, whose true entropy is known: 1 bit a byte."""
+    draws = np.random.default_rng(0).integers(0, 2, 10_000_000, dtype=np.uint8)
+    text = (draws + 2 * np.roll(draws, 1) + 4 * np.roll(draws, 2)).tobytes()
+    start = time.perf_counter()
+    bits = NGram([text[:9_000_000]]).bits_per_byte([text[9_000_000:]])
+    assert bits == pytest.approx(1.0, abs=1e-3)
+    assert time.perf_counter() - start < 20
+
+
+def test_texts_are_the_bytes_of_documents_without_special_tokens():
+    said = ["ünd so <think> 12", "", "plain"]
+    tokenizer = train_tokenizer(iter(said), 280)
+    ids = [[Special.START.id, *tokenizer.encode(text), Special.END.id] for text in said]
+    documents = make_documents(ids, vocab_size=tokenizer.vocab_size)
+    assert list(texts(documents, tokenizer)) == [text.encode() for text in said]

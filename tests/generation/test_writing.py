@@ -1,0 +1,221 @@
+import pytest
+import torch
+from small_model import make_model
+
+from rmkv_cli.config import MemoryConfig, ModelConfig
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation import SamplingConfig, generate, read_prompt
+from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Special, train_tokenizer
+
+GREEDY = SamplingConfig(temperature=0)
+WARM = SamplingConfig(temperature=1, top_p=1, seed=5)
+
+
+@pytest.fixture(scope="module")
+def words():
+    text = "the cat sat on the mat, and the dog sat on the log. " * 20
+    return train_tokenizer(iter([text]), 280)
+
+
+@pytest.fixture(scope="module")
+def bytewise():
+    return train_tokenizer(iter(["nothing"]), 263)
+
+
+def scripted(tokenizer, ids):
+    """A model that writes these distinct ids one after the other: its blocks do nothing, and its head maps each id's
+    embedding to the next id. After the last one the document ends."""
+    V = tokenizer.vocab_size
+    config = ModelConfig(
+        vocab_size=V,
+        hidden_size=2 * V,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=0,
+        segment_length=4,
+        lookback=2,
+        tie_word_embeddings=False,
+        memory=MemoryConfig(slots=1),
+    )
+    model = RMKV(config).eval()
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            parameter.zero_()
+        model.embedding.weight.zero_()[:, :V] = torch.eye(V)
+        model.unembedding.weight.zero_()
+        for token, following in zip([tokenizer.eod, *ids], [*ids, tokenizer.eod], strict=True):
+            model.unembedding.weight[following, token] = 1
+    return model
+
+
+def write(model, tokenizer, prompt="", config=GREEDY, max_tokens=50, stop=()):
+    generation = generate(model, tokenizer, prompt, config, max_tokens, stop)
+    return list(generation), generation
+
+
+class TestGreedy:
+    @pytest.mark.parametrize("cell", ["gru", "lstm", "minimal"])
+    @pytest.mark.parametrize("prompt", ["", "the cat sat on the mat"])
+    def test_it_is_the_argmax_of_a_forward_over_the_whole_text(self, words, cell, prompt):
+        model = make_model(3, vocab_size=words.vocab_size + 3, memory={"cell": cell}, max_position_embeddings=200)
+        ids = words.encode_document([prompt])
+        written = []
+        while len(written) < 40:
+            logits = model(torch.tensor([ids + written]))[0][0, -1]
+            logits[[Special.PAD.id, Special.UNK.id]] = -torch.inf
+            logits[words.vocab_size :] = -torch.inf
+            token = int(logits.argmax())
+            if token == words.eod:
+                break
+            written.append(token)
+        assert len(written) > 10
+        _, generation = write(model, words, prompt, max_tokens=40)
+        assert generation.ids == written
+        assert generation.text == words.decode(written)
+        assert generation.stop_reason == ("length" if len(written) == 40 else "end")
+
+
+class TestSeeds:
+    def test_the_same_seed_gives_the_same_text(self, words):
+        model = make_model(vocab_size=words.vocab_size)
+        texts = [write(model, words, "the cat", SamplingConfig(seed=seed))[1].text for seed in (1, 1, 2)]
+        assert texts[0] == texts[1] != texts[2]
+
+    def test_texts_branch_off_a_prompt_that_is_read_once(self, words, monkeypatch):
+        model = make_model(vocab_size=words.vocab_size)
+        alone = [write(model, words, "the cat", SamplingConfig(seed=seed))[1].text for seed in range(3)]
+        prompt = read_prompt(model, words, "the cat")
+        before = {name: x.clone() for name, x in prompt.state.tensors().items()}
+        branched = [write(model, words, prompt, SamplingConfig(seed=seed))[1].text for seed in range(3)]
+        assert branched == alone
+        assert all(torch.equal(x, before[name]) for name, x in prompt.state.tensors().items())
+        assert prompt.seen.sum() == len(set(words.encode_document(["the cat"])))
+
+    def test_a_prompt_is_read_a_segment_at_a_time(self, words, monkeypatch):
+        model = make_model(vocab_size=words.vocab_size)
+        headed = []
+        head = model.head
+        monkeypatch.setattr(model, "head", lambda x: headed.append(x.shape[:-1].numel()) or head(x))
+        text, advanced = "the cat sat on the mat. " * 10, []
+        prompt = read_prompt(model, words, text, advance=advanced.append)
+        ids = words.encode_document([text])
+        assert sum(advanced) == prompt.tokens == len(ids)
+        assert max(advanced) == 5
+        assert max(headed) == 1
+        expected = model(torch.tensor([ids]))[0][:, -1]
+        assert torch.allclose(prompt.logits.double(), expected, atol=1e-5)
+
+    def test_a_prompt_goes_on_from_a_state(self, words):
+        model = make_model(vocab_size=words.vocab_size)
+        first = read_prompt(model, words, "the cat")
+        ids = words.encode_document(["the cat"]) + words.encode("the dog")
+        second = read_prompt(model, words, "the dog", first.state)
+        assert torch.allclose(second.logits.double(), model(torch.tensor([ids]))[0][:, -1], atol=1e-5)
+        with pytest.raises(UserError, match="the prompt is empty"):
+            read_prompt(model, words, "", first.state)
+
+
+class TestEnd:
+    TEXT = "aé€😀!"  # characters of 1, 2, 3 and 4 bytes, all bytes distinct
+
+    def test_characters_appear_whole(self, bytewise):
+        ids = bytewise.encode(self.TEXT)
+        assert len(ids) == 11
+        pieces, generation = write(scripted(bytewise, ids), bytewise)
+        assert pieces == ["a", "é", "€", "😀", "!"]
+        assert (generation.stop_reason, generation.ids) == ("end", ids)
+
+    def test_a_character_that_stays_incomplete_is_shown_as_such(self, bytewise):
+        model = scripted(bytewise, bytewise.encode(self.TEXT))
+        pieces, generation = write(model, bytewise, max_tokens=2)
+        assert pieces == ["a", "\ufffd"]
+        assert generation.stop_reason == "length"
+
+    @pytest.mark.parametrize(
+        ("stop", "text", "tokens"),
+        [(["é€"], "a", 6), (["€", "é"], "a", 3), (["😀!"], "aé€", 11), (["a"], "", 1), (["b", "a€"], "aé€😀!", 11)],
+    )
+    def test_stop_strings_across_tokens(self, bytewise, stop, text, tokens):
+        pieces, generation = write(scripted(bytewise, bytewise.encode(self.TEXT)), bytewise, stop=stop)
+        assert "".join(pieces) == generation.text == text
+        assert len(generation.ids) == tokens
+        assert generation.stop_reason == ("stop" if text != self.TEXT else "end")
+
+    def test_what_was_held_back_comes_at_the_end(self, bytewise):
+        pieces, _ = write(scripted(bytewise, bytewise.encode("xyz")), bytewise, stop=["yz!"])
+        assert pieces == ["x", "yz"]
+
+    def test_pad_unk_and_ids_beyond_the_tokenizer_are_never_written(self, bytewise):
+        model = make_model(vocab_size=bytewise.vocab_size + 1)
+        with torch.no_grad():  # a large constant in the last layer norm's bias makes them the likeliest by far
+            model.norm.bias.fill_(3)
+            forbidden = [Special.PAD.id, Special.UNK.id, bytewise.vocab_size]
+            model.embedding.weight[forbidden] = 5
+        likeliest = model(torch.tensor([[bytewise.eod]]))[0][0, -1].topk(3).indices
+        assert set(likeliest.tolist()) == set(forbidden)
+        for config in (GREEDY, WARM):
+            _, generation = write(model, bytewise, config=config, max_tokens=30)
+            assert generation.ids
+            assert not set(generation.ids) & set(forbidden)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_the_state_does_not_grow(bytewise, cell):
+    model = make_model(1, vocab_size=bytewise.vocab_size, memory={"cell": cell}, segment_length=5, lookback=5)
+    with torch.no_grad():
+        model.norm.bias.fill_(3)
+        model.embedding.weight[bytewise.eod] = -5  # never ends
+    short = write(model, bytewise, "a", WARM, 10)[1]
+    long = write(model, bytewise, "a", WARM, 1000)[1]
+    assert (len(short.ids), len(long.ids)) == (10, 1000)
+    assert long.state.size() == short.state.size()
+    assert int(long.state.position) == 2 + 999  # the prompt, and all but the last
+
+
+class TestTheModel:
+    def test_is_left_in_its_mode_and_read_without_dropout(self, words):
+        model = make_model(vocab_size=words.vocab_size, dropout=0.5)
+        text = write(model, words, "the cat", WARM)[1].text
+        model.train()
+        generation = generate(model, words, "the cat", WARM, 50)
+        for _ in generation:  # what is done between the pieces is not in inference mode
+            assert model.training
+            assert not torch.is_inference_mode_enabled()
+        assert generation.text == text
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [
+            ({"memory": {"carry": "layers"}}, "cannot generate: .* not causal"),
+            ({"vocab_size": 270}, "the tokenizer has 280 tokens, the model 270"),
+            ({"position": "learned", "max_position_embeddings": 20}, "than the model's learned positions, 20"),
+        ],
+    )
+    def test_that_cannot_generate_is_refused(self, words, shape, message):
+        assert words.vocab_size == 280
+        with pytest.raises(UserError, match=message):
+            generate(make_model(**{"vocab_size": 280} | shape), words, "the cat", GREEDY, 30)
+
+    def test_whose_weights_are_no_numbers_is_refused(self, words):
+        model = make_model(vocab_size=words.vocab_size)
+        with torch.no_grad():
+            model.norm.weight.fill_(torch.nan)
+        with pytest.raises(UserError, match="logits are not numbers"):
+            generate(model, words, "the cat", GREEDY, 30)
+
+    def test_learned_positions_can_be_filled_to_the_last(self, words):
+        model = make_model(3, vocab_size=280, position="learned", max_position_embeddings=20)
+        assert generate(model, words, "", GREEDY, 20)
+        with pytest.raises(UserError, match="21 tokens of prompt and text"):
+            generate(model, words, "", GREEDY, 21)
+
+
+def test_bad_input_is_refused(words):
+    model = make_model(vocab_size=280)
+    with pytest.raises(UserError, match="max_tokens: should be 1 or more, got 0"):
+        generate(model, words, "", GREEDY, 0)
+    with pytest.raises(UserError, match="stop string is empty"):
+        generate(model, words, "", GREEDY, 1, [""])
+    with pytest.raises(UserError, match="lone surrogate"):
+        generate(model, words, "a\udc80", GREEDY, 1)

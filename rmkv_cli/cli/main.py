@@ -23,14 +23,16 @@ def build() -> typer.Typer:
     )
     model = typer.Typer(no_args_is_help=True, help="Train, evaluate and count a model (also at the top level).")
     for home in (app, model):
-        home.command("train")(train.train)
+        home.command("train", epilog="Example: rmkv train --preset tiny --data data --set train.tokens=1000000")(
+            train.train
+        )
         home.command("eval", epilog="Example: rmkv eval --model runs/tiny --data data/mix")(evaluate.evaluate)
         home.command("generate", epilog="Example: rmkv generate --model runs/tiny --prompt 'Once upon a time'")(
             generate.generate
         )
-        home.command("params")(params.params)
-    app.command("count-params", hidden=True)(params.params)
-    app.command("demo")(demo.demo)
+        home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
+    app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
+    app.command("demo", epilog="Example: rmkv demo")(demo.demo)
     app.add_typer(tokenizer.app, name="tokenizer")
     app.add_typer(data.app, name="data")
     app.add_typer(config.app, name="config")

@@ -8,7 +8,7 @@ from rmkv_cli.config.section import Section
 
 
 class FileSource(Section):
-    """Documents from local files: txt, md (a file is a document), jsonl, parquet, csv (a row is one); also .gz."""
+    """Documents from local files: rows of jsonl, parquet and csv; any other text is one document a file; also .gz."""
 
     kind: Literal["files"]
     name: str = Field(min_length=1)

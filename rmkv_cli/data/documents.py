@@ -80,10 +80,10 @@ class Documents:
 
     @classmethod
     def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> "Documents":
-        """Read and tokenize files into memory: txt, md, jsonl, parquet, csv, also .gz, or the sources of a mix.toml.
+        """Read and tokenize files into memory: jsonl, parquet, csv, any text, also .gz, or the sources of a mix.toml.
 
         Raises:
-            UserError: a path is absent or of another kind, a record is bad, or there is no document at all.
+            UserError: a path is absent, a record is bad, or there is no document at all.
         """
         sources = []
         for path in paths:

@@ -15,9 +15,6 @@ from typing import IO, Any
 
 from rmkv_cli.errors import UserError
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".csv")
-TEXT_SUFFIXES = (".txt", ".md")
-
 
 @dataclass(frozen=True)
 class BadRecord:
@@ -42,7 +39,7 @@ def find_files(patterns: Sequence[str], base: Path) -> list[Path]:
     """Return the files that paths and globs (`**` crosses folders) match from `base`, sorted within a pattern.
 
     Raises:
-        UserError: a pattern matches nothing, or a file is of a kind that cannot be read.
+        UserError: a pattern matches nothing, or a file is one of JSON, whose records have no lines.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -53,8 +50,8 @@ def find_files(patterns: Sequence[str], base: Path) -> list[Path]:
             what = f"is a folder; its files are {pattern}/**/*.txt, say" if literal.is_dir() else "no such file"
             raise UserError(f"{literal}: {what}")
         for file in files:
-            if suffix(file) not in SUFFIXES:
-                raise UserError(f"{file}: cannot read this kind of file; allowed are {', '.join(SUFFIXES)}, also .gz")
+            if suffix(file) == ".json":
+                raise UserError(f"{file}: is it text? name it .txt; is each line a record? name it .jsonl")
             found[file] = None
     return list(found)
 
@@ -66,7 +63,7 @@ def suffix(file: Path) -> str:
 
 
 def read_records(files: Sequence[Path], text_column: str) -> Iterator[Record | BadRecord]:
-    """Yield the records of files in order: a whole txt or md file (as `text_column`), a line of jsonl, a row."""
+    """Yield the records of files in order: lines of jsonl, rows of csv and parquet, whole texts (as `text_column`)."""
     from datasets import IterableDataset
     from datasets.iterable_dataset import ExamplesIterable
 
@@ -77,15 +74,15 @@ def read_records(files: Sequence[Path], text_column: str) -> Iterator[Record | B
 
 
 def _all_records(files: list[Path], text_column: str) -> Iterator[tuple[int, dict[str, Record | BadRecord]]]:
+    readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".parquet": _parquet_records}
     for key, file in enumerate(files):
-        kind = suffix(file)
         try:
             if file.stat().st_size == 0:
                 records: Iterator[Record | BadRecord] = iter([BadRecord(str(file), "is empty")])
-            elif kind in TEXT_SUFFIXES:
-                records = iter([_text_record(file, text_column)])
+            elif suffix(file) in readers:
+                records = readers[suffix(file)](file)
             else:
-                records = {".jsonl": _jsonl_records, ".csv": _csv_records, ".parquet": _parquet_records}[kind](file)
+                records = iter([_text_record(file, text_column)])
             for record in records:
                 yield key, {"record": record}
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:

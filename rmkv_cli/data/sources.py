@@ -42,7 +42,7 @@ def read_source(source: FileSource, base: Path) -> Iterator[Document | BadRecord
     """Return an iterator over a source's documents and its unreadable records, in the order of files and lines.
 
     Raises:
-        UserError: at once, if a path or glob (relative to `base`) matches nothing or a file's kind is unknown.
+        UserError: at once, if a path or glob (relative to `base`) matches nothing, or what `find_files` refuses.
     """
     try:
         files = find_files(source.files, base)

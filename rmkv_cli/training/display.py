@@ -39,7 +39,7 @@ class Display:
         if not self.console.is_terminal and now - self.last_line >= PLAIN_INTERVAL:
             self.last_line = now
             rate = (record["tokens"] - self.before) / (now - self.start)
-            left = (self.total - record["tokens"]) / rate
+            left = max(self.total - record["tokens"], 0) / rate
             self.console.print(f"{figures}  {min(record['tokens'] / self.total, 1):.0%}, {left:.0f} s left")
 
     def say(self, line: str) -> None:

@@ -120,7 +120,7 @@ class _Job:
         due = trainer.step % config.eval_every == 0 or trainer.finished
         if self.validation is None or not due or self.metrics.has_validation(trainer.step):
             return
-        report = measure(trainer.model, self.validation, max_tokens=config.eval_tokens)
+        report = measure(trainer.model, self.validation, max_tokens=config.eval_tokens, tokenizer=self.tokenizer)
         best = report.loss < self.metrics.best()
         figures = {"loss": report.loss, "perplexity": report.perplexity, "bits_per_byte": report.bits_per_byte}
         self.metrics.add({"step": trainer.step, "tokens": trainer.tokens, "validation": figures})

@@ -172,12 +172,12 @@ def test_on_error_stops_at_the_first_bad_record_or_counts_them(tmp_path, capsys)
         ("none.txt", "no such file"),
         ("**/*.jsonl", "no such file"),
         ("folder", "is a folder; its files are folder/**/*.txt, say"),
-        ("*.doc", "a.doc: cannot read this kind of file; allowed are .txt, .md, .jsonl, .parquet, .csv, also .gz"),
+        ("*.json", "a.json: is it text? name it .txt; is each line a record? name it .jsonl"),
     ],
 )
 def test_files_that_are_not_there_or_of_no_known_kind_are_refused_at_once(tmp_path, pattern, what):
     (tmp_path / "folder").mkdir()
-    (tmp_path / "a.doc").write_text("a")
+    (tmp_path / "a.json").write_text("a")
     with pytest.raises(UserError, match=r"^source 'it': ") as error:
         read_source(source(pattern), tmp_path)
     assert str(error.value).endswith(what)

@@ -1,0 +1,159 @@
+"""The command as a whole: help is quick and has examples, bad input is one line and exit code 2."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import typer.main
+from small_run import error_of, rmkv, save_small_model
+
+from rmkv_cli.cli.main import build
+
+
+def every_command(command, path=()):
+    if hasattr(command, "commands"):
+        for name, sub in command.commands.items():
+            yield from every_command(sub, (*path, name))
+    else:
+        yield path, command
+
+
+COMMANDS = dict(every_command(typer.main.get_command(build())))
+
+
+def test_the_commands_are_these():
+    assert {" ".join(path) for path in COMMANDS} == {
+        *("train", "eval", "generate", "params", "count-params", "demo"),
+        *("model train", "model eval", "model generate", "model params"),
+        *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
+        *("data sample", "data mix", "data inspect"),
+        *("config show", "config validate", "config list"),
+    }
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_help_has_a_description_and_an_example(path):
+    command = COMMANDS[path]
+    assert command.help
+    assert command.epilog.startswith("Example: rmkv ")
+
+
+def test_help_imports_nothing_heavy():
+    """Every subcommand's help, in one process that then looks at what it has imported."""
+    code = f"""
+import sys
+import typer.main
+from rmkv_cli.cli.main import build
+command = typer.main.get_command(build())
+for path in {[list(path) for path in COMMANDS]!r} + [[]]:
+    try:
+        command.main([*path, "--help"], prog_name="rmkv")
+    except SystemExit as end:
+        assert end.code == 0, path
+heavy = {{"torch", "datasets", "pyarrow", "numpy", "tokenizers"}} & sys.modules.keys()
+print("imported:", sorted(heavy))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+def test_params_and_config_report_as_tables_and_as_json():
+    for name in ("params", "count-params"):
+        report = json.loads(rmkv(name, "--preset", "600m", "--json").stdout)
+        assert sum(report["by_part"].values()) == report["parameters"]
+    assert f"{report['parameters']:,}" in rmkv("params", "--preset", "600m").stdout
+    shown = json.loads(rmkv("config", "show", "--preset", "tiny", "--set", "model.memory.slots=5", "--json").stdout)
+    assert shown["model"]["memory"]["slots"] == 5
+    assert json.loads(rmkv("config", "list", "--json").stdout).keys() == {"tiny", "125m", "600m", "600m-published"}
+
+
+def test_what_show_prints_is_a_config_that_validate_accepts(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(rmkv("config", "show", "--preset", "125m").stdout)
+    assert rmkv("config", "validate", path).stdout == f"{path}: valid\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--preset", "tny"], "--preset tny: no such preset; did you mean 'tiny'?"),
+        (["train", "--preset", "tiny"], "no data: give --data DIR"),
+        (["train", "--preset", "tiny", "--data", "absent"], "absent"),
+        (["train"], "give a config"),
+        (["train", "--resume", "--run", "absent"], "absent: no run to go on with"),
+        (["train", "--preset", "tiny", "--config", "x.toml"], "either --preset NAME"),
+        (["params", "--preset", "tiny", "--set", "model.memory.slot=1"], "did you mean 'slots'?"),
+        (["config", "validate", "absent.toml"], "absent.toml: no such file"),
+        (["generate", "--model", "absent", "--prompt", "x"], "absent: no such folder"),
+        (["eval", "--model", "absent", "--data", "x"], "absent: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in error_of(monkeypatch, capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_is_shown_when_asked_for():
+    command = [sys.executable, "-m", "rmkv_cli", "params", "--preset", "tny"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"RMKV_DEBUG": "1", "PATH": ""})
+    assert "Traceback" in done.stderr
+
+
+def test_a_model_folder_that_is_damaged_is_named(monkeypatch, capsys, tmp_path):
+    save_small_model(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    line = error_of(monkeypatch, capsys, "generate", "--model", tmp_path, "--prompt", "x")
+    assert f"{weights}: damaged or missing weights" in line
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_named(monkeypatch, capsys, tmp_path):
+    save_small_model(tmp_path, vocab_size=100)
+    assert "does not fit its model" in error_of(monkeypatch, capsys, "generate", "--model", tmp_path, "--prompt", "x")
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """Prepares a mix and a config; returns the arguments that train on them, two steps a checkpoint."""
+    (tmp_path / "text.txt").write_text("A line of text, and another one. " * 200)
+    (tmp_path / "mix.toml").write_text(
+        'validation = 0.0\n[[sources]]\nkind = "files"\nname = "t"\nweight = 1\nfiles = ["text.txt"]\n'
+    )
+    tokenizer = tmp_path / "tokenizer.json"
+    assert rmkv("tokenizer", "train", tmp_path / "mix.toml", "--vocab-size", 300, "--out", tokenizer).returncode == 0
+    mixing = ["data", "mix", tmp_path / "mix.toml", "--tokenizer", tokenizer, "--out", tmp_path / "data"]
+    assert rmkv(*mixing, "--workers", 1).returncode == 0
+    keys = {
+        "model.vocab_size": 300, "model.hidden_size": 32, "model.num_hidden_layers": 1, "model.intermediate_size": 32,
+        "model.segment_length": 8, "model.lookback": 4, "train.batch_size": 2, "train.micro_batch_size": 2,
+        "train.checkpoint_every": 2, "train.eval_every": 2, "train.tokens": 300,
+    }  # fmt: skip
+    sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+    return ["--preset", "tiny", "--data", tmp_path / "data", "--run", tmp_path / "run", *sets]
+
+
+def test_train_from_the_command_line_and_its_json(small_run, tmp_path):
+    done = rmkv("model", "train", *small_run, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["finished"]
+    assert report["tokens"] >= 300
+    assert "a run is there already" in rmkv("train", *small_run).stderr
+
+
+def test_a_full_disk_ends_training_with_one_line_and_leaves_whole_checkpoints_only(small_run, tmp_path):
+    """No file may pass 40 kB: the first checkpoint's weights are larger."""
+    command = [sys.executable, "-m", "rmkv_cli", "train", *map(str, small_run)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

@@ -1,0 +1,46 @@
+"""What the README tells the reader to type does what it says."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from small_run import rmkv
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_it_starts_with_the_two_commands():
+    assert re.findall(r"^    (make \w+) ", README, re.MULTILINE) == ["make demo", "make test"]
+
+
+def test_the_python_example_runs(capsys):
+    (example,) = blocks("python")
+    exec(example, {})
+    assert re.fullmatch(r"[\d,]+ parameters, a state of [\d,]+ bytes\n", capsys.readouterr().out)
+
+
+@pytest.mark.timeout(200)
+def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (mix,), (commands,) = blocks("toml"), blocks("console")
+    Path("mix.toml").write_text(mix)
+    Path("books").mkdir()
+    for i in range(100):
+        Path(f"books/{i}.txt").write_text(f"Book {i}. " + "The quick brown fox jumps over the lazy dog. " * 20)
+    with Path("worked.jsonl").open("w") as file:
+        for i in range(200):
+            worked = {"prompt": f"What is {i} + 2?", "response": f"<think>{i} + 2 = {i + 2}.</think>{i + 2}"}
+            file.write(json.dumps(worked) + "\n")
+    for line in commands.splitlines():
+        words = shlex.split(line.removeprefix("$ rmkv "))
+        if words[0] == "train":  # the same, but shorter
+            words += ["--set", "train.tokens=3000", "--set", "train.segments_max=2"]
+        done = rmkv(*words)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.stdout

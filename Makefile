@@ -13,6 +13,9 @@ BIN := .venv/bin
 demo: .venv/done
 	$(BIN)/rmkv demo
 
+# One thread: the tests are small, and threads that wait for each other are slow on a busy machine.
+test test-slow: export OMP_NUM_THREADS = 1
+
 test: .venv/done
 	$(BIN)/pytest
 

@@ -4,11 +4,13 @@ import json
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 
 
@@ -20,6 +22,8 @@ def demo(
 
     What is there already is not made again, so a demo that was stopped goes on.
     """
+    if find_spec("matplotlib") is None or find_spec("plotext") is None:
+        raise UserError("the demo draws its loss curve with matplotlib and plotext: pip install 'rmkv[plot]'")
     corpus, tokenizer, data, run = (directory / name for name in ("corpus", "tokenizer.json", "data", "run"))
     if not corpus.exists():
         _run("data", "sample", corpus)
@@ -42,7 +46,11 @@ def demo(
 def _run(*words: object) -> None:
     arguments = [str(word) for word in words]
     stderr().print(f"\n$ rmkv {shlex.join(arguments)}", style="bold cyan", markup=False)
-    code = subprocess.call([sys.executable, "-m", "rmkv_cli", *arguments])
+    process = subprocess.Popen([sys.executable, "-m", "rmkv_cli", *arguments])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it got the same: give it the time to save
+        code = process.wait() or 130
     if code:
         raise typer.Exit(code)
     sys.stdout.flush()

@@ -20,10 +20,11 @@ def load_model(directory: Path, device: str) -> "tuple[RMKV, Tokenizer]":
     Raises:
         UserError: one of them is absent or damaged, they do not fit each other, or there is no such device.
     """
-    from rmkv_cli.model import RMKV
+    from rmkv_cli.model import RMKV, find_model
     from rmkv_cli.tokenizer import Tokenizer
     from rmkv_cli.training import resolve_device
 
+    directory = find_model(directory)
     model = RMKV.from_pretrained(directory, resolve_device(device))
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.config.vocab_size:

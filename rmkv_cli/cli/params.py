@@ -24,6 +24,7 @@ def params(
 
     report = describe(
         model,
+        train.batch_size,
         batch or train.micro_batch_size,
         row_tokens or train.segments_max * model.segment_length,
         train.precision,
@@ -56,7 +57,7 @@ def _print_report(report: dict[str, Any]) -> None:
     costs.add_row("state per sequence, between segments", _bytes(state["at_boundary"]))
     costs.add_row("state per sequence, at most", _bytes(state["at_most"]))
     costs.add_section()
-    given = f"{assumed['batch']} rows of {assumed['row_tokens']:,} tokens, {assumed['precision']}"
+    given = f"{assumed['batch']} of {assumed['lanes']} rows of {assumed['row_tokens']:,} tokens, {assumed['precision']}"
     costs.add_row(f"memory for training ({given}; estimate)", _bytes(memory["total"]), style="bold")
     for part in ("weights", "gradients", "optimizer", "states", "activations"):
         costs.add_row(f"  {part}", _bytes(memory[part]))

@@ -31,15 +31,15 @@ def train(
                 "give a config (--preset NAME or --config FILE), or a run to go on with: --resume --run DIR"
             )
         run = Path("runs") / name
+    moved = [f"train.data={data}"] if data else []
     if resume:
-        if preset or config or data or overrides:
-            stderr().print(f"--resume: taking the config of {run}; what else was given is not used", style="yellow")
+        if preset or config or overrides:
+            stderr().print(f"--resume: going on with the config of {run}, not with the one given", style="yellow")
         if not (run / "config.toml").is_file():
             raise UserError(f"{run}: no run to go on with (it has no config.toml)")
-        resolved = load_config(run / "config.toml")
+        resolved = load_config(run / "config.toml", moved)
     else:
-        given = [*(overrides or ()), *([f"train.data={data.resolve()}"] if data else [])]
-        resolved = read_config(preset, config, given)
+        resolved = read_config(preset, config, [*(overrides or ()), *moved])
 
     from rmkv_cli.training import NonFiniteError
     from rmkv_cli.training import train as train_run

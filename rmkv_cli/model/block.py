@@ -106,7 +106,7 @@ class RMKVBlock(nn.Module):
         else:
             memory, cell = self.cell(p + y, memory, cell)
         # Copies, so that the state does not hold on to the whole segment.
-        keys, values = (x[:, :, x.shape[2] - self.lookback :].contiguous() for x in (layer.keys, layer.values))
+        keys, values = (x[:, :, x.shape[2] - self.lookback :].clone() for x in (layer.keys, layer.values))
         if view.back is not None:
             keys = rotate(keys, view.back)
         return Layer(memory, cell, keys, values, layer.stream.new_zeros(len(y), 0, y.shape[-1]))

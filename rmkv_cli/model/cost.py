@@ -25,10 +25,11 @@ class TrainingMemory:
     """Bytes that training takes at its peak; activations are an estimate."""
 
     weights: int
+    """With autocast's copies of them in bfloat16."""
     gradients: int
     optimizer: int
     states: int
-    """Saved between the segments of a row."""
+    """Of all lanes, and those saved between the segments of a row."""
     activations: int
     """Of one segment, the logits included."""
 
@@ -75,20 +76,25 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     return work | {"head": 2.0 * D * config.vocab_size}
 
 
-def state_bytes(config: ModelConfig, element_size: int) -> tuple[int, int]:
-    """Return the bytes of one sequence's state at a segment's boundary, and at most, before a segment's last token."""
+def state_bytes(config: ModelConfig, element_size: int, window_size: int | None = None) -> tuple[int, int]:
+    """Return the bytes of one sequence's state at a segment's boundary, and at most, before a segment's last token.
+
+    A number takes `element_size` bytes, in keys and values `window_size` (under autocast they are narrower).
+    """
+    window_size = window_size or element_size
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
     memory = memories * m * D * (2 if config.memory.cell == "lstm" else 1)
     window = config.num_hidden_layers * 2 * lookback * D
-    inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D + (S - 1) * D)
+    inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D * window_size + (S - 1) * D * element_size)
     counters = 8 * (4 + 1)  # owner, document, position, offset, filled
-    boundary = (memory + window) * element_size + 8 * lookback + counters
-    return boundary, boundary + inside * element_size + 8 * (S - 1)
+    boundary = memory * element_size + window * window_size + 8 * lookback + counters
+    return boundary, boundary + inside + 8 * (S - 1)
 
 
-def training_memory(config: ModelConfig, batch: int, row_tokens: int, precision: str) -> TrainingMemory:
-    """Return the bytes for training on `batch` rows of `row_tokens` at once, with float32 weights and AdamW."""
+def training_memory(config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str) -> TrainingMemory:
+    """Return the bytes for training on `batch` rows of `row_tokens` at once, of `lanes` in all, with float32 weights
+    and AdamW."""
     parameters = sum(count_by_part(config).values())
     D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
     element = 2 if precision == "bf16" else 4
@@ -97,20 +103,20 @@ def training_memory(config: ModelConfig, batch: int, row_tokens: int, precision:
     # after their rotation, attention's output twice, the residuals), 4 of width F, and the logits three times over.
     a_token = config.num_hidden_layers * (13 * D + 4 * F) * element + 3 * 4 * config.vocab_size
     return TrainingMemory(
-        weights=4 * parameters,
+        weights=(6 if precision == "bf16" else 4) * parameters,
         gradients=4 * parameters,
         optimizer=8 * parameters,
-        states=batch * segments * state_bytes(config, element)[0],
+        states=(lanes + batch * segments) * state_bytes(config, 4, element)[0],
         activations=batch * min(S, row_tokens) * a_token,
     )
 
 
-def describe(config: ModelConfig, batch: int, row_tokens: int, precision: str) -> dict[str, Any]:
-    """Return all of the above as one JSON-able report."""
+def describe(config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str) -> dict[str, Any]:
+    """Return all of the above as one JSON-able report; the state is the float32 one that generation carries."""
     parts = count_by_part(config)
     flops = forward_flops_per_token(config)
-    boundary, most = state_bytes(config, 2 if precision == "bf16" else 4)
-    memory = training_memory(config, batch, row_tokens, precision)
+    boundary, most = state_bytes(config, 4)
+    memory = training_memory(config, lanes, batch, row_tokens, precision)
     return {
         "parameters": sum(parts.values()),
         "by_part": parts,
@@ -122,7 +128,7 @@ def describe(config: ModelConfig, batch: int, row_tokens: int, precision: str) -
         },
         "state_bytes": {"at_boundary": boundary, "at_most": most},
         "training_bytes": asdict(memory) | {"total": memory.total},
-        "assumed": {"batch": batch, "row_tokens": row_tokens, "precision": precision},
+        "assumed": {"lanes": lanes, "batch": batch, "row_tokens": row_tokens, "precision": precision},
     }
 
 

@@ -1,6 +1,7 @@
 """The model: embeddings, the segment loop with its carried state, and the head."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,11 +52,13 @@ class RMKV(nn.Module):
                 goes on. A document that the state ends in goes on under the same id.
 
         Raises:
-            ValueError: no tokens; document ids that decrease; a position beyond a learned table; or a model whose
-                memory goes through layers is asked to go on inside a segment.
+            ValueError: no tokens; document ids that decrease or are negative; a position beyond a learned table; or a
+                model whose memory goes through layers is asked to go on inside a segment.
         """
-        if document_ids is not None and (document_ids[:, 1:] < document_ids[:, :-1]).any():
-            raise ValueError("document_ids decrease along a row; documents must follow one another")
+        if document_ids is not None:
+            before = state.document[:, None] if state else torch.full_like(document_ids[:, :1], NONE)
+            if (torch.cat([before, document_ids], dim=1).diff() < 0).any() or (document_ids < 0).any():
+                raise ValueError("document_ids must be 0 or more and never decrease along a row, nor below the state's")
         hidden, state = self.hidden(input_ids, state, document_ids)
         return self.head(hidden), state
 
@@ -225,12 +228,12 @@ class RMKV(nn.Module):
 
 def reset_memory(state: State) -> State:
     """Return the state with its memory forgotten, as before a document's first segment; the look-back is kept."""
-    return state.map(lambda x, _: torch.full_like(x, NONE) if x is state.owner else x)
+    return replace(state, owner=torch.full_like(state.owner, NONE))
 
 
 def swap_memory(state: State, order: Tensor) -> State:
     """Return the state with each row's memory taken from row order[b] of the batch; all else is kept."""
-    return state.map(lambda x, batch: x[:, order] if x is state.memory or x is state.cell else x)
+    return replace(state, memory=state.memory[:, order], cell=None if state.cell is None else state.cell[:, order])
 
 
 def _count(document_ids: Tensor, before: Tensor, counted: Tensor) -> Tensor:

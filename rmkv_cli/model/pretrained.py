@@ -85,7 +85,7 @@ def find_model(path: Path, *, training: bool = False) -> Path:
         raise UserError(f"{path}: no such folder; wants a model folder, a checkpoint or a run")
     checkpoints = path / "checkpoints"
     if not checkpoints.is_dir():
-        if damage := damaged_file(path, training):
+        if (path / CHECKSUMS).exists() and (damage := damaged_file(path, training)):
             raise UserError(f"{path}: {damage} is damaged (its checksum is wrong)")
         return path
     for checkpoint in list_checkpoints(path):
@@ -109,16 +109,14 @@ def write_checksums(directory: Path) -> None:
 
 
 def damaged_file(directory: Path, training: bool) -> str | None:
-    """Return the first file that is not as its recorded checksum says, or None; without records nothing is damaged.
+    """Return the first file that is not as its recorded checksum says, the record itself if it is missing, or None.
 
     The folder `training` is looked at only where it is needed: it is twice as large as the model.
     """
     record = directory / CHECKSUMS
     try:
         sums: dict[str, str] = json.loads(record.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return CHECKSUMS
     for name, expected in sums.items():
         if name.startswith("training/") and not training:

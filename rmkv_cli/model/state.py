@@ -63,6 +63,21 @@ class State:
         """Return the state cut off from the graph that computed it."""
         return self.map(lambda x, _: x.detach())
 
+    def rows(self, start: int, count: int) -> "State":
+        """Return the state of `count` rows of the batch from row `start`."""
+        return self.map(lambda x, batch: x.narrow(batch, start, count))
+
+    @classmethod
+    def join(cls, states: "list[State]") -> "State":
+        """Return one state for the rows of all `states`, which must stand at the same place in their segments."""
+        parts = [state.tensors() for state in states]
+        joined = {
+            name: torch.cat([part[name] for part in parts], dim=1 if name in ("memory", "cell") else 0)
+            for name in parts[0]
+            if name != "filled"
+        }
+        return cls.from_tensors(joined | {"filled": parts[0]["filled"]})
+
     def repeat(self, n: int) -> "State":
         """Return a state of batch B n: each row n times."""
         return self.map(lambda x, batch: x.repeat_interleave(n, dim=batch))

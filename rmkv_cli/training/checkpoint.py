@@ -25,22 +25,24 @@ def save_checkpoint(
         UserError: it cannot be written (a full disk); what was there before stays.
     """
     path = run / "checkpoints" / f"step-{step:08d}"
-    shutil.rmtree(path, ignore_errors=True)  # a damaged one that was passed over
     with whole_directory(path) as aside:
         write_model(aside, model, tokenizer)
-        (aside / STATE).parent.mkdir()
-        try:
-            torch.save(training, aside / STATE)
-        except RuntimeError as error:  # how torch reports a failed write
-            raise UserError(f"{path / STATE}: cannot be written: {str(error).splitlines()[0]}") from None
+        write_training(aside, training)
         write_checksums(aside)
     _point(run / "latest", path)
     best = (run / "best").resolve()
     for old in list_checkpoints(run)[keep_last:]:
         if old.resolve() != best:
-            hidden = old.rename(old.with_name(f".{old.name}.old"))
-            shutil.rmtree(hidden)
+            _remove(old)
     return path
+
+
+def go_back(run: Path, checkpoint: Path) -> None:
+    """Make `checkpoint` the run's newest: remove the damaged ones after it, and what a kill left half done."""
+    for path in (run / "checkpoints").iterdir():
+        if path.name.startswith(".") or path.name > checkpoint.name:
+            _remove(path)
+    _point(run / "latest", checkpoint)
 
 
 def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
@@ -51,6 +53,16 @@ def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
+def write_training(directory: Path, training: dict[str, Any]) -> None:
+    """Put beside a model what training goes on from; raise `UserError` where there is no room."""
+    path = directory / STATE
+    path.parent.mkdir()
+    try:
+        torch.save(training, path)
+    except RuntimeError as error:  # how torch reports a failed write
+        raise UserError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from None
+
+
 def mark_best(run: Path, checkpoint: Path) -> None:
     """Point the run's `best` at a checkpoint: it is kept until a better one comes."""
     _point(run / "best", checkpoint)
@@ -59,6 +71,15 @@ def mark_best(run: Path, checkpoint: Path) -> None:
 def load_training(checkpoint: Path, device: str) -> dict[str, Any]:
     """Return what `save_checkpoint` was given as `training`."""
     return torch.load(checkpoint / STATE, map_location=device, weights_only=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; one that is killed half-way is hidden, and no checkpoint any more."""
+    hidden = checkpoint.with_name(f".{checkpoint.name.lstrip('.')}.old")
+    if checkpoint != hidden:
+        shutil.rmtree(hidden, ignore_errors=True)
+        checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _point(link: Path, checkpoint: Path) -> None:

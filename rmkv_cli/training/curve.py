@@ -38,14 +38,15 @@ def draw_loss_curve(run: Path, png: Path) -> str:
     figure.savefig(png, dpi=150)
     pyplot.close(figure)
 
-    plotext.clear_figure()
-    plotext.plot_size(80, 20)
-    plotext.theme("clear")
-    plotext.plot(*train, label="training", marker="dot")
-    plotext.plot(*held_out, label="held out", marker="o")
-    plotext.xlabel("tokens")
-    plotext.title("loss, nats per token")
-    return str(plotext.build())
+    screen = plotext.figure
+    screen.clear()
+    screen.plot_size(80, 20)
+    screen.draw(screen.signal(*train).lines())
+    if held_out[0]:
+        screen.draw(screen.signal(*held_out, marker="o"))
+    screen.title("loss in nats per token: a line for training, o held out")
+    screen.label("tokens", "x")
+    return str(plotext.uncolorize(screen.build().string())).rstrip()
 
 
 def _points(pairs: list[tuple[Any, Any]]) -> Points:

@@ -1,24 +1,34 @@
 """A training run from its first step, or its last checkpoint, to its end."""
 
 import json
+import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
 
-from rmkv_cli.config import Config, ModelConfig, dump_toml
-from rmkv_cli.data.documents import Documents
+from rmkv_cli.config import Config, dump_toml
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
-from rmkv_cli.files import sha256, whole_directory, write_text
+from rmkv_cli.files import whole_directory, write_text
 from rmkv_cli.model import find_model
-from rmkv_cli.model.pretrained import WEIGHTS
+from rmkv_cli.model.pretrained import WEIGHTS, list_checkpoints, save_tensors
 from rmkv_cli.progress import stderr
-from rmkv_cli.tokenizer import Tokenizer
-from rmkv_cli.training.checkpoint import load_training, mark_best, save_checkpoint, write_model
+from rmkv_cli.training.checkpoint import (
+    go_back,
+    load_training,
+    mark_best,
+    save_checkpoint,
+    write_model,
+    write_training,
+)
+from rmkv_cli.training.data import Data, open_data, with_absolute_data
 from rmkv_cli.training.display import Display
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.metrics import Metrics
@@ -49,24 +59,30 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         UserError: the config, the data, the tokenizer and the run do not fit together.
         NonFiniteError: the loss or the gradient is not a number; what led to it lies in the run's folder `failed`.
     """
-    documents, validation, tokenizer = _open_data(config)
-    if not resume:
-        _check_new(config, run, allow_noncausal)
-    trainer = Trainer(config, documents, resolve_device(config.train.device))
-    manifest = sha256(Path(config.train.data or "") / "manifest.json")
-    if resume:
-        _go_on(trainer, run, manifest)
-    else:
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "config.toml", dump_toml(config))
-        tokenizer.save(run / "tokenizer.json")
-    metrics = Metrics(run / "metrics.jsonl", trainer.step)
-    job = _Job(trainer, run, manifest, tokenizer, validation, metrics)
-    try:
-        with interruptible() as interrupt, Display(trainer.tokens, config.train.tokens) as display:
-            job.run_to_end(interrupt, display)
-    finally:
-        metrics.close()
+    config = with_absolute_data(config)
+    data = open_data(config)
+    if config.model.memory.carry == "layers":
+        _require_allowance(allow_noncausal or resume)
+    if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
+        raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
+    with _locked(run):
+        trainer = Trainer(config, data.documents, resolve_device(config.train.device))
+        if resume:
+            _go_on(trainer, run, data)
+        else:
+            data.tokenizer.save(run / "tokenizer.json")
+            write_text(run / "config.toml", dump_toml(config))  # last: with it the run can be gone on with
+        metrics = Metrics(run / "metrics.jsonl", trainer.step)
+        try:
+            with interruptible() as interrupt, Display(trainer.tokens, config.train.tokens) as display:
+                _Job(trainer, run, data, metrics, display).run_to_end(interrupt)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU's memory is full: lower train.micro_batch_size ({config.train.micro_batch_size}), or "
+                f"model.segment_length; `rmkv params` estimates the need"
+            ) from None
+        finally:
+            metrics.close()
     last = next((r["validation"] for r in reversed(metrics.records) if "validation" in r), None)
     code = 0 if interrupt.signal is None else STOPPED[signal.Signals(interrupt.signal)]
     return Outcome(run, trainer.step, trainer.tokens, last, code)
@@ -85,16 +101,15 @@ def resolve_device(device: str) -> str:
 class _Job:
     trainer: Trainer
     run: Path
-    manifest: str
-    tokenizer: Tokenizer
-    validation: Documents | None
+    data: Data
     metrics: Metrics
+    display: Display
 
-    def run_to_end(self, interrupt: Interrupt, display: Display) -> None:
+    def run_to_end(self, interrupt: Interrupt) -> None:
         """Step until all tokens are seen or a signal asks to stop; save and evaluate when due and at the end."""
         config, trainer = self.trainer.config.train, self.trainer
-        if trainer.step:
-            self.evaluate(display)  # a kill may have come between saving and evaluating
+        saved = trainer.step
+        self.evaluate()  # a kill may have come between saving and evaluating
         while not trainer.finished and interrupt.signal is None:
             try:
                 record = trainer.train_step()
@@ -103,87 +118,84 @@ class _Job:
                 raise
             if trainer.step % config.log_every == 0 or trainer.finished:
                 self.metrics.add(record)
-            display.step(record)
-            if trainer.step % config.checkpoint_every == 0 or trainer.finished or interrupt.signal is not None:
+            self.display.step(record)
+            if trainer.step % config.checkpoint_every == 0 or trainer.finished:
                 self.save()
-            self.evaluate(display)
+                saved = trainer.step
+            self.evaluate()
+        if saved != trainer.step:
+            self.save()
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
         trainer = self.trainer
-        training = trainer.state_dict() | {"manifest": self.manifest}
-        save_checkpoint(self.run, trainer.step, trainer.model, self.tokenizer, training, trainer.config.train.keep_last)
+        training = trainer.state_dict() | {"data": self.data.hash}
+        keep_last = trainer.config.train.keep_last
+        save_checkpoint(self.run, trainer.step, trainer.model, self.data.tokenizer, training, keep_last)
 
-    def evaluate(self, display: Display) -> None:
+    def evaluate(self) -> None:
         """Measure the held-out loss if it is due at this step and not yet known, and mark the best checkpoint."""
         config, trainer = self.trainer.config.train, self.trainer
         due = trainer.step % config.eval_every == 0 or trainer.finished
-        if self.validation is None or not due or self.metrics.has_validation(trainer.step):
+        if self.data.held_out is None or not trainer.step or not due or self.metrics.has_validation(trainer.step):
             return
-        report = measure(trainer.model, self.validation, max_tokens=config.eval_tokens, tokenizer=self.tokenizer)
+        tokenizer = self.data.tokenizer
+        report = measure(trainer.model, self.data.held_out, max_tokens=config.eval_tokens, tokenizer=tokenizer)
         best = report.loss < self.metrics.best()
+        if best:  # before it is recorded: should a kill come between, it is done again
+            mark_best(self.run, self.run / "checkpoints" / f"step-{trainer.step:08d}")
         figures = {"loss": report.loss, "perplexity": report.perplexity, "bits_per_byte": report.bits_per_byte}
         self.metrics.add({"step": trainer.step, "tokens": trainer.tokens, "validation": figures})
-        if best:
-            mark_best(self.run, self.run / "checkpoints" / f"step-{trainer.step:08d}")
         bits = f", {report.bits_per_byte:.3f} bits per byte" if report.bits_per_byte is not None else ""
-        display.say(f"step {trainer.step:,}: validation loss {report.loss:.4f}{bits}{' (best)' if best else ''}")
+        self.display.say(f"step {trainer.step:,}: validation loss {report.loss:.4f}{bits}{' (best)' if best else ''}")
 
     def save_failure(self, error: NonFiniteError) -> None:
-        """Save the model before the bad step, the step's rows, and each parameter's gradient norm."""
+        """Save what the bad step began from, weights and states, and its rows, and each parameter's gradient norm."""
         trainer = self.trainer
         path = self.run / "failed" / f"step-{error.record['step']:08d}"
+        shutil.rmtree(path, ignore_errors=True)  # the same step, come to again
         norms = {name: p.grad.norm().item() for name, p in trainer.model.named_parameters() if p.grad is not None}
         rows = {name: torch.from_numpy(x) for name, x in vars(error.rows).items()}
         with whole_directory(path) as aside:
-            write_model(aside, trainer.model, self.tokenizer)
-            save_file(rows, aside / "rows.safetensors")
-            report = error.record | {"gradient_norms_after_clipping": norms}
+            write_model(aside, trainer.model, self.data.tokenizer)
+            write_training(aside, trainer.state_dict())
+            save_tensors(rows, aside / "rows.safetensors")
+            report = error.record | {"gradient_norms": norms}
             (aside / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        stderr().print(f"The weights were not changed. The model, the rows and the gradients' norms: {path}")
+        self.display.say(f"The weights were not changed. The model, its states, the rows and the gradients: {path}")
 
 
-def _open_data(config: Config) -> tuple[Documents, Documents | None, Tokenizer]:
-    """Return the documents to train on, those held out (None if there are none), and their tokenizer."""
-    if config.train.data is None:
-        raise UserError("no data: give --data DIR, a folder that `rmkv data mix` made")
-    folder = Path(config.train.data)
-    documents = Documents.open(folder, "train")
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.hash != documents.tokenizer_hash:
-        raise UserError(f"{folder}: its tokenizer.json is not the one that the data was made with")
-    _check_vocabulary(config.model, tokenizer, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    held_out = Documents.open(folder, "validation") if manifest["splits"]["validation"]["documents"] else None
-    return documents, held_out, tokenizer
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Keep other processes from training in the same folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{run}: another process is training in it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size = {model.vocab_size}; "
-            f"use --set model.vocab_size={tokenizer.vocab_size}"
-        )
+def _require_allowance(allowed: bool) -> None:
+    line = "memory.carry = 'layers' is not causal: from the second layer up tokens read their own future"
+    if not allowed:
+        raise UserError(f"{line}. Such a model cannot generate. --allow-noncausal trains it, for comparison")
+    stderr().print(f"warning: {line}; its loss means nothing", style="bold red")
 
 
-def _check_new(config: Config, run: Path, allow_noncausal: bool) -> None:
-    if (run / "checkpoints").exists() or (run / "config.toml").exists():
-        raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    if config.model.memory.carry == "layers":
-        line = "memory.carry = 'layers' is not causal: from the second layer up tokens read their own future"
-        if not allow_noncausal:
-            raise UserError(f"{line}. Such a model cannot generate. --allow-noncausal trains it, for comparison")
-        stderr().print(f"warning: {line}; its loss means nothing", style="bold red")
-
-
-def _go_on(trainer: Trainer, run: Path, manifest: str) -> None:
+def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     """Load the run's newest whole checkpoint, if it has one yet."""
-    if not (run / "checkpoints").is_dir():
+    if not list_checkpoints(run):
         stderr().print(f"{run}: was stopped before its first checkpoint; starting anew")
         return
     checkpoint = find_model(run, training=True)
     saved = load_training(checkpoint, trainer.device)
-    if saved["manifest"] != manifest:
+    if saved["data"] != data.hash:
         raise UserError(f"{trainer.config.train.data}: is not the data that {checkpoint} was trained on")
     trainer.load_state_dict(saved, load_file(checkpoint / WEIGHTS, trainer.device))
+    go_back(run, checkpoint)
     stderr().print(f"going on from {checkpoint}")

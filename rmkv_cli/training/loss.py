@@ -28,6 +28,7 @@ def row_loss(
             document_ids[:, part],
             state,
             use_reentrant=False,
+            preserve_rng_state=model.config.dropout > 0,
         )
         losses.append(loss)
     return torch.stack(losses).sum(), state

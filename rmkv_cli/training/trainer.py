@@ -33,8 +33,8 @@ class Trainer:
             self.model = RMKV(config.model)
         self.optimizer = make_optimizer(self.model, config.train)
         self.lanes = Lanes(documents, config.train.batch_size, config.train.seed)
-        micro_batches = config.train.batch_size // config.train.micro_batch_size
-        self.states: list[State | None] = [None] * micro_batches
+        self.state = self.model.initial_state(config.train.batch_size)
+        """Of all lanes, as the next step finds it."""
         self.step, self.tokens = 0, 0
 
     @property
@@ -56,8 +56,9 @@ class Trainer:
         waited = time.perf_counter() - began
         tokens = self.tokens + rows.input_ids.size
         rate = learning_rate(config, min(1.0, tokens / config.tokens))
-        loss = self._accumulate(rows)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        loss, state = self._accumulate(rows)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         record: dict[str, Any] = {
             "step": self.step + 1,
             "tokens": tokens,
@@ -68,44 +69,44 @@ class Trainer:
         }
         if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
             raise NonFiniteError(rows, record)
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step, self.tokens = record["step"], record["tokens"]
+        self.state, self.step, self.tokens = state, record["step"], record["tokens"]
         seconds = time.perf_counter() - began
         return record | {"tokens_per_second": rows.input_ids.size / seconds, "data_wait": waited / seconds}
 
-    def _accumulate(self, rows: Rows) -> Tensor:
-        """Add up the gradients of all micro-batches; return the loss in nats per token."""
-        size = self.config.train.micro_batch_size
-        total = torch.zeros((), device=self.device)
+    def _accumulate(self, rows: Rows) -> tuple[Tensor, State]:
+        """Add up the gradients of all micro-batches; return the loss in nats per token and the lanes' new state."""
+        config = self.config.train
+        size = config.micro_batch_size
+        total, states = torch.zeros((), device=self.device), []
         self.model.train()
-        for i, state in enumerate(self.states):
-            part = slice(i * size, (i + 1) * size)
+        for start in range(0, config.batch_size, size):
             input_ids, targets, document_ids = (
-                torch.from_numpy(x[part]).to(self.device) for x in (rows.input_ids, rows.targets, rows.document_ids)
+                torch.from_numpy(x[start : start + size]).to(self.device)
+                for x in (rows.input_ids, rows.targets, rows.document_ids)
             )
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-                loss, state = row_loss(
-                    self.model, input_ids, targets, document_ids, state or self.model.initial_state(size)
-                )
+            with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss, state = row_loss(self.model, input_ids, targets, document_ids, self.state.rows(start, size))
             loss = loss / rows.input_ids.size
             loss.backward()
             total += loss.detach()
-            self.states[i] = state.detach()
-        return total
+            states.append(state.detach())
+        return total, State.join(states)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the weights."""
+        """Return everything but the weights; the lanes' state is one, however they are split into micro-batches."""
         return {
             "step": self.step,
             "tokens": self.tokens,
             "optimizer": self.optimizer.state_dict(),
             "lanes": self.lanes.state_dict(),
-            "states": [state.tensors() if state else None for state in self.states],
+            "state": self.state.tensors(),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
+            "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else None,
         }
 
     def load_state_dict(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> None:
@@ -113,8 +114,8 @@ class Trainer:
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.lanes.load_state_dict(saved["lanes"])
-        self.states = [State.from_tensors(named) if named else None for named in saved["states"]]
+        self.state = State.from_tensors(saved["state"])
         self.step, self.tokens = saved["step"], saved["tokens"]
         torch.set_rng_state(saved["rng"].cpu())
-        if self.device == "cuda":
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in saved["cuda_rng"]])
+        if self.device == "cuda" and saved["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())

@@ -122,22 +122,44 @@ def test_a_state_is_saved_loaded_and_branched(tmp_path):
 
 
 def test_memory_can_be_reset_and_swapped():
+    """Without a look-back the memory is all that is carried, but for the position, which stays."""
     model = make_model(lookback=0)
     ids = tokens(2, 10)
     _, state = model(ids[:, :5])
     rest = ids[:, 5:]
     fresh, swapped = model(rest, reset_memory(state))[0], model(rest, swap_memory(state, torch.tensor([1, 0])))[0]
     torch.testing.assert_close(fresh, model(rest)[0], atol=1e-12, rtol=0)
+    assert model(rest, reset_memory(state))[1].position.tolist() == [10, 10]
     crossed = torch.cat([ids.flip(0)[:, :5], rest], dim=1)
     torch.testing.assert_close(swapped, model(crossed)[0][:, 5:], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("lookback", [0, 2])
+def test_a_state_holds_on_to_no_more_than_itself(lookback):
+    model = make_model(lookback=lookback, memory={"cell": "lstm"})
+    _, state = model(tokens(2, 30))
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in state.tensors().values()}
+    assert sum(held.values()) <= 1.5 * state.size()
+
+
+def test_states_are_split_and_joined():
+    model = make_model(memory={"cell": "lstm"})
+    ids = tokens(3, 12)
+    _, state = model(ids)
+    again = State.join([state.rows(0, 1), state.rows(1, 2)])
+    assert all(torch.equal(x, again.tensors()[name]) for name, x in state.tensors().items())
+    torch.testing.assert_close(model(ids[1:], state.rows(1, 2))[0], model(ids, state)[0][1:], atol=1e-12, rtol=0)
 
 
 def test_bad_calls_are_refused():
     ids = tokens(1, 7)
     with pytest.raises(ValueError, match="no tokens"):
         make_model()(ids[:, :0])
-    with pytest.raises(ValueError, match="document_ids decrease"):
-        make_model()(ids, document_ids=torch.tensor([[1, 1, 0, 0, 0, 0, 0]]))
+    model = make_model()
+    _, state = model(ids, document_ids=torch.full_like(ids, 5))
+    for bad, before in (([1, 1, 0, 0, 0, 0, 0], None), ([-1] * 7, None), ([4] * 7, state)):
+        with pytest.raises(ValueError, match="never decrease along a row"):
+            model(ids, before, torch.tensor([bad]))
     with pytest.raises(ValueError, match="max_position_embeddings = 6"):
         make_model(position="learned", max_position_embeddings=6)(ids)
     published = make_model(memory={"carry": "layers"})

@@ -1,9 +1,11 @@
-"""kill -9 at random moments, ten times, then resume: the same final weights and the same curve."""
+"""Killed at any moment and resumed, a run ends with the same weights and the same curve."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 
 from rmkv_cli.config import dump_toml
 from rmkv_cli.model import find_model
+from rmkv_cli.training import train
 from rmkv_cli.training.metrics import read_metrics
 
 TIMES = {"tokens_per_second", "data_wait"}
@@ -19,7 +22,7 @@ TIMES = {"tokens_per_second", "data_wait"}
 
 def rmkv_train(*arguments):
     command = [sys.executable, "-m", "rmkv_cli", "train", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def steps(run):
@@ -46,12 +49,68 @@ def test_killed_ten_times_it_ends_as_if_it_had_not_been(make_config, tmp_path):
         while steps(run) < further and process.poll() is None:
             time.sleep(random.uniform(0, 0.02))
         process.kill()
-        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+        assert process.wait() == -signal.SIGKILL
         begin = ["--resume"]
-    process = rmkv_train("--resume", "--run", run)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+    assert rmkv_train("--resume", "--run", run).wait() == 0
 
-    assert curve(run) == curve(tmp_path / "whole")
-    one, other = (load_file(find_model(r) / "model.safetensors") for r in (run, tmp_path / "whole"))
+    assert_same(run, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_before_any_step_of_writing_it_ends_the_same(make_config, tmp_path, monkeypatch):
+    """A process dies right before its n-th fsync, rename or symlink, for every n until it comes to its end."""
+    config = make_config(tokens=300, checkpoint_every=1, eval_every=2, keep_last=1)
+    whole = train(config, tmp_path / "whole").run
+    deaths = 0
+    while True:
+        run = tmp_path / str(deaths)
+        died = in_a_fork(lambda run=run, n=deaths: die_before(monkeypatch, n) or train(config, run))
+        resume = (run / "config.toml").exists()
+        train(config, run, resume=resume)
+        assert_same(run, whole)
+        assert {p.name for p in (run / "checkpoints").iterdir()} == {p.name for p in (whole / "checkpoints").iterdir()}
+        if not died:
+            break
+        deaths += 1
+    assert deaths > 50
+
+
+def die_before(monkeypatch, n):
+    """Let the n-th of these calls, counted from 0, be the process's last."""
+    left = [n]
+
+    def dying(call):
+        def wrapped(*arguments, **keys):
+            if left[0] == 0:
+                os._exit(9)
+            left[0] -= 1
+            return call(*arguments, **keys)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "fsync", dying(os.fsync))
+    for name in ("rename", "replace", "symlink_to"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
+
+
+def in_a_fork(work):
+    """Run `work` in a fork of this process; return whether it died."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def assert_same(a, b):
+    assert curve(a) == curve(b)
+    one, other = (load_file(find_model(run) / "model.safetensors") for run in (a, b))
     assert all(torch.equal(x, other[name]) for name, x in one.items())
+    assert (a / "best").resolve().name == (b / "best").resolve().name

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from rmkv_cli.config import MixConfig, load_config
@@ -27,6 +28,18 @@ def curve(run):
 
 def weights(run):
     return load_file(find_model(run) / "model.safetensors")
+
+
+def stop_at(monkeypatch, limit, step=Trainer.train_step):
+    """Send SIGTERM to this process in step number `limit`."""
+
+    def stopping(self):
+        record = step(self)
+        if self.step == limit:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    monkeypatch.setattr(Trainer, "train_step", stopping)
 
 
 def assert_same_run(a, b):
@@ -54,27 +67,16 @@ def test_a_run_learns_and_leaves_what_it_should(make_config, tmp_path, tokenizer
     assert RMKV.from_pretrained(outcome.run).count_parameters() == RMKV(config.model).count_parameters()
 
 
-@pytest.mark.parametrize("keys", [{"memory": {"cell": "lstm"}}, {"model": {"dropout": 0.2}}])
+@pytest.mark.parametrize("keys", [{"memory": {"cell": "lstm"}, "precision": "bf16"}, {"model": {"dropout": 0.2}}])
 def test_stopped_and_resumed_is_bit_for_bit_the_same(make_config, tmp_path, monkeypatch, keys):
     """Stopped by SIGTERM after 3 and again after 5 steps, once right after a checkpoint, once between two."""
     config = make_config(**keys)
     whole = train(config, tmp_path / "whole")
-    steps = Trainer.train_step
-
-    def stop_at(limit):
-        def step(self):
-            record = steps(self)
-            if self.step == limit:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return record
-
-        monkeypatch.setattr(Trainer, "train_step", step)
-
-    stop_at(3)
+    stop_at(monkeypatch, 3)
     first = train(config, tmp_path / "parts")
-    stop_at(6)
+    stop_at(monkeypatch, 6)
     second = train(config, tmp_path / "parts", resume=True)
-    stop_at(None)
+    stop_at(monkeypatch, None)
     last = train(config, tmp_path / "parts", resume=True)
     assert (first.step, second.step, last.step) == (3, 6, whole.step)
     assert (first.exit_code, last.exit_code) == (0, 0)
@@ -110,6 +112,39 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(make_config, tmp_path, cap
     assert_same_run(whole.run, outcome.run)
 
 
+def test_damaged_checkpoints_do_not_push_out_good_ones(make_config, tmp_path):
+    run = train(make_config(tokens=600, keep_last=1), tmp_path / "run").run
+    stray = run / "checkpoints" / "step-99999999"
+    (stray / "training").mkdir(parents=True)
+    outcome = train(make_config(tokens=600, keep_last=1), run, resume=True)
+    assert not stray.exists()
+    assert find_model(run).name == f"step-{outcome.step:08d}"
+    assert (run / "latest").resolve() == find_model(run).resolve()
+
+
+def test_a_run_goes_on_with_smaller_micro_batches(make_config, tmp_path, monkeypatch):
+    """What one does when the memory runs out: the lanes' states are of all lanes, however they are split."""
+    whole = train(make_config(micro_batch_size=4), tmp_path / "whole")
+    stop_at(monkeypatch, 3)
+    run = train(make_config(micro_batch_size=4), tmp_path / "run").run
+    train(make_config(micro_batch_size=1), run, resume=True)
+    for one, other in zip(curve(run), curve(whole.run), strict=True):
+        if "loss" in one:
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_two_processes_do_not_train_in_one_folder(make_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UserError, match="another process is training in it"):
+        train(make_config(), tmp_path / "run")
+
+
+def test_a_document_longer_than_learned_positions_is_found_before_training(make_config, tmp_path):
+    config = make_config(model={"position": "learned", "max_position_embeddings": 50})
+    with pytest.raises(UserError, match="has a document of"):
+        train(config, tmp_path / "run")
+
+
 def test_gradient_accumulation_does_not_change_the_step(make_config, tmp_path):
     runs = [train(make_config(micro_batch_size=size, tokens=400), tmp_path / str(size)).run for size in (1, 4)]
     for one, four in zip(*map(curve, runs), strict=True):
@@ -128,11 +163,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_config, tmp_path
     monkeypatch.setattr(loop.Trainer, "__init__", poisoned)
     with pytest.raises(NonFiniteError, match="step 1: loss nan"):
         train(make_config(), tmp_path / "run")
+    with pytest.raises(NonFiniteError):  # it comes again, and takes the place of the first
+        train(make_config(), tmp_path / "run", resume=True)
     failed = tmp_path / "run" / "failed" / "step-00000001"
     assert str(failed) in capsys.readouterr().err.replace("\n", "")
     rows = load_file(failed / "rows.safetensors")
     assert rows["input_ids"].shape == rows["targets"].shape == rows["document_ids"].shape
-    assert math.isnan(json.loads((failed / "report.json").read_text())["loss"])
+    report = json.loads((failed / "report.json").read_text())
+    assert math.isnan(report["loss"])
+    assert {"embedding.weight", "norm.bias"} <= report["gradient_norms"].keys()
+    assert (failed / "training" / "state.pt").is_file()
     model = RMKV.from_pretrained(failed)
     torch.manual_seed(0)
     assert torch.equal(model.embedding.weight, RMKV(make_config().model).embedding.weight)

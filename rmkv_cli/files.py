@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all: write aside, fsync, rename."""
 
+import glob
 import hashlib
 import os
 import shutil
@@ -32,21 +33,41 @@ def whole_file(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def _is_another_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return pid != os.getpid()
+
+
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """Give a fresh folder to fill; on success it is synced and renamed to `path`, on failure it is removed.
 
-    `path` must not exist. A folder left aside by a killed process is cleared by the next one that writes `path`.
+    A folder left aside by a killed process is cleared by the next one that writes `path`.
+
+    Raises:
+        UserError: `path` exists by the time that the folder is whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".part")
+        if pid.isdecimal() and not _is_another_process(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     aside.mkdir()
     try:
         yield aside
         for entry in [*aside.rglob("*"), aside]:
             _fsync(entry)
-        aside.rename(path)
+        try:
+            aside.rename(path)
+        except OSError:
+            require_new(path)
+            raise
         _fsync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -12,8 +12,8 @@ PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal
 
 
 def stderr() -> Console:
-    """Return a console for messages and progress; stdout is for results alone."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Return a console for messages and progress, which are shown as they are; stdout is for results alone."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def amount(number: float) -> str:

@@ -1,5 +1,9 @@
 """Files and folders appear whole or not at all."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from rmkv_cli.errors import UserError
@@ -31,9 +35,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_folder_appears_whole_and_leftovers_of_a_kill_are_cleared(tmp_path):
     path = tmp_path / "folder"
-    (tmp_path / ".folder.part").mkdir()
-    (tmp_path / ".folder.part" / "leftover").touch()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (ended.pid, os.getpid()):  # a killed container's process had perhaps the number of this one
+        (tmp_path / f".folder.{pid}.part").mkdir()
+        (tmp_path / f".folder.{pid}.part" / "leftover").touch()
     with whole_directory(path) as aside:
+        assert not list(aside.iterdir())
         (aside / "sub").mkdir()
         (aside / "sub" / "file").write_text("x")
         assert not path.exists()
@@ -41,6 +49,20 @@ def test_a_folder_appears_whole_and_leftovers_of_a_kill_are_cleared(tmp_path):
     with pytest.raises(RuntimeError), whole_directory(tmp_path / "other"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_that_write_a_folder_leave_each_others_work_alone(tmp_path):
+    path = tmp_path / "folder"
+    others = [tmp_path / f".folder.{os.getppid()}.part", tmp_path / f".folder.5.{os.getpid()}.part"]
+    for other in others:
+        other.mkdir()
+    writing = whole_directory(path)
+    (writing.__enter__() / "second").touch()
+    write_text(path / "first", "the other process ended before")
+    with pytest.raises(UserError, match="folder: already exists"):
+        writing.__exit__(None, None, None)
+    assert [p.name for p in path.iterdir()] == ["first"]
+    assert sorted(tmp_path.iterdir()) == sorted([*others, path])
 
 
 def test_checks_say_what_is_wrong(tmp_path):

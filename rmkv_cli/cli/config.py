@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
-from rmkv_cli.config import dump_toml, list_presets, load_config, load_mix
+from rmkv_cli.config import dump_toml, list_presets, load_any
+from rmkv_cli.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="See, check and list configs.")
 
@@ -24,13 +25,17 @@ def show(preset: Preset = None, config: ConfigFile = None, overrides: Overrides 
 
 @app.command(epilog="Example: rmkv config validate my.toml mix.toml")
 def validate(files: Annotated[list[Path], typer.Argument(help="Configs of models and of mixes.")]) -> None:
-    """Check configs; all errors of a file are shown at once."""
+    """Check configs; all errors of all files are shown at once."""
+    errors = []
     for file in files:
-        if file.is_file() and "[[sources]]" in file.read_text(encoding="utf-8", errors="replace"):
-            load_mix(file)
+        try:
+            load_any(file)
+        except UserError as error:
+            errors.append(str(error))
         else:
-            load_config(file)
-        print(f"{file}: valid")
+            print(f"{file}: valid")
+    if errors:
+        raise UserError("\n".join(errors))
 
 
 @app.command("list", epilog="Example: rmkv config list")

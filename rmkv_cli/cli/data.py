@@ -63,7 +63,7 @@ def mix(
     for source in manifest.sources:
         if source.skipped:
             what = f"source '{source.name}': {source.skipped:,} skipped, the first: {source.first_error}"
-            stderr().print(what, style="yellow", markup=False)
+            stderr().print(what, style="yellow")
 
 
 @app.command(epilog="Example: rmkv data inspect data")

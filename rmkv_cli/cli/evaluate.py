@@ -81,7 +81,7 @@ def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path) -> "Docum
 def _print(report: "Report", effect: "MemoryEffect | None") -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     scores = _table("", "documents", "tokens", "loss", "perplexity", "bits per byte")
     for name, score in report.by_source.items():
         scores.add_row(name, *_cells(score))

@@ -1,5 +1,6 @@
 """The `rmkv` command: its groups, and how every error becomes one line and an exit code."""
 
+import io
 import os
 import signal
 import sys
@@ -45,6 +46,8 @@ def main() -> None:
 
     RMKV_DEBUG=1 shows the traceback instead.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it is not UTF-8; stderr escapes such characters by itself
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
     try:
         build()()
@@ -54,7 +57,7 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):  # `rmkv … | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        stderr().print(f"error: {_one_line(error)}", style="red", markup=False)
+        stderr().print(f"error: {_one_line(error)}", style="red")
         sys.exit(2)
 
 

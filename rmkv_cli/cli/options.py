@@ -32,6 +32,6 @@ def read_config(preset: str | None, file: Path | None, overrides: list[str] | No
 
 
 def print_json(value: Any) -> None:
-    """Print `value` to stdout as indented JSON."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    """Print `value` to stdout as indented JSON, its characters escaped where stdout is not UTF-8."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"))
     sys.stdout.write("\n")

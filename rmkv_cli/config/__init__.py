@@ -1,6 +1,6 @@
 """What a run is, as frozen data: the model, the training, the mix; read from presets, files and overrides."""
 
-from rmkv_cli.config.load import dump_toml, list_presets, load_config, load_mix, parse, preset_path
+from rmkv_cli.config.load import dump_toml, list_presets, load_any, load_config, load_mix, parse, preset_path
 from rmkv_cli.config.mix import FileSource, MixConfig, NoiseSource, Source
 from rmkv_cli.config.model import MemoryConfig, ModelConfig
 from rmkv_cli.config.section import Section
@@ -18,6 +18,7 @@ __all__ = [
     "TrainConfig",
     "dump_toml",
     "list_presets",
+    "load_any",
     "load_config",
     "load_mix",
     "parse",

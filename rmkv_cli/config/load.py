@@ -61,6 +61,12 @@ def load_mix(path: Path) -> MixConfig:
     return parse(MixConfig, _read_toml(path), str(path))
 
 
+def load_any(path: Path) -> Section:
+    """Read a mix, which has the key `sources`, or else a model and training config; errors as in `load_config`."""
+    data = _read_toml(path)
+    return parse(MixConfig, data, str(path)) if "sources" in data else parse(Config, data, str(path))
+
+
 def dump_toml(section: Section) -> str:
     """Return the whole section as TOML, every default included; reading it gives the section again."""
     return tomli_w.dumps(section.model_dump(exclude_none=True))
@@ -131,5 +137,6 @@ def _explain(problem: dict[str, Any], section: type[BaseModel] | None) -> str:
         return "is missing"
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
     given = problem["input"]
-    shown = "" if isinstance(given, dict | list) else f", got {json.dumps(given, default=str)}"
+    told = problem["type"] == "value_error" or isinstance(given, dict | list)  # a rule's message names the values
+    shown = "" if told else f", got {json.dumps(given, default=str)}"
     return message[0].lower() + message[1:] + shown

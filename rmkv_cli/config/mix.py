@@ -1,8 +1,9 @@
 """Which sources are mixed, and in what ratio."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rmkv_cli.config.section import Section
 
@@ -48,12 +49,13 @@ class MixConfig(Section):
     """What a record that cannot be read does: end the mix, or be left out and counted."""
     sources: list[Source] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        names = [source.name for source in self.sources]
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        names = [source.name for source in fields.get("sources", ())]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"sources share a name: {', '.join(twice)}; each needs its own")
-        if self.tokens is None and any(source.kind == "noise" for source in self.sources):
-            raise ValueError("a source of kind 'noise' never runs dry, so the mix needs `tokens`")
-        return self
+            yield f"sources share a name: {', '.join(twice)}; each needs its own"
+        match fields:
+            case {"tokens": None, "sources": sources} if any(source.kind == "noise" for source in sources):
+                yield "a source of kind 'noise' never runs dry, so the mix needs `tokens`"

@@ -1,8 +1,9 @@
 """The shape of an RMKV model."""
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rmkv_cli.config.section import Section
 
@@ -48,24 +49,17 @@ class ModelConfig(Section):
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        problems = []
-        if self.hidden_size % self.num_attention_heads:
-            problems.append(
-                f"num_attention_heads = {self.num_attention_heads} does not divide hidden_size = {self.hidden_size}"
-            )
-        elif self.position == "rotary" and self.head_size % 2:
-            problems.append(
-                f"rotary positions need an even head width, and hidden_size / num_attention_heads = {self.head_size}"
-            )
-        if self.position == "sinusoidal" and self.hidden_size % 2:
-            problems.append(f"sinusoidal positions need an even hidden_size, got {self.hidden_size}")
-        if self.lookback > self.segment_length:
-            problems.append(
-                f"lookback = {self.lookback} is longer than segment_length = {self.segment_length}; allowed are 0 to "
-                f"{self.segment_length}"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        match fields:
+            case {"hidden_size": width, "num_attention_heads": heads} if width % heads:
+                yield f"num_attention_heads = {heads} does not divide hidden_size = {width}"
+            case {"hidden_size": width, "num_attention_heads": heads, "position": "rotary"} if width // heads % 2:
+                head_size = width // heads
+                yield f"rotary positions need an even head width, and hidden_size / num_attention_heads = {head_size}"
+            case {"hidden_size": width, "position": "sinusoidal"} if width % 2:
+                yield f"sinusoidal positions need an even hidden_size, got {width}"
+        match fields:
+            case {"segment_length": length, "lookback": lookback} if lookback > length:
+                yield f"lookback = {lookback} is longer than segment_length = {length}; allowed are 0 to {length}"

@@ -1,9 +1,27 @@
 """The rules that every part of a config shares."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
     """A part of a config: frozen, and refusing keys that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield a message for each broken rule across fields; one that lacks any of its fields is skipped."""
+        yield from ()
+
+    @field_validator("*")
+    @classmethod
+    def _obey_rules(cls, value: Any, info: ValidationInfo) -> Any:
+        # After every field, not after all: pydantic would check no rule of a section that has one wrong field.
+        assert info.field_name
+        broken = list(cls.broken_rules(info.data | {info.field_name: value}))  # info.data: the right ones before it
+        if broken:
+            raise ValueError("; ".join(broken))
+        return value

@@ -1,8 +1,9 @@
 """How a model is trained."""
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rmkv_cli.config.model import ModelConfig
 from rmkv_cli.config.section import Section
@@ -49,29 +50,27 @@ class TrainConfig(Section):
     keep_last: int = Field(3, ge=1)
     """Checkpoints kept, besides the best."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        problems = []
-        if self.batch_size % self.micro_batch_size:
-            problems.append(
-                f"micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
-            )
-        if self.eval_every % self.checkpoint_every:
-            problems.append(
-                f"eval_every = {self.eval_every} is not a multiple of checkpoint_every = {self.checkpoint_every}: "
-                f"what is evaluated is saved first"
-            )
-        if self.segments_min > self.segments_max:
-            problems.append(f"segments_min = {self.segments_min} is above segments_max = {self.segments_max}")
-        if self.final_learning_rate > self.learning_rate:
-            problems.append(
-                f"final_learning_rate = {self.final_learning_rate} is above learning_rate = {self.learning_rate}"
-            )
-        if self.schedule == "wsd" and self.warmup + self.decay > 1:
-            problems.append(f"warmup + decay = {self.warmup + self.decay} is above 1, the whole training")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        match fields:
+            case {"batch_size": batch, "micro_batch_size": micro_batch} if batch % micro_batch:
+                yield f"micro_batch_size = {micro_batch} does not divide batch_size = {batch}"
+        match fields:
+            case {"eval_every": evaluated, "checkpoint_every": saved} if evaluated % saved:
+                yield (
+                    f"eval_every = {evaluated} is not a multiple of checkpoint_every = {saved}: "
+                    f"what is evaluated is saved first"
+                )
+        match fields:
+            case {"segments_min": least, "segments_max": most} if least > most:
+                yield f"segments_min = {least} is above segments_max = {most}"
+        match fields:
+            case {"learning_rate": rate, "final_learning_rate": final} if final > rate:
+                yield f"final_learning_rate = {final} is above learning_rate = {rate}"
+        match fields:
+            case {"schedule": "wsd", "warmup": warmup, "decay": decay} if warmup + decay > 1:
+                yield f"warmup + decay = {warmup + decay} is above 1, the whole training"
 
 
 class Config(Section):

@@ -52,11 +52,6 @@ class Lanes:
     def _permutation(self) -> Int64:
         return np.random.default_rng([self._seed, self._epoch]).permutation(len(self._documents))
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that the queue is in, from 0."""
-        return self._epoch
-
     def _take(self) -> int:
         if self._cursor == len(self._order):
             self._epoch += 1

@@ -138,7 +138,11 @@ def _csv_records(file: Path) -> Iterator[Record | BadRecord]:
     with _open(file) as stream:
         # A byte that is not UTF-8 spoils its own row alone: as a lone surrogate it is found when the text is checked.
         rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in stream), strict=True)
-        names = [name.removeprefix("\ufeff") for name in next(rows, [])]
+        try:
+            names = [name.removeprefix("\ufeff") for name in next(rows, [])]
+        except csv.Error as error:
+            yield BadRecord(f"{file}:1", f"is not valid CSV: {error}")
+            return
         last = rows.line_num
         while True:
             try:
@@ -173,8 +177,9 @@ def _parquet_records(file: Path) -> Iterator[Record | BadRecord]:
             with _open(file) as stream, path.open("wb") as whole:
                 shutil.copyfileobj(stream, whole)
         try:
+            pattern = glob.escape(str(path))
             rows = datasets.load_dataset(
-                "parquet", data_files=[str(path)], split="train", streaming=True, cache_dir=folder
+                "parquet", data_files=[pattern], split="train", streaming=True, cache_dir=folder
             )
             for number, row in enumerate(rows, 1):
                 yield Record(f"{file}:{number}", row)

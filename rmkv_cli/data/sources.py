@@ -73,7 +73,7 @@ def good_documents(source: FileSource, base: Path, on_error: str) -> Iterator[Do
             else:
                 yield item
         if skipped.records:
-            stderr().print(f"source '{source.name}': {skipped}", style="yellow", markup=False)
+            stderr().print(f"source '{source.name}': {skipped}", style="yellow")
 
     return good()
 

@@ -9,7 +9,7 @@ from rmkv_cli.config import MixConfig
 from rmkv_cli.data.mix import held_out
 from rmkv_cli.data.sources import Document, mix_documents
 from rmkv_cli.errors import UserError
-from rmkv_cli.progress import progress
+from rmkv_cli.progress import progress, stderr
 from rmkv_cli.tokenizer import Special, Tokenizer, train_tokenizer
 
 MEASURED_BYTES = 1 << 20
@@ -41,19 +41,20 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
 
     def texts() -> Iterator[str]:
         nonlocal taken
-        for document in _by_bytes(mix, base):
-            if held_out(mix, document):
-                held.add(document)
-                continue
-            last.add(document)
-            taken += document.size
-            advance(document.size)
-            yield from (piece for piece in document.pieces if not isinstance(piece, Special))
-            if max_bytes is not None and taken >= max_bytes:
-                return
+        with progress("Reading text", max_bytes, "bytes") as advance:
+            for document in _by_bytes(mix, base):
+                if held_out(mix, document):
+                    held.add(document)
+                    continue
+                last.add(document)
+                taken += document.size
+                advance(document.size)
+                yield from (piece for piece in document.pieces if not isinstance(piece, Special))
+                if max_bytes is not None and taken >= max_bytes:
+                    break
+        stderr().print(f"Merging into {vocab_size:,} tokens")  # the library's progress cannot be asked for
 
-    with progress("Reading text", max_bytes, "bytes") as advance:
-        tokenizer = train_tokenizer(texts(), vocab_size)
+    tokenizer = train_tokenizer(texts(), vocab_size)
     if not taken:
         raise UserError("the sources of the mix hold no text to train a tokenizer on")
     measured = (held if held.size else last).documents

@@ -105,6 +105,15 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, args, message):
     assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
 
 
+def test_what_stdout_cannot_show_is_a_question_mark_but_json_keeps_it(folder):
+    ascii_alone = os.environ | {"PYTHONIOENCODING": "ascii"}
+    (folder / "00.txt").write_text("né 😀")
+    done = rmkv("inspect", "mix.toml", "--samples", 1, cwd=folder, env=ascii_alone)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[prose] n? ?"), done.stderr
+    done = rmkv("inspect", "mix.toml", "--samples", 1, "--json", cwd=folder, env=ascii_alone)
+    assert json.loads(done.stdout)[1]["samples"] == ["né 😀"]
+
+
 @pytest.mark.parametrize("command", ["mix", "sample"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, command):
     before = sorted(folder.iterdir())
@@ -142,7 +151,8 @@ def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folde
     command = [*COMMAND, "mix", "endless.toml", "--tokenizer", "t.json", "--out", "out", "--workers", "2"]
     mix = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    shard = folder / ".out.part" / "train-00000.arrow"
+    aside = folder / f".out.{mix.pid}.part"
+    shard = aside / "train-00000.arrow"
     while not (shard.exists() and shard.stat().st_size > 1000):
         assert time.monotonic() < deadline
         assert mix.poll() is None, mix.stderr.read()
@@ -159,7 +169,7 @@ def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folde
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not (folder / "out").exists()
-    assert (folder / ".out.part").exists() == (how == signal.SIGKILL)
+    assert aside.exists() == (how == signal.SIGKILL)
 
 
 def test_help_needs_nothing_heavy_and_shows_an_example():

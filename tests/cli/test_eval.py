@@ -13,6 +13,8 @@ from rmkv_cli.evaluation import measure, memory_effect
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Tokenizer
 
+ROWS = "[b]x[/i]:cat:"  # what the terminal library takes for markup
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -26,7 +28,7 @@ def place(tmp_path_factory):
     (place / "rows.jsonl").write_text("\n".join(rows))
     sources = [
         {"kind": "files", "name": "cats", "weight": 1, "files": ["cat*.txt"]},
-        {"kind": "files", "name": "rows", "weight": 1, "files": ["rows.jsonl"]},
+        {"kind": "files", "name": ROWS, "weight": 1, "files": ["rows.jsonl"]},
     ]
     prepare(parse(MixConfig, {"validation": 0.4, "sources": sources}, "mix"), place, tokenizer, place / "mix", 1)
     toml = [f"[[sources]]\nkind = 'files'\nname = '{s['name']}'\nweight = 1\nfiles = {s['files']}\n" for s in sources]
@@ -44,7 +46,7 @@ def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place):
     effect = figures.pop("memory")
     assert figures.keys() == expected.keys()
     assert figures["loss"] == pytest.approx(expected["loss"])
-    assert set(figures["by_source"]) == {"cats", "rows"}
+    assert set(figures["by_source"]) == {"cats", ROWS}
     for name, score in expected["by_source"].items():
         assert figures["by_source"][name] == pytest.approx(score)
     for part, other in zip(figures["by_position"], expected["by_position"], strict=True):
@@ -71,7 +73,7 @@ def test_a_mix_toml_is_read_from_its_sources(place, monkeypatch, capsys):
         main()
     assert ended.value.code == 0
     figures = json.loads(capsys.readouterr().out)
-    assert {name: score["documents"] for name, score in figures["by_source"].items()} == {"cats": 12, "rows": 20}
+    assert {name: score["documents"] for name, score in figures["by_source"].items()} == {"cats": 12, ROWS: 20}
 
 
 def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, monkeypatch, capsys):
@@ -84,6 +86,7 @@ def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, 
     assert ended.value.code == 0
     shown = capsys.readouterr()
     assert "this loss is no causal model's" in shown.err
+    assert ROWS in shown.out
     assert "bits per byte" in shown.out
     assert "another document's" not in shown.out
 

@@ -40,6 +40,16 @@ def test_it_writes_what_the_library_writes(saved):
     assert "seed 7" in done.stderr
 
 
+def test_characters_that_stdout_cannot_show_are_question_marks(saved, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    folder, model, tokenizer = saved
+    text = "".join(generate(model, tokenizer, TEXT, SamplingConfig(seed=7), 30))
+    assert not text.isascii()
+    done = rmkv("generate", "--model", folder, "--prompt", TEXT, "--max-tokens", 30, "--seed", 7)
+    assert done.returncode == 0
+    assert done.stdout == text.encode("ascii", "replace").decode() + "\n"
+
+
 def test_json_of_several_samples(saved, monkeypatch, capsys):
     folder, model, tokenizer = saved
     options = ["--model", folder, "--prompt", TEXT, "--seed", 7, "--num-samples", 3, "--max-tokens", 30]

@@ -68,6 +68,8 @@ def test_encode_then_decode_gives_back_the_bytes(folder):
     assert min(map(int, ids.split())) >= 7
     assert printed("decode", "t.json", cwd=folder, stdin=ids) == data
     assert printed("decode", "t.json", 3, ids.split()[0].decode(), 2, cwd=folder) == b"<start>n<eod>"
+    first_byte = ids.split()[1].decode()
+    assert printed("decode", "t.json", first_byte, cwd=folder) == b"\xc3"
 
 
 def test_inspect_shows_how_a_text_splits(folder):

@@ -69,10 +69,9 @@ def test_all_errors_of_a_file_come_at_once_with_their_place(tmp_path):
     )
     assert any(line.startswith(f"{path}: model.lookback: ") and "greater than or equal to 0" in line for line in lines)
     assert any("model.memory.cell" in line and "'gru', 'lstm' or 'minimal'" in line for line in lines)
-    train = next(line for line in lines if line.startswith(f"{path}: train: "))
-    assert "segments_min = 9 is above segments_max = 3" in train
-    assert "micro_batch_size = 3 does not divide batch_size = 10" in train
-    assert len(lines) == 5
+    assert f"{path}: train.segments_max: segments_min = 9 is above segments_max = 3" in lines
+    assert f"{path}: train.micro_batch_size: micro_batch_size = 3 does not divide batch_size = 10" in lines
+    assert len(lines) == 6
 
 
 @pytest.mark.parametrize(
@@ -95,14 +94,28 @@ def test_a_wrong_override_is_named(override, says):
     [
         ("hidden_size = 64\nnum_attention_heads = 5", "num_attention_heads = 5 does not divide hidden_size = 64"),
         ("segment_length = 8\nlookback = 9", "lookback = 9 is longer than segment_length = 8; allowed are 0 to 8"),
-        ("lookback = 0\nhidden_size = 6\nnum_attention_heads = 2", "rotary positions need an even head width"),
+        ("lookback = 0\nhidden_size = 6\nnum_attention_heads = 2", "and hidden_size / num_attention_heads = 3"),
         ("hidden_size = 9\nnum_attention_heads = 9\nposition = 'sinusoidal'", "need an even hidden_size, got 9"),
     ],
 )
 def test_rules_across_keys(tmp_path, keys, says):
     (line,) = errors(load_config, write(tmp_path, f"[model]\n{keys}"))
-    assert ": model: " in line
-    assert says in line
+    assert ": model." in line
+    assert line.endswith(says)
+
+
+def test_a_wrong_value_hides_no_rule_but_those_that_need_it(tmp_path):
+    keys = "hidden_size = 0\nnum_attention_heads = 5\nposition = 'sinusoidal'\nlookback = '9'\nsegment_length = 8"
+    wrong, rule = errors(load_config, write(tmp_path, f"[model]\n{keys}"), ["model.lookback=9"])
+    assert ": model.hidden_size: should be greater than" in wrong
+    assert rule.endswith("--set model.lookback: lookback = 9 is longer than segment_length = 8; allowed are 0 to 8")
+    source = "[[sources]]\nkind = 'noise'\nname = 'a'\nweight = 1\nvocab = 9\n"
+    wrong, names = errors(load_mix, write(tmp_path, f"tokens = 0\n{source}{source}"))
+    assert ": tokens: should be greater than" in wrong
+    assert names.endswith("my.toml: sources: sources share a name: a; each needs its own")
+    _, rules = errors(load_mix, write(tmp_path, f"seed = -1\n{source}{source}"))
+    assert "share a name: a; " in rules
+    assert "needs `tokens`" in rules
 
 
 def test_unknown_presets_and_broken_files(tmp_path):

@@ -48,6 +48,14 @@ def test_a_row_is_a_document_zipped_or_not(tmp_path, kind):
     assert texts(tmp_path, f"b.{kind}.gz") == TEXTS
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_path_is_no_pattern_where_there_is_such_a_file(tmp_path, kind):
+    folder = tmp_path / "run [1]" / "*"
+    folder.mkdir(parents=True)
+    write(folder / f"a?.{kind}", kind)
+    assert texts(folder, f"a?.{kind}") == TEXTS
+
+
 @pytest.mark.parametrize("kind", ["txt", "md"])
 def test_a_text_file_is_a_document_as_it_stands(tmp_path, kind):
     text = " one\r\ntwo\rthree\n\n"
@@ -139,6 +147,7 @@ def test_bad_rows_of_csv_are_named_by_line(tmp_path):
         ("a.txt.gz", b"not zipped", ": is not a whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], ": is not a whole gzip file"),
         ("a.parquet", b"no parquet", ":1: is not readable as Parquet"),
+        ("a.csv", b'"id"x,text\n1,a\n', ":1: is not valid CSV: "),
     ],
 )
 def test_a_bad_file_is_named_and_the_next_one_is_read(tmp_path, name, content, what):

@@ -22,13 +22,14 @@ def test_texts_are_taken_in_proportion_by_bytes_and_a_dry_source_drops_out(tmp_p
     assert len(documents) == 70
 
 
-def test_it_stops_at_max_bytes_and_leaves_held_out_documents_alone(tmp_path, write_jsonl, mix_of):
+def test_it_stops_at_max_bytes_and_leaves_held_out_documents_alone(tmp_path, write_jsonl, mix_of, capsys):
     texts = [f"number {i} " * 10 for i in range(300)]
     mix = mix_of({"a": (1, write_jsonl("a.jsonl", texts))}, validation=0.5)
     trained = train_on_mix(mix, tmp_path, 300, 4_000)
     assert 4_000 <= trained.bytes < 4_200
     assert trained.held_out
     assert trained.bytes_per_token > 1
+    assert capsys.readouterr().err.splitlines() == ["Reading text: done", "Merging into 300 tokens"]
     everything = train_on_mix(mix, tmp_path, 300, None)
     assert 0.4 < everything.bytes / sum(map(len, texts)) < 0.6
 

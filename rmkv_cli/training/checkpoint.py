@@ -30,19 +30,17 @@ def save_checkpoint(
         write_training(aside, training)
         write_checksums(aside)
     _point(run / "latest", path)
-    best = (run / "best").resolve()
-    for old in list_checkpoints(run)[keep_last:]:
-        if old.resolve() != best:
-            _remove(old)
+    _drop_old(run, keep_last)
     return path
 
 
-def go_back(run: Path, checkpoint: Path) -> None:
-    """Make `checkpoint` the run's newest: remove the damaged ones after it, and what a kill left half done."""
+def go_back(run: Path, checkpoint: Path, keep_last: int) -> None:
+    """Make `checkpoint` the run's newest: remove the damaged ones after it, and finish what a kill left half done."""
     for path in (run / "checkpoints").iterdir():
         if path.name.startswith(".") or path.name > checkpoint.name:
             _remove(path)
     _point(run / "latest", checkpoint)
+    _drop_old(run, keep_last)
 
 
 def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
@@ -71,6 +69,14 @@ def mark_best(run: Path, checkpoint: Path) -> None:
 def load_training(checkpoint: Path, device: str) -> dict[str, Any]:
     """Return what `save_checkpoint` was given as `training`."""
     return torch.load(checkpoint / STATE, map_location=device, weights_only=True)
+
+
+def _drop_old(run: Path, keep_last: int) -> None:
+    """Remove all checkpoints but the newest `keep_last` and the best."""
+    best = (run / "best").resolve()
+    for old in list_checkpoints(run)[keep_last:]:
+        if old.resolve() != best:
+            _remove(old)
 
 
 def _remove(checkpoint: Path) -> None:

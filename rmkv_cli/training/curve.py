@@ -23,7 +23,7 @@ def draw_loss_curve(run: Path, png: Path) -> str:
     records = read_metrics(run / "metrics.jsonl")
     if not records:
         raise UserError(f"{run}: has no metrics yet")
-    train = _points([(r["tokens"], r["loss"]) for r in records if "loss" in r])
+    train = _points(_smooth([(r["tokens"], r["loss"]) for r in records if "loss" in r]))
     held_out = _points([(r["tokens"], r["validation"]["loss"]) for r in records if "validation" in r])
 
     mpl.use("agg")
@@ -47,6 +47,13 @@ def draw_loss_curve(run: Path, png: Path) -> str:
     screen.title("loss in nats per token: a line for training, o held out")
     screen.label("tokens", "x")
     return str(plotext.uncolorize(screen.build().string())).rstrip()
+
+
+def _smooth(pairs: list[tuple[Any, Any]], most: int = 100) -> list[tuple[Any, Any]]:
+    """Return the means of consecutive pairs, at most about `most` of them: a step's loss alone is mostly chance."""
+    size = -(-len(pairs) // most)
+    groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def _points(pairs: list[tuple[Any, Any]]) -> Points:

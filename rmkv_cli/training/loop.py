@@ -197,5 +197,5 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     if saved["data"] != data.hash:
         raise UserError(f"{trainer.config.train.data}: is not the data that {checkpoint} was trained on")
     trainer.load_state_dict(saved, load_file(checkpoint / WEIGHTS, trainer.device))
-    go_back(run, checkpoint)
+    go_back(run, checkpoint, trainer.config.train.keep_last)
     stderr().print(f"going on from {checkpoint}")

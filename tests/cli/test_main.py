@@ -157,3 +157,5 @@ def test_a_full_disk_ends_training_with_one_line_and_leaves_whole_checkpoints_on
     assert "Traceback" not in done.stderr
     assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    resumed = rmkv("train", "--resume", "--run", tmp_path / "run")  # when there is room again
+    assert resumed.returncode == 0, resumed.stderr

@@ -24,12 +24,18 @@ def noise(tokenizer, tmp_path_factory):
 
 def train_on_noise(make_config, noise, run, tokens, **memory):
     config = make_config(
-        model={"hidden_size": 32, "segment_length": 16, "lookback": 0, "intermediate_size": 64},
-        memory={"slots": 8} | memory,
+        model={
+            "hidden_size": 32,
+            "segment_length": 8,
+            "lookback": 0,
+            "position": "sinusoidal",
+            "intermediate_size": 64,
+        },
+        memory={"slots": 16, "update": "published", "horizon": 1} | memory,
         data=str(noise),
         tokens=tokens,
-        batch_size=16,
-        micro_batch_size=16,
+        batch_size=32,
+        micro_batch_size=32,
         learning_rate=5e-3,
         checkpoint_every=10_000,
         eval_every=10_000,

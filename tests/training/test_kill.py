@@ -69,7 +69,7 @@ def test_killed_before_any_step_of_writing_it_ends_the_same(make_config, tmp_pat
         resume = (run / "config.toml").exists()
         train(config, run, resume=resume)
         assert_same(run, whole)
-        assert {p.name for p in (run / "checkpoints").iterdir()} == {p.name for p in (whole / "checkpoints").iterdir()}
+        assert names(run) <= names(whole)  # nothing left half done
         if not died:
             break
         deaths += 1
@@ -107,6 +107,10 @@ def in_a_fork(work):
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, 9)
     return code == 9
+
+
+def names(run):
+    return {path.name for path in (run / "checkpoints").iterdir()}
 
 
 def assert_same(a, b):

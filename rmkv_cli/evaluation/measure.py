@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation.reading import Integers, batches, going_on, reading, require_fits, steps, token_losses
-from rmkv_cli.model import RMKV
+from rmkv_cli.evaluation.reading import Integers, batches, going_on, require_fits, steps, token_losses
+from rmkv_cli.model import RMKV, reading
 from rmkv_cli.tokenizer import Special, Tokenizer
 
 FIRST_BUCKET = 64  # positions 0 to 63; each further bucket ends at twice the position

@@ -10,8 +10,8 @@ import torch
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.measure import choose, token_sizes
-from rmkv_cli.evaluation.reading import going_on, reading, require_fits, steps, token_losses
-from rmkv_cli.model import RMKV, State, reset_memory, swap_memory
+from rmkv_cli.evaluation.reading import going_on, require_fits, steps, token_losses
+from rmkv_cli.model import RMKV, State, reading, reset_memory, swap_memory
 from rmkv_cli.tokenizer import Tokenizer
 
 

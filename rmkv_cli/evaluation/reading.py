@@ -1,7 +1,6 @@
 """Reading documents through a model, each from its start, batched by length and one segment at a time."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,18 +31,6 @@ class Step:
     """(N,): the place within the segment that predicts it."""
     start: int
     """Position of the segment's first token within each document."""
-
-
-@contextmanager
-def reading(model: RMKV) -> Iterator[None]:
-    """Run the model without gradients and without dropout; its training mode is restored at the end."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
 
 
 def steps(documents: Sequence[NDArray[np.integer]], lengths: Integers, eod: int, model: RMKV) -> Iterator[Step]:

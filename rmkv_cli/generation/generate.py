@@ -11,7 +11,7 @@ from torch import Tensor
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.sampling import SamplingConfig, sample
 from rmkv_cli.generation.stop import StopStrings
-from rmkv_cli.model import RMKV, State
+from rmkv_cli.model import RMKV, State, reading
 from rmkv_cli.tokenizer import Piece, Special, Tokenizer
 
 StopReason = Literal["end", "stop", "length"]
@@ -173,18 +173,11 @@ def generate(
     return Generation(model, tokenizer, prompt, config, max_tokens, stop)
 
 
-@torch.inference_mode()
 def _read(model: RMKV, input_ids: Tensor, state: State | None) -> tuple[Tensor, State]:
     """Return the logits (1, V) after the last of the tokens (1, T), and the state."""
-    training = model.training
-    if training:
-        model.eval()  # no dropout
-    try:
+    with reading(model):
         hidden, state = model.hidden(input_ids, state)
         return model.head(hidden[:, -1]).float(), state
-    finally:
-        if training:
-            model.train()
 
 
 def _require_positions(model: RMKV, state: State | None, tokens: int) -> None:

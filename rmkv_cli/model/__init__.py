@@ -3,7 +3,7 @@
 from rmkv_cli.model.attention import AttentionPooling, QKVBlock
 from rmkv_cli.model.block import RMKVBlock
 from rmkv_cli.model.cells import RecurrentMemoryCell
-from rmkv_cli.model.model import RMKV, reset_memory, swap_memory
+from rmkv_cli.model.model import RMKV, reading, reset_memory, swap_memory
 from rmkv_cli.model.pretrained import find_model
 from rmkv_cli.model.state import State
 
@@ -15,6 +15,7 @@ __all__ = [
     "RecurrentMemoryCell",
     "State",
     "find_model",
+    "reading",
     "reset_memory",
     "swap_memory",
 ]

@@ -1,6 +1,7 @@
 """The model: embeddings, the segment loop with its carried state, and the head."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +225,18 @@ class RMKV(nn.Module):
             model = cls(config)
         pretrained.assign(model, weights, Path(directory))
         return model.eval()
+
+
+@contextmanager
+def reading(model: RMKV) -> Iterator[None]:
+    """Run the model without gradients and without dropout; its training mode is restored at the end."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
 
 
 def reset_memory(state: State) -> State:

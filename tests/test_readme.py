@@ -38,7 +38,7 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
             worked = {"prompt": f"What is {i} + 2?", "response": f"<think>{i} + 2 = {i + 2}.</think>{i + 2}"}
             file.write(json.dumps(worked) + "\n")
     for line in commands.splitlines():
-        words = shlex.split(line.removeprefix("$ rmkv "))
+        words = shlex.split(line.removeprefix("$ rmkv "), comments=True)
         if words[0] == "train":  # the same, but shorter
             words += ["--set", "train.tokens=3000", "--set", "train.segments_max=2"]
         done = rmkv(*words)

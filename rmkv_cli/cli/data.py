@@ -60,6 +60,12 @@ def mix(
     _print_table((*titles, "skipped"), rows)
     for name, split in manifest.splits.items():
         print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes")
+    if manifest.ended_by:
+        stderr().print(f"The mix ends where '{manifest.ended_by}' ran dry; `tokens = N` in it repeats sources instead.")
+    if not manifest.splits["validation"].documents:
+        stderr().print(
+            "No document is held out: `validation` in the mix is the share of those that are.", style="yellow"
+        )
     for source in manifest.sources:
         if source.skipped:
             what = f"source '{source.name}': {source.skipped:,} skipped, the first: {source.first_error}"

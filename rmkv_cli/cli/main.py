@@ -4,6 +4,8 @@ import io
 import os
 import signal
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -22,12 +24,18 @@ def build() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+    @app.callback()
+    def root(
+        version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print it.")] = False,
+    ) -> None: ...
+
     model = typer.Typer(no_args_is_help=True, help="Train, evaluate and count a model (also at the top level).")
     for home in (app, model):
         home.command("train", epilog="Example: rmkv train --preset tiny --data data --set train.tokens=1000000")(
             train.train
         )
-        home.command("eval", epilog="Example: rmkv eval --model runs/tiny --data data/mix")(evaluate.evaluate)
+        home.command("eval", epilog="Example: rmkv eval --model runs/tiny --data data")(evaluate.evaluate)
         home.command("generate", epilog="Example: rmkv generate --model runs/tiny --prompt 'Once upon a time'")(
             generate.generate
         )
@@ -39,6 +47,12 @@ def build() -> typer.Typer:
     app.add_typer(config.app, name="config")
     app.add_typer(model, name="model")
     return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rmkv {version('rmkv')}")
+        raise typer.Exit
 
 
 def main() -> None:

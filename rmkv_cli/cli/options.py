@@ -25,7 +25,7 @@ Model = Annotated[
 def read_config(preset: str | None, file: Path | None, overrides: list[str] | None) -> Config:
     """Return the config that `--preset` or `--config`, then `--set`, describe."""
     if (preset is None) == (file is None):
-        raise UserError("give a config: either --preset NAME (`rmkv config list` shows them) or --config FILE")
+        raise UserError("give one config: either --preset NAME (`rmkv config list` shows them) or --config FILE")
     path = preset_path(preset) if preset is not None else file
     assert path is not None
     return load_config(path, overrides or ())

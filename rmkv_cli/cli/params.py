@@ -46,11 +46,11 @@ def _print_report(report: dict[str, Any]) -> None:
     for part, count in report["by_part"].items():
         parts.add_row(part.replace("_", " "), f"{count:,}", f"{count / total:.1%}")
     parts.add_section()
-    parts.add_row("all", f"{total:,}", f"{amount(total)}", style="bold")
+    parts.add_row("all", f"{total:,}", "100%", style="bold")
 
     state, memory = report["state_bytes"], report["training_bytes"]
     costs = Table("cost", title="Costs", title_justify="left")
-    costs.add_column("", justify="right")
+    costs.add_column("amount", justify="right")
     costs.add_row("parameters touched per token", f"{report['touched_per_token']:,}")
     costs.add_row("FLOPs per token, forward", amount(flops["forward"]))
     costs.add_row("FLOPs per token, training with replay", amount(flops["training"]))

@@ -1,5 +1,6 @@
 """`rmkv train`."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -33,17 +34,19 @@ def train(
         run = Path("runs") / name
     moved = [f"train.data={data}"] if data else []
     if resume:
-        if preset or config or overrides:
-            stderr().print(f"--resume: going on with the config of {run}, not with the one given", style="yellow")
+        if overrides:
+            raise UserError(f"--set has no effect with --resume: {run} goes on with its own config.toml")
         if not (run / "config.toml").is_file():
             raise UserError(f"{run}: no run to go on with (it has no config.toml)")
         resolved = load_config(run / "config.toml", moved)
     else:
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
 
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt inside an import may be swallowed there
     from rmkv_cli.training import NonFiniteError
     from rmkv_cli.training import train as train_run
 
+    signal.signal(signal.SIGINT, before)
     try:
         outcome = train_run(resolved, run, resume=resume, allow_noncausal=allow_noncausal)
     except NonFiniteError as error:

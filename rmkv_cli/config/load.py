@@ -80,7 +80,13 @@ def parse(kind: type[S], data: dict[str, Any], origin: str, overridden: set[str]
         lines = []
         for problem in error.errors(include_url=False):
             key, section = _locate(kind, data, problem["loc"])
-            place = f"--set {key}" if overridden and key in overridden else f"{origin}: {key}" if key else origin
+            place = (
+                f"--set {key}"
+                if any(k == key or k.startswith(f"{key}.") for k in overridden or ())
+                else f"{origin}: {key}"
+                if key
+                else origin
+            )
             lines.append(f"{place}: {_explain(dict(problem), section)}")
         raise UserError("\n".join(lines)) from None
 
@@ -133,6 +139,8 @@ def _explain(problem: dict[str, Any], section: type[BaseModel] | None) -> str:
     if problem["type"] == "extra_forbidden":
         known = list(section.model_fields) if section else []
         return "unknown key" + (did_you_mean(str(problem["loc"][-1]), known) or f"; known are {', '.join(known)}")
+    if problem["type"] == "union_tag_invalid":
+        return f"kind should be {problem['ctx']['expected_tags'].replace(', ', ' or ')}, got '{problem['ctx']['tag']}'"
     if problem["type"] == "missing":
         return "is missing"
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")

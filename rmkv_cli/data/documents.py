@@ -75,7 +75,10 @@ class Documents:
         if len(documents) != report.documents or documents.lengths.sum() != report.tokens:
             raise UserError(f"{folder}: its {split} shards do not fit its manifest; make the mix again")
         if not len(documents):
-            raise UserError(f"{folder}: its {split} split is empty (validation = {manifest.mix.validation} in the mix)")
+            raise UserError(
+                f"{folder}: its {split} split is empty: with validation = {manifest.mix.validation} the mix held out "
+                f"{manifest.splits['validation'].documents} documents; raise it and mix again, or use the other split"
+            )
         return documents
 
     @classmethod

@@ -54,6 +54,8 @@ class Manifest(Section):
     sources: list[SourceReport]
     splits: dict[str, SplitReport]
     """By name: train and validation."""
+    ended_by: str | None
+    """The source that ran dry and so ended the mix, where it has no `tokens`; the others may hold more."""
     mix: MixConfig
 
     def save(self, folder: Path) -> None:

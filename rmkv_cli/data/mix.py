@@ -149,6 +149,7 @@ def _write(mix: MixConfig, base: Path, tokenizer: Tokenizer, folder: Path, worke
         eod=tokenizer.eod,
         sources=[feed.report(weights, tokens) for feed in feeds],
         splits={"train": train.report(), "validation": validation.report()},
+        ended_by=_next(feeds)[1].source.name if mix.tokens is None else None,
         mix=mix,
     )
     manifest.save(folder)
@@ -156,11 +157,16 @@ def _write(mix: MixConfig, base: Path, tokenizer: Tokenizer, folder: Path, worke
     return manifest
 
 
+def _next(feeds: list[_Feed]) -> tuple[int, _Feed]:
+    """Return the source that has given the fewest tokens for its weight, and its index."""
+    return min(enumerate(feeds), key=lambda pair: pair[1].tokens / pair[1].source.weight)
+
+
 def _mixed(mix: MixConfig, feeds: list[_Feed]) -> Iterator[tuple[int, _Tokenized]]:
     """Yield the documents of the mix in order, each with the index of its source."""
     total = 0
     while mix.tokens is None or total < mix.tokens:
-        index, feed = min(enumerate(feeds), key=lambda pair: pair[1].tokens / pair[1].source.weight)
+        index, feed = _next(feeds)
         item = next(feed.items, None)
         if item is None:
             feed.require_progress()

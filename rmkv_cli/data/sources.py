@@ -85,7 +85,9 @@ def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None
         UserError: the record's place and fault, if `on_error` is "stop".
     """
     if on_error == "stop":
-        raise UserError(f"{bad} (source '{source}'; on_error = \"skip\" in the mix leaves such records out)")
+        raise UserError(
+            f"{bad} (source '{source}'; on_error = \"skip\" above the mix's first [[sources]] leaves such records out)"
+        )
     skipped.records += 1
     skipped.first = skipped.first or str(bad)
 
@@ -115,7 +117,7 @@ def _document(source: FileSource, record: Record, columns: list[str]) -> Documen
     for name in columns:
         if name not in record.columns:
             known = ", ".join(record.columns) or "none"
-            hint = did_you_mean(name, record.columns)
+            hint = did_you_mean(name, record.columns) or "; text_column, or format, tells which to read"
             return BadRecord(record.where, f"has no column '{name}' (it has: {known}){hint}")
         value = record.columns[name]
         if not isinstance(value, str):

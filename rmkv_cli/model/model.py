@@ -67,6 +67,8 @@ class RMKV(nn.Module):
         self, input_ids: Tensor, state: State | None = None, document_ids: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Return what the head reads, (B, T, D), and the state; arguments as in `forward`."""
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            raise ValueError(f"input_ids should be (B, T) int64, got {tuple(input_ids.shape)} {input_ids.dtype}")
         B, T = input_ids.shape
         if not T:
             raise ValueError("input_ids holds no tokens")

@@ -68,7 +68,9 @@ def read_config(directory: Path) -> ModelConfig:
         if data.pop("model_type") != "rmkv":
             raise ValueError("its model_type is not 'rmkv'")
     except FileNotFoundError:
-        raise UserError(f"{directory}: not a model folder (it has no {CONFIG})") from None
+        raise UserError(
+            f"{directory}: not a model folder (it has no {CONFIG}); wants one, a checkpoint or a run"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the config of an RMKV: {error}") from None
     data.pop("architectures", None)
@@ -84,7 +86,7 @@ def find_model(path: Path, *, training: bool = False) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; wants a model folder, a checkpoint or a run")
     checkpoints = path / "checkpoints"
-    if not checkpoints.is_dir():
+    if not checkpoints.is_dir() and not (path / "config.toml").exists():
         if (path / CHECKSUMS).exists() and (damage := damaged_file(path, training)):
             raise UserError(f"{path}: {damage} is damaged (its checksum is wrong)")
         return path
@@ -93,7 +95,7 @@ def find_model(path: Path, *, training: bool = False) -> Path:
         if damage is None:
             return checkpoint
         stderr().print(f"{checkpoint}: {damage} is damaged; going back to the checkpoint before", style="yellow")
-    raise UserError(f"{path}: has no whole checkpoint")
+    raise UserError(f"{path}: has no whole checkpoint; go on with its training: rmkv train --resume --run {path}")
 
 
 def list_checkpoints(run: Path) -> list[Path]:

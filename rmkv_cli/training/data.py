@@ -8,6 +8,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256
+from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -44,6 +45,12 @@ def open_data(config: Config) -> Data:
         raise UserError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size = {model.vocab_size}; "
             f"use --set model.vocab_size={tokenizer.vocab_size}"
+        )
+    if tokenizer.vocab_size < 0.9 * model.vocab_size:
+        stderr().print(
+            f"note: model.vocab_size = {model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
+            f"--set model.vocab_size={tokenizer.vocab_size} makes the model smaller",
+            style="yellow",
         )
     longest = max(int(split.lengths.max()) for split in (documents, held_out) if split)
     if model.position == "learned" and longest > model.max_position_embeddings:

@@ -1,9 +1,12 @@
-"""The live display of a training: one bar with figures on a terminal, plain lines elsewhere."""
+"""The live display of a training: figures and a bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
 from typing import Any
 
+from rich.console import Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from rmkv_cli.progress import PLAIN_INTERVAL, amount, stderr
 
@@ -16,16 +19,18 @@ class Display:
         self.console = stderr()
         self.start, self.before, self.total = time.monotonic(), tokens, total
         self.last_line = 0.0
-        columns = (TextColumn("{task.fields[figures]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task("", total=total, completed=tokens, figures="")
+        self.figures = Text(no_wrap=True, overflow="ellipsis")
+        self.bar = Progress(BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+        self.task = self.bar.add_task("", total=total, completed=tokens)
+        self.live = Live(Group(self.figures, self.bar), console=self.console, auto_refresh=self.console.is_terminal)
 
     def __enter__(self) -> "Display":
-        self.bar.start()
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.live.stop()
 
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's record as metrics.jsonl has it."""
@@ -34,7 +39,8 @@ class Display:
             f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "
             f"data wait {record['data_wait']:.0%}"
         )
-        self.bar.update(self.task, completed=record["tokens"], figures=figures)
+        self.figures.plain = figures
+        self.bar.update(self.task, completed=record["tokens"])
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line >= PLAIN_INTERVAL:
             self.last_line = now

@@ -65,6 +65,8 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         _require_allowance(allow_noncausal or resume)
     if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
         raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
+    if not resume and any(path.name not in (".lock", "tokenizer.json") for path in _entries(run)):
+        raise UserError(f"{run}: holds other things and is no run; choose another --run")
     with _locked(run):
         trainer = Trainer(config, data.documents, resolve_device(config.train.device))
         if resume:
@@ -165,6 +167,12 @@ class _Job:
         self.display.say(f"The weights were not changed. The model, its states, the rows and the gradients: {path}")
 
 
+def _entries(folder: Path) -> list[Path]:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; a run is a folder")
+    return list(folder.iterdir()) if folder.exists() else []
+
+
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
     """Keep other processes from training in the same folder."""
@@ -198,4 +206,5 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
         raise UserError(f"{trainer.config.train.data}: is not the data that {checkpoint} was trained on")
     trainer.load_state_dict(saved, load_file(checkpoint / WEIGHTS, trainer.device))
     go_back(run, checkpoint, trainer.config.train.keep_last)
-    stderr().print(f"going on from {checkpoint}")
+    finished = "; it has come to its end, nothing is left to do" if trainer.finished else ""
+    stderr().print(f"going on from {checkpoint}{finished}")

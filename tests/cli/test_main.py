@@ -69,6 +69,10 @@ def test_params_and_config_report_as_tables_and_as_json():
     assert json.loads(rmkv("config", "list", "--json").stdout).keys() == {"tiny", "125m", "600m", "600m-published"}
 
 
+def test_version():
+    assert rmkv("--version").stdout.startswith("rmkv 0.")
+
+
 def test_what_show_prints_is_a_config_that_validate_accepts(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(rmkv("config", "show", "--preset", "125m").stdout)
@@ -84,6 +88,10 @@ def test_what_show_prints_is_a_config_that_validate_accepts(tmp_path):
         (["train"], "give a config"),
         (["train", "--resume", "--run", "absent"], "absent: no run to go on with"),
         (["train", "--preset", "tiny", "--config", "x.toml"], "either --preset NAME"),
+        (
+            ["params", "--preset", "tiny", "--set", "memory.slots=1"],
+            "--set memory: unknown key; known are model, train",
+        ),
         (["params", "--preset", "tiny", "--set", "model.memory.slot=1"], "did you mean 'slots'?"),
         (["config", "validate", "absent.toml"], "absent.toml: no such file"),
         (["generate", "--model", "absent", "--prompt", "x"], "absent: no such folder"),
@@ -142,6 +150,12 @@ def test_train_from_the_command_line_and_its_json(small_run, tmp_path):
     assert report["finished"]
     assert report["tokens"] >= 300
     assert "a run is there already" in rmkv("train", *small_run).stderr
+    assert "it has come to its end" in rmkv("train", "--resume", "--run", tmp_path / "run").stderr
+    more = rmkv("train", "--resume", "--run", tmp_path / "run", "--set", "train.tokens=600")
+    assert more.returncode == 2
+    assert "--set has no effect with --resume" in more.stderr
+    elsewhere = [*small_run, "--run", tmp_path]  # a folder with other things
+    assert "holds other things and is no run" in rmkv("train", *elsewhere).stderr
 
 
 def test_a_full_disk_ends_training_with_one_line_and_leaves_whole_checkpoints_only(small_run, tmp_path):

@@ -97,7 +97,7 @@ def test_a_damaged_mix_is_refused(folder, damage, message):
 
 
 def test_an_empty_split_is_refused(folder):
-    with pytest.raises(UserError, match=r"its validation split is empty \(validation = 0.0 in the mix\)"):
+    with pytest.raises(UserError, match=r"its validation split is empty: with validation = 0.0 the mix held out 0"):
         Documents.open(folder, "validation")
 
 

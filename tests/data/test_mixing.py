@@ -38,6 +38,7 @@ def test_the_ratio_never_drifts_by_more_than_a_document(tmp_path, tokenizer, wri
     assert [s.tokens for s in manifest.sources] == tokens.tolist()
     read_to_its_end = [s.name for s in manifest.sources if s.documents > 200]
     assert read_to_its_end == ["a"]  # the first to run dry ends the mix
+    assert manifest.ended_by == "a"
 
 
 def test_with_tokens_dry_sources_are_repeated_and_their_epochs_counted(tmp_path, tokenizer, write_jsonl, mix_of):

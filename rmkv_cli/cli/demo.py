@@ -38,8 +38,8 @@ def demo(
         shorter = ["--set", f"train.tokens={tokens}"] if tokens else []
         _run("train", "--preset", "tiny", "--data", data, "--run", run, *shorter)
     _run("eval", "--model", run, "--data", data)
-    _run("generate", "--model", run, "--prompt", "The file is ", "--max-tokens", 80, "--temperature", 0.7)
-    _run("generate", "--model", run, "--prompt", "def ", "--max-tokens", 80, "--temperature", 0.7)
+    for prompt in ("This function returns", "import"):
+        _run("generate", "--model", run, "--prompt", prompt, "--max-tokens", 80, "--temperature", 0.5, "--seed", 0)
     _conclude(directory, data, run)
 
 
@@ -84,4 +84,4 @@ def _conclude(directory: Path, data: Path, run: Path) -> None:
         ("loss.png", "the loss curve"),
     ):
         print(f"  {path:<16} {what}")
-    print(f"\nMore text: rmkv generate --model {run} --prompt 'import '")
+    print(f"\nMore text: rmkv generate --model {run} --prompt 'The class'")

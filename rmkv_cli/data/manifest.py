@@ -54,7 +54,7 @@ class Manifest(Section):
     sources: list[SourceReport]
     splits: dict[str, SplitReport]
     """By name: train and validation."""
-    ended_by: str | None
+    ended_by: str | None = None
     """The source that ran dry and so ended the mix, where it has no `tokens`; the others may hold more."""
     mix: MixConfig
 

@@ -65,7 +65,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         _require_allowance(allow_noncausal or resume)
     if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
         raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    if not resume and any(path.name not in (".lock", "tokenizer.json") for path in _entries(run)):
+    if not resume and set(_visible(run)) - {"tokenizer.json"}:  # which a start that was killed leaves
         raise UserError(f"{run}: holds other things and is no run; choose another --run")
     with _locked(run):
         trainer = Trainer(config, data.documents, resolve_device(config.train.device))
@@ -167,10 +167,11 @@ class _Job:
         self.display.say(f"The weights were not changed. The model, its states, the rows and the gradients: {path}")
 
 
-def _entries(folder: Path) -> list[Path]:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; a run is a folder")
-    return list(folder.iterdir()) if folder.exists() else []
+def _visible(run: Path) -> list[str]:
+    """Return the names in a folder but the hidden ones, none if it is absent; raise `UserError` if it is a file."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file; a run is a folder")
+    return [path.name for path in run.glob("[!.]*")]
 
 
 @contextmanager

@@ -90,12 +90,15 @@ def find_model(path: Path, *, training: bool = False) -> Path:
         if (path / CHECKSUMS).exists() and (damage := damaged_file(path, training)):
             raise UserError(f"{path}: {damage} is damaged (its checksum is wrong)")
         return path
-    for checkpoint in list_checkpoints(path):
+    saved = list_checkpoints(path)
+    if not saved:
+        raise UserError(f"{path}: has no checkpoint yet; go on with its training: rmkv train --resume --run {path}")
+    for checkpoint in saved:
         damage = damaged_file(checkpoint, training)
         if damage is None:
             return checkpoint
         stderr().print(f"{checkpoint}: {damage} is damaged; going back to the checkpoint before", style="yellow")
-    raise UserError(f"{path}: has no whole checkpoint; go on with its training: rmkv train --resume --run {path}")
+    raise UserError(f"{path}: all its checkpoints are damaged; train again in another --run")
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 
@@ -110,6 +111,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(make_config, tmp_path, cap
     outcome = train(config, tmp_path / "run", resume=True)
     assert f"{newest}: model.safetensors is damaged; going back" in capsys.readouterr().err
     assert_same_run(whole.run, outcome.run)
+
+
+def test_a_run_without_a_whole_checkpoint_says_what_to_do(make_config, tmp_path):
+    run = train(make_config(tokens=100), tmp_path / "run").run
+    (find_model(run) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="all its checkpoints are damaged; train again in another --run"):
+        find_model(run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint yet; go on with its training: rmkv train --resume --run"):
+        find_model(run)
 
 
 def test_damaged_checkpoints_do_not_push_out_good_ones(make_config, tmp_path):

@@ -115,7 +115,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(make_config, tmp_path, cap
 
 def test_a_run_without_a_whole_checkpoint_says_what_to_do(make_config, tmp_path):
     run = train(make_config(tokens=100), tmp_path / "run").run
-    (find_model(run) / "model.safetensors").write_bytes(b"")
+    for weights_file in run.glob("checkpoints/*/model.safetensors"):
+        weights_file.write_bytes(b"")
     with pytest.raises(UserError, match="all its checkpoints are damaged; train again in another --run"):
         find_model(run)
     shutil.rmtree(run / "checkpoints")

@@ -46,6 +46,49 @@ def recurrent_cell(w, prefix, kind, x, hidden, cell):
     return sigmoid(o) * np.tanh(c), c
 
 
+class Carried:
+    """What a layer carries besides its slots: token shift's last token, and a store a head, written token by token."""
+
+    def __init__(self, config):
+        self.config = config
+        H, d = config.num_attention_heads, config.head_size
+        self.before = np.zeros(config.hidden_size // 2)
+        self.stores = np.zeros((H, d, d))
+        self.empty = True
+        self.key = None  # the token before's
+
+    def shifted(self, n):
+        if not self.config.token_shift:
+            return n
+        half = len(n) // 2
+        before, self.before = self.before, n[:half]
+        return np.concatenate([before, n[half:]])
+
+    def gate(self, w, row):
+        return sigmoid(w["store.gates.weight"] @ row + w["store.gates.bias"]).reshape(2, -1)
+
+    def found(self, w, row, query):
+        if not self.config.memory.store or self.empty:
+            return 0
+        strength = self.gate(w, row)[1]
+        out = np.stack([q / np.linalg.norm(q) @ W for q, W in zip(query, self.stores, strict=True)])
+        rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
+        return out / rms * w["store.norm.weight"] * strength[:, None]
+
+    def write(self, w, rows, tokens):
+        if not self.config.memory.store:
+            return
+        self.empty = False
+        self.stores *= sigmoid(w["store.decay"])[:, None, None]
+        for row, (_, key, value) in zip(rows, tokens, strict=True):
+            if self.key is not None:
+                strength = self.gate(w, row)[0]
+                for W, b, k, v in zip(self.stores, strength, self.key, value, strict=True):
+                    k = k / np.linalg.norm(k)
+                    W += b * np.outer(k, v - k @ W)
+            self.key = key
+
+
 class Reference:
     def __init__(self, model):
         self.config = model.config
@@ -59,11 +102,12 @@ class Reference:
         memory = [w["memory"][0 if layers_carry else at].copy() for at in range(L)]
         cell = [np.zeros((m, D)) for _ in range(L)]
         before = [[] for _ in range(L)]  # the look-back: (key, value, place relative to the next segment's start)
+        carried = [Carried(config) for _ in range(L)]
         outputs, position = [], 0
         for length in lengths:
             x = np.stack([self.embed(tokens[position + i], position + i) for i in range(length)])
             for at in range(L):
-                x, after, after_cell, keys = self.layer(at, x, memory[at], cell[at], before[at])
+                x, after, after_cell, keys = self.layer(at, x, memory[at], cell[at], before[at], carried[at])
                 before[at] = [(k, v, i - length) for k, v, i in keys if i >= length - config.lookback]
                 target = (at + 1) % L if layers_carry else at
                 memory[target], cell[target] = after, after_cell
@@ -83,7 +127,7 @@ class Reference:
             return x * np.sqrt(config.hidden_size) + np.concatenate([np.sin(angles), np.cos(angles)])
         return x
 
-    def layer(self, at, x, memory, cell, before):
+    def layer(self, at, x, memory, cell, before, carried):
         config, p = self.config, f"blocks.{at}."
         w = {name.removeprefix(p): value for name, value in self.w.items() if name.startswith(p)}
         D, H = config.hidden_size, config.num_attention_heads
@@ -92,33 +136,42 @@ class Reference:
         def heads(vector):
             return vector.reshape(H, D // H)
 
-        def project(row):
-            n = layer_norm(row, w["norm.weight"], w["norm.bias"])
+        def normed(row):
+            return layer_norm(row, w["norm.weight"], w["norm.bias"])
+
+        def project(n):
             return [heads(part) for part in (w["attention.qkv.weight"] @ n).reshape(3, D)]
 
-        def attend(query, seen):
+        def attend(query, seen, found=0):
             out = []
             for h in range(H):
                 scores = np.array([query[h] @ k[h] / np.sqrt(D // H) for k, _ in seen])
                 out.append(softmax(scores) @ np.stack([v[h] for _, v in seen]))
+            out = np.stack(out) + found
             return w["attention.out.weight"] @ np.concatenate(out)
 
         def turned(rows, place):
             return np.stack([turn(row, place) for row in rows]) if rotary else rows
 
-        slots = [project(row) for row in memory]
-        tokens = [project(row) for row in x]
+        slots = [project(normed(row)) for row in memory]
+        read = [carried.shifted(normed(row)) for row in x]
+        tokens = [project(row) for row in read]
+        found = [carried.found(w, row, q) for row, (q, _, _) in zip(read, tokens, strict=True)]
         slot_pairs = [(k, v) for _, k, v in slots]
         token_pairs = [(turned(k, i), v) for i, (_, k, v) in enumerate(tokens)]
         old_pairs = [(turned(k, place), v) for k, v, place in before]
         y = np.stack(
-            [attend(turned(q, i), slot_pairs + old_pairs + token_pairs[: i + 1]) for i, (q, _, _) in enumerate(tokens)]
+            [
+                attend(turned(q, i), slot_pairs + old_pairs + token_pairs[: i + 1], found[i])
+                for i, (q, _, _) in enumerate(tokens)
+            ]
         )
-        y_memory = np.stack([attend(q, slot_pairs + token_pairs) for q, _, _ in slots])
+        carried.write(w, read, tokens)
+        y_memory = [attend(q, slot_pairs + token_pairs) for q, _, _ in slots]
         mixed = x + y
         pooled_from = y if config.memory.update == "published" else mixed
         new_memory, new_cell = [], []
-        for j in range(config.memory.slots):
+        for j in range(config.memory.slots if config.memory.update != "none" else 0):
             weights = softmax(pooled_from @ w["pooling.queries"][j] / np.sqrt(D))
             pooled = weights @ pooled_from
             if config.memory.update == "published":
@@ -133,4 +186,6 @@ class Reference:
             gated = silu(n @ w["feed_forward.gate.weight"].T) * (n @ w["feed_forward.up.weight"].T)
             out = mixed + gated @ w["feed_forward.down.weight"].T
         keys = [(k, v, i) for i, (_, k, v) in enumerate(tokens)]
+        if not new_memory:
+            return out, memory, cell, keys
         return out, np.stack(new_memory), np.stack(new_cell), keys

@@ -6,6 +6,15 @@ from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import RMKV
 
 CELLS = ("gru", "lstm", "minimal")
+MEMORIES = (
+    *({"cell": cell} for cell in CELLS),
+    *({"cell": cell, "store": False} for cell in CELLS),
+    {"update": "published"},
+    {"update": "none"},
+    {"slots": 0},
+    {"slots": 0, "store": False},
+)
+PUBLISHED = {"carry": "layers", "update": "published", "store": False}
 POSITIONS = ("rotary", "sinusoidal", "learned")
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rmkv_cli.cli.evaluate_task import evaluate_task
 from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Json, Model, print_json
+from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import progress, stderr
 
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 def evaluate(
     model: Model,
     data: Annotated[
-        Path, typer.Option(metavar="PATH", help="What `rmkv data mix` made; or a text file; or a mix.toml.")
-    ],
+        Path | None, typer.Option(metavar="PATH", help="What `rmkv data mix` made; or a text file; or a mix.toml.")
+    ] = None,
     split: Annotated[
         Literal["validation", "train"], typer.Option(help="Which documents of a prepared mix.")
     ] = "validation",
@@ -32,10 +34,34 @@ def evaluate(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Also measure what the memory is worth (3 more readings).")
     ] = True,
+    task: Annotated[
+        Literal["recall", "copy", "reverse", "needle", "facts"] | None,
+        typer.Option(help="Measure a task's accuracy instead, as it is in the mix of --data, or with its defaults."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the task, for instance pairs=[1,16]."),
+    ] = None,
+    examples: Annotated[int, typer.Option(metavar="N", help="Documents for each of the task's difficulties.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the task's documents.")] = 0,
+    picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the task's accuracies.")] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte on held-out documents or on any file, and what the memory does."""
+    """Measure loss, perplexity and bits per byte on held-out documents or on any file, and what the memory does.
+
+    With --task: how often the model answers right, by load and by distance.
+    """
+    if task:
+        if max_tokens is not None or split != "validation":
+            raise UserError("--max-tokens and --split are not for --task, which makes documents of its own")
+        evaluate_task(model, task, data, overrides or (), examples, seed, picture, device, as_json)
+        return
+    if data is None:
+        raise UserError("give what to read: --data PATH; or a task to solve: --task recall")
+    if overrides or picture:
+        raise UserError("--set and --picture are for a task: --task recall, for instance")
+
     from rmkv_cli.evaluation import measure, memory_effect
 
     rmkv, tokenizer = load_model(model, device)
@@ -79,47 +105,36 @@ def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path) -> "Docum
 
 
 def _print(report: "Report", effect: "MemoryEffect | None") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    scores = _table("", "documents", "tokens", "loss", "perplexity", "bits per byte")
+    screen = console()
+    scores = table("", "documents", "tokens", "loss", "perplexity", "bits per byte")
     for name, score in report.by_source.items():
         scores.add_row(name, *_cells(score))
     if len(report.by_source) != 1:
         scores.add_section()
         scores.add_row("all", *_cells(report))
-    console.print(scores)
+    screen.print(scores)
     if report.tokens < report.available_tokens:
         cut = ", the last one cut" if report.cut else ""
-        console.print(
+        screen.print(
             f"Read: {report.tokens:,} of {report.available_tokens:,} tokens, {report.documents:,} of "
             f"{report.available_documents:,} documents{cut}."
         )
-    positions = _table("position in document", "tokens", "loss")
+    positions = table("position in document", "tokens", "loss")
     for part in report.by_position:
         positions.add_row(f"{part.first:,} to {part.last:,}", f"{part.tokens:,}", f"{part.loss:.4f}")
-    console.print(positions)
+    screen.print(positions)
     if effect:
-        memories = _table("memory", "loss", "more than carried", "in bits per byte")
+        memories = table("memory", "loss", "more than carried", "in bits per byte")
         memories.add_row("carried", f"{effect.carried:.4f}", "", "")
         for name, loss, cost, bits in (
             ("reset at every segment", effect.reset, effect.reset_cost, effect.reset_cost_bits_per_byte),
             ("another document's", effect.swapped, effect.swapped_cost, effect.swapped_cost_bits_per_byte),
         ):
             memories.add_row(name, f"{loss:.4f}", f"{cost:+.4f}", "" if bits is None else f"{bits:+.4f}")
-        console.print(memories)
-        console.print(
+        screen.print(memories)
+        screen.print(
             f"Over {effect.tokens:,} tokens after the first segment of {effect.documents:,} documents. Losses in nats."
         )
-
-
-def _table(*columns: str):  # type: ignore[no-untyped-def]
-    from rich.table import Table
-
-    table = Table()
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
-    return table
 
 
 def _cells(score: "Score") -> list[str]:

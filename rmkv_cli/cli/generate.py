@@ -43,6 +43,9 @@ def generate(
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; any number of times.")
     ] = None,
     num_samples: Annotated[int, typer.Option(metavar="N", help="Texts to write, with seed, seed + 1, ...")] = 1,
+    state: Annotated[
+        Path | None, typer.Option(metavar="NOTES", help="Go on from what `rmkv read` saved; the prompt follows it.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -54,7 +57,7 @@ def generate(
         raise UserError(f"num_samples: should be 1 or more, got {num_samples}")
     text = _prompt(prompt, file)
 
-    from rmkv_cli.generation import SamplingConfig, read_prompt
+    from rmkv_cli.generation import SamplingConfig, load_notes, read_prompt
     from rmkv_cli.generation import generate as write
 
     first_seed = secrets.randbelow(2**31) if seed is None else seed
@@ -67,9 +70,10 @@ def generate(
     }
     configs = [parse(SamplingConfig, values | {"seed": first_seed + i}, "sampling") for i in range(num_samples)]
     rmkv, tokenizer = load_model(model, device)
+    earlier = load_notes(state, rmkv, tokenizer) if state else None
     long = len(text) >= LONG
     with progress("reading the prompt", None, "tokens") if long else nullcontext(lambda tokens: None) as advance:
-        beginning = read_prompt(rmkv, tokenizer, text, advance=advance)
+        beginning = read_prompt(rmkv, tokenizer, text, earlier, advance)
     samples = [write(rmkv, tokenizer, beginning, config, max_tokens, stop or ()) for config in configs]
     for i, (sample, config) in enumerate(zip(samples, configs, strict=True)):
         if num_samples > 1 and not as_json:

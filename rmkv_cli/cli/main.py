@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli import config, data, demo, evaluate, generate, params, tokenizer, train
+from rmkv_cli.cli import config, data, demo, evaluate, generate, inspect, params, read, tokenizer, train
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 
@@ -30,7 +30,7 @@ def build() -> typer.Typer:
         version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print it.")] = False,
     ) -> None: ...
 
-    model = typer.Typer(no_args_is_help=True, help="Train, evaluate and count a model (also at the top level).")
+    model = typer.Typer(no_args_is_help=True, help="Train, evaluate, use and count a model (also at the top level).")
     for home in (app, model):
         home.command("train", epilog="Example: rmkv train --preset tiny --data data --set train.tokens=1000000")(
             train.train
@@ -39,12 +39,14 @@ def build() -> typer.Typer:
         home.command("generate", epilog="Example: rmkv generate --model runs/tiny --prompt 'Once upon a time'")(
             generate.generate
         )
+        home.command("read", epilog="Example: rmkv read book.txt --model runs/tiny --out book.rmkv")(read.read)
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
     app.command("demo", epilog="Example: rmkv demo")(demo.demo)
     app.add_typer(tokenizer.app, name="tokenizer")
     app.add_typer(data.app, name="data")
     app.add_typer(config.app, name="config")
+    app.add_typer(inspect.app, name="inspect")
     app.add_typer(model, name="model")
     return app
 

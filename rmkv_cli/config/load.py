@@ -4,19 +4,22 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from rmkv_cli.config.mix import FileSource, MixConfig, NoiseSource
+from rmkv_cli.config.mix import MixConfig, Source
 from rmkv_cli.config.section import Section
 from rmkv_cli.config.train import Config
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.files import require_file
 
 S = TypeVar("S", bound=Section)
-SOURCES: dict[int | str, type[BaseModel]] = {"files": FileSource, "noise": NoiseSource}
+SOURCES: dict[int | str, type[BaseModel]] = {
+    get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(Source)[0])
+}
+_KINDS = "{}, or {}".format(", ".join(map(repr, list(SOURCES)[:-1])), repr(list(SOURCES)[-1]))
 
 
 def _presets() -> Path:
@@ -140,7 +143,11 @@ def _explain(problem: dict[str, Any], section: type[BaseModel] | None) -> str:
         known = list(section.model_fields) if section else []
         return "unknown key" + (did_you_mean(str(problem["loc"][-1]), known) or f"; known are {', '.join(known)}")
     if problem["type"] == "union_tag_invalid":
-        return f"kind should be {problem['ctx']['expected_tags'].replace(', ', ' or ')}, got '{problem['ctx']['tag']}'"
+        given = problem["ctx"]["tag"]
+        hint = did_you_mean(given, map(str, SOURCES))
+        return f"kind should be {_KINDS}, got '{given}'{hint}"
+    if problem["type"] == "union_tag_not_found":
+        return f"kind is missing; it should be {_KINDS}"
     if problem["type"] == "missing":
         return "is missing"
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")

@@ -1,11 +1,13 @@
 """Which sources are mixed, and in what ratio."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from rmkv_cli.config.section import Section
+from rmkv_cli.config.tasks import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
+from rmkv_cli.errors import did_you_mean
 
 
 class FileSource(Section):
@@ -34,7 +36,10 @@ class NoiseSource(Section):
     """Distinct tokens, the end-of-document token among them: documents are `vocab` tokens long on average."""
 
 
-Source = Annotated[FileSource | NoiseSource, Field(discriminator="kind")]
+Source = Annotated[
+    FileSource | NoiseSource | RecallSource | CopySource | ReverseSource | NeedleSource | FactsSource,
+    Field(discriminator="kind"),
+]
 
 
 class MixConfig(Section):
@@ -57,5 +62,16 @@ class MixConfig(Section):
         if twice:
             yield f"sources share a name: {', '.join(twice)}; each needs its own"
         match fields:
-            case {"tokens": None, "sources": sources} if any(source.kind == "noise" for source in sources):
-                yield "a source of kind 'noise' never runs dry, so the mix needs `tokens`"
+            case {"tokens": None, "sources": sources}:
+                endless = next((source.kind for source in sources if not isinstance(source, FileSource)), None)
+                if endless:
+                    yield f"a source of kind '{endless}' never runs dry, so the mix needs `tokens`"
+        yield from _wrong_texts(fields.get("sources", ()))
+
+
+def _wrong_texts(sources: Iterable[Source]) -> Iterator[str]:
+    texts = [source.name for source in sources if isinstance(source, FileSource)]
+    for source in sources:
+        if isinstance(source, TaskSource) and source.text is not None and source.text not in texts:
+            hint = did_you_mean(source.text, texts) or f" (there are: {', '.join(texts) or 'none'})"
+            yield f"source '{source.name}': text = '{source.text}' is no source of kind 'files' of this mix{hint}"

@@ -11,17 +11,25 @@ from rmkv_cli.config.section import Section
 class MemoryConfig(Section):
     """What a layer carries through the text, and how it is updated."""
 
-    slots: int = Field(64, ge=1)
+    slots: int = Field(64, ge=0)
     """Memory vectors a layer (m)."""
     cell: Literal["gru", "lstm", "minimal"] = "gru"
     """The recurrent cell that updates each slot."""
     carry: Literal["segments", "layers"] = "segments"
     """Where the updated memory goes: to the same layer of the next segment, or (as published, and then the
     model is not causal) to the next layer of the same segment."""
-    update: Literal["carry", "published"] = "carry"
-    """The cell's hidden and input: M and P + Y_M, pooling X + Y_X; or Y_M and P, pooling Y_X."""
+    update: Literal["carry", "published", "none"] = "carry"
+    """The cell's hidden and input: M and P + Y_M, pooling X + Y_X; or Y_M and P, pooling Y_X. none: the slots stay as
+    they were learned, whatever the text: a control."""
     horizon: float = Field(200.0, ge=1)
     """Segments; keep-gate biases start as log(Uniform(1, horizon)) (Tallec & Ollivier, 2018). 1: not spread."""
+    store: bool = True
+    """An associative store beside the slots: a matrix a head that holds values under keys."""
+
+    @property
+    def updated(self) -> bool:
+        """Whether there are slots that change with the text."""
+        return self.slots > 0 and self.update != "none"
 
 
 class ModelConfig(Section):
@@ -40,6 +48,8 @@ class ModelConfig(Section):
     position: Literal["rotary", "sinusoidal", "learned"] = "rotary"
     max_position_embeddings: int = Field(131072, ge=1)
     """Rows of the table of learned positions; the other kinds are computed and know no limit."""
+    token_shift: bool = True
+    """Half of the channels that attention reads are the previous token's (RWKV: Peng et al., 2023)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     tie_word_embeddings: bool = True
     memory: MemoryConfig = MemoryConfig()
@@ -60,6 +70,13 @@ class ModelConfig(Section):
                 yield f"rotary positions need an even head width, and hidden_size / num_attention_heads = {head_size}"
             case {"hidden_size": width, "position": "sinusoidal"} if width % 2:
                 yield f"sinusoidal positions need an even hidden_size, got {width}"
+        match fields:
+            case {"memory": MemoryConfig(carry="layers", slots=slots, update=update, store=store)} if (
+                store or not slots or update == "none"
+            ):
+                yield "memory.carry = 'layers' needs slots that are updated, and memory.store = false"
+            case {"hidden_size": width, "token_shift": True} if width % 2:
+                yield f"token_shift needs an even hidden_size, got {width}"
         match fields:
             case {"segment_length": length, "lookback": lookback} if lookback > length:
                 yield f"lookback = {lookback} is longer than segment_length = {length}; allowed are 0 to {length}"

@@ -1,6 +1,6 @@
 """Tokenized documents, from a mix's folder or straight from files, by number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Documents:
         lists = [batch.column("tokens") for batch in batches]
         self._values = [tokens.values.to_numpy() for tokens in lists]
         self._offsets = [tokens.offsets.to_numpy() for tokens in lists]
+        self._answers = [_answers(batch) for batch in batches]
         self._first = np.cumsum([0, *map(len, lists)])
         self.lengths: npt.NDArray[np.int64] = _join([np.diff(o) for o in self._offsets])
         """Tokens of each document (documents,)."""
@@ -44,6 +45,10 @@ class Documents:
         """Bytes of each document's untrusted text (documents,)."""
         self.sources: npt.NDArray[np.int64] = _join([batch.column("source").to_numpy() for batch in batches])
         """Index of each document's source in `source_names` (documents,)."""
+        self.counts: npt.NDArray[np.int64] = np.where(
+            _join([has for *_, has in self._answers]), _join([_sums(*spans) for spans in self._answers]), self.lengths
+        )
+        """Targets of each document that count in the loss (documents,): all, or those that its task asks for."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -51,9 +56,32 @@ class Documents:
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        batch = int(self._first.searchsorted(index, "right")) - 1
-        offsets, within = self._offsets[batch], index - self._first[batch]
+        batch, within = self._locate(index)
+        offsets = self._offsets[batch]
         return self._values[batch][offsets[within] : offsets[within + 1]]
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return which batch a document is in, and where in it."""
+        batch = int(self._first.searchsorted(index, "right")) - 1
+        return batch, index - int(self._first[batch])
+
+    def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
+        """Return which targets of a document count in the loss, (length,), or None if all do.
+
+        The target of a token is the next one; those that count in a task's document are the tokens of its answers.
+        """
+        batch, within = self._locate(index)
+        spans, offsets, has = self._answers[batch]
+        if not has[within]:
+            return None
+        starts, stops = spans[offsets[within] : offsets[within + 1]].reshape(-1, 2).T
+        edges = np.zeros(self.lengths[index] + 1, np.int8)
+        edges[starts - 1] += 1
+        edges[stops - 1] -= 1
+        return edges[:-1].cumsum(dtype=np.int8).astype(np.bool_)
 
     @classmethod
     def open(cls, folder: Path, split: str) -> "Documents":
@@ -108,6 +136,19 @@ class Documents:
         if not len(built):
             raise UserError(f"no document in {', '.join(map(str, paths))}")
         return built
+
+
+def _answers(batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return a batch's starts and stops, where each document's begin and end, and whether it has any (documents,)."""
+    old = "answers" not in batch.schema.names  # made before there were tasks
+    column = pa.nulls(len(batch), pa.list_(pa.int32())) if old else batch.column("answers")
+    return column.values.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _sums(spans: npt.NDArray[Any], offsets: npt.NDArray[Any], _: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return how many tokens each document's spans hold (documents,)."""
+    before = np.append(0, np.cumsum(spans[1::2] - spans[::2], dtype=np.int64))
+    return np.diff(before[offsets // 2])
 
 
 def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:

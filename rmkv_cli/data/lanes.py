@@ -10,6 +10,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 
 Int64 = npt.NDArray[np.int64]
+IGNORED = -100  # what torch's cross_entropy leaves out by default
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Rows:
 
     input_ids: Int64
     targets: Int64
-    """The next token of the same document, and after its last token the end of the document."""
+    """The next token of the same document, and after its last token the end of the document; -100 where it does not
+    count in the loss."""
     document_ids: Int64
     """A number for each document of a lane, counted from 0; one that goes on in the lane's next row keeps it."""
 
@@ -78,6 +80,8 @@ class Lanes:
             step = end - at
             input_ids[at:end] = rest[:step]
             document_ids[at:end] = lane.count
+            counted = self._documents.counted(lane.document)
+            offset = lane.offset
             if step == len(rest):
                 targets[at : end - 1] = rest[1:]
                 targets[end - 1] = self._documents.eod
@@ -85,6 +89,8 @@ class Lanes:
             else:
                 targets[at:end] = rest[1 : step + 1]
                 lane.offset += step
+            if counted is not None:
+                targets[at:end][~counted[offset : offset + step]] = IGNORED
             at = end
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Count(Section):
     documents: int
     tokens: int
     bytes: int
-    """Of untrusted text in UTF-8; 0 for noise."""
+    """Of untrusted text in UTF-8; 0 for noise and tasks."""
 
 
 class SourceReport(Count):

@@ -13,13 +13,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rmkv_cli.config import MixConfig, NoiseSource, Source
+from rmkv_cli.config import FileSource, MixConfig, NoiseSource, Source, TaskSource
 from rmkv_cli.data.encoding import Encoded, Submit, parallel_encoder
 from rmkv_cli.data.manifest import Manifest, SourceReport
 from rmkv_cli.data.noise import noise_documents
 from rmkv_cli.data.records import BadRecord
 from rmkv_cli.data.shards import ShardWriter
 from rmkv_cli.data.sources import Document, Skipped, grouped, read_source, refuse
+from rmkv_cli.data.tasks import Haystack, TextHaystack, plain_haystack, require_vocabulary, task_examples
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.progress import progress
@@ -33,6 +34,8 @@ class _Tokenized:
     tokens: npt.NDArray[Any]
     size: int
     held_out: bool
+    answers: list[tuple[int, int]] | None = None
+    """Spans of the tokens that alone count in the loss; None: all do."""
 
 
 _Items: TypeAlias = Iterator[_Tokenized | BadRecord]
@@ -127,6 +130,8 @@ def _require_vocabulary(mix: MixConfig, tokenizer: Tokenizer) -> None:
                 f"source '{source.name}': vocab = {source.vocab} does not fit the tokenizer of {tokenizer.vocab_size} "
                 f"ids; at most {room}, as only the end-of-document token counts of the special ones"
             )
+        if isinstance(source, TaskSource):
+            require_vocabulary(source, tokenizer.vocab_size)
 
 
 def _write(mix: MixConfig, base: Path, tokenizer: Tokenizer, folder: Path, workers: int) -> Manifest:
@@ -136,10 +141,10 @@ def _write(mix: MixConfig, base: Path, tokenizer: Tokenizer, folder: Path, worke
         ShardWriter(folder, "train", tokenizer.vocab_size) as train,
         ShardWriter(folder, "validation", tokenizer.vocab_size) as validation,
     ):
-        feeds = [_Feed(s, _beginner(mix, i, s, base, submit, workers)) for i, s in enumerate(mix.sources)]
+        feeds = [_Feed(s, _beginner(mix, i, s, base, tokenizer, submit, workers)) for i, s in enumerate(mix.sources)]
         for index, document in _mixed(mix, feeds):
             writer = validation if document.held_out else train
-            writer.add(index, document.tokens, document.size)
+            writer.add(index, document.tokens, document.size, document.answers)
             advance(len(document.tokens))
     weights, tokens = sum(s.weight for s in mix.sources), sum(f.tokens for f in feeds)
     manifest = Manifest(
@@ -185,12 +190,44 @@ def _mixed(mix: MixConfig, feeds: list[_Feed]) -> Iterator[tuple[int, _Tokenized
 
 
 def _beginner(
-    mix: MixConfig, index: int, source: Source, base: Path, submit: Submit, workers: int
+    mix: MixConfig, index: int, source: Source, base: Path, tokenizer: Tokenizer, submit: Submit, workers: int
 ) -> Callable[[], _Items]:
     """Return a function that reads a source from its beginning."""
-    if isinstance(source, NoiseSource):
-        return lambda: _noise_items(mix, index, source.vocab)
-    return lambda: _file_items(mix, read_source(source, base), submit, 2 * workers)
+
+    def from_files(source: FileSource) -> _Items:
+        return _file_items(mix, read_source(source, base), submit, 2 * workers)
+
+    match source:
+        case FileSource():
+            return lambda: from_files(source)
+        case NoiseSource():
+            return lambda: _noise_items(mix, index, source.vocab)
+    text = next((s for s in mix.sources if isinstance(s, FileSource) and s.name == source.text), None)
+    noise = TextHaystack(_TrainingText(text, mix.on_error, from_files)) if text else plain_haystack(source, tokenizer)
+    return lambda: _task_items(mix, index, source, tokenizer, noise)
+
+
+@dataclass(frozen=True)
+class _TrainingText:
+    """The tokens of a source's training documents, read anew by every iterator; bad records are reported elsewhere."""
+
+    source: FileSource
+    on_error: str
+    read: Callable[[FileSource], _Items]
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        for item in self.read(self.source):
+            if isinstance(item, BadRecord):
+                refuse(item, self.source.name, self.on_error, Skipped())
+            elif not item.held_out:
+                yield item.tokens
+
+
+def _task_items(mix: MixConfig, index: int, task: TaskSource, tokenizer: Tokenizer, noise: Haystack) -> _Items:
+    for number, example in enumerate(task_examples(task, tokenizer, noise, [mix.seed, index])):
+        tokens = np.concatenate([[tokenizer.eod], example.tokens])
+        answers = [(start + 1, stop + 1) for start, stop in example.answers]
+        yield _Tokenized(tokens, 0, _chosen(mix, b"%d" % index, b"%d" % number), answers)
 
 
 def _noise_items(mix: MixConfig, index: int, vocab: int) -> _Items:

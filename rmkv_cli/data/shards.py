@@ -1,8 +1,9 @@
 """Documents on disk: Arrow IPC files that are mapped into memory, not read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,20 @@ from rmkv_cli.errors import UserError
 BATCH_TOKENS = 1 << 20
 BATCH_DOCUMENTS = 1 << 16
 SHARD_BYTES = 256 << 20
+Spans: TypeAlias = Sequence[tuple[int, int]]
+"""(start, stop) of each."""
 
 
 def schema(vocab_size: int) -> pa.Schema:
-    """Return the columns: source (its index), tokens (the narrowest type that holds the vocabulary), size (bytes)."""
+    """Return the columns of a shard.
+
+    source is its index; tokens have the narrowest type that holds the vocabulary; size is bytes of text; answers are
+    start, stop, start, stop, ... of the tokens that count in the loss, null where all do.
+    """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
-    return pa.schema([("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64())])
+    return pa.schema(
+        [("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64()), ("answers", pa.list_(pa.int32()))]
+    )
 
 
 class BatchBuilder:
@@ -31,13 +40,15 @@ class BatchBuilder:
         self._sources: list[int] = []
         self._tokens: list[npt.NDArray[Any]] = []
         self._sizes: list[int] = []
+        self._answers: list[npt.NDArray[np.int32] | None] = []
         self._length = 0
 
-    def add(self, source: int, tokens: npt.NDArray[Any], size: int) -> None:
-        """Take a document: its source's index, its ids (length,) and the bytes of its text."""
+    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None = None) -> None:
+        """Take a document: its source's index, ids (length,), bytes of text, and spans of ids that alone count."""
         self._sources.append(source)
         self._tokens.append(tokens.astype(self._dtype))
         self._sizes.append(size)
+        self._answers.append(None if answers is None else np.array(answers, np.int32).ravel())
         self._length += len(tokens)
 
     @property
@@ -53,8 +64,9 @@ class BatchBuilder:
             pa.array(self._sources, pa.int16()),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
             pa.array(self._sizes, pa.int64()),
+            pa.array(self._answers, pa.list_(pa.int32())),
         ]
-        self._sources, self._tokens, self._sizes, self._length = [], [], [], 0
+        self._sources, self._tokens, self._sizes, self._answers, self._length = [], [], [], [], 0
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
@@ -72,9 +84,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def add(self, source: int, tokens: npt.NDArray[Any], size: int) -> None:
-        """Write a document: its source's index, its ids (length,) and the bytes of its text."""
-        self._batch.add(source, tokens, size)
+    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None = None) -> None:
+        """Write a document; arguments as in `BatchBuilder.add`."""
+        self._batch.add(source, tokens, size, answers)
         self._documents += 1
         self._tokens += len(tokens)
         self._bytes += size

@@ -35,7 +35,7 @@ class SourceSurvey:
     skipped: int
     first_error: str | None
     samples: list[str]
-    """The beginnings of some documents, special tokens spelt out."""
+    """The beginnings of some documents, special tokens spelt out; with a task's also the end, which asks."""
 
 
 def survey_folder(folder: Path, samples: int) -> list[SourceSurvey]:
@@ -61,14 +61,14 @@ def survey_folder(folder: Path, samples: int) -> list[SourceSurvey]:
                 **_lengths(documents.lengths[its]),
                 skipped=source.skipped,
                 first_error=source.first_error,
-                samples=[_beginning(tokenizer.decode(documents[i].tolist())) for i in its[:samples]],
+                samples=[_shown(documents, int(i), tokenizer) for i in its[:samples]],
             )
         )
     return found
 
 
 def survey_mix(mix: MixConfig, base: Path, samples: int) -> list[SourceSurvey]:
-    """Read the sources of a mix through and return what they hold; noise, which has no end, holds nothing here.
+    """Read the sources of a mix through and return what they hold; noise and tasks, without end, hold nothing here.
 
     Raises:
         UserError: a source has no files, or a record is bad and `on_error` is "stop".
@@ -101,6 +101,13 @@ def survey_mix(mix: MixConfig, base: Path, samples: int) -> list[SourceSurvey]:
             )
         )
     return found
+
+
+def _shown(documents: Documents, index: int, tokenizer: Tokenizer) -> str:
+    text = tokenizer.decode(documents[index].tolist())
+    if documents.counted(index) is None or len(text) <= SAMPLE_CHARACTERS:
+        return _beginning(text)
+    return f"{text[: SAMPLE_CHARACTERS // 2]} … {text[-SAMPLE_CHARACTERS // 2 :]}"
 
 
 def _beginning(text: str) -> str:

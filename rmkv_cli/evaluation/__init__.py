@@ -1,7 +1,26 @@
-"""How well a model predicts text, what its memory does for it, and the baseline to beat."""
+"""How well a model predicts text and solves tasks, what its memory does for it, and the baseline to beat."""
 
+from rmkv_cli.evaluation.inspect import LayerMemory, MemoryReport, inspect_memory
 from rmkv_cli.evaluation.measure import PositionLoss, Report, Score, measure
 from rmkv_cli.evaluation.memory import MemoryEffect, memory_effect
 from rmkv_cli.evaluation.ngram import NGram, texts
+from rmkv_cli.evaluation.tasks import Cell, TaskReport, find_task, held_out_text, task_accuracy
 
-__all__ = ["MemoryEffect", "NGram", "PositionLoss", "Report", "Score", "measure", "memory_effect", "texts"]
+__all__ = [
+    "Cell",
+    "LayerMemory",
+    "MemoryEffect",
+    "MemoryReport",
+    "NGram",
+    "PositionLoss",
+    "Report",
+    "Score",
+    "TaskReport",
+    "find_task",
+    "held_out_text",
+    "inspect_memory",
+    "measure",
+    "memory_effect",
+    "task_accuracy",
+    "texts",
+]

@@ -20,10 +20,11 @@ FIRST_BUCKET = 64  # positions 0 to 63; each further bucket ends at twice the po
 
 @dataclass(frozen=True)
 class Score:
-    """The loss over some documents, their end-of-document tokens included."""
+    """The loss over some documents, their end-of-document tokens included; over a task's documents, its answers'."""
 
     documents: int
     tokens: int
+    """Those that the loss is about."""
     bytes: int
     """UTF-8 bytes that bits_per_byte is about: those of documents that have a text, and whose bytes are known."""
     loss: float
@@ -35,7 +36,10 @@ class Score:
 
 @dataclass(frozen=True)
 class PositionLoss:
-    """The loss over the tokens at positions `first` to `last` of their documents; the first token's is 0."""
+    """The loss over the tokens at positions `first` to `last` of their documents; the first token's is 0.
+
+    Positions at which no token counts are left out of a report.
+    """
 
     first: int
     last: int
@@ -53,6 +57,7 @@ class Report(Score):
     """Documents of which only the beginning was read, for `max_tokens`: 0 or 1."""
     available_documents: int
     available_tokens: int
+    """Those that `tokens` would be, were all documents read to their ends."""
 
 
 def measure(
@@ -75,41 +80,46 @@ def measure(
         advance: is called with the number of tokens just read.
 
     Raises:
-        UserError: there are no documents, or they do not fit the model.
+        UserError: there are no documents, they do not fit the model, or what is read of them holds no answer.
     """
     chosen, lengths = choose(documents.lengths, max_tokens)
     require_fits(model, documents.vocab_size, int(lengths.max()))
     edges = _edges(int(lengths.max()))
     device = model.memory.device
+    scored = _scored(documents, chosen, lengths)
+    if not scored.any():
+        raise UserError(f"max_tokens = {max_tokens} ends before the first answer; raise it")
     by_document = torch.zeros(len(chosen), dtype=torch.float64, device=device)
     by_bucket = torch.zeros(len(edges), dtype=torch.float64, device=device)
     counts = np.zeros(len(edges), np.int64)
     with reading(model):
         for batch in batches(lengths, batch_tokens, model):
             state = model.initial_state(len(batch))
-            for step in steps([documents[int(i)] for i in chosen[batch]], lengths[batch], documents.eod, model):
+            texts, counted = zip(*((documents[int(i)], documents.counted(int(i))) for i in chosen[batch]), strict=True)
+            for step in steps(texts, lengths[batch], documents.eod, model, counted):
                 hidden, state = model.hidden(step.inputs, going_on(state, step))
                 losses = token_losses(model, hidden, step)
                 buckets = np.searchsorted(edges, step.start + step.columns, side="right") - 1
                 by_document.index_add_(0, torch.from_numpy(batch[-len(step.inputs) :][step.rows]).to(device), losses)
                 by_bucket.index_add_(0, torch.from_numpy(buckets).to(device), losses)
                 counts += np.bincount(buckets, minlength=len(edges))
-                advance(len(losses))
+                advance(step.read)
     nats = by_document.cpu().numpy()
     sizes = _sizes(documents, chosen, lengths, tokenizer)
     sources = documents.sources[chosen]
-    present = [(name, sources == i) for i, name in enumerate(documents.source_names) if (sources == i).any()]
+    present = [(name, sources == i) for i, name in enumerate(documents.source_names) if scored[sources == i].any()]
     lasts = [*(edges[1:] - 1), lengths.max() - 1]
     return Report(
-        **_score(nats, lengths, sizes),
-        by_source={name: Score(**_score(nats[of], lengths[of], sizes[of])) for name, of in present},
+        **_score(nats, scored, sizes),
+        by_source={name: Score(**_score(nats[of], scored[of], sizes[of])) for name, of in present},
         by_position=[
             PositionLoss(int(first), int(last), int(n), float(total / n))
             for first, last, n, total in zip(edges, lasts, counts, by_bucket.cpu().numpy(), strict=True)
+            if n
         ],
         cut=int((lengths < documents.lengths[chosen]).sum()),
         available_documents=len(documents),
-        available_tokens=int(documents.lengths.sum()),
+        available_tokens=int(documents.counts.sum()),
     )
 
 
@@ -137,6 +147,15 @@ def token_sizes(tokenizer: Tokenizer) -> Integers:
     return np.array([0] * special + [len(tokenizer.token_bytes(i)) for i in range(special, tokenizer.vocab_size)])
 
 
+def _scored(documents: Documents, chosen: Integers, lengths: Integers) -> Integers:
+    """Return how many targets count in what is read of each document."""
+    scored = documents.counts[chosen]
+    for i in np.flatnonzero(lengths < documents.lengths[chosen]):
+        counted = documents.counted(int(chosen[i]))
+        scored[i] = lengths[i] if counted is None else counted[: lengths[i]].sum()
+    return scored
+
+
 def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer: Tokenizer | None) -> Integers:
     """Return the bytes of what is read of each document; 0 where they are not known."""
     sizes = documents.sizes[chosen].astype(np.int64)
@@ -147,9 +166,9 @@ def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer:
     return sizes
 
 
-def _score(nats: NDArray[np.float64], lengths: Integers, sizes: Integers) -> dict[str, Any]:
+def _score(nats: NDArray[np.float64], scored: Integers, sizes: Integers) -> dict[str, Any]:
     """Return the fields of a `Score` over documents with these losses in nats, tokens and bytes."""
-    tokens, size = int(lengths.sum()), int(sizes.sum())
+    tokens, size = int(scored.sum()), int(sizes.sum())
     loss = float(nats.sum()) / tokens
     return {
         "documents": len(nats),

@@ -17,7 +17,10 @@ from rmkv_cli.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class MemoryEffect:
-    """Losses in nats a token over the tokens after their document's first segment, in three readings of one text."""
+    """Losses in nats a token over the tokens after their document's first segment, in three readings of one text.
+
+    Of a task's documents only the answers count.
+    """
 
     documents: int
     tokens: int
@@ -52,8 +55,8 @@ def memory_effect(
     its batch is not scored, as no other memory is that old.
 
     Raises:
-        UserError: fewer than two documents are longer than a segment, they do not fit the model, or the model is
-            not causal.
+        UserError: fewer than two documents are longer than a segment, they hold no answer there, they do not fit the
+            model, or the model is not causal.
     """
     S = model.config.segment_length
     if model.config.memory.carry == "layers":
@@ -73,10 +76,11 @@ def memory_effect(
         for batch in np.array_split(order, max(1, len(order) // max(2, batch_tokens // S))):
             texts = [documents[int(i)] for i in chosen[batch]]
             states = [model.initial_state(len(batch))] * 3
-            for step in steps(texts, lengths[batch], documents.eod, model):
+            counted = [documents.counted(int(i)) for i in chosen[batch]]
+            for step in steps(texts, lengths[batch], documents.eod, model, counted):
                 if len(step.inputs) < 2:
                     break
-                advance(len(step.targets))
+                advance(step.read)
                 if step.start == 0:
                     states = [model.hidden(step.inputs, states[0])[1]] * 3
                     continue
@@ -88,6 +92,8 @@ def memory_effect(
                 tokens += len(step.targets)
                 if of_token is not None:
                     size += int(of_token[step.targets.cpu().numpy()].sum())
+    if not tokens:
+        raise UserError("the memory's effect cannot be told: no answer lies where two documents are compared")
     losses = (totals / tokens).tolist()
     costs = [loss - losses[0] for loss in losses[1:]]
     in_bits = [cost * tokens / size / math.log(2) if size else None for cost in costs]
@@ -97,4 +103,4 @@ def memory_effect(
 def _lend(lender: State, borrower: State) -> State:
     """Return the borrower's state with the memory of the lender's row before (before the first: the last)."""
     lent = swap_memory(lender, torch.arange(len(lender.position), device=lender.position.device).roll(1))
-    return replace(borrower, memory=lent.memory, cell=lent.cell)
+    return replace(borrower, memory=lent.memory, cell=lent.cell, store=lent.store)

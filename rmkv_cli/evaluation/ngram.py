@@ -51,10 +51,10 @@ class NGram:
 
 
 def texts(documents: Documents, tokenizer: Tokenizer) -> Iterator[bytes]:
-    """Yield each document's text in UTF-8, its `sizes` bytes: special tokens are left out."""
+    """Yield each document's text in UTF-8, its `sizes` bytes: no special tokens, and nothing of noise and tasks."""
     known = [b"" if i < len(Special) else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
     for i in range(len(documents)):
-        yield b"".join(map(known.__getitem__, documents[i].tolist()))
+        yield b"".join(map(known.__getitem__, documents[i].tolist())) if documents.sizes[i] else b""
 
 
 def _count(texts: Iterable[bytes], order: int) -> tuple[Counts, Counts]:

@@ -24,17 +24,28 @@ class Step:
     inputs: Tensor
     """(B, T) int64, T at most a segment. The batch's first documents may have ended: these are its last B."""
     targets: Tensor
-    """(N,) int64: the tokens to predict. A document's last one is the end-of-document token."""
+    """(N,) int64: the tokens to predict that count. A document's last one is the end-of-document token."""
     rows: Integers
     """(N,): which row of `inputs` each target belongs to."""
     columns: Integers
     """(N,): the place within the segment that predicts it."""
     start: int
     """Position of the segment's first token within each document."""
+    read: int
+    """Tokens of `inputs` that are no padding."""
 
 
-def steps(documents: Sequence[NDArray[np.integer]], lengths: Integers, eod: int, model: RMKV) -> Iterator[Step]:
-    """Yield the segments of the first `lengths` tokens of a batch of documents, shortest first, from their starts."""
+def steps(
+    documents: Sequence[NDArray[np.integer]],
+    lengths: Integers,
+    eod: int,
+    model: RMKV,
+    counted: Sequence[NDArray[np.bool_] | None] | None = None,
+) -> Iterator[Step]:
+    """Yield the segments of the first `lengths` tokens of a batch of documents, shortest first, from their starts.
+
+    `counted` tells of each document which of its targets count, as `Documents.counted` does; all do without it.
+    """
     S, device = model.config.segment_length, model.memory.device
     for start in range(0, int(lengths[-1]), S):
         ended = int(np.searchsorted(lengths, start, side="right"))
@@ -44,9 +55,15 @@ def steps(documents: Sequence[NDArray[np.integer]], lengths: Integers, eod: int,
         for row, tokens in zip(ids, documents[ended:], strict=True):
             part = tokens[start : start + width + 1]
             row[: len(part)] = part
-        rows, columns = np.nonzero(np.arange(width) < left[:, None])
+        scored = np.arange(width) < left[:, None]
+        read = int(scored.sum())
+        for live, its in zip(scored, counted[ended:] if counted else (), strict=bool(counted)):
+            if its is not None:
+                its = its[start : start + width]
+                live[: len(its)] &= its
+        rows, columns = np.nonzero(scored)
         targets = torch.from_numpy(ids[rows, columns + 1]).to(device)
-        yield Step(torch.from_numpy(ids[:, :-1]).to(device), targets, rows, columns, start)
+        yield Step(torch.from_numpy(ids[:, :-1]).to(device), targets, rows, columns, start, read)
 
 
 def going_on(state: State, step: Step) -> State:

@@ -1,7 +1,7 @@
 """Reading a prompt into the state, and writing on from there one token at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,14 +25,14 @@ class Prompt:
     """A prompt that has been read. Any number of texts can go on from it."""
 
     tokens: int
-    """Tokens read, a document's opening one included."""
+    """Tokens read, a document's opening one included; not those that an earlier reading had read."""
     seconds: float
     """Time it took to read them."""
     logits: Tensor
     """(1, V), of the token that follows."""
     state: State
     seen: Tensor
-    """(1, V) bool: which tokens it holds."""
+    """(1, V) bool: which tokens it holds, and what was read before it."""
 
 
 class Generation:
@@ -101,17 +101,18 @@ class Generation:
 def read_prompt(
     model: RMKV,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[Piece],
-    state: State | None = None,
+    prompt: str | Iterable[Piece],
+    after: Prompt | None = None,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> Prompt:
-    """Read the beginning of a document, or what comes after `state`; "" is a document's bare beginning.
+    """Read the beginning of a document, or what goes on `after` an earlier reading; "" is a document's bare beginning.
 
-    `advance` is called with the number of tokens just read.
+    The pieces are taken as they are needed, so a stream of them (see `text_pieces`) may be of any length. `advance` is
+    called with the number of tokens just read.
 
     Raises:
-        UserError: the model cannot generate, the tokenizer does not fit it, the text is not valid Unicode, is longer
-            than learned positions, or is empty after a state, or the model's weights give no numbers.
+        UserError: the model cannot generate, the tokenizer does not fit it, the text is not valid Unicode or is longer
+            than learned positions, or the model's weights give no numbers.
     """
     config = model.config
     if config.memory.carry == "layers":
@@ -124,22 +125,23 @@ def read_prompt(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: they are not "
             "of one training"
         )
-    ids = tokenizer.encode_document([prompt] if isinstance(prompt, str) else prompt)
-    if state is not None:
-        ids = ids[1:]
-        if not ids:
-            raise UserError("there is nothing to read: the prompt is empty")
-    _require_positions(model, state, len(ids))
-    start = time.perf_counter()
-    tokens = torch.tensor([ids], device=model.memory.device)
-    for begin, end in model.spans(len(ids), state.filled if state else 0):
-        logits, state = _read(model, tokens[:, begin:end], state)
-        advance(end - begin)
+    start, read = time.perf_counter(), 0
+    state, logits = (after.state, after.logits) if after else (None, None)
+    device = model.memory.device
+    seen = after.seen.clone() if after else torch.zeros(1, config.vocab_size, dtype=torch.bool, device=device)
+    pieces = [prompt] if isinstance(prompt, str) else prompt
+    begun = [] if after else [tokenizer.eod]
+    for ids in _segments(tokenizer, pieces, begun, config.segment_length, state.filled if state else 0):
+        _require_positions(model, state, len(ids))
+        logits, state = _read(model, torch.tensor([ids], device=device), state)
+        seen[:, ids] = True
+        read += len(ids)
+        advance(len(ids))
+    assert state is not None
+    assert logits is not None
     if not logits.isfinite().all():
         raise UserError("the model's logits are not numbers: its weights are damaged, or its training diverged")
-    seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, tokens, True)
-    assert state is not None
-    return Prompt(len(ids), time.perf_counter() - start, logits, state, seen)
+    return Prompt(read, time.perf_counter() - start, logits, state, seen)
 
 
 def generate(
@@ -180,11 +182,26 @@ def _read(model: RMKV, input_ids: Tensor, state: State | None) -> tuple[Tensor, 
         return model.head(hidden[:, -1]).float(), state
 
 
+def _segments(
+    tokenizer: Tokenizer, pieces: Iterable[Piece], ids: list[int], length: int, filled: int
+) -> Iterator[list[int]]:
+    """Yield `ids` and those of the pieces, cut where segments of `length` end, `filled` tokens of the first read."""
+    room = length - filled
+    for piece in pieces:
+        ids += (piece.id,) if isinstance(piece, Special) else tokenizer.encode(piece)
+        start = 0
+        while len(ids) - start >= room:
+            yield ids[start : start + room]
+            start, room = start + room, length
+        ids = ids[start:]
+    if ids:
+        yield ids
+
+
 def _require_positions(model: RMKV, state: State | None, tokens: int) -> None:
     """Raise `UserError` if so many more tokens pass the end of learned positions."""
     read, known = int(state.position.max()) if state else 0, model.config.max_position_embeddings
     if model.config.position == "learned" and read + tokens > known:
         raise UserError(
-            f"{read + tokens} tokens of prompt and text are more than the model's learned positions, {known} "
-            "(max_position_embeddings)"
+            f"prompt and text are longer than the model's learned positions, {known} tokens (max_position_embeddings)"
         )

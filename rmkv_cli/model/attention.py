@@ -18,17 +18,27 @@ class QKVBlock(nn.Module):
         self.dropout = config.dropout
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        with torch.no_grad():  # keys start as queries: like finds like from the first step, in the store above all
+            query, key, _ = self.qkv.weight.chunk(3)
+            key.copy_(query)
 
     def project(self, hidden: Tensor, parts: slice = ALL) -> tuple[Tensor, ...]:
         """Return those of Q, K and V that `parts` names, each (B, H, T, d), for hidden (B, T, D)."""
         B, T, D = hidden.shape
         projected = F.linear(hidden, self.qkv.weight.view(3, D, D)[parts].flatten(0, 1))
-        return projected.view(B, T, -1, self.heads, self.head_size).permute(2, 0, 3, 1, 4).unbind()
+        return (
+            projected.view(B, T, parts.stop - parts.start, self.heads, self.head_size).permute(2, 0, 3, 1, 4).unbind()
+        )
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, T, D) for q (B, H, T, d), k and v (B, H, K, d) and mask (B, 1, T, K), True: seen."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, found: Tensor | None = None) -> Tensor:
+        """Return (B, T, D) for q (B, H, T, d), k and v (B, H, K, d) and mask (B, 1, T, K), True: seen.
+
+        `found` (B, H, T, d), what an associative store gave, is added to the heads' results.
+        """
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_size**-0.5)
+        if found is not None:
+            y = y + found
         return self.out(y.transpose(1, 2).flatten(2))
 
 

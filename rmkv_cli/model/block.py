@@ -1,6 +1,6 @@
 """One layer: tokens attend to memory, look-back and each other; at a segment's end the memory is updated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from rmkv_cli.model.attention import KEY_VALUE, QUERY, AttentionPooling, QKVBloc
 from rmkv_cli.model.cells import RecurrentMemoryCell
 from rmkv_cli.model.feed_forward import FeedForward
 from rmkv_cli.model.positions import Rotation, rotate
+from rmkv_cli.model.store import AssociativeStore
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,13 @@ class Layer:
 
     memory: Tensor
     cell: Tensor | None
+    store: Tensor | None
+    previous: Tensor | None
+    last_key: Tensor | None
     keys: Tensor
     values: Tensor
     stream: Tensor
+    strength: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,16 @@ class View:
     """(B, 1, 1, 2m + S), True: seen: over slots, fresh slots and the segment's tokens."""
     fresh: Tensor
     """(B, 1, 1), True: the segment's last document has no memory yet."""
+    own: Tensor
+    """(B, T), True: the token's document wrote the memory."""
+    follows: Tensor
+    """(B, T, 1), True: the token before is of the same document."""
     by: Rotation | None
     """Of the T tokens, by their offset in their segment."""
     back: Rotation | None
     """Of the look-back's keys, from this segment's frame to the next one's."""
+    undo: Rotation | None
+    """Of the segment's tokens' keys, back to none."""
 
 
 class RMKVBlock(nn.Module):
@@ -56,8 +67,9 @@ class RMKVBlock(nn.Module):
         self.published = config.memory.update == "published"
         self.norm = nn.LayerNorm(config.hidden_size)
         self.attention = QKVBlock(config)
-        self.pooling = AttentionPooling(config)
-        self.cell = RecurrentMemoryCell(config)
+        self.pooling = AttentionPooling(config) if config.memory.updated else None
+        self.cell = RecurrentMemoryCell(config) if config.memory.updated else None
+        self.store = AssociativeStore(config) if config.memory.store else None
         self.feed_forward = FeedForward(config) if config.intermediate_size else None
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size) if config.intermediate_size else None
 
@@ -70,7 +82,16 @@ class RMKVBlock(nn.Module):
             layer: what earlier tokens and segments left.
             view: who sees whom.
         """
-        q, k, v = self.attention.project(self.norm(x))
+        h = self.norm(x)
+        previous = layer.previous
+        if previous is not None:
+            h, previous = self._shifted(h, previous, view.follows)
+        q, k, v = self.attention.project(h)
+        strength, found = layer.strength, None
+        if self.store is not None and layer.store is not None and strength is not None:
+            write, read = self.store.strengths(h)
+            found = self.store.read(layer.store, q, read * view.own[:, None])
+            strength = torch.cat([strength, write * view.follows[:, None, :, 0]], dim=2)
         if view.by is not None:
             q, k = rotate(q, view.by), rotate(k, view.by)
         keys, values = layer.keys, layer.values
@@ -79,18 +100,46 @@ class RMKVBlock(nn.Module):
             slot_keys, slot_values = self.attention.project(self.norm(slots), KEY_VALUE)
             keys, values = torch.cat([slot_keys, keys], dim=2), torch.cat([slot_values, values], dim=2)
         keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-        y = self.attention(q, keys, values, view.token_mask)
+        y = self.attention(q, keys, values, view.token_mask, found)
         residual = x + y
         stream = torch.cat([layer.stream, y if self.published else residual], dim=1)
-        layer = Layer(layer.memory, layer.cell, keys, values, stream)
+        layer = replace(layer, previous=previous, keys=keys, values=values, stream=stream, strength=strength)
         if view.ends:
             layer = self._close(fresh, layer, view)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return residual, layer
         return residual + self.feed_forward(self.feed_forward_norm(residual)), layer
 
+    def _shifted(self, h: Tensor, previous: Tensor, follows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h (B, T, D) with its first half of channels taken from the token before, and the last token's."""
+        half, kept = h.chunk(2, dim=-1)
+        before = torch.cat([previous[:, None].to(h.dtype), half[:, :-1]], dim=1) * follows
+        return torch.cat([before, kept], dim=-1), half[:, -1]
+
     def _close(self, fresh: Tensor, layer: Layer, view: View) -> Layer:
-        """Update the memory from the whole segment, and keep only the look-back of its tokens."""
+        """Update memory and store from the whole segment, and keep only the look-back of its tokens."""
+        memory, cell = self._update(fresh, layer, view)
+        store, strength, last_key = layer.store, layer.strength, layer.last_key
+        length = layer.stream.shape[1]
+        if self.store is not None and store is not None and strength is not None and last_key is not None:
+            k, v = (x[:, :, x.shape[2] - length :] for x in (layer.keys, layer.values))
+            if view.undo is not None:
+                k = rotate(k, view.undo)
+            before = torch.cat([last_key[:, :, None], k[:, :, :-1]], dim=2)
+            written = view.memory_mask[:, 0, :, 2 * self.slots :]
+            store = self.store.write(store * ~view.fresh[..., None], before, v, strength * written)
+            strength, last_key = strength.new_zeros(*strength.shape[:2], 0), k[:, :, -1]
+        # Copies, so that the state does not hold on to the whole segment.
+        keys, values = (x[:, :, x.shape[2] - self.lookback :].clone() for x in (layer.keys, layer.values))
+        if view.back is not None:
+            keys = rotate(keys, view.back)
+        stream = layer.stream.new_zeros(len(keys), 0, layer.stream.shape[2])
+        return Layer(memory, cell, store, layer.previous, last_key, keys, values, stream, strength)
+
+    def _update(self, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Tensor | None]:
+        """Return the slots' new memory, and the LSTM's cell state."""
+        if self.pooling is None or self.cell is None:
+            return layer.memory, None
         memory = torch.where(view.fresh, fresh, layer.memory)
         cell = None if layer.cell is None else torch.where(view.fresh, 0.0, layer.cell)
         length = layer.stream.shape[1]
@@ -102,11 +151,5 @@ class RMKVBlock(nn.Module):
         y = self.attention(q, *seen, view.memory_mask)
         p = self.pooling(layer.stream, view.memory_mask[:, 0, :, 2 * self.slots :])
         if self.published:
-            memory, cell = self.cell(p, y, cell)
-        else:
-            memory, cell = self.cell(p + y, memory, cell)
-        # Copies, so that the state does not hold on to the whole segment.
-        keys, values = (x[:, :, x.shape[2] - self.lookback :].clone() for x in (layer.keys, layer.values))
-        if view.back is not None:
-            keys = rotate(keys, view.back)
-        return Layer(memory, cell, keys, values, layer.stream.new_zeros(len(y), 0, y.shape[-1]))
+            return self.cell(p, y, cell)
+        return self.cell(p + y, memory, cell)

@@ -13,6 +13,7 @@ PARTS = {  # by where a parameter's name begins, or what it contains
     "attention": (".attention.",),
     "pooling": (".pooling.",),
     "cells": (".cell.",),
+    "store": (".store.",),
     "feed_forward": (".feed_forward.",),
     "initial_memory": ("memory",),
     "norms": ("norm.", ".norm.", "_norm."),
@@ -54,7 +55,7 @@ def touched_per_token(config: ModelConfig) -> int:
     counts = count_by_part(config)
     head = config.vocab_size * config.hidden_size
     rows = config.hidden_size * (1 + (config.position == "learned"))
-    return counts["attention"] + counts["feed_forward"] + counts["norms"] + head + rows
+    return sum(counts[part] for part in ("attention", "store", "feed_forward", "norms")) + head + rows
 
 
 def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
@@ -65,12 +66,16 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     D, F, S, m = config.hidden_size, config.intermediate_size, config.segment_length, config.memory.slots
     gates = {"gru": 6, "lstm": 8, "minimal": 4}[config.memory.cell]  # D x D matrices of a cell
     keys = 2 * m + config.lookback + S
+    # Queries and output of m slots, their scores; the pooling's scores; the cell.
+    update = 4 * m * D * D + 4 * D * m * (2 * m + S) + 4 * D * m * S + 2 * gates * m * D * D
+    # The gates; read, predicted and written: a product with W each; the keys' products, and the triangular system.
+    store = 4 * D * config.num_attention_heads + 6 * D * config.head_size + 3 * D * S
     per_layer = {
         "attention_matrices": 8 * D * D,
         "attention_scores": 4 * D * keys,
         "feed_forward": 6 * D * F,
-        # Keys and values of 2m slots, queries and output of m, their scores; the pooling's scores; the cell.
-        "memory": (12 * m * D * D + 4 * D * m * (2 * m + S) + 4 * D * m * S + 2 * gates * m * D * D) / S,
+        "memory": (8 * m * D * D + update * config.memory.updated) / S,  # keys and values of 2m slots, and the update
+        "store": store * config.memory.store,
     }
     work = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
     return work | {"head": 2.0 * D * config.vocab_size}
@@ -84,9 +89,12 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     window_size = window_size or element_size
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
-    memory = memories * m * D * (2 if config.memory.cell == "lstm" else 1)
-    window = config.num_hidden_layers * 2 * lookback * D
+    memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
+    memory += config.num_hidden_layers * (D * config.head_size * config.memory.store + D // 2 * config.token_shift)
+    window = config.num_hidden_layers * (2 * lookback + config.memory.store) * D  # a store keeps its last key
     inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D * window_size + (S - 1) * D * element_size)
+    if config.memory.store:
+        inside += config.num_hidden_layers * (S - 1) * config.num_attention_heads * element_size
     counters = 8 * (4 + 1)  # owner, document, position, offset, filled
     boundary = memory * element_size + window * window_size + 8 * lookback + counters
     return boundary, boundary + inside + 8 * (S - 1)
@@ -101,7 +109,9 @@ def training_memory(config: ModelConfig, lanes: int, batch: int, row_tokens: int
     segments = -(-row_tokens // S)
     # What autograd keeps for each token: 13 vectors of width D a layer (norms' inputs and outputs, Q, K, V before and
     # after their rotation, attention's output twice, the residuals), 4 of width F, and the logits three times over.
-    a_token = config.num_hidden_layers * (13 * D + 4 * F) * element + 3 * 4 * config.vocab_size
+    # A store keeps 6 more, and 2 rows of S scores a head, in float32.
+    a_layer = (13 * D + 4 * F) * element + config.memory.store * 4 * (6 * D + 2 * S * config.num_attention_heads)
+    a_token = config.num_hidden_layers * a_layer + 3 * 4 * config.vocab_size
     return TrainingMemory(
         weights=(6 if precision == "bf16" else 4) * parameters,
         gradients=4 * parameters,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.model import pretrained
-from rmkv_cli.model.block import Layer, RMKVBlock, View
+from rmkv_cli.model.block import RMKVBlock, View
 from rmkv_cli.model.positions import rotation, sinusoids
 from rmkv_cli.model.state import State
 
@@ -108,26 +108,21 @@ class RMKV(nn.Module):
         last = document_ids[:, -1]
 
         x = self.dropout(self._embed(input_ids, position))
-        view = self._view(document_ids, documents, state.owner, offset, begins, ends, state.filled + T)
-        memory, cells = list(state.memory), list(state.cell) if state.cell is not None else None
-        layers = []
+        view = self._view(document_ids, documents, state.owner, position, offset, begins, ends, state.filled + T)
+        layers = list(state.layers())
         for i, block in enumerate(self.blocks):
-            at = 0 if self.through_layers else i  # in which memory this layer reads and writes
+            at = 0 if self.through_layers else i  # whose memory this layer reads
             if self.through_layers and i == 1:  # the memory that came up is the last document's
-                view = self._view(document_ids, documents, last, offset, begins, ends, T)
-            layer = Layer(memory[at], cells[at] if cells else None, state.keys[i], state.values[i], state.stream[i])
-            x, layer = block(x, self.memory[at], layer, view)
-            memory[at] = layer.memory
-            if cells and layer.cell is not None:
-                cells[at] = layer.cell
-            layers.append(layer)
+                view = self._view(document_ids, documents, last, position, offset, begins, ends, T)
+            if self.through_layers and i:
+                layers[i] = replace(layers[i], memory=layers[i - 1].memory, cell=layers[i - 1].cell)
+            x, layers[i] = block(x, self.memory[at], layers[i], view)
+        if self.through_layers:
+            layers[0] = replace(layers[0], memory=layers[-1].memory, cell=layers[-1].cell)
 
-        after = State(
-            memory=torch.stack(memory),
-            cell=torch.stack(cells) if cells else None,
-            keys=tuple(layer.keys for layer in layers),
-            values=tuple(layer.values for layer in layers),
-            stream=tuple(layer.stream for layer in layers),
+        after = State.of_layers(
+            layers,
+            memories=len(self.memory),
             documents=documents[:, documents.shape[1] - self.config.lookback :] if ends else documents,
             owner=last if ends else state.owner,
             document=last,
@@ -143,16 +138,20 @@ class RMKV(nn.Module):
         dtype = self.memory.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        shape = (batch_size, config.num_attention_heads, config.lookback, config.head_size)
-        empty = tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in self.blocks)
-        memory = self.memory.detach()[:, None].repeat(1, batch_size, 1, 1)
-        none = torch.full((batch_size,), NONE, device=device)
+        B, L, D, H, d = batch_size, len(self.blocks), config.hidden_size, config.num_attention_heads, config.head_size
+        empty = tuple(torch.zeros(B, H, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
+        memory = self.memory.detach()[:, None].repeat(1, B, 1, 1)
+        none = torch.full((B,), NONE, device=device)
         return State(
             memory=memory,
-            cell=torch.zeros_like(memory) if config.memory.cell == "lstm" else None,
+            cell=torch.zeros_like(memory) if config.memory.updated and config.memory.cell == "lstm" else None,
+            store=memory.new_zeros(L, B, H, d, d) if config.memory.store else None,
+            previous=memory.new_zeros(L, B, D // 2) if config.token_shift else None,
+            last_key=torch.zeros(L, B, H, d, device=device, dtype=dtype) if config.memory.store else None,
             keys=empty,
             values=empty,
-            stream=tuple(memory.new_zeros(batch_size, 0, config.hidden_size) for _ in self.blocks),
+            stream=tuple(memory.new_zeros(B, 0, D) for _ in self.blocks),
+            strengths=tuple(memory.new_zeros(B, H, 0) for _ in self.blocks) if config.memory.store else (),
             documents=none[:, None].repeat(1, config.lookback),
             owner=none,
             document=none,
@@ -180,6 +179,7 @@ class RMKV(nn.Module):
         document_ids: Tensor,
         documents: Tensor,
         owner: Tensor,
+        position: Tensor,
         offset: Tensor,
         begins: bool,
         ends: bool,
@@ -188,7 +188,8 @@ class RMKV(nn.Module):
         """Return who sees whom: `documents` (B, n + T) are those of all tokens remembered or read, `filled` counts the
         segment's with the new ones."""
         m, T = self.config.memory.slots, document_ids.shape[1]
-        own = (document_ids == owner[:, None])[:, :, None]  # (B, T, 1): whose document wrote the memory
+        own = document_ids == owner[:, None]  # (B, T): whose document wrote the memory
+        slots = (own if self.config.memory.updated else torch.zeros_like(own))[:, :, None].expand(-1, -1, m)
         seen = document_ids[:, :, None] == documents[:, None, :]  # (B, T, n + T)
         causal = torch.ones(T, documents.shape[1], dtype=torch.bool, device=seen.device)
         causal = causal.tril(documents.shape[1] - T)
@@ -197,14 +198,18 @@ class RMKV(nn.Module):
         closing = [~fresh.expand(-1, m), fresh.expand(-1, m), documents[:, -filled:] == last]
         dtype, head_size = self.memory.dtype, self.config.head_size
         rotary = self.config.position == "rotary"
+        undo = torch.arange(filled - 1, -1, -1, device=offset.device) - offset[:, -1:]  # the last document's offsets
         return View(
             begins=begins,
             ends=ends,
-            token_mask=torch.cat([own.expand(-1, -1, m), ~own.expand(-1, -1, m), seen & causal], dim=2)[:, None],
+            token_mask=torch.cat([slots, ~slots, seen & causal], dim=2)[:, None],
             memory_mask=torch.cat(closing, dim=1)[:, None, None],
             fresh=fresh[:, :, None],
+            own=own,
+            follows=position[:, :, None] > 0,
             by=rotation(offset, head_size, dtype) if rotary else None,
             back=rotation(-offset[:, -1:] - 1, head_size, dtype) if rotary else None,
+            undo=rotation(undo, head_size, dtype) if rotary else None,
         )
 
     def count_parameters(self) -> int:
@@ -247,8 +252,10 @@ def reset_memory(state: State) -> State:
 
 
 def swap_memory(state: State, order: Tensor) -> State:
-    """Return the state with each row's memory taken from row order[b] of the batch; all else is kept."""
-    return replace(state, memory=state.memory[:, order], cell=None if state.cell is None else state.cell[:, order])
+    """Return the state with each row's memory, its store included, taken from row order[b] of the batch; all else is
+    kept."""
+    cell, store = (None if x is None else x[:, order] for x in (state.cell, state.store))
+    return replace(state, memory=state.memory[:, order], cell=cell, store=store)
 
 
 def _count(document_ids: Tensor, before: Tensor, counted: Tensor) -> Tensor:

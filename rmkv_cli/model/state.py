@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file
+from rmkv_cli.model.block import Layer
 from rmkv_cli.model.pretrained import save_tensors
+
+STACKED = ("memory", "cell", "store", "previous", "last_key")  # one tensor for all layers, (L, B, ...)
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,19 @@ class State:
     """(L, B, m, D), written by earlier segments only."""
     cell: Tensor | None
     """(L, B, m, D), the LSTM's cell state."""
+    store: Tensor | None
+    """(L, B, H, d, d), the associative store."""
+    previous: Tensor | None
+    """(L, B, D / 2), what token shift takes from the last token read."""
+    last_key: Tensor | None
+    """(L, B, H, d), the store's key of the last segment's last token, under which the next token will be written."""
     keys: tuple[Tensor, ...]
     """A layer: (B, H, n, d); inside a segment, the slots' and the fresh slots' keys (2m) stand before the tokens'."""
     values: tuple[Tensor, ...]
     stream: tuple[Tensor, ...]
     """A layer: (B, t, D), what the pooling will read at the segment's end."""
+    strengths: tuple[Tensor, ...]
+    """A layer with a store: (B, H, t), how strongly each of the open segment's tokens will write."""
     documents: Tensor
     """(B, n): each remembered token's document; -1: none."""
     owner: Tensor
@@ -43,21 +55,57 @@ class State:
     filled: int
     """Tokens in the open segment; 0 at a segment's boundary."""
 
+    def layers(self) -> list[Layer]:
+        """Return each layer's part; a memory that goes through the layers stands in all of them."""
+
+        def at(stacked: Tensor | None, i: int) -> Tensor | None:
+            return None if stacked is None else stacked[i]
+
+        return [
+            Layer(
+                memory=self.memory[min(i, len(self.memory) - 1)],
+                cell=None if self.cell is None else self.cell[min(i, len(self.cell) - 1)],
+                store=at(self.store, i),
+                previous=at(self.previous, i),
+                last_key=at(self.last_key, i),
+                keys=self.keys[i],
+                values=self.values[i],
+                stream=self.stream[i],
+                strength=self.strengths[i] if self.strengths else None,
+            )
+            for i in range(len(self.keys))
+        ]
+
+    @classmethod
+    def of_layers(cls, layers: list[Layer], memories: int, **rest: Any) -> "State":
+        """Return the state of these layers, the first `memories` of which tell the memory, and the `rest` of fields."""
+
+        def stacked(parts: list[Tensor | None]) -> Tensor | None:
+            present = [x for x in parts if x is not None]
+            return torch.stack(present) if present else None
+
+        return cls(
+            memory=torch.stack([layer.memory for layer in layers[:memories]]),
+            cell=stacked([layer.cell for layer in layers[:memories]]),
+            store=stacked([layer.store for layer in layers]),
+            previous=stacked([layer.previous for layer in layers]),
+            last_key=stacked([layer.last_key for layer in layers]),
+            keys=tuple(layer.keys for layer in layers),
+            values=tuple(layer.values for layer in layers),
+            stream=tuple(layer.stream for layer in layers),
+            strengths=tuple(layer.strength for layer in layers if layer.strength is not None),
+            **rest,
+        )
+
     def map(self, f: Callable[[Tensor, int], Tensor]) -> "State":
         """Return the state with f(tensor, its batch dimension) in each tensor's place."""
-        return State(
-            memory=f(self.memory, 1),
-            cell=None if self.cell is None else f(self.cell, 1),
-            keys=tuple(f(x, 0) for x in self.keys),
-            values=tuple(f(x, 0) for x in self.values),
-            stream=tuple(f(x, 0) for x in self.stream),
-            documents=f(self.documents, 0),
-            owner=f(self.owner, 0),
-            document=f(self.document, 0),
-            position=f(self.position, 0),
-            offset=f(self.offset, 0),
-            filled=self.filled,
-        )
+
+        def each(value: Any, batch: int) -> Any:
+            if isinstance(value, tuple):
+                return tuple(f(x, batch) for x in value)
+            return f(value, batch) if isinstance(value, Tensor) else value
+
+        return State(**{x.name: each(getattr(self, x.name), int(x.name in STACKED)) for x in fields(self)})
 
     def detach(self) -> "State":
         """Return the state cut off from the graph that computed it."""
@@ -72,7 +120,7 @@ class State:
         """Return one state for the rows of all `states`, which must stand at the same place in their segments."""
         parts = [state.tensors() for state in states]
         joined = {
-            name: torch.cat([part[name] for part in parts], dim=1 if name in ("memory", "cell") else 0)
+            name: torch.cat([part[name] for part in parts], dim=int(name in STACKED))
             for name in parts[0]
             if name != "filled"
         }
@@ -96,13 +144,20 @@ class State:
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "State":
         """Return the state that `tensors` took apart; raises KeyError if one is missing."""
-        layers = sum(name.startswith("keys.") for name in named)
+
+        def layers(name: str) -> tuple[Tensor, ...]:
+            return tuple(named[f"{name}.{layer}"] for layer in range(sum(x.startswith(f"{name}.") for x in named)))
+
         return cls(
             memory=named["memory"],
             cell=named.get("cell"),
-            keys=tuple(named[f"keys.{layer}"] for layer in range(layers)),
-            values=tuple(named[f"values.{layer}"] for layer in range(layers)),
-            stream=tuple(named[f"stream.{layer}"] for layer in range(layers)),
+            store=named.get("store"),
+            previous=named.get("previous"),
+            last_key=named.get("last_key"),
+            keys=layers("keys"),
+            values=layers("values"),
+            stream=layers("stream"),
+            strengths=layers("strengths"),
             documents=named["documents"],
             owner=named["owner"],
             document=named["document"],

@@ -11,7 +11,7 @@ from rmkv_cli.model import RMKV, State
 def row_loss(
     model: RMKV, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    """Return the summed cross-entropy in nats of rows (B, T) and the state after them.
+    """Return the summed cross-entropy in nats of rows (B, T) and the state after them; targets of -100 do not count.
 
     Only the states between segments are kept for the backward pass; what happens inside a segment, the logits
     included, is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rmkv_cli.config import Config
 from rmkv_cli.data.documents import Documents
-from rmkv_cli.data.lanes import Lanes, Rows
+from rmkv_cli.data.lanes import IGNORED, Lanes, Rows
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizer, row_segments
@@ -43,7 +43,7 @@ class Trainer:
         return self.tokens >= self.config.train.tokens
 
     def train_step(self) -> dict[str, Any]:
-        """Take one optimizer step; return its record: loss in nats per token, rates and shares of time.
+        """Take one optimizer step; return its record: loss in nats per token that counts (0 if none does), rates, time.
 
         Raises:
             NonFiniteError: before the weights are changed.
@@ -79,9 +79,10 @@ class Trainer:
         return record | {"tokens_per_second": rows.input_ids.size / seconds, "data_wait": waited / seconds}
 
     def _accumulate(self, rows: Rows) -> tuple[Tensor, State]:
-        """Add up the gradients of all micro-batches; return the loss in nats per token and the lanes' new state."""
+        """Add up the gradients of all micro-batches; return the loss in nats per counted token and the lanes' state."""
         config = self.config.train
         size = config.micro_batch_size
+        counted = max(1, int((rows.targets != IGNORED).sum()))
         total, states = torch.zeros((), device=self.device), []
         self.model.train()
         for start in range(0, config.batch_size, size):
@@ -91,7 +92,7 @@ class Trainer:
             )
             with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss, state = row_loss(self.model, input_ids, targets, document_ids, self.state.rows(start, size))
-            loss = loss / rows.input_ids.size
+            loss = loss / counted
             loss.backward()
             total += loss.detach()
             states.append(state.detach())

@@ -95,7 +95,10 @@ def test_a_wrong_override_is_named(override, says):
         ("hidden_size = 64\nnum_attention_heads = 5", "num_attention_heads = 5 does not divide hidden_size = 64"),
         ("segment_length = 8\nlookback = 9", "lookback = 9 is longer than segment_length = 8; allowed are 0 to 8"),
         ("lookback = 0\nhidden_size = 6\nnum_attention_heads = 2", "and hidden_size / num_attention_heads = 3"),
-        ("hidden_size = 9\nnum_attention_heads = 9\nposition = 'sinusoidal'", "need an even hidden_size, got 9"),
+        (
+            "hidden_size = 9\nnum_attention_heads = 9\nposition = 'sinusoidal'\ntoken_shift = false",
+            "need an even hidden_size, got 9",
+        ),
     ],
 )
 def test_rules_across_keys(tmp_path, keys, says):
@@ -139,10 +142,14 @@ def test_errors_in_a_mix_name_the_source(tmp_path):
         files = ["x.txt"]
         [[sources]]
         kind = "nois"
+        [[sources]]
+        name = "b"
         """,
     )
     lines = errors(load_mix, path)
     assert f"{path}: sources[0].weigt: unknown key; did you mean 'weight'?" in lines
     assert f"{path}: sources[0].weight: is missing" in lines
     assert f"{path}: tokns: unknown key; did you mean 'tokens'?" in lines
-    assert f"{path}: sources[1]: kind should be 'files' or 'noise', got 'nois'" in lines
+    kinds = "'files', 'noise', 'recall', 'copy', 'reverse', 'needle', or 'facts'"
+    assert f"{path}: sources[1]: kind should be {kinds}, got 'nois'; did you mean 'noise'?" in lines
+    assert f"{path}: sources[2]: kind is missing; it should be {kinds}" in lines

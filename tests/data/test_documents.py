@@ -69,6 +69,27 @@ def test_many_batches_are_one_sequence():
     assert documents.sources.tolist() == [1, 0, 1, 0, 1, 0]
 
 
+def test_what_counts_is_told_for_the_place_before_each_token_of_an_answer():
+    builder = BatchBuilder(10)
+    batches = []
+    for group in ([[(1, 2), (2, 3), (5, 8)], None], [None], [[], [(7, 8)], None]):
+        for answers in group:
+            builder.add(0, np.arange(8), 0, answers)
+        batches.append(builder.build())
+    documents = Documents(batches, ["a"], 2, 10, "")
+    counted = [documents.counted(i) for i in range(6)]
+    assert [None if x is None else np.flatnonzero(x).tolist() for x in counted] == [
+        [0, 1, 4, 5, 6],
+        None,
+        None,
+        [],
+        [6],
+        None,
+    ]
+    assert documents.counts.tolist() == [5, 8, 8, 0, 1, 8]
+    assert {len(x) for x in counted if x is not None} == {8}
+
+
 def truncate(folder):
     shard = folder / "train-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-20])

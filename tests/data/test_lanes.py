@@ -37,8 +37,8 @@ def queue(documents, seed):
         yield from np.random.default_rng([seed, epoch]).permutation(len(documents)).tolist()
 
 
-def token_by_token(documents, lane_count, seed, row_lengths):
-    """What `streams` should be, the slow way."""
+def token_by_token(documents, lane_count, seed, row_lengths, answers=None):
+    """What `streams` should be, the slow way; `answers` are each document's."""
     numbers = queue(documents, seed)
     given = [[] for _ in range(lane_count)]
     rest = [[] for _ in range(lane_count)]
@@ -47,10 +47,16 @@ def token_by_token(documents, lane_count, seed, row_lengths):
         for lane in range(lane_count):
             for _ in range(length):
                 if not rest[lane]:
-                    rest[lane] = documents[next(numbers)].tolist()
+                    number = next(numbers)
+                    ids = documents[number].tolist()
+                    targets = [*ids[1:], EOD]
+                    if answers and answers[number] is not None:
+                        asked = {i for start, stop in answers[number] for i in range(start, stop)}
+                        targets = [target if i + 1 in asked else -100 for i, target in enumerate(targets)]
+                    rest[lane] = list(zip(ids, targets, strict=True))
                     count[lane] += 1
-                token, *rest[lane] = rest[lane]
-                given[lane].append((token, [*rest[lane], EOD][0], count[lane]))
+                (token, target), *rest[lane] = rest[lane]
+                given[lane].append((token, target, count[lane]))
     return np.array(given).transpose(0, 2, 1)
 
 
@@ -60,6 +66,17 @@ def test_each_lane_is_whole_documents_one_after_the_other(lengths, lane_count, s
     documents = numbered(lengths)
     given_ = streams(Lanes(documents, lane_count, seed), row_lengths)
     assert (given_ == token_by_token(documents, lane_count, seed, row_lengths)).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(sets, st.integers(1, 3), rows, st.randoms())
+def test_of_a_document_with_answers_only_these_are_targets(lengths, lane_count, row_lengths, random):
+    edges = [sorted(random.sample(range(1, n + 2), random.randrange(n + 2) // 2 * 2)) for n in lengths]
+    answers = [random.choice([None, list(zip(e[::2], e[1::2], strict=True))]) for e in edges]
+    ids = iter(range(100, 100_000))
+    documents = make_documents([[next(ids) for _ in range(n)] for n in lengths], vocab_size=1 << 20, answers=answers)
+    given_ = streams(Lanes(documents, lane_count, 0), row_lengths)
+    assert (given_ == token_by_token(documents, lane_count, 0, row_lengths, answers)).all()
 
 
 @settings(max_examples=150, deadline=None)

@@ -29,7 +29,7 @@ def losses_one_by_one(model, documents):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 37, 8192])
-@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"carry": "layers"}])
+@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"carry": "layers", "store": False}])
 def test_it_agrees_with_one_forward_a_document(memory, batch_tokens):
     model, documents = make_model(memory=memory), random_documents(LENGTHS, sources=SOURCES)
     expected = losses_one_by_one(model, documents)
@@ -92,6 +92,44 @@ def test_text_without_bytes_has_no_bits_per_byte():
     assert report.bytes == 24
     assert report.bits_per_byte == report.by_source["b"].bits_per_byte
     assert report.bits_per_byte == pytest.approx(report.by_source["b"].loss * 9 / 24 / math.log(2))
+
+
+class TestTasks:
+    """Of a task's documents only the answers count."""
+
+    @pytest.fixture
+    def documents(self):
+        texts = [random_documents([n], seed=n)[0].tolist()[1:] for n in (30, 12, 75)]
+        answers = [None, [(5, 6), (8, 10)], [(70, 74)]]
+        return make_documents(texts, sources=[0, 1, 1], sizes=[90, 0, 0], answers=answers)
+
+    @pytest.mark.parametrize("batch_tokens", [1, 8192])
+    def test_it_agrees_with_one_forward_a_document(self, documents, batch_tokens):
+        model, read = make_model(), []
+        asked = {(1, 4), (1, 7), (1, 8), *((2, i) for i in range(69, 73))}  # the places before the answers
+        found = losses_one_by_one(model, documents)
+        expected = [(i, loss) for i, place, loss in found if i == 0 or (i, place) in asked]
+        report = measure(model, documents, batch_tokens=batch_tokens, advance=read.append)
+        assert (report.tokens, report.available_tokens, sum(read)) == (37, 37, 30 + 12 + 75)
+        assert report.loss == pytest.approx(np.mean([loss for _, loss in expected]))
+        assert report.by_source["b"].tokens == 7
+        assert report.by_source["b"].loss == pytest.approx(np.mean([loss for i, loss in expected if i]))
+        assert report.by_source["b"].bits_per_byte is None
+        assert report.bits_per_byte == pytest.approx(report.by_source["a"].bits_per_byte)
+        assert [(part.first, part.last, part.tokens) for part in report.by_position] == [(0, 63, 33), (64, 74, 4)]
+
+    def test_positions_and_sources_without_answers_are_left_out(self):
+        texts = [random_documents([150])[0].tolist()[1:]]
+        documents = make_documents([*texts, texts[0][:9]], sources=[0, 1], sizes=[0, 0], answers=[[(140, 141)], []])
+        report = measure(make_model(), documents)
+        assert [(part.first, part.tokens) for part in report.by_position] == [(128, 1)]
+        assert list(report.by_source) == ["a"]
+
+    def test_a_budget_that_ends_before_the_first_answer_is_refused(self):
+        documents = make_documents([[3] * 20], answers=[[(15, 17)]])
+        assert measure(make_model(), documents, max_tokens=15).tokens == 1
+        with pytest.raises(UserError, match="max_tokens = 14 ends before the first answer"):
+            measure(make_model(), documents, max_tokens=14)
 
 
 class TestBudget:

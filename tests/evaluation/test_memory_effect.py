@@ -30,8 +30,9 @@ def by_loops(model, first, second):
         shared = math.ceil(min(len(text), len(other)) / S)
         inputs, targets = torch.tensor(text).split(S), torch.tensor([*text[1:], EOD]).split(S)
         for t in range(1, shared):
-            reset = replace(reset, memory=fresh.memory, cell=fresh.cell)
-            swapped = replace(swapped, memory=carried[other][t].memory, cell=carried[other][t].cell)
+            reset = replace(reset, memory=fresh.memory, cell=fresh.cell, store=fresh.store)
+            lent = carried[other][t]
+            swapped = replace(swapped, memory=lent.memory, cell=lent.cell, store=lent.store)
             row = []
             for state in (own, reset, swapped):
                 logits, after = model(inputs[t][None], state)
@@ -86,6 +87,7 @@ def test_a_memory_that_is_needed_shows():
         intermediate_size=32,
         segment_length=2,
         lookback=0,
+        token_shift=False,
         memory=MemoryConfig(slots=2, horizon=20),
     )
     model = RMKV(config)
@@ -122,6 +124,19 @@ def test_bits_per_byte_are_over_the_bytes_of_the_tokens_that_count():
     assert (without.bytes, without.reset_cost_bits_per_byte) == (None, None)
 
 
+def test_of_a_task_only_the_answers_count():
+    model = make_model()
+    texts = [random_documents([n], seed=n)[0].tolist()[1:] for n in (18, 23)]
+    documents = make_documents(texts, answers=[[(2, 3), (7, 9)], [(12, 13), (22, 23)]])
+    effect = memory_effect(model, documents)
+    assert effect.tokens == 3  # not the one in the first segment, nor the last: no other document is as long
+    expected = by_loops(model, (EOD, *texts[0]), (EOD, *texts[1]))  # positions 5 to 17 of one, 5 to 19 of the other
+    places = torch.tensor([6 - 5, 7 - 5, 13 + 11 - 5])
+    assert [effect.carried, effect.reset, effect.swapped] == pytest.approx(expected[:, places].mean(dim=1).tolist())
+    with pytest.raises(UserError, match="no answer"):
+        memory_effect(model, make_documents(texts, answers=[[(1, 2)], [(1, 2)]]))
+
+
 @pytest.mark.parametrize("lengths", [[3], [5, 5, 5], [40, 5], []])
 def test_too_few_long_documents_are_refused(lengths):
     with pytest.raises(UserError, match=r"at least 2 documents of more than a segment \(5 tokens\)"):
@@ -135,4 +150,4 @@ def test_a_budget_that_leaves_one_document_is_refused():
 
 def test_a_model_that_is_not_causal_is_refused():
     with pytest.raises(UserError, match="not causal"):
-        memory_effect(make_model(memory={"carry": "layers"}), random_documents([20, 20]))
+        memory_effect(make_model(memory={"carry": "layers", "store": False}), random_documents([20, 20]))

@@ -81,3 +81,9 @@ def test_texts_are_the_bytes_of_documents_without_special_tokens():
     ids = [[Special.START.id, *tokenizer.encode(text), Special.END.id] for text in said]
     documents = make_documents(ids, vocab_size=tokenizer.vocab_size)
     assert list(texts(documents, tokenizer)) == [text.encode() for text in said]
+
+
+def test_noise_and_tasks_have_no_text():
+    tokenizer = train_tokenizer(iter(["text"]), 280)
+    documents = make_documents([[20, 30], [40]], sizes=[0, 1], vocab_size=tokenizer.vocab_size)
+    assert list(texts(documents, tokenizer)) == [b"", tokenizer.token_bytes(40)]

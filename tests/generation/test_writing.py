@@ -106,14 +106,16 @@ class TestSeeds:
         expected = model(torch.tensor([ids]))[0][:, -1]
         assert torch.allclose(prompt.logits.double(), expected, atol=1e-5)
 
-    def test_a_prompt_goes_on_from_a_state(self, words):
+    def test_a_prompt_goes_on_after_another(self, words):
         model = make_model(vocab_size=words.vocab_size)
         first = read_prompt(model, words, "the cat")
-        ids = words.encode_document(["the cat"]) + words.encode("the dog")
-        second = read_prompt(model, words, "the dog", first.state)
-        assert torch.allclose(second.logits.double(), model(torch.tensor([ids]))[0][:, -1], atol=1e-5)
-        with pytest.raises(UserError, match="the prompt is empty"):
-            read_prompt(model, words, "", first.state)
+        second = read_prompt(model, words, "the dog", first)
+        whole = read_prompt(model, words, ["the cat", "the dog"])
+        assert whole.tokens == first.tokens + second.tokens
+        assert torch.allclose(second.logits, whole.logits, atol=1e-6)
+        assert torch.equal(second.seen, whole.seen)
+        nothing = read_prompt(model, words, "", first)
+        assert (nothing.tokens, nothing.logits is first.logits) == (0, True)
 
 
 class TestEnd:
@@ -187,9 +189,9 @@ class TestTheModel:
     @pytest.mark.parametrize(
         ("shape", "message"),
         [
-            ({"memory": {"carry": "layers"}}, "cannot generate: .* not causal"),
+            ({"memory": {"carry": "layers", "store": False}}, "cannot generate: .* not causal"),
             ({"vocab_size": 270}, "the tokenizer has 280 tokens, the model 270"),
-            ({"position": "learned", "max_position_embeddings": 20}, "than the model's learned positions, 20"),
+            ({"position": "learned", "max_position_embeddings": 20}, "than the model's learned positions, 20 tokens"),
         ],
     )
     def test_that_cannot_generate_is_refused(self, words, shape, message):
@@ -207,7 +209,7 @@ class TestTheModel:
     def test_learned_positions_can_be_filled_to_the_last(self, words):
         model = make_model(3, vocab_size=280, position="learned", max_position_embeddings=20)
         assert generate(model, words, "", GREEDY, 20)
-        with pytest.raises(UserError, match="21 tokens of prompt and text"):
+        with pytest.raises(UserError, match="longer than the model's learned positions, 20 tokens"):
             generate(model, words, "", GREEDY, 21)
 
 

@@ -6,20 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import CELLS, POSITIONS, make_model
+from small_model import CELLS, MEMORIES, POSITIONS, PUBLISHED, make_model
 
 from rmkv_cli.model import RMKV, State, reset_memory, swap_memory
 
-EVERY = list(itertools.product(CELLS, POSITIONS, (0, 3, 5)))
+EVERY = [
+    *itertools.product(MEMORIES, (True,), POSITIONS, (0, 3)),
+    *itertools.product(({}, {"slots": 0, "store": False}), (False,), POSITIONS, (5,)),
+]
 
 
 def tokens(batch, length, seed=0):
     return torch.randint(13, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("cell", "position", "lookback"), EVERY)
-def test_causal_bit_for_bit(cell, position, lookback):
-    model = make_model(position=position, lookback=lookback, memory={"cell": cell})
+@pytest.mark.parametrize(("memory", "shift", "position", "lookback"), EVERY, ids=str)
+def test_causal_bit_for_bit(memory, shift, position, lookback):
+    model = make_model(position=position, lookback=lookback, token_shift=shift, memory=memory)
     ids = tokens(2, 23)
     before = model(ids)[0]
     for i in (0, 4, 5, 11, 22):
@@ -36,14 +39,14 @@ def test_published_wiring_sees_the_future_from_the_second_layer_up():
     changed[:, 4] = (changed[:, 4] + 1) % 13
     leaks = {}
     for layers in (1, 2):
-        model = make_model(num_hidden_layers=layers, memory={"carry": "layers"})
+        model = make_model(num_hidden_layers=layers, memory=PUBLISHED)
         leaks[layers] = not torch.equal(model(changed)[0][:, :4], model(ids)[0][:, :4])
     assert leaks == {1: False, 2: True}
 
 
-@pytest.mark.parametrize(("cell", "position", "lookback"), EVERY)
-def test_three_ways_give_the_same_logits(cell, position, lookback):
-    model = make_model(position=position, lookback=lookback, memory={"cell": cell})
+@pytest.mark.parametrize(("memory", "shift", "position", "lookback"), EVERY, ids=str)
+def test_three_ways_give_the_same_logits(memory, shift, position, lookback):
+    model = make_model(position=position, lookback=lookback, token_shift=shift, memory=memory)
     assert_three_ways(model, tokens(2, 23), tolerance=1e-9)
 
 
@@ -61,8 +64,11 @@ def test_any_cut_of_any_text_gives_the_same_logits(data):
         position=data.draw(st.sampled_from(POSITIONS)),
         memory={
             "cell": data.draw(st.sampled_from(CELLS)),
-            "update": data.draw(st.sampled_from(["carry", "published"])),
+            "update": data.draw(st.sampled_from(["carry", "published", "none"])),
+            "slots": data.draw(st.sampled_from([0, 3])),
+            "store": data.draw(st.booleans()),
         },
+        token_shift=data.draw(st.booleans()),
     )
     length = data.draw(st.integers(1, 30), "length")
     cuts = sorted({0, length, *data.draw(st.lists(st.integers(1, length), max_size=5), "cuts")})
@@ -77,10 +83,10 @@ def test_any_cut_of_any_text_gives_the_same_logits(data):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize(("cell", "position", "lookback"), EVERY)
-def test_documents_are_islands(cell, position, lookback):
+@pytest.mark.parametrize(("memory", "shift", "position", "lookback"), EVERY, ids=str)
+def test_documents_are_islands(memory, shift, position, lookback):
     """Whatever stands in the other documents of a row, a document's logits are the same, bit for bit."""
-    model = make_model(position=position, lookback=lookback, memory={"cell": cell})
+    model = make_model(position=position, lookback=lookback, token_shift=shift, memory=memory)
     document_ids = torch.tensor([0] * 3 + [1] * 9 + [2] * 2 + [3] * 9).expand(2, -1)
     ids = tokens(2, 23)
     logits = model(ids, document_ids=document_ids)[0]
@@ -122,8 +128,8 @@ def test_a_state_is_saved_loaded_and_branched(tmp_path):
 
 
 def test_memory_can_be_reset_and_swapped():
-    """Without a look-back the memory is all that is carried, but for the position, which stays."""
-    model = make_model(lookback=0)
+    """Without look-back and token shift the memory is all that is carried, but for the position, which stays."""
+    model = make_model(lookback=0, token_shift=False)
     ids = tokens(2, 10)
     _, state = model(ids[:, :5])
     rest = ids[:, 5:]
@@ -162,7 +168,7 @@ def test_bad_calls_are_refused():
             model(ids, before, torch.tensor([bad]))
     with pytest.raises(ValueError, match="max_position_embeddings = 6"):
         make_model(position="learned", max_position_embeddings=6)(ids)
-    published = make_model(memory={"carry": "layers"})
+    published = make_model(memory=PUBLISHED)
     with pytest.raises(ValueError, match="whole segments"):
         published(ids, published(ids)[1])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference
-from small_model import CELLS, POSITIONS, make_model
+from small_model import CELLS, MEMORIES, POSITIONS, make_model
 
 
 def random_tokens(length, seed=0):
@@ -18,10 +18,12 @@ def segments(length, S=5):
 
 
 @pytest.mark.parametrize(
-    ("cell", "position", "update"), list(itertools.product(CELLS, POSITIONS, ("carry", "published")))
+    ("memory", "position", "shift"),
+    [*itertools.product(MEMORIES, POSITIONS, (True,)), *itertools.product(({}, {"slots": 0}), POSITIONS, (False,))],
+    ids=str,
 )
-def test_agrees_with_the_reference(cell, position, update):
-    model = make_model(position=position, memory={"cell": cell, "update": update})
+def test_agrees_with_the_reference(memory, position, shift):
+    model = make_model(position=position, token_shift=shift, memory=memory)
     ids = random_tokens(18)
     expected = Reference(model).read(ids[0].tolist(), segments(18))
     np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)
@@ -46,16 +48,18 @@ def test_agrees_in_every_shape(shape):
 
 @pytest.mark.parametrize(("cell", "update"), list(itertools.product(CELLS, ("carry", "published"))))
 def test_published_wiring_agrees_with_the_reference(cell, update):
-    model = make_model(num_hidden_layers=3, memory={"cell": cell, "update": update, "carry": "layers"})
+    model = make_model(num_hidden_layers=3, memory={"cell": cell, "update": update, "carry": "layers", "store": False})
     ids = random_tokens(18)
     expected = Reference(model).read(ids[0].tolist(), segments(18))
     np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)
 
 
-@pytest.mark.parametrize(("cell", "position", "lookback"), list(itertools.product(CELLS, POSITIONS, (0, 2, 5))))
-def test_packed_documents_give_what_the_reference_gives_for_each_alone(cell, position, lookback):
+@pytest.mark.parametrize(
+    ("memory", "position", "lookback"), list(itertools.product(MEMORIES, POSITIONS, (0, 2))), ids=str
+)
+def test_packed_documents_give_what_the_reference_gives_for_each_alone(memory, position, lookback):
     """Rows of 25 tokens, segments of 5: documents begin and end inside segments, at their borders, and span several."""
-    model = make_model(position=position, lookback=lookback, memory={"cell": cell})
+    model = make_model(position=position, lookback=lookback, memory=memory)
     ids = random_tokens(25)
     document_ids = torch.tensor([[0] * 2 + [1] * 1 + [2] * 7 + [7] * 12 + [8] * 3])
     logits = model(ids, document_ids=document_ids)[0][0]

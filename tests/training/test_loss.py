@@ -6,9 +6,14 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from small_documents import make_documents, random_documents
 from small_model import make_model
+from torch import nn
 
+from rmkv_cli.config import Config
+from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.trainer import Trainer
 
 
 def rows(length):
@@ -31,6 +36,49 @@ def test_loss_and_gradients_are_those_of_one_forward_pass():
     torch.testing.assert_close(state.memory, expected.memory)
     for name, p in model.named_parameters():
         torch.testing.assert_close(replayed[name], p.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_targets_that_do_not_count_add_nothing():
+    model = make_model()
+    ids, targets, documents = rows(20)
+    some = targets.clone()
+    some[:, :7], some[1, 9:] = -100, -100  # in the second row a segment of 5, and more, has none at all
+    loss, state = row_loss(model, ids, some, documents, model.initial_state(2))
+    logits, expected = model(ids, document_ids=documents)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(loss, losses[(some != -100).flatten()].sum())
+    torch.testing.assert_close(state.memory, expected.memory)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_a_step_is_the_mean_over_the_targets_that_count(micro_batch_size):
+    """Of 4 lanes one is text; the micro-batches' shares differ, the loss and the gradient do not."""
+    texts = [random_documents([n], seed=n)[0].tolist()[1:] for n in (23, 25, 28, 21)]
+    documents = make_documents(texts, answers=[None, [(20, 21)], [(3, 5), (8, 9)], []])
+    config = Config.model_validate(
+        {
+            "model": make_model().config.model_dump(),
+            "train": {"batch_size": 4, "micro_batch_size": micro_batch_size, "segments_max": 1, "precision": "fp32"},
+        }
+    )
+    trainer = Trainer(config, documents, "cpu")
+    rows = Lanes(documents, 4, config.train.seed).next(5)
+    logits, _ = trainer.model(torch.from_numpy(rows.input_ids))
+    expected = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.targets).flatten())
+    gradients = torch.autograd.grad(expected, list(trainer.model.parameters()), allow_unused=True)
+    norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    record = trainer.train_step()
+    assert 5 < (rows.targets != -100).sum() < 20
+    assert record["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert record["tokens"] == 20  # the schedule goes by all that is read
+
+
+def test_a_step_in_which_nothing_counts_is_no_error():
+    documents = make_documents([[3, 4, 5, 6, 7, 8]], answers=[[]])
+    config = Config.model_validate({"model": make_model().config.model_dump(), "train": {"precision": "fp32"}})
+    record = Trainer(config, documents, "cpu").train_step()
+    assert (record["loss"], record["grad_norm"]) == (0, 0)
 
 
 def test_dropout_is_replayed_as_it_fell():

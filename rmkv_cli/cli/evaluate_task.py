@@ -1,0 +1,88 @@
+"""`rmkv eval --task`."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmkv_cli.cli.loading import load_model
+from rmkv_cli.cli.options import print_json
+from rmkv_cli.cli.tables import console, table
+from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import progress
+
+if TYPE_CHECKING:
+    from rmkv_cli.evaluation import TaskReport
+
+TASKS: dict[str, type[TaskSource]] = {
+    "recall": RecallSource,
+    "copy": CopySource,
+    "reverse": ReverseSource,
+    "needle": NeedleSource,
+    "facts": FactsSource,
+}
+
+
+def evaluate_task(
+    model: Path,
+    kind: str,
+    mix: Path | None,
+    overrides: Sequence[str],
+    examples: int,
+    seed: int,
+    picture: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure a task's accuracy, print it, and draw it where a picture is asked for."""
+    from rmkv_cli.data.tasks import row_axis
+    from rmkv_cli.evaluation import find_task, held_out_text, task_accuracy
+    from rmkv_cli.evaluation.pictures import draw_heat_map, require_matplotlib
+
+    if picture:
+        require_matplotlib()
+    task = find_task(TASKS[kind], mix, dict(_setting(override) for override in overrides))
+    if task.text is not None and mix is None:
+        raise UserError(f"--set text={task.text}: names a source of a mix; give the mix's folder by --data")
+    rmkv, tokenizer = load_model(model, device)
+    text = held_out_text(mix, task.text, tokenizer) if mix is not None and task.text is not None else None
+    total = len(set(row_axis(task)[1])) * len(set(task.segments)) * examples
+    with progress(f"asking for {kind}", total, "documents") as advance:
+        report = task_accuracy(rmkv, task, tokenizer, text, examples=examples, seed=seed, advance=advance)
+    if picture:
+        draw_heat_map(report, picture)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        _print(report)
+
+
+def _setting(override: str) -> tuple[str, Any]:
+    """Return the key and value of a `--set`: lists are read as TOML, anything else becomes what the key wants."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: wants KEY=VALUE, for instance segments=[31,127]")
+    try:
+        return key, tomllib.loads(f"v = {value}")["v"] if value.startswith("[") else value
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"--set {key}: '{value}' is not valid TOML: {error}") from None
+
+
+def _print(report: "TaskReport") -> None:
+    columns = list(dict.fromkeys(cell.segments for cell in report.cells))
+    accuracies = table(f"{report.axis} \\ segments", *(f"{column:,}" for column in columns))
+    for start in range(0, len(report.cells), len(columns)):
+        cells = report.cells[start : start + len(columns)]
+        errors = ("" if c.standard_error is None else f" ±{c.standard_error:.3f}" for c in cells)
+        accuracies.add_row(
+            f"{cells[0].row:g}", *(f"{c.accuracy:.3f}{error}" for c, error in zip(cells, errors, strict=True))
+        )
+    screen = console()
+    screen.print(accuracies)
+    answers = sum(cell.answers for cell in report.cells)
+    screen.print(
+        f"{report.task['kind']}: accuracy ± standard error, {report.examples:,} documents a cell, "
+        f"{answers:,} answers in all, seed {report.seed}."
+    )

@@ -1,0 +1,58 @@
+"""`rmkv read`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.options import Json, Model, print_json
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_file, require_new
+from rmkv_cli.progress import progress
+
+
+def read(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text of any length; - is standard input.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="NOTES", help="Where the notes go; must not exist.")],
+    state: Annotated[
+        Path | None, typer.Option(metavar="NOTES", help="Read on from earlier notes, in the same document.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Read a text and save what the model carries after it, fixed in size, for `rmkv generate --state`."""
+    require_new(out)
+    from_stdin = file == Path("-")
+    if not from_stdin:
+        require_file(file)
+
+    from rmkv_cli.generation import load_notes, read_prompt, save_notes, text_pieces
+
+    rmkv, tokenizer = load_model(model, device)
+    earlier = load_notes(state, rmkv, tokenizer) if state else None
+    size = None if from_stdin else file.stat().st_size
+    name = "standard input" if from_stdin else str(file)
+    with (
+        sys.stdin.buffer if from_stdin else file.open("rb") as stream,
+        progress(f"reading {name}", size, "bytes") as advance,
+    ):
+        reading = read_prompt(rmkv, tokenizer, text_pieces(stream, name, advance), earlier)
+    if not reading.tokens:
+        raise UserError(f"{name}: there is nothing to read")
+    save_notes(out, reading, rmkv, tokenizer)
+    figures = {
+        "notes": str(out),
+        "tokens": reading.tokens,
+        "document_tokens": int(reading.state.position),
+        "bytes": out.stat().st_size,
+        "tokens_per_second": reading.tokens / reading.seconds,
+    }
+    if as_json:
+        print_json(figures)
+        return
+    of = f" ({figures['document_tokens']:,} with those before)" if earlier else ""
+    print(f"{out}: {figures['bytes']:,} bytes after {reading.tokens:,} tokens{of}")
+    print(f"{figures['tokens_per_second']:,.0f} tokens per second")

@@ -1,0 +1,106 @@
+"""Stories of a small world, whose questions need one, two or three of their statements.
+
+The questions are those of bAbI's tasks 1 to 3 (Weston et al., 2015); spread through a text they are BABILong's
+(Kuratov et al., 2024).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+
+from rmkv_cli.config import FactsSource
+from rmkv_cli.data.tasks.example import Example, Haystack, encode, scatter
+from rmkv_cli.tokenizer import Tokenizer
+
+PEOPLE = ("Anna", "Bruno", "Clara", "David", "Emma", "Felix")
+PLACES = ("attic", "bakery", "cellar", "forest", "garden", "kitchen", "library", "market")
+THINGS = ("bottle", "hammer", "lantern", "letter")
+MOVES = ("went to", "moved to", "travelled to", "walked to")
+TAKES = ("took", "picked up", "grabbed", "got")
+DROPS = ("dropped", "put down", "left", "discarded")
+T = TypeVar("T")
+
+
+@dataclass
+class World:
+    """Who and what is where, as far as a story has told it.
+
+    A thing that nobody took yet lies wherever somebody first takes it.
+    """
+
+    places: dict[str, str] = field(default_factory=dict)
+    """Where each person went last."""
+    carriers: dict[str, str] = field(default_factory=dict)
+    """Who carries each carried thing."""
+    travels: dict[str, list[str]] = field(default_factory=dict)
+    """The places where each thing was, in their order, from its first taking on."""
+
+    def step(self, rng: np.random.Generator) -> str:
+        """Let something happen and return the statement that tells it. Who takes or drops a thing is known to be where.
+
+        Each kind of thing that a person can do is equally probable.
+        """
+        person = _pick(rng, PEOPLE)
+        here = self.places.get(person)
+        takes = [t for t in THINGS if here and t not in self.carriers and self.travels.get(t, [here])[-1] == here]
+        drops = [t for t in THINGS if self.carriers.get(t) == person]
+        kind = _pick(rng, ["move", *["take"] * bool(takes), *["drop"] * bool(drops)])
+        if kind == "take":
+            thing = _pick(rng, takes)
+            self.carriers[thing] = person
+            self.travels.setdefault(thing, [here or ""])
+            return f"{person} {_pick(rng, TAKES)} the {thing}."
+        if kind == "drop":
+            thing = _pick(rng, drops)
+            del self.carriers[thing]
+            return f"{person} {_pick(rng, DROPS)} the {thing}."
+        place = _pick(rng, [p for p in PLACES if p != here])
+        self.places[person] = place
+        for thing in drops:
+            self.travels[thing].append(place)
+        return f"{person} {_pick(rng, MOVES)} the {place}."
+
+    def questions(self, facts: int) -> list[tuple[str, str]]:
+        """Return all questions that need so many statements, each with its answer.
+
+        1: where a person is; 2: where a thing is, which asks who has or had it and where he went; 3: where a thing was
+        before it came to a place, where it was once only.
+        """
+        if facts == 1:
+            return [(f"Where is {person}?", place) for person, place in self.places.items()]
+        if facts == 2:
+            return [(f"Where is the {thing}?", travel[-1]) for thing, travel in self.travels.items()]
+        return [
+            (f"Where was the {thing} before the {place}?", before)
+            for thing, travel in self.travels.items()
+            for before, place in pairwise(travel)
+            if travel.count(place) == 1
+        ]
+
+
+def tell(rng: np.random.Generator, facts: int, sentences: int) -> tuple[list[str], str, str]:
+    """Return the statements of a story, a question that needs so many of them, and its answer."""
+    while True:
+        world = World()
+        story = [world.step(rng) for _ in range(sentences)]
+        if questions := world.questions(facts):
+            return (story, *_pick(rng, questions))
+
+
+def facts(
+    task: FactsSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, facts: int, segments: int
+) -> Example:
+    """Return segments of noise with a story's statements spread through it in their order, a question, its answer."""
+    story, question, answer = tell(rng, facts, task.sentences)
+    *told, asked, answered = encode(tokenizer, [*(f" {s}" for s in story), f" {question}", f" {answer}"])
+    size = segments * task.segment_length
+    places = np.sort(rng.integers(size + 1, size=task.sentences))
+    tokens = np.concatenate([scatter(noise.take(rng, size), told, places), asked, answered])
+    return Example(tokens, [(len(tokens) - len(answered), len(tokens))])
+
+
+def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    return choices[int(rng.integers(len(choices)))]

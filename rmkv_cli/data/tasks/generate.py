@@ -1,0 +1,75 @@
+"""Examples of any task."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
+from rmkv_cli.data.tasks.example import Example, Haystack, RandomHaystack, TextHaystack
+from rmkv_cli.data.tasks.facts import facts
+from rmkv_cli.data.tasks.needle import needle
+from rmkv_cli.data.tasks.symbols import alphabet, copy, recall
+from rmkv_cli.errors import UserError
+from rmkv_cli.tokenizer import Special, Tokenizer
+
+FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."  # RULER's
+
+
+def row_axis(task: TaskSource) -> tuple[str, list[int] | list[float]]:
+    """Return the list, besides `segments`, that a task's documents draw from: its key and its entries."""
+    match task:
+        case RecallSource():
+            return "pairs", task.pairs
+        case CopySource() | ReverseSource():
+            return "length", task.length
+        case NeedleSource():
+            return "depth", task.depth
+        case FactsSource():
+            return "facts", task.facts
+    raise TypeError(task)
+
+
+def require_vocabulary(task: TaskSource, vocab_size: int) -> None:
+    """Raise `UserError` if a vocabulary has too few ids for a task's tokens."""
+    if isinstance(task, RecallSource | CopySource | ReverseSource):
+        need = len(Special) + alphabet(task, vocab_size).size
+        if need > vocab_size:
+            keys = "keys, values" if isinstance(task, RecallSource) else "alphabet"
+            raise UserError(
+                f"task '{task.name}': with the {len(Special)} special tokens it needs {need} ids, but the tokenizer "
+                f"has {vocab_size}; lower {keys}{'' if task.text else ' or noise'}"
+            )
+
+
+def plain_haystack(task: TaskSource, tokenizer: Tokenizer) -> Haystack:
+    """Return the noise of a task that has no `text`: random tokens, or for needle and facts RULER's five sentences."""
+    if isinstance(task, RecallSource | CopySource | ReverseSource):
+        return RandomHaystack(alphabet(task, tokenizer.vocab_size).noise, task.noise)
+    return TextHaystack([np.array(tokenizer.encode_document([FILLER * 50]))])
+
+
+def make_example(
+    task: TaskSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, row: float, segments: int
+) -> Example:
+    """Return an example of a task; `row` is an entry of its `row_axis`, `segments` how much noise there is."""
+    match task:
+        case RecallSource():
+            return recall(task, tokenizer.vocab_size, noise, rng, int(row), segments)
+        case CopySource() | ReverseSource():
+            return copy(task, tokenizer.vocab_size, noise, rng, int(row), segments)
+        case NeedleSource():
+            return needle(task, tokenizer, noise, rng, row, segments)
+        case FactsSource():
+            return facts(task, tokenizer, noise, rng, int(row), segments)
+    raise TypeError(task)
+
+
+def task_examples(
+    task: TaskSource, tokenizer: Tokenizer, noise: Haystack, seed: int | Sequence[int]
+) -> Iterator[Example]:
+    """Yield endless examples of a task, an entry of each of its lists drawn for each one."""
+    rng = np.random.default_rng(seed)
+    rows = row_axis(task)[1]
+    while True:
+        row, segments = rows[rng.integers(len(rows))], task.segments[rng.integers(len(task.segments))]
+        yield make_example(task, tokenizer, noise, rng, row, segments)

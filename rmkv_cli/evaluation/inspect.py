@@ -1,0 +1,203 @@
+"""What each layer's memory does on a text: how long it lasts, how rich it is, what it looks at, and its worth."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.measure import choose
+from rmkv_cli.evaluation.reading import require_fits, steps, token_losses
+from rmkv_cli.evaluation.watch import Watched, watch
+from rmkv_cli.model import RMKV, RMKVBlock, State, reading
+from rmkv_cli.tokenizer import Tokenizer
+
+CARRIED = ("memory", "cell", "store")  # the parts of a `State` that are memory, each (L, B, ...)
+TOP = 5  # tokens that are told of each query
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How much of a query's attention goes to a token, wherever it stands in its segment."""
+
+    token: str
+    mass: float
+    """Share of the attention, mean over the segments."""
+    share: float
+    """Share of the text that is this token: what an indifferent query would give it."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One memory vector of a layer.
+
+    A channel's half-life is ln 2 / -mean(ln z) segments, with z the keep gate's values on the text (GRU's update gate,
+    LSTM's forget gate, MinimalRNN's gate): a channel that nothing is added to is halved after so many updates, as what
+    is left of it after n of them is the product of n gates. What the candidate writes back is not counted.
+    """
+
+    half_life: float | None
+    """Median over the channels. None where the gate keeps no memory: with memory.update = "published"."""
+    half_life_of_longest: float | None
+    """What a tenth of the channels reach."""
+    on_memory: float
+    """Share of its query's attention that goes to the slots; the rest goes to the segment's tokens."""
+    attends: list[Attention]
+    """The tokens that its query, which reads the segment at its end, attends to most."""
+    pools: list[Attention]
+    """Those that its query in the pooling attends to most."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A layer's associative store."""
+
+    half_life: list[float]
+    """A head: ln 2 / -ln g segments, with g its decay. What later writing under a like key overwrites is not
+    counted."""
+    effective_rank: list[float]
+    """A head, of its matrix (d, d)."""
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """One layer's memory. Effective ranks are means over the segments' ends."""
+
+    slots: list[Slot]
+    """Empty where no text changes the slots, or there are none."""
+    effective_rank: float | None
+    """Of the slots' matrix (m, D): how many of them it takes, all different, to make as much. None without slots."""
+    store: Store | None
+    cost_without: float
+    """Nats a token that are lost if this layer's memory alone is reset at every segment's start."""
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What the memory is, and is worth, on a text."""
+
+    documents: int
+    segments: int
+    """Whole ones, over which everything but losses is measured."""
+    tokens: int
+    """After their document's first segment: those that the losses are about."""
+    loss: float
+    """Nats a token."""
+    cost_without: float
+    """Nats a token that are lost if all memory is reset at every segment's start; the look-back is kept."""
+    layers: list[LayerMemory]
+
+
+def inspect_memory(
+    model: RMKV,
+    documents: Documents,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int | None = None,
+    advance: Callable[[float], None] = lambda tokens: None,
+) -> MemoryReport:
+    """Return what each layer's memory does on the documents, each read alone and from its start.
+
+    Each is read as many times at once as there are layers, and twice more: with its memory, without each layer's, and
+    without all.
+
+    Args:
+        model: its training mode is restored.
+        documents: of which those longer than a segment are read.
+        tokenizer: spells the tokens.
+        max_tokens: read at most so many: see `choose`.
+        advance: is called with the number of tokens just read.
+
+    Raises:
+        UserError: no document is longer than a segment, they do not fit the model, or the model is not causal.
+    """
+    S, L = model.config.segment_length, len(model.blocks)
+    if model.config.memory.carry == "layers":
+        raise UserError("the memory of a model that is not causal (memory.carry = 'layers') cannot be told by layer")
+    long = np.flatnonzero(documents.lengths > S)
+    if len(long):
+        chosen, lengths = choose(documents.lengths[long], max_tokens)
+        chosen, lengths = long[chosen[lengths > S]], lengths[lengths > S]
+    if not len(long) or not len(chosen):
+        raise UserError(f"what the memory does shows only in a text of more than a segment ({S} tokens)")
+    require_fits(model, documents.vocab_size, int(lengths.max()))
+
+    device = model.memory.device
+    texts = [documents[int(i)][: length + 1] for i, length in zip(chosen, lengths, strict=True)]
+    kinds = np.unique(np.concatenate(texts))
+    rows = L + 2  # with all memory, without each layer's, without any
+    forgotten = torch.zeros(L, rows, dtype=torch.bool, device=device)
+    forgotten[:, 1:-1] = torch.eye(L, dtype=torch.bool)
+    forgotten[:, -1] = True
+    fresh = model.initial_state(rows)
+    nats = torch.zeros(rows, dtype=torch.float64, device=device)
+    with reading(model), watch(model, len(kinds)) as watched:
+        for text, length in zip(texts, lengths, strict=True):
+            state = fresh
+            for step in steps([text] * rows, np.full(rows, length), documents.eod, model):
+                watched.read(torch.from_numpy(np.searchsorted(kinds, text[step.start : step.start + S])).to(device))
+                if step.start:
+                    state = _forget(state, fresh, forgotten)
+                hidden, state = model.hidden(step.inputs, state)
+                if step.start:
+                    nats.index_add_(0, torch.from_numpy(step.rows).to(device), token_losses(model, hidden, step))
+                if not state.filled:
+                    watched.close(state)
+                advance(step.inputs.shape[1])
+    tokens = int((lengths - S).sum())
+    losses = (nats / tokens).tolist()
+    costs = [loss - losses[0] for loss in losses[1:]]
+    names = [tokenizer.token_bytes(int(i)).decode("utf-8", "backslashreplace") for i in kinds]
+    layers = [_layer(model, i, watched, names, costs[i]) for i in range(L)]
+    return MemoryReport(len(texts), watched.segments, tokens, losses[0], costs[-1], layers)
+
+
+def _forget(state: State, fresh: State, forgotten: Tensor) -> State:
+    """Return the state with the memory of layer l and row b as at a document's start where `forgotten` (L, B) says."""
+    changed: dict[str, Any] = {}
+    for name in CARRIED:
+        if (x := getattr(state, name)) is not None:
+            where = forgotten.view(*forgotten.shape, *[1] * (x.ndim - 2))
+            changed[name] = torch.where(where, getattr(fresh, name), x)
+    return replace(state, **changed)
+
+
+def _layer(model: RMKV, index: int, watched: Watched, names: list[str], cost: float) -> LayerMemory:
+    """Return what was seen of a layer; `names` are those of the kinds of tokens."""
+    block, memory = model.blocks[index], model.config.memory
+    assert isinstance(block, RMKVBlock)
+    share = watched.counts / watched.counts.sum()
+    half_lives = _half_life(watched.log_keep[index] / watched.segments)
+    slots = [
+        Slot(
+            half_life=float(channels.median()) if memory.update == "carry" else None,
+            half_life_of_longest=float(channels.quantile(0.9)) if memory.update == "carry" else None,
+            on_memory=float(watched.on_memory[index, j]) / watched.segments,
+            attends=_most(watched.attended[index, j] / watched.segments, share, names),
+            pools=_most(watched.pooled[index, j] / watched.segments, share, names),
+        )
+        for j, channels in enumerate(half_lives if memory.updated else ())
+    ]
+    store = None
+    if block.store is not None:
+        decay = _half_life(F.logsigmoid(block.store.decay.double()))
+        store = Store(decay.tolist(), (watched.store_ranks[index] / watched.segments).tolist())
+    rank = float(watched.slot_ranks[index]) / watched.segments if memory.slots else None
+    return LayerMemory(slots, rank, store, cost)
+
+
+def _half_life(log_keep: Tensor) -> Tensor:
+    return math.log(2) / -log_keep
+
+
+def _most(mass: Tensor, share: Tensor, names: list[str]) -> list[Attention]:
+    """Return the tokens with most of a mass (U,)."""
+    most = mass.topk(min(TOP, len(names)))
+    pairs = zip(most.values.tolist(), most.indices.tolist(), strict=True)
+    return [Attention(names[kind], value, float(share[kind])) for value, kind in pairs]

@@ -1,0 +1,90 @@
+"""Pictures of what was measured, drawn by matplotlib where it is installed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.inspect import MemoryReport
+from rmkv_cli.evaluation.tasks import TaskReport
+from rmkv_cli.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def require_matplotlib() -> None:
+    """Raise `UserError` if matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise UserError("a picture needs matplotlib: pip install 'rmkv[plot]'")
+
+
+def draw_heat_map(report: TaskReport, png: Path) -> None:
+    """Write a picture of a task's accuracy, its rows by its segments; errors as in `require_matplotlib`."""
+    rows = list(dict.fromkeys(cell.row for cell in report.cells))
+    columns = list(dict.fromkeys(cell.segments for cell in report.cells))
+    accuracy = np.array([cell.accuracy for cell in report.cells]).reshape(len(rows), len(columns))
+    with _picture(png, 2 + 0.75 * len(columns), 1.4 + 0.45 * len(rows)) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(accuracy, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.set_xticks(range(len(columns)), [f"{column:,}" for column in columns])
+        axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
+        axes.set(xlabel="segments of noise", ylabel=report.axis, title=report.task["kind"])
+        for (y, x), value in np.ndenumerate(accuracy):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        figure.colorbar(image, label="accuracy")
+
+
+def draw_memory(report: MemoryReport, png: Path) -> None:
+    """Write a picture of each layer's half-lives, effective ranks and worth; errors as in `require_matplotlib`."""
+    layers = range(len(report.layers))
+    maps: list[tuple[str, str, Any]] = []
+    ranks: dict[str, list[Any]] = {}
+    slots = [[slot.half_life for slot in layer.slots] for layer in report.layers]
+    if slots[0] and slots[0][0] is not None:
+        maps.append(("slots' half-life, segments", "slot", slots))
+    if report.layers[0].effective_rank is not None:
+        ranks["slots"] = [layer.effective_rank for layer in report.layers]
+    stores = [layer.store for layer in report.layers]
+    if heads := next((len(store.half_life) for store in stores if store), 0):
+        none = [np.nan] * heads
+        maps.append(("store's half-life, segments", "head", [store.half_life if store else none for store in stores]))
+        ranks["store, mean of heads"] = [np.mean(store.effective_rank if store else none) for store in stores]
+    panels = len(maps) + bool(ranks) + 1
+    with _picture(png, 4 * panels, 3 + 0.15 * len(layers)) as figure:
+        axes = list(np.ravel(figure.subplots(1, panels)))
+        for (title, columns, values), panel in zip(maps, axes, strict=False):
+            image = panel.imshow(values, norm="log", vmin=1, vmax=1000, aspect="auto")
+            figure.colorbar(image, format="%g", extend="both")
+            panel.set(title=title, xlabel=columns, ylabel="layer")
+            panel.locator_params(axis="x", integer=True)
+        for panel in axes[len(maps) :]:
+            panel.invert_yaxis()
+        for name, values in ranks.items():
+            axes[-2].plot(values, layers, "o-", label=name)
+        if ranks:
+            axes[-2].set(title="effective rank", xlim=(0, None))
+            axes[-2].legend()
+        axes[-1].barh(layers, [layer.cost_without for layer in report.layers], label="this layer's")
+        axes[-1].axvline(report.cost_without, color="black", linestyle="--", label="all")
+        axes[-1].set(title="loss without it, nats a token more")
+        axes[-1].locator_params(axis="x", nbins=4)
+        axes[-1].legend()
+        for panel in axes:
+            panel.set_yticks(layers[:: -(-len(layers) // 12)])
+
+
+@contextmanager
+def _picture(png: Path, width: float, height: float) -> Iterator["Figure"]:
+    """Give an empty figure, of a size in inches, to draw on; at the end `png` is written, whole."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with whole_file(png) as aside:
+        figure.savefig(aside, dpi=150, format="png")

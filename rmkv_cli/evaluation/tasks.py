@@ -1,0 +1,195 @@
+"""How much of a task a model gets right, by load and by distance."""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rmkv_cli.config import TaskSource, parse
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.manifest import Manifest
+from rmkv_cli.data.tasks import Example, TextHaystack, make_example, plain_haystack, require_vocabulary, row_axis
+from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.reading import LOGITS, going_on, require_fits, steps
+from rmkv_cli.model import RMKV, reading
+from rmkv_cli.tokenizer import Tokenizer
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task at one difficulty."""
+
+    row: float
+    """An entry of the task's row axis: its number of pairs, say."""
+    segments: int
+    """Segments of noise."""
+    answers: int
+    """Asked for in all documents. One is right if the model gives the most probability to each of its tokens, having
+    read the true ones before it."""
+    right: int
+    accuracy: float
+    standard_error: float | None
+    """Of the accuracy, taking each document as one draw: answers of one document are not independent. None: a single
+    document tells of none."""
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """A task's accuracy at every combination of its row axis and its segments."""
+
+    task: dict[str, Any]
+    """The task's settings; its `kind` tells which one it is."""
+    axis: str
+    """Name of the row axis."""
+    examples: int
+    """Documents a cell."""
+    seed: int
+    cells: list[Cell]
+    """Row by row."""
+
+
+def task_accuracy(
+    model: RMKV,
+    task: TaskSource,
+    tokenizer: Tokenizer,
+    text: Sequence[NDArray[Any]] | None = None,
+    *,
+    examples: int = 64,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    advance: Callable[[float], None] = lambda documents: None,
+) -> TaskReport:
+    """Return how often the model answers right, over seeded documents that it reads each alone and from its start.
+
+    A cell's documents depend on the seed, on the cell and on the task's other settings, not on which other cells
+    there are.
+
+    Args:
+        model: its training mode is restored, and its segment length is the task's.
+        task: what is asked.
+        tokenizer: the model's.
+        text: documents that begin with the end-of-document token; the noise of a task that has `text`.
+        examples: documents a cell.
+        seed: of the documents.
+        batch_tokens: most tokens in one forward pass, unless a segment is longer; bounds the memory.
+        advance: is called with the number of documents just read, in fractions.
+
+    Raises:
+        UserError: the model has no room for the task's tokens or positions, or is not causal; the noise is missing;
+            or the model's weights give no numbers.
+    """
+    if model.config.memory.carry == "layers":
+        raise UserError("a model that is not causal (memory.carry = 'layers') sees the answers: it cannot be asked")
+    if examples < 1:
+        raise UserError(f"examples: should be 1 or more, got {examples}")
+    if task.text is not None and text is None:
+        raise UserError(f"the task's noise is the text of '{task.text}', which is not given")
+    S = model.config.segment_length
+    task = task.model_copy(update={"segment_length": S})
+    require_vocabulary(task, tokenizer.vocab_size)
+    axis, rows = row_axis(task)
+    cells = []
+    for row in dict.fromkeys(rows):
+        for segments in dict.fromkeys(task.segments):
+            rng = np.random.default_rng([seed, zlib.crc32(repr(float(row)).encode()), segments])
+            noise = plain_haystack(task, tokenizer) if task.text is None else _shuffled(text or (), seed)
+            counts = []
+            for batch in np.array_split(np.arange(examples), math.ceil(examples / max(1, batch_tokens // S))):
+                asked = [make_example(task, tokenizer, noise, rng, row, segments) for _ in batch]
+                counts.append(_ask(model, asked, tokenizer, advance))
+            cells.append(_cell(row, segments, np.concatenate(counts)))
+    return TaskReport(task.model_dump(), axis, examples, seed, cells)
+
+
+def _shuffled(text: Sequence[NDArray[Any]], seed: int) -> TextHaystack:
+    return TextHaystack([text[i] for i in np.random.default_rng(seed).permutation(len(text))])
+
+
+def _ask(model: RMKV, examples: list[Example], tokenizer: Tokenizer, advance: Callable[[float], None]) -> Integers:
+    """Return how many answers each example asks for, and how many of them are right, (examples, 2)."""
+    examples = sorted(examples, key=_last)
+    documents = [np.concatenate([[tokenizer.eod], example.tokens]) for example in examples]
+    lengths = np.array([_last(example) for example in examples])  # what stands after the last answer is not read
+    require_fits(model, tokenizer.vocab_size, int(lengths.max()))
+    # Token i of an example is predicted at position i of its document, which begins with one token more.
+    asked = np.zeros((len(examples), lengths[-1]), bool)
+    for row, example in zip(asked, examples, strict=True):
+        for start, stop in example.answers:
+            row[start:stop] = True
+    right = np.zeros_like(asked)
+    state, device = model.initial_state(len(examples)), model.memory.device
+    with reading(model):
+        for step in steps(documents, lengths, tokenizer.eod, model, list(asked)):
+            hidden, state = model.hidden(step.inputs, going_on(state, step))
+            if len(step.targets):
+                at = (torch.from_numpy(places).to(device) for places in (step.rows, step.columns))
+                found = hidden[tuple(at)]
+                if not found.isfinite().all():
+                    raise UserError("the model's results are not numbers: its weights are damaged, or diverged")
+                guesses = torch.cat([model.head(part).argmax(-1) for part in found.split(LOGITS)])
+                rows = len(examples) - len(step.inputs) + step.rows
+                right[rows, step.start + step.columns] = (guesses == step.targets).cpu().numpy()
+            advance(len(examples) * step.read / int(lengths.sum()))
+    return np.array(
+        [
+            (len(example.answers), sum(bool(row[start:stop].all()) for start, stop in example.answers))
+            for row, example in zip(right, examples, strict=True)
+        ]
+    )
+
+
+def _last(example: Example) -> int:
+    return max(stop for _, stop in example.answers)
+
+
+def _cell(row: float, segments: int, counts: Integers) -> Cell:
+    """Return the cell of documents with so many answers asked for and right, (documents, 2).
+
+    The standard error is that of a ratio of two sums over the documents (Cochran, 1977, section 6.4).
+    """
+    asked, right = counts.T
+    n, accuracy = len(counts), right.sum() / asked.sum()
+    error = None
+    if n > 1:
+        error = float(math.sqrt(n / (n - 1) * ((right - accuracy * asked) ** 2).sum()) / asked.sum())
+    return Cell(row, segments, int(asked.sum()), int(right.sum()), float(accuracy), error)
+
+
+def find_task(kind: type[TaskSource], mix: Path | None, overrides: Mapping[str, Any]) -> TaskSource:
+    """Return a task as a mix's folder was made with (its first of that kind), or its defaults; then the overrides.
+
+    Raises:
+        UserError: the folder is no mix or has no such task; an override's key or value is wrong.
+    """
+    settings: dict[str, Any] = {}
+    if mix is not None:
+        found = [source for source in Manifest.load(mix).mix.sources if isinstance(source, kind)]
+        if not found:
+            name = kind.model_fields["kind"].default
+            raise UserError(f"{mix}: its mix has no source of kind '{name}'; without --data the defaults are taken")
+        settings = found[0].model_dump()
+    return parse(kind, settings | dict(overrides), "task", set(overrides))
+
+
+def held_out_text(mix: Path, source: str, tokenizer: Tokenizer) -> list[NDArray[Any]]:
+    """Return the held-out documents of a source of a mix's folder, mapped into memory.
+
+    Raises:
+        UserError: there are none, or another tokenizer made them.
+    """
+    documents = Documents.open(mix, "validation")
+    if documents.tokenizer_hash != tokenizer.hash:
+        raise UserError(f"{mix}: was made with another tokenizer than the model's; make the mix with the model's")
+    of = [i for i, name in enumerate(documents.source_names) if name == source]
+    chosen = np.flatnonzero(np.isin(documents.sources, of))
+    if not len(chosen):
+        raise UserError(f"{mix}: no document of its source '{source}' is held out, to be the task's noise")
+    return [documents[int(i)] for i in chosen]

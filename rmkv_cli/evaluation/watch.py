@@ -1,0 +1,119 @@
+"""Watching a model's memory at work: its gates, its attention and its rank, seen from outside by hooks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmkv_cli.model import RMKV, AttentionPooling, RecurrentMemoryCell, RMKVBlock, State
+
+
+class Watched:
+    """What was seen of the first row while a model read; all are sums over its whole segments.
+
+    L layers, m slots, H heads, and U kinds of tokens, which are numbered by whoever calls `read`.
+    """
+
+    def __init__(self, model: RMKV, kinds: int) -> None:
+        config, device = model.config, model.memory.device
+        L, m, D = len(model.blocks), config.memory.slots, config.hidden_size
+        self.segments = 0
+        self.log_keep = torch.zeros(L, m, D, dtype=torch.float64, device=device)
+        """(L, m, D): log of the keep gate."""
+        self.on_memory = torch.zeros(L, m, device=device)
+        """(L, m): share of a slot's attention that goes to the slots."""
+        self.attended = torch.zeros(L, m, kinds, device=device)
+        """(L, m, U): share of a slot's attention that goes to a kind of token."""
+        self.pooled = torch.zeros(L, m, kinds, device=device)
+        """(L, m, U): the same of the pooling."""
+        self.counts = torch.zeros(kinds, device=device)
+        """(U,): tokens of each kind."""
+        self.slot_ranks = torch.zeros(L, dtype=torch.float64, device=device)
+        """(L,): effective rank of the slots at a segment's end."""
+        self.store_ranks = torch.zeros(L, config.num_attention_heads, dtype=torch.float64, device=device)
+        """(L, H): effective rank of the store."""
+        self._segment = torch.zeros(0, dtype=torch.int64, device=device)
+        self._last: tuple[Tensor, ...] = ()
+
+    def read(self, segment: Tensor) -> None:
+        """Take note of the kinds of the tokens (T,) that are read next."""
+        self._segment = segment
+
+    def close(self, state: State) -> None:
+        """Take note of the state at a whole segment's end."""
+        self.segments += 1
+        self.counts.index_add_(0, self._segment, torch.ones_like(self._segment, dtype=torch.float32))
+        if state.memory.shape[2]:
+            self.slot_ranks += effective_rank(state.memory[:, 0])
+        if state.store is not None:
+            self.store_ranks += effective_rank(state.store[:, 0])
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *rest: Any) -> None:
+        """Remember a call of attention: that of the slots is the last one before the pooling."""
+        self._last = q[0], k[0], mask[0]
+
+    def pooling(self, layer: int, pooling: AttentionPooling, x: Tensor, mask: Tensor) -> None:
+        """Take note of what the slots attend to and what the pooling does with x (B, S, D) under the mask (B, 1, S)."""
+        q, k, seen = self._last
+        weights = attention_weights(q, k, seen).mean(0)
+        on_tokens = weights[:, weights.shape[1] - x.shape[1] :]
+        self.on_memory[layer] += 1 - on_tokens.sum(-1)
+        self.attended[layer].index_add_(1, self._segment, on_tokens)
+        self.pooled[layer].index_add_(1, self._segment, attention_weights(pooling.queries, x[0], mask[0]))
+
+    def cell(self, layer: int, cell: RecurrentMemoryCell, x: Tensor, hidden: Tensor) -> None:
+        """Take note of the keep gate for a cell's input and hidden (B, m, D)."""
+        self.log_keep[layer] += F.logsigmoid(keep_gate(cell, x[0], hidden[0]).double())
+
+
+@contextmanager
+def watch(model: RMKV, kinds: int) -> Iterator[Watched]:
+    """Watch all layers whose slots are updated, until the end."""
+    watched = Watched(model, kinds)
+    hooks = [hook for i, block in enumerate(model.blocks) for hook in _hooks(i, block, watched)]
+    try:
+        yield watched
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hooks(layer: int, block: nn.Module, watched: Watched) -> Iterator[Any]:
+    assert isinstance(block, RMKVBlock)
+    if block.pooling is None or block.cell is None:
+        return
+    yield block.attention.register_forward_pre_hook(lambda _, given: watched.attention(*given))
+    yield block.pooling.register_forward_pre_hook(lambda pooling, given: watched.pooling(layer, pooling, *given))
+    yield block.cell.register_forward_pre_hook(lambda cell, given: watched.cell(layer, cell, *given[:2]))
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)), (..., T, K), for q (..., T, d), k (..., K, d) and a mask, True: seen."""
+    scores = (q.to(k.dtype) @ k.mT).float() * q.shape[-1] ** -0.5
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+
+
+def keep_gate(cell: RecurrentMemoryCell, x: Tensor, hidden: Tensor) -> Tensor:
+    """Return the keep gate before its sigmoid, (m, D), of a memory cell for its input and hidden (m, D)."""
+    inner = cell.cell
+    weight = next(inner.parameters())
+    x, hidden = x.to(weight.dtype), hidden.to(weight.dtype)
+    if isinstance(inner, nn.GRUCell | nn.LSTMCell):  # in both it is torch's second gate
+        second = slice(inner.hidden_size, 2 * inner.hidden_size)
+        given = F.linear(x, inner.weight_ih[second], inner.bias_ih[second])
+        return given + F.linear(hidden, inner.weight_hh[second], inner.bias_hh[second])
+    return inner.linear(torch.cat([hidden, x], dim=-1)).chunk(2, dim=-1)[0]
+
+
+def effective_rank(matrix: Tensor) -> Tensor:
+    """Return exp(H(p)) of matrices (..., m, n), p their singular values over the sum of them (Roy & Vetterli, 2007).
+
+    1: all rows point one way; m: they are orthogonal and equally long. A matrix of zeros has 0.
+    """
+    values = torch.linalg.svdvals(matrix.double())
+    total = values.sum(-1, keepdim=True)
+    rank = torch.special.entr(values / total).sum(-1).exp()
+    return torch.where(total[..., 0] > 0, rank, 0.0)

@@ -1,0 +1,48 @@
+"""The associative store: bindings of keys to values, one matrix a head, written by the delta rule."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmkv_cli.config import ModelConfig
+
+
+class AssociativeStore(nn.Module):
+    """A matrix W (d, d) a head that holds values under keys: k W ≈ v for the keys and values of earlier segments.
+
+    A token's value is written under the key of the token before it: a token finds what came after its like. Keys,
+    values and queries are the attention's own, without positions; of its own the store has two gates a head, its decay
+    and a norm. It computes in the weights' precision even under autocast: what is written is a difference.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        H = config.num_attention_heads
+        self.gates = nn.Linear(config.hidden_size, 2 * H)
+        self.decay = nn.Parameter(torch.full((H,), 5.0))
+        self.norm = nn.RMSNorm(config.head_size, eps=1e-6)
+        nn.init.zeros_(self.gates.bias)
+
+    def strengths(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how strongly tokens hidden (B, T, D) write and read, each (B, H, T) from 0 to 1."""
+        write, read = torch.sigmoid(self.gates(hidden)).transpose(1, 2).chunk(2, dim=1)
+        return write, read
+
+    def read(self, store: Tensor, q: Tensor, strength: Tensor) -> Tensor:
+        """Return RMSNorm(q W) times the strength (B, H, T), as (B, H, T, d), for store (B, H, d, d), q (B, H, T, d)."""
+        with torch.autocast(q.device.type, enabled=False):
+            found = self.norm(F.normalize(q.to(store.dtype), dim=-1) @ store)
+        return (found * strength[..., None]).to(q.dtype)
+
+    def write(self, store: Tensor, k: Tensor, v: Tensor, strength: Tensor) -> Tensor:
+        """Return W' after one segment's keys and values (B, H, S, d), written with strengths b (B, H, S).
+
+        W decays once, then for each token in turn W <- W + b k^T (v - k W): the delta rule, for the whole segment at
+        once by one triangular system (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
+        """
+        with torch.autocast(k.device.type, enabled=False):
+            k, v, b = F.normalize(k.to(store.dtype), dim=-1), v.to(store.dtype), strength.to(store.dtype)[..., None]
+            store = torch.sigmoid(self.decay)[:, None, None] * store
+            earlier = (b * (k @ k.mT)).tril(-1)
+            error = torch.linalg.solve_triangular(earlier, b * (v - k @ store), upper=False, unitriangular=True)
+            return store + k.mT @ error

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+from small_run import TEXT, error_of, rmkv, save_small_model
+
+from rmkv_cli.cli.evaluate_task import TASKS
+from rmkv_cli.config import MixConfig, RecallSource, parse
+from rmkv_cli.data.mix import prepare
+from rmkv_cli.evaluation import task_accuracy
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, a mix in which there is a task with text as its noise, and the model and tokenizer."""
+    place = tmp_path_factory.mktemp("task")
+    model, tokenizer = save_small_model(place / "model")
+    for i in range(20):
+        (place / f"{i}.txt").write_text(f"{i}. {TEXT}" * 5)
+    sources = [
+        {"kind": "files", "name": "prose", "weight": 1, "files": ["*.txt"]},
+        {"kind": "recall", "text": "prose", "keys": 4, "values": 4, "pairs": [1, 2], "segments": [3]},
+    ]
+    mix = parse(MixConfig, {"validation": 0.3, "tokens": 3000, "sources": sources}, "mix")
+    prepare(mix, place, tokenizer, place / "mix", 1)
+    return place, model, tokenizer
+
+
+def test_a_table_and_a_heat_map(place):
+    place = place[0]
+    small = [
+        word for key in ("keys=4", "values=4", "noise=4", "pairs=[1,3]", "segments=[0,7]") for word in ("--set", key)
+    ]
+    ask = ["eval", "--model", place / "model", "--task", "recall", "--examples", 5]
+    done = rmkv(*ask, *small, "--picture", place / "heat.png")
+    assert done.returncode == 0, done.stderr
+    assert "pairs \\ segments" in done.stdout
+    assert "5 documents a cell, 40 answers in all" in done.stdout
+    assert (place / "heat.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_of_a_task_as_it_is_in_a_mix(place, printed):
+    place = place[0]
+    ask = ["eval", "--model", place / "model", "--data", place / "mix", "--task", "recall", "--set", "segments=[1,2]"]
+    figures = json.loads(printed(*ask, "--examples", 6, "--seed", 1, "--json"))
+    assert figures["task"]["text"] == "prose"
+    assert figures["task"]["segment_length"] == 8
+    assert (figures["axis"], figures["examples"], figures["seed"]) == ("pairs", 6, 1)
+    assert [(cell["row"], cell["segments"]) for cell in figures["cells"]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [cell["answers"] for cell in figures["cells"]] == [6, 6, 12, 12]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_can_be_asked(place, task):
+    _, model, tokenizer = place
+    fields = {"segments": [40]} | ({"alphabet": 16, "noise": 16} if task in ("copy", "reverse") else {})
+    fields |= {"keys": 16, "values": 16, "noise": 16} if task == "recall" else {}
+    report = task_accuracy(model, TASKS[task](**fields), tokenizer, examples=2)
+    assert report.task["kind"] == task
+    assert all(cell.answers >= 2 for cell in report.cells)
+
+
+def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
+    place = place[0]
+
+    def error(*rest):
+        return error_of(monkeypatch, capsys, "eval", "--model", place / "model", *rest)
+
+    assert "give what to read: --data PATH; or a task" in error()
+    assert "--set and --picture are for a task" in error("--data", place / "mix", "--set", "pairs=[1]")
+    assert "--max-tokens and --split are not for --task" in error("--task", "copy", "--max-tokens", "5")
+    assert "no source of kind 'copy'" in error("--task", "copy", "--data", place / "mix")
+    assert "is not a mix" in error("--task", "copy", "--data", place / "model")
+    assert "--set paris: unknown key; did you mean 'pairs'?" in error("--task", "recall", "--set", "paris=[1]")
+    assert "wants KEY=VALUE" in error("--task", "recall", "--set", "pairs")
+    assert "--set pairs: '[1' is not valid TOML" in error("--task", "recall", "--set", "pairs=[1")
+    assert "--set text=prose: names a source of a mix" in error("--task", "recall", "--set", "text=prose")
+    assert "lower keys, values or noise" in error("--task", "recall", "--set", "keys=300")
+
+
+def test_the_tasks_are_those_of_a_mix():
+    assert TASKS["recall"] is RecallSource
+    assert all(TASKS[name].model_fields["kind"].default == name for name in TASKS)

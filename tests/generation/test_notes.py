@@ -1,0 +1,98 @@
+"""What was read outlives the process: reading on from the file is reading on."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from small_model import make_model
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes
+from rmkv_cli.generation.notes import model_hash
+from rmkv_cli.tokenizer import train_tokenizer
+
+WORDS = train_tokenizer(iter(["the cat sat on the mat, and the dog sat on the log. " * 20]), 280)
+TEXTS = st.text("the catsondmlg. \n", min_size=1, max_size=60)
+MODELS = [
+    make_model(vocab_size=280, memory={"cell": "lstm"}),
+    make_model(vocab_size=280, memory={"slots": 0}, lookback=0),
+    make_model(vocab_size=280, memory={"cell": "minimal", "store": False}, lookback=5, position="sinusoidal"),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(MODELS), st.lists(TEXTS, min_size=2, max_size=3))
+def test_reading_on_from_saved_notes_equals_reading_in_one_go(tmp_path_factory, model, texts):
+    path = tmp_path_factory.getbasetemp() / "notes.rmkv"
+    whole = read_prompt(model, WORDS, texts)
+    read = None
+    for text in texts:
+        read = read_prompt(model, WORDS, text, read)
+        save_notes(path, read, model, WORDS)
+        read = load_notes(path, model, WORDS)
+    torch.testing.assert_close(read.logits, whole.logits, atol=1e-6, rtol=0)
+    assert torch.equal(read.seen, whole.seen)
+    expected, tensors = whole.state.tensors(), read.state.tensors()
+    assert tensors.keys() == expected.keys()
+    for name, x in expected.items():
+        torch.testing.assert_close(tensors[name], x, atol=1e-9, rtol=0, msg=name)
+    penalised = SamplingConfig(temperature=0, repetition_penalty=1.5)
+    written = [list(generate(model, WORDS, prompt, penalised, 10)) for prompt in (whole, read)]
+    assert written[0] == written[1]
+
+
+def test_the_file_does_not_grow_with_the_text(tmp_path):
+    model, sizes = make_model(vocab_size=280), []
+    for n in (4, 404):  # a token each, and one before them: whole segments
+        prompt = read_prompt(model, WORDS, ";" * n)
+        assert int(prompt.state.position) == n + 1
+        save_notes(tmp_path / "notes.rmkv", prompt, model, WORDS)
+        sizes.append((tmp_path / "notes.rmkv").stat().st_size)
+    assert sizes[0] == pytest.approx(sizes[1], abs=8)  # the header's own figures
+
+
+def test_notes_of_another_model_or_tokenizer_are_refused(tmp_path):
+    model, path = make_model(vocab_size=280), tmp_path / "notes.rmkv"
+    save_notes(path, read_prompt(model, WORDS, "the cat"), model, WORDS)
+    for other in (make_model(1, vocab_size=280), make_model(vocab_size=280, segment_length=6)):
+        with pytest.raises(
+            UserError, match=r"another model made these notes \([0-9a-f]{12}, this one is [0-9a-f]{12}\)"
+        ):
+            load_notes(path, other, WORDS)
+    with pytest.raises(UserError, match="another tokenizer made these notes"):
+        load_notes(path, model, train_tokenizer(iter(["something else " * 9]), 270))
+    assert load_notes(path, make_model(vocab_size=280), WORDS)
+
+
+def test_what_is_no_notes_is_refused(tmp_path):
+    model, path = make_model(vocab_size=280), tmp_path / "notes.rmkv"
+    with pytest.raises(UserError, match="no such file"):
+        load_notes(path, model, WORDS)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="holds no notes"):
+        load_notes(path, model, WORDS)
+    save_notes(path, read_prompt(model, WORDS, "the cat"), model, WORDS)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is damaged, or holds no notes"):
+        load_notes(path, model, WORDS)
+
+
+def test_notes_appear_whole_or_not_at_all(tmp_path):
+    model = make_model(vocab_size=280)
+    prompt = read_prompt(model, WORDS, "the cat")
+    path = tmp_path / "notes.rmkv"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        save_notes(path, prompt, model, WORDS)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_models_hash_is_its_weights_and_its_shape():
+    model = make_model(vocab_size=280)
+    hashes = {model_hash(make_model(vocab_size=280)), model_hash(model)}
+    assert len(hashes) == 1
+    with torch.no_grad():
+        model.blocks[1].attention.out.weight[3, 4] += 1e-6
+    hashes |= {model_hash(model), model_hash(make_model(vocab_size=280, lookback=3)), model_hash(model.float())}
+    assert len(hashes) == 4

@@ -1,0 +1,59 @@
+"""Texts are streamed: nothing is lost, the tokens are the whole text's, and little of it is held."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation import text_pieces, texts
+from rmkv_cli.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer(iter(["the cat's 12 mats, \n\n and  the dog's 3 logs.\n\t a" * 20]), 320)
+
+
+def pieces(data, **rest):
+    return list(text_pieces(io.BytesIO(data), "a.txt", **rest))
+
+
+@given(st.lists(st.sampled_from(["the", "cat's", "12", " ", "  ", "\n", "\t", "\r\n", "é€😀", "字", "!?", "\u00a0"])))
+def test_the_tokens_are_the_whole_texts(words):
+    text = "".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "READ", 3)
+        cut = pieces(text.encode())
+    assert "".join(cut) == text
+    assert [i for piece in cut for i in TOKENIZER.encode(piece)] == TOKENIZER.encode(text)
+
+
+def test_a_long_text_comes_in_small_pieces_as_it_is_read(monkeypatch):
+    read = []
+    data = b"Some words in a line.\n" * 10_000
+    for piece in text_pieces(io.BytesIO(data), "a.txt", read.append):
+        assert 0 < len(piece) <= 2 * texts.READ
+    assert sum(read) == len(data)
+
+
+def test_a_text_without_words_is_cut_all_the_same(monkeypatch):
+    monkeypatch.setattr(texts, "LONGEST", 20_000)
+    cut = pieces("é".encode() * 100_000)
+    assert "".join(cut) == "é" * 100_000
+    assert max(map(len, cut)) <= 20_000 + texts.READ
+
+
+def test_a_byte_order_mark_is_no_text_and_line_ends_stay():
+    assert "".join(pieces(b"\xef\xbb\xbfa\r\nb\rc\n")) == "a\r\nb\rc\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"text \xff", "byte 0xff at offset 5"),
+        (b"a " * 8192 + "€".encode()[:2], "byte 0xe2 at offset 16384"),
+        (b"a" * 8191 + b"\xe2\x82a", "byte 0xe2 at offset 8191"),
+    ],
+)
+def test_what_is_no_utf8_is_told_by_its_place(data, place):
+    with pytest.raises(UserError, match=f"a.txt: is not valid UTF-8: {place}"):
+        pieces(data)

@@ -66,6 +66,31 @@ def main() -> None:
     works = {"going on from the state": decode(model, states["after 1,024 tokens of context"], 4)}
     compare("Writing at 1,024 tokens", 4, works | {"reading the text again each time": recompute})
 
+    config = model.config
+    shapes = {
+        "with slots and store": {},
+        "slots never updated, store": {"update": "none"},
+        "slots, no store": {"store": False},
+        "no memory": {"slots": 0, "store": False},
+    }
+    models = {
+        name: RMKV(config.model_copy(update={"memory": config.memory.model_copy(update=shape)}))
+        for name, shape in shapes.items()
+    }
+    batch = text[:, : 16 * 4 * S].view(16, -1)
+
+    def read(model: RMKV) -> Callable[[], object]:
+        return torch.inference_mode()(lambda: model(batch))
+
+    def learn(model: RMKV) -> Callable[[], object]:
+        def step() -> None:
+            row_loss(model, batch, batch, torch.zeros_like(batch), model.initial_state(16))[0].backward()
+
+        return step
+
+    compare("Reading, by what is carried", batch.numel(), {name: read(m) for name, m in models.items()})
+    compare("Training, by what is carried", batch.numel(), {name: learn(m) for name, m in models.items()})
+
     rows = text[:, : 16 * 8 * S].view(16, -1)
     zeros = torch.zeros_like(rows)
 

@@ -28,7 +28,7 @@ def test_the_python_example_runs(capsys):
 @pytest.mark.timeout(200)
 def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (mix,), (commands,) = blocks("toml"), blocks("console")
+    mix, task = blocks("toml")
     Path("mix.toml").write_text(mix)
     Path("books").mkdir()
     for i in range(100):
@@ -37,10 +37,13 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
         for i in range(200):
             worked = {"prompt": f"What is {i} + 2?", "response": f"<think>{i} + 2 = {i + 2}.</think>{i + 2}"}
             file.write(json.dumps(worked) + "\n")
-    for line in commands.splitlines():
+    for line in "".join(blocks("console")).splitlines():
         words = shlex.split(line.removeprefix("$ rmkv "), comments=True)
         if words[0] == "train":  # the same, but shorter
             words += ["--set", "train.tokens=3000", "--set", "train.segments_max=2"]
         done = rmkv(*words)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout
+    Path("task.toml").write_text(task.replace("4_000_000", "9_000"))
+    done = rmkv("data", "mix", "task.toml", "--tokenizer", "tokenizer.json", "--out", "task")
+    assert done.returncode == 0, done.stderr

@@ -42,6 +42,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the task, for instance pairs=[1,16]."),
     ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="A text that is the task's noise.")
+    ] = None,
     examples: Annotated[int, typer.Option(metavar="N", help="Documents for each of the task's difficulties.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the task's documents.")] = 0,
     picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the task's accuracies.")] = None,
@@ -55,12 +58,12 @@ def evaluate(
     if task:
         if max_tokens is not None or split != "validation":
             raise UserError("--max-tokens and --split are not for --task, which makes documents of its own")
-        evaluate_task(model, task, data, overrides or (), examples, seed, picture, device, as_json)
+        evaluate_task(model, task, data, overrides or (), text or (), examples, seed, picture, device, as_json)
         return
     if data is None:
         raise UserError("give what to read: --data PATH; or a task to solve: --task recall")
-    if overrides or picture:
-        raise UserError("--set and --picture are for a task: --task recall, for instance")
+    if overrides or picture or text:
+        raise UserError("--set, --text and --picture are for a task: --task recall, for instance")
 
     from rmkv_cli.evaluation import measure, memory_effect
 

@@ -30,6 +30,7 @@ def evaluate_task(
     kind: str,
     mix: Path | None,
     overrides: Sequence[str],
+    texts: Sequence[Path],
     examples: int,
     seed: int,
     picture: Path | None,
@@ -37,17 +38,27 @@ def evaluate_task(
     as_json: bool,
 ) -> None:
     """Measure a task's accuracy, print it, and draw it where a picture is asked for."""
+    from rmkv_cli.data.documents import Documents
     from rmkv_cli.data.tasks import row_axis
     from rmkv_cli.evaluation import find_task, held_out_text, task_accuracy
     from rmkv_cli.evaluation.pictures import draw_heat_map, require_matplotlib
 
     if picture:
         require_matplotlib()
-    task = find_task(TASKS[kind], mix, dict(_setting(override) for override in overrides))
-    if task.text is not None and mix is None:
+    settings = dict(_setting(override) for override in overrides)
+    task = find_task(TASKS[kind], mix, settings)
+    if texts:
+        task = task.model_copy(update={"text": ", ".join(map(str, texts))})
+    elif task.text is not None and mix is None:
         raise UserError(f"--set text={task.text}: names a source of a mix; give the mix's folder by --data")
     rmkv, tokenizer = load_model(model, device)
-    text = held_out_text(mix, task.text, tokenizer) if mix is not None and task.text is not None else None
+    if "segment_length" not in settings:
+        task = task.model_copy(update={"segment_length": rmkv.config.segment_length})
+    text: Sequence[Any] | None = None
+    if texts:
+        text = list(Documents.from_files(texts, tokenizer))
+    elif mix is not None and task.text is not None:
+        text = held_out_text(mix, task.text, tokenizer)
     total = len(set(row_axis(task)[1])) * len(set(task.segments)) * examples
     with progress(f"asking for {kind}", total, "documents") as advance:
         report = task_accuracy(rmkv, task, tokenizer, text, examples=examples, seed=seed, advance=advance)

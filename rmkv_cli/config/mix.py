@@ -15,8 +15,8 @@ class FileSource(Section):
 
     kind: Literal["files"]
     name: str = Field(min_length=1)
-    weight: float = Field(gt=0)
-    """Its share of the mix's tokens is weight / (sum of all weights)."""
+    weight: float = Field(ge=0)
+    """Its share of the mix's tokens is weight / (sum of all weights). 0: it is only the noise of tasks that name it."""
     files: list[str] = Field(min_length=1)
     """Paths and globs (`**` crosses folders), relative to the mix's file."""
     format: Literal["text", "prompt_response"] = "text"
@@ -70,6 +70,10 @@ class MixConfig(Section):
 
 
 def _wrong_texts(sources: Iterable[Source]) -> Iterator[str]:
+    named = {source.text for source in sources if isinstance(source, TaskSource)}
+    for source in sources:
+        if not source.weight and source.name not in named:
+            yield f"source '{source.name}': weight = 0, and no task takes its noise from it; give it a weight above 0"
     texts = [source.name for source in sources if isinstance(source, FileSource)]
     for source in sources:
         if isinstance(source, TaskSource) and source.text is not None and source.text not in texts:

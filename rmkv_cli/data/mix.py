@@ -164,7 +164,8 @@ def _write(mix: MixConfig, base: Path, tokenizer: Tokenizer, folder: Path, worke
 
 def _next(feeds: list[_Feed]) -> tuple[int, _Feed]:
     """Return the source that has given the fewest tokens for its weight, and its index."""
-    return min(enumerate(feeds), key=lambda pair: pair[1].tokens / pair[1].source.weight)
+    weighed = (pair for pair in enumerate(feeds) if pair[1].source.weight)
+    return min(weighed, key=lambda pair: pair[1].tokens / pair[1].source.weight)
 
 
 def _mixed(mix: MixConfig, feeds: list[_Feed]) -> Iterator[tuple[int, _Tokenized]]:

@@ -79,7 +79,7 @@ class _Window:
 def _by_bytes(mix: MixConfig, base: Path) -> Iterator[Document]:
     """Yield documents, always from the source that has given the fewest bytes for its weight."""
     feeds = {source.name: documents for source, documents in mix_documents(mix, base)}
-    weights = {source.name: source.weight for source in mix.sources}
+    weights = {source.name: source.weight or 1 for source in mix.sources}  # a task's noise is text to be spelt as well
     served = dict.fromkeys(feeds, 0)
     while feeds:
         name = min(feeds, key=lambda name: served[name] / weights[name])

@@ -73,8 +73,8 @@ def task_accuracy(
     there are.
 
     Args:
-        model: its training mode is restored, and its segment length is the task's.
-        task: what is asked.
+        model: its training mode is restored.
+        task: what is asked; its `segment_length` should be the model's, where `segments` are to be the model's too.
         tokenizer: the model's.
         text: documents that begin with the end-of-document token; the noise of a task that has `text`.
         examples: documents a cell.
@@ -93,7 +93,6 @@ def task_accuracy(
     if task.text is not None and text is None:
         raise UserError(f"the task's noise is the text of '{task.text}', which is not given")
     S = model.config.segment_length
-    task = task.model_copy(update={"segment_length": S})
     require_vocabulary(task, tokenizer.vocab_size)
     axis, rows = row_axis(task)
     cells = []
@@ -191,5 +190,5 @@ def held_out_text(mix: Path, source: str, tokenizer: Tokenizer) -> list[NDArray[
     of = [i for i, name in enumerate(documents.source_names) if name == source]
     chosen = np.flatnonzero(np.isin(documents.sources, of))
     if not len(chosen):
-        raise UserError(f"{mix}: no document of its source '{source}' is held out, to be the task's noise")
+        raise UserError(f"{mix}: no document of its source '{source}' is held out, to be the noise; give one by --text")
     return [documents[int(i)] for i in chosen]

@@ -19,7 +19,7 @@ class AssociativeStore(nn.Module):
         super().__init__()
         H = config.num_attention_heads
         self.gates = nn.Linear(config.hidden_size, 2 * H)
-        self.decay = nn.Parameter(torch.full((H,), 5.0))
+        self.decay = nn.Parameter(torch.full((H,), 8.0))
         self.norm = nn.RMSNorm(config.head_size, eps=1e-6)
         nn.init.zeros_(self.gates.bias)
 

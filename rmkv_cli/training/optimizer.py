@@ -17,13 +17,24 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name)
 
 
+def is_gate(name: str) -> bool:
+    """Return whether a parameter sets what a store keeps, writes and gives: its gates and its decay."""
+    return name.endswith((".store.gates.weight", ".store.gates.bias", ".store.decay"))
+
+
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter, 2019) with decay where `decays` says."""
+    """Return AdamW (Loshchilov & Hutter, 2019): matrices with decay, all else without, gates with a rate of their own.
+
+    A group's `factor` is what the learning rate is multiplied with.
+    """
     named = list(model.named_parameters())
+    rest = [(name, p) for name, p in named if not decays(name, p)]
     groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay, "factor": 1.0},
+        {"params": [p for name, p in rest if not is_gate(name)], "weight_decay": 0.0, "factor": 1.0},
+        {"params": [p for name, p in rest if is_gate(name)], "weight_decay": 0.0, "factor": config.gate_rate},
     ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 

@@ -71,7 +71,7 @@ class Trainer:
             raise NonFiniteError(rows, record)
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]

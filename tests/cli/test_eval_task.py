@@ -49,6 +49,15 @@ def test_json_of_a_task_as_it_is_in_a_mix(place, printed):
     assert [cell["answers"] for cell in figures["cells"]] == [6, 6, 12, 12]
 
 
+def test_any_text_can_be_the_noise(place, printed):
+    place = place[0]
+    (place / "noise.txt").write_text("Nothing to be found here. " * 40)
+    ask = ["eval", "--model", place / "model", "--task", "needle", "--set", "segments=[3]", "--set", "depth=[0.5]"]
+    figures = json.loads(printed(*ask, "--text", place / "noise.txt", "--examples", 2, "--json"))
+    assert figures["task"]["text"] == str(place / "noise.txt")
+    assert [cell["answers"] for cell in figures["cells"]] == [2]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_can_be_asked(place, task):
     _, model, tokenizer = place
@@ -66,7 +75,7 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
         return error_of(monkeypatch, capsys, "eval", "--model", place / "model", *rest)
 
     assert "give what to read: --data PATH; or a task" in error()
-    assert "--set and --picture are for a task" in error("--data", place / "mix", "--set", "pairs=[1]")
+    assert "--set, --text and --picture are for a task" in error("--data", place / "mix", "--set", "pairs=[1]")
     assert "--max-tokens and --split are not for --task" in error("--task", "copy", "--max-tokens", "5")
     assert "no source of kind 'copy'" in error("--task", "copy", "--data", place / "mix")
     assert "is not a mix" in error("--task", "copy", "--data", place / "model")

@@ -138,3 +138,16 @@ def test_inspecting_shows_the_question_too(tmp_path, make):
         assert " for " in text[-40:]
     mix = MixConfig(tokens=9, sources=[{"kind": "needle"}])
     assert survey_mix(mix, tmp_path, 2)[0].documents == 0
+
+
+def test_a_source_of_no_weight_is_only_noise(tmp_path, make, book, tokenizer):
+    needle = {"kind": "needle", "text": "book", "segments": [1]}
+    manifest = make(book | {"weight": 0}, needle, tokens=2000)
+    assert [source.documents > 0 for source in manifest.sources] == [False, True]
+    document = Documents.open(tmp_path / "out", "train")[0].tolist()
+    assert "of words and more words" in tokenizer.decode(document)
+
+
+def test_a_source_of_no_weight_that_no_task_names_is_refused(book):
+    with pytest.raises(ValueError, match="'book': weight = 0, and no task takes its noise from it"):
+        MixConfig(sources=[book | {"weight": 0}, RECALL], tokens=2000)

@@ -102,17 +102,17 @@ def test_a_cell_depends_on_the_seed_and_on_itself_alone(monkeypatch):
     assert len({tuple(d) for d in whole}) == 8
 
 
-def test_noise_is_in_segments_of_the_model_whatever_the_task_says():
+def test_noise_is_in_segments_of_the_task_whatever_the_model_s_are():
     tokens = []
     model = small_model()
     forward = model.hidden
     model.hidden = lambda ids, state: tokens.append(ids.numel()) or forward(ids, state)
-    task = RECALL.model_copy(update={"pairs": [1], "segments": [9], "segment_length": 64})
+    task = RECALL.model_copy(update={"pairs": [1], "segments": [9], "segment_length": 7})
     advanced = []
     report = task_accuracy(model, task, TOKENIZER, examples=3, advance=advanced.append)
-    assert sum(tokens) == 3 * (1 + 2 + 9 * 5 + 2)
+    assert sum(tokens) == 3 * (1 + 2 + 9 * 7 + 2)
     assert sum(advanced) == pytest.approx(3)
-    assert report.task["segment_length"] == 5
+    assert report.task["segment_length"] == 7
 
 
 def test_a_long_way_is_read_segment_by_segment_and_the_head_at_the_answers_alone(monkeypatch):

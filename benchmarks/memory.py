@@ -1,0 +1,200 @@
+"""What the memory is worth: the same small model with and without its parts, on tasks and on real text.
+
+python benchmarks/memory.py run recall text --seeds 0 1 2
+python benchmarks/memory.py table
+
+Goes on where it stopped: what is in memory/results.jsonl is not run again. The commands are printed as they run, from
+the folder `runs/memory`. A study takes one to three hours on two cores.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+STUDIES = HERE / "memory"
+RESULTS = STUDIES / "results.jsonl"
+WORK = Path("runs/memory")
+
+OFF = ["model.memory.slots=0", "model.memory.store=false"]
+VARIANTS = {
+    "slots and store": [],
+    "store, slots never updated": ["model.memory.update=none"],
+    "store alone": ["model.memory.slots=0"],
+    "slots": ["model.memory.store=false"],
+    "slots, published update": ["model.memory.store=false", "model.memory.update=published"],
+    "slots never updated": ["model.memory.store=false", "model.memory.update=none"],
+    "no memory, twice the look-back": [*OFF, "model.lookback=$twice"],
+    "full attention": [
+        *OFF,
+        "model.segment_length=$whole",
+        "model.lookback=$whole",
+        "train.segments_min=1",
+        "train.segments_max=1",
+    ],
+}
+QUESTIONS: dict[str, list[tuple[str, list[str]]]] = {  # of each study: what is asked, with which settings
+    "recall": [
+        ("recall", ["pairs=[1,2,4,8,16,32,64,96,128]", "segments=[7,31]"]),
+        ("recall", ["pairs=[1,16]", "segments=[127]"]),
+        ("recall", ["pairs=[1,16]", "segments=[1023]"]),
+        ("overwritten", ["pairs=[1,16]", "segments=[7,31]", "rounds=4"]),
+    ],
+    "text": [],
+}
+WHOLE = 512  # tokens a segment of the control that attends to everything; no task is longer in training
+VOCABULARY = {"recall": 512, "text": 2048}
+
+
+def rmkv(*words: str) -> str:
+    """Run an rmkv command in the work folder, say which, and return what it printed."""
+    print("rmkv " + shlex.join(words), file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "rmkv_cli", *words]
+    with (WORK / "log.txt").open("a") as log:
+        return subprocess.run(command, check=True, cwd=WORK, stdout=subprocess.PIPE, stderr=log, text=True).stdout
+
+
+def prepare(study: str) -> None:
+    """Make the study's tokenizer and mix, unless they are there."""
+    for name in {"text", study}:
+        mix = (STUDIES / f"{name}.mix.toml").read_text()
+        (WORK / f"{name}.mix.toml").write_text(mix.replace("$torch", str(Path(torch.__file__).parent)))
+        (WORK / f"{name}.toml").write_text((STUDIES / f"{name}.toml").read_text())
+    tokenizer = f"tokenizer-{VOCABULARY[study]}.json"
+    if not (WORK / tokenizer).exists():
+        size = ["--vocab-size", str(VOCABULARY[study]), "--max-bytes", "5000000"]
+        rmkv("tokenizer", "train", "text.mix.toml", *size, "--out", tokenizer)
+    if not (WORK / f"{study}-data").exists():
+        rmkv("data", "mix", f"{study}.mix.toml", "--tokenizer", tokenizer, "--out", f"{study}-data")
+
+
+def run(study: str, variant: str, seed: int) -> dict[str, Any]:
+    """Train a variant with a seed, or go on with it, and return its figures."""
+    name = f"{study}-{variant.replace(',', '').replace(' ', '-')}-{seed}"
+    lookback = next(line for line in (STUDIES / f"{study}.toml").read_text().splitlines() if line.startswith("lookb"))
+    values = {"$twice": str(2 * int(lookback.split("=")[1])), "$whole": str(WHOLE)}
+    settings = [f"train.seed={seed}", *VARIANTS[variant]]
+    for key, value in values.items():
+        settings = [setting.replace(key, value) for setting in settings]
+    if (WORK / name / "config.toml").exists():
+        rmkv("train", "--run", name, "--resume")
+    else:
+        overrides = [word for setting in settings for word in ("--set", setting)]
+        rmkv("train", "--config", f"{study}.toml", "--data", f"{study}-data", "--run", name, *overrides)
+    steps = [json.loads(line) for line in (WORK / name / "metrics.jsonl").read_text().splitlines()]
+    result: dict[str, Any] = {"study": study, "variant": variant, "seed": seed}
+    rates = [step["tokens_per_second"] for step in steps if "tokens_per_second" in step]
+    result |= {"tokens": steps[-1]["tokens"], "tokens_per_second": sorted(rates)[len(rates) // 2]}
+    if study == "text":
+        report = json.loads(rmkv("eval", "--model", name, "--data", "text-data", "--max-tokens", "400000", "--json"))
+        return result | {key: report[key] for key in ("loss", "by_position", "memory")}
+    return result | {"accuracy": list(ask(study, name, variant))}
+
+
+def ask(study: str, name: str, variant: str) -> Iterator[dict[str, Any]]:
+    """Yield each cell's accuracy."""
+    for title, settings in QUESTIONS[study]:
+        model = name
+        if variant == "full attention":
+            if "1023" in settings[-1]:
+                continue  # 32,000 tokens of it at once
+            model = lengthened(name, 8192)
+            settings = [*settings, "segment_length=32"]
+        words = [word for setting in settings for word in ("--set", setting)]
+        kind = "recall" if title == "overwritten" else title
+        report = rmkv("eval", "--model", model, "--data", f"{study}-data", "--task", kind, *words, "--json")
+        for cell in json.loads(report)["cells"]:
+            yield {"task": title, **{key: cell[key] for key in ("row", "segments", "answers", "accuracy")}}
+
+
+def lengthened(name: str, segment_length: int) -> str:
+    """Return a copy of a model without memory that reads so many tokens as one segment."""
+    copy = WORK / f"{name}-long"
+    if not copy.exists():
+        source = (WORK / name / "latest").resolve()
+        copy.mkdir()
+        for file in source.iterdir():
+            if file.is_file():
+                os.link(file, copy / file.name)
+        config = json.loads((source / "config.json").read_text()) | {"segment_length": segment_length}
+        (copy / "config.json").unlink()
+        (copy / "config.json").write_text(json.dumps(config))
+    return copy.name
+
+
+def results() -> list[dict[str, Any]]:
+    """Return all results so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def spread(values: list[float]) -> str:
+    """Return mean ± standard deviation."""
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def table(study: str) -> None:
+    """Print the study's results as a Markdown table, a line a variant."""
+    found = [result for result in results() if result["study"] == study]
+    columns: dict[str, dict[str, list[float]]] = {}
+    for result in found:
+        for key, value in figures(result):
+            columns.setdefault(key, {}).setdefault(result["variant"], []).append(value)
+    print(f"| {study} | seeds | " + " | ".join(columns) + " |")
+    print("| --- |" + " --- |" * (1 + len(columns)))
+    for variant in VARIANTS:
+        seeds = sum(result["variant"] == variant for result in found)
+        if seeds:
+            cells = (spread(column[variant]) if variant in column else "" for column in columns.values())
+            print(f"| {variant} | {seeds} | " + " | ".join(cells) + " |")
+
+
+def figures(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the columns of a result's line: its name and its figure."""
+    for cell in result.get("accuracy", []):
+        yield f"{cell['task']} {cell['row']:g}@{cell['segments']}", cell["accuracy"]
+    if "loss" in result:
+        yield "loss", result["loss"]
+        for part in result["by_position"]:
+            if part["tokens"] >= 10_000:
+                yield f"from {part['first']}", part["loss"]
+        if result["memory"]:
+            yield "reset costs", result["memory"]["reset_cost"]
+            yield "another's costs", result["memory"]["swapped_cost"]
+    yield "tokens/s", result["tokens_per_second"]
+
+
+def main() -> None:
+    """Run what is missing, or print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("studies", nargs="*", default=list(QUESTIONS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    options = parser.parse_args()
+    if options.what == "table":
+        for study in options.studies:
+            table(study)
+        return
+    WORK.mkdir(parents=True, exist_ok=True)
+    for study in options.studies:
+        prepare(study)
+        for seed in options.seeds:
+            for variant in options.variants:
+                key = {"study": study, "variant": variant, "seed": seed}
+                if not any(key.items() <= result.items() for result in results()):
+                    result = run(study, variant, seed)
+                    with RESULTS.open("a") as file:
+                        file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -52,7 +52,7 @@ def mix(
         (
             *(source.name, f"{source.weight:g}", f"{source.wanted:.2%}", f"{source.achieved:.2%}"),
             *(f"{source.documents:,}", f"{source.tokens:,}", f"{source.bytes:,}"),
-            *(f"{source.bytes / source.tokens:.3f}", str(source.epochs), f"{source.skipped:,}"),
+            *(f"{source.bytes / max(1, source.tokens):.3f}", str(source.epochs), f"{source.skipped:,}"),
         )
         for source in manifest.sources
     ]

@@ -96,7 +96,9 @@ class NeedleSource(TaskSource):
     depth: list[Annotated[float, Field(ge=0, le=1)]] = Field([0, 0.25, 0.5, 0.75, 1], min_length=1)
     """How far into the noise the sentence stands that is asked for: 0 at its start, 1 at its end."""
     needles: int = Field(1, ge=1, le=1000)
-    """Sentences with keys and values; one is asked for, the others stand at random depths."""
+    """Sentences with keys and values; the first one asked for stands at `depth`, the others anywhere."""
+    queries: int = Field(1, ge=1)
+    """How many of them are asked for, one after the other; more teach more."""
     value: Literal["number", "uuid", "word"] = "number"
 
 
@@ -109,6 +111,8 @@ class FactsSource(TaskSource):
     """How many of the story's statements the answer needs, as in bAbI's tasks 1 to 3."""
     sentences: int = Field(10, ge=1)
     """Statements of a story."""
+    queries: int = Field(1, ge=1)
+    """At most so many questions, one after the other; more teach more."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:

@@ -119,22 +119,27 @@ class RMKVBlock(nn.Module):
     def _close(self, fresh: Tensor, layer: Layer, view: View) -> Layer:
         """Update memory and store from the whole segment, and keep only the look-back of its tokens."""
         memory, cell = self._update(fresh, layer, view)
-        store, strength, last_key = layer.store, layer.strength, layer.last_key
-        length = layer.stream.shape[1]
-        if self.store is not None and store is not None and strength is not None and last_key is not None:
-            k, v = (x[:, :, x.shape[2] - length :] for x in (layer.keys, layer.values))
-            if view.undo is not None:
-                k = rotate(k, view.undo)
-            before = torch.cat([last_key[:, :, None], k[:, :, :-1]], dim=2)
-            written = view.memory_mask[:, 0, :, 2 * self.slots :]
-            store = self.store.write(store * ~view.fresh[..., None], before, v, strength * written)
-            strength, last_key = strength.new_zeros(*strength.shape[:2], 0), k[:, :, -1]
+        store, last_key, strength = self._written(layer, view)
         # Copies, so that the state does not hold on to the whole segment.
         keys, values = (x[:, :, x.shape[2] - self.lookback :].clone() for x in (layer.keys, layer.values))
         if view.back is not None:
             keys = rotate(keys, view.back)
         stream = layer.stream.new_zeros(len(keys), 0, layer.stream.shape[2])
         return Layer(memory, cell, store, layer.previous, last_key, keys, values, stream, strength)
+
+    def _written(self, layer: Layer, view: View) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the store with the segment's values under the keys before them, its last key, and no strengths."""
+        if self.store is None or layer.store is None or layer.last_key is None or layer.strength is None:
+            return None, None, None
+        length = layer.stream.shape[1]
+        k, v = (x[:, :, x.shape[2] - length :] for x in (layer.keys, layer.values))
+        if view.undo is not None:
+            k = rotate(k, view.undo)
+        before = torch.cat([layer.last_key[:, :, None], k[:, :, :-1]], dim=2)
+        of_last_document = view.memory_mask[:, 0, :, 2 * self.slots :]
+        old = layer.store * ~view.fresh[..., None]
+        store = self.store.write(old, before, v, layer.strength * of_last_document)
+        return store, k[:, :, -1], layer.strength.new_zeros(*layer.strength.shape[:2], 0)
 
     def _update(self, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Tensor | None]:
         """Return the slots' new memory, and the LSTM's cell state."""

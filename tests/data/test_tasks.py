@@ -188,7 +188,7 @@ class TestFacts:
     def test_a_story_tells_the_answer_in_so_many_statements_and_in_no_fewer(self, facts):
         told = Counter()
         for seed in range(60):
-            story, question, place = tell(np.random.default_rng(seed), facts, 9)
+            story, ((question, place),) = tell(np.random.default_rng(seed), facts, 9)
             assert len(story) == 9
             assert answer(story, question) == place
             told[place] += 1
@@ -289,3 +289,13 @@ def test_a_vocabulary_must_hold_the_tasks_tokens(task, need):
     require_vocabulary(task, need)
     with pytest.raises(UserError, match=f"task '{task.kind}': .* needs {need} ids, but the tokenizer has {need - 1}"):
         require_vocabulary(task, need - 1)
+
+
+@pytest.mark.parametrize("task", [NeedleSource(needles=4, queries=3), FactsSource(sentences=20, queries=3)])
+def test_several_questions_about_one_text(task, tokenizer):
+    noise = plain_haystack(task, tokenizer)
+    example = make_example(task, tokenizer, noise, np.random.default_rng(0), 1, segments=4)
+    assert len(example.answers) == 3
+    asked = [tokenizer.decode(example.tokens[start:stop].tolist()) for start, stop in example.answers]
+    text = tokenizer.decode(example.tokens[: example.answers[0][0]].tolist())
+    assert all(answer in text for answer in asked)

@@ -81,25 +81,31 @@ class World:
         ]
 
 
-def tell(rng: np.random.Generator, facts: int, sentences: int) -> tuple[list[str], str, str]:
-    """Return the statements of a story, a question that needs so many of them, and its answer."""
+def tell(
+    rng: np.random.Generator, facts: int, sentences: int, queries: int = 1
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the statements of a story, and at most `queries` questions that need so many of them, with answers."""
     while True:
         world = World()
         story = [world.step(rng) for _ in range(sentences)]
         if questions := world.questions(facts):
-            return (story, *_pick(rng, questions))
+            return story, [questions[i] for i in rng.permutation(len(questions))[:queries]]
 
 
 def facts(
     task: FactsSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, facts: int, segments: int
 ) -> Example:
-    """Return segments of noise with a story's statements spread through it in their order, a question, its answer."""
-    story, question, answer = tell(rng, facts, task.sentences)
-    *told, asked, answered = encode(tokenizer, [*(f" {s}" for s in story), f" {question}", f" {answer}"])
+    """Return segments of noise with a story's statements spread through it in their order, questions and answers."""
+    story, questions = tell(rng, facts, task.sentences, task.queries)
+    told = encode(tokenizer, [f" {statement}" for statement in story])
     size = segments * task.segment_length
     places = np.sort(rng.integers(size + 1, size=task.sentences))
-    tokens = np.concatenate([scatter(noise.take(rng, size), told, places), asked, answered])
-    return Example(tokens, [(len(tokens) - len(answered), len(tokens))])
+    tokens, answers = scatter(noise.take(rng, size), told, places), []
+    for question, answer in questions:
+        asked, answered = encode(tokenizer, [f" {question}", f" {answer}"])
+        tokens = np.concatenate([tokens, asked, answered])
+        answers.append((len(tokens) - len(answered), len(tokens)))
+    return Example(tokens, answers)
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:

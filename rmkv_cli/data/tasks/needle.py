@@ -30,7 +30,8 @@ tower trumpet tunnel turtle valley violin wagon walnut whale willow window wizar
 def needle(
     task: NeedleSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, depth: float, segments: int
 ) -> Example:
-    """Return segments of noise with the task's sentences in it, then the one at `depth` again; its value is asked."""
+    """Return segments of noise with the task's sentences in it, then the one at `depth` again, and others if the task
+    asks for more. Their values are the answers."""
     keys = _words(rng, task.needles)
     beginnings = encode(tokenizer, [f" One of the special magic {task.value}s for {key} is:" for key in keys])
     values = encode(tokenizer, [f" {value}" for value in _values(task.value, rng, task.needles)])
@@ -39,8 +40,11 @@ def needle(
     size = segments * task.segment_length
     places = rng.integers(size + 1, size=task.needles)
     places[0] = round(depth * size)
-    tokens = np.concatenate([scatter(noise.take(rng, size), told, places), beginnings[0], values[0]])
-    return Example(tokens, [(len(tokens) - len(values[0]), len(tokens))])
+    tokens, answers = scatter(noise.take(rng, size), told, places), []
+    for beginning, value in zip(beginnings[: task.queries], values, strict=False):
+        tokens = np.concatenate([tokens, beginning, value])
+        answers.append((len(tokens) - len(value), len(tokens)))
+    return Example(tokens, answers)
 
 
 def _words(rng: np.random.Generator, n: int) -> list[str]:

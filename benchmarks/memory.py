@@ -30,6 +30,7 @@ VARIANTS = {
     "slots and store": [],
     "store, slots never updated": ["model.memory.update=none"],
     "store alone": ["model.memory.slots=0"],
+    "slots and store, token shift": ["model.token_shift=true"],
     "slots": ["model.memory.store=false"],
     "slots, published update": ["model.memory.store=false", "model.memory.update=published"],
     "slots never updated": ["model.memory.store=false", "model.memory.update=none"],
@@ -71,8 +72,7 @@ def prepare(study: str) -> None:
         (WORK / f"{name}.toml").write_text((STUDIES / f"{name}.toml").read_text())
     tokenizer = f"tokenizer-{VOCABULARY[study]}.json"
     if not (WORK / tokenizer).exists():
-        size = ["--vocab-size", str(VOCABULARY[study]), "--max-bytes", "5000000"]
-        rmkv("tokenizer", "train", "text.mix.toml", *size, "--out", tokenizer)
+        rmkv("tokenizer", "train", "text.mix.toml", "--vocab-size", str(VOCABULARY[study]), "--out", tokenizer)
     if not (WORK / f"{study}-data").exists():
         rmkv("data", "mix", f"{study}.mix.toml", "--tokenizer", tokenizer, "--out", f"{study}-data")
 
@@ -95,7 +95,7 @@ def run(study: str, variant: str, seed: int) -> dict[str, Any]:
     rates = [step["tokens_per_second"] for step in steps if "tokens_per_second" in step]
     result |= {"tokens": steps[-1]["tokens"], "tokens_per_second": sorted(rates)[len(rates) // 2]}
     if study == "text":
-        report = json.loads(rmkv("eval", "--model", name, "--data", "text-data", "--max-tokens", "400000", "--json"))
+        report = json.loads(rmkv("eval", "--model", name, "--data", "text-data", "--max-tokens", "200000", "--json"))
         return result | {key: report[key] for key in ("loss", "by_position", "memory")}
     return result | {"accuracy": list(ask(study, name, variant))}
 

@@ -48,7 +48,7 @@ class ModelConfig(Section):
     position: Literal["rotary", "sinusoidal", "learned"] = "rotary"
     max_position_embeddings: int = Field(131072, ge=1)
     """Rows of the table of learned positions; the other kinds are computed and know no limit."""
-    token_shift: bool = True
+    token_shift: bool = False
     """Half of the channels that attention reads are the previous token's (RWKV: Peng et al., 2023)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     tie_word_embeddings: bool = True

@@ -34,8 +34,9 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's record as metrics.jsonl has it."""
+        loss = f"{record['loss']:.3f}" if "loss" in record else "none"  # no token of the step counted
         figures = (
-            f"step {record['step']:,}  loss {record['loss']:.3f}  lr {record['learning_rate']:.1e}  "
+            f"step {record['step']:,}  loss {loss}  lr {record['learning_rate']:.1e}  "
             f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "
             f"data wait {record['data_wait']:.0%}"
         )

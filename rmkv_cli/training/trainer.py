@@ -19,7 +19,7 @@ class NonFiniteError(Exception):
     """The loss or its gradient is not a number; raised before the weights are changed."""
 
     def __init__(self, rows: Rows, record: dict[str, Any]) -> None:
-        super().__init__(f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']}")
+        super().__init__(f"step {record['step']}: loss {record.get('loss')}, gradient norm {record['grad_norm']}")
         self.rows, self.record = rows, record
 
 
@@ -43,7 +43,9 @@ class Trainer:
         return self.tokens >= self.config.train.tokens
 
     def train_step(self) -> dict[str, Any]:
-        """Take one optimizer step; return its record: loss in nats per token that counts (0 if none does), rates, time.
+        """Take one optimizer step; return its record: loss in nats per token that counts, rates, time.
+
+        Where no token counts the record has no loss, and the weights stay.
 
         Raises:
             NonFiniteError: before the weights are changed.
@@ -56,33 +58,34 @@ class Trainer:
         waited = time.perf_counter() - began
         tokens = self.tokens + rows.input_ids.size
         rate = learning_rate(config, min(1.0, tokens / config.tokens))
-        loss, state = self._accumulate(rows)
+        counted = int((rows.targets != IGNORED).sum())
+        loss, state = self._accumulate(rows, max(1, counted))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         record: dict[str, Any] = {
             "step": self.step + 1,
             "tokens": tokens,
-            "loss": loss.item(),
+            **({"loss": loss.item()} if counted else {}),
             "learning_rate": rate,
             "grad_norm": norm.item(),
             "segments": segments,
         }
-        if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
+        if not (math.isfinite(loss.item()) and math.isfinite(record["grad_norm"])):
             raise NonFiniteError(rows, record)
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        self.optimizer.step()
+        if counted:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]
         seconds = time.perf_counter() - began
         return record | {"tokens_per_second": rows.input_ids.size / seconds, "data_wait": waited / seconds}
 
-    def _accumulate(self, rows: Rows) -> tuple[Tensor, State]:
-        """Add up the gradients of all micro-batches; return the loss in nats per counted token and the lanes' state."""
+    def _accumulate(self, rows: Rows, counted: int) -> tuple[Tensor, State]:
+        """Add up the gradients of all micro-batches; return the loss divided by `counted` tokens and the lanes' state."""
         config = self.config.train
         size = config.micro_batch_size
-        counted = max(1, int((rows.targets != IGNORED).sum()))
         total, states = torch.zeros((), device=self.device), []
         self.model.train()
         for start in range(0, config.batch_size, size):

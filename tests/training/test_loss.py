@@ -74,11 +74,15 @@ def test_a_step_is_the_mean_over_the_targets_that_count(micro_batch_size):
     assert record["tokens"] == 20  # the schedule goes by all that is read
 
 
-def test_a_step_in_which_nothing_counts_is_no_error():
+def test_a_step_in_which_nothing_counts_has_no_loss_and_changes_no_weight():
     documents = make_documents([[3, 4, 5, 6, 7, 8]], answers=[[]])
     config = Config.model_validate({"model": make_model().config.model_dump(), "train": {"precision": "fp32"}})
-    record = Trainer(config, documents, "cpu").train_step()
-    assert (record["loss"], record["grad_norm"]) == (0, 0)
+    trainer = Trainer(config, documents, "cpu")
+    before = {name: p.clone() for name, p in trainer.model.state_dict().items()}
+    record = trainer.train_step()
+    assert "loss" not in record
+    assert (record["step"], record["grad_norm"]) == (1, 0)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.state_dict().items())
 
 
 def test_dropout_is_replayed_as_it_fell():

@@ -83,7 +83,7 @@ class Trainer:
         return record | {"tokens_per_second": rows.input_ids.size / seconds, "data_wait": waited / seconds}
 
     def _accumulate(self, rows: Rows, counted: int) -> tuple[Tensor, State]:
-        """Add up the gradients of all micro-batches; return the loss divided by `counted` tokens and the lanes' state."""
+        """Add up the gradients of all micro-batches; return the loss over `counted` tokens, and the lanes' state."""
         config = self.config.train
         size = config.micro_batch_size
         total, states = torch.zeros((), device=self.device), []

@@ -4,7 +4,7 @@ python benchmarks/memory.py run recall text --seeds 0 1 2
 python benchmarks/memory.py table
 
 Goes on where it stopped: what is in memory/results.jsonl is not run again. The commands are printed as they run, from
-the folder `runs/memory`. A study takes one to three hours on two cores.
+the folder `runs/memory`. A variant takes minutes a seed on one core; with OMP_NUM_THREADS=1 two can run at once.
 """
 
 import argparse
@@ -52,6 +52,17 @@ QUESTIONS: dict[str, list[tuple[str, list[str]]]] = {  # of each study: what is 
     ],
     "text": [],
 }
+TABLES = {  # of each study: which figures stand in a table
+    "recall": [
+        [*(f"recall {cell}" for cell in ("1@31", "1@127", "1@1023", "16@31", "16@127", "16@1023", "64@31"))],
+        [*(f"recall {pairs}@31" for pairs in (2, 4, 8, 16, 32, 64, 96, 128))],
+        ["overwritten 1@31", "overwritten 16@7", "overwritten 16@31"],
+    ],
+    "text": [
+        ["loss", "from 256", "from 512", "from 1024", "from 2048", "from 4096", "from 8192"],
+        ["reset costs", "another's costs", "parameters", "tokens/s"],
+    ],
+}
 WHOLE = 512  # tokens a segment of the control that attends to everything; no task is longer in training
 VOCABULARY = {"recall": 512, "text": 2048}
 
@@ -94,6 +105,8 @@ def run(study: str, variant: str, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {"study": study, "variant": variant, "seed": seed}
     rates = [step["tokens_per_second"] for step in steps if "tokens_per_second" in step]
     result |= {"tokens": steps[-1]["tokens"], "tokens_per_second": sorted(rates)[len(rates) // 2]}
+    costs = json.loads(rmkv("params", "--config", f"{name}/config.toml", "--json"))
+    result["parameters"] = costs["parameters"]
     if study == "text":
         report = json.loads(rmkv("eval", "--model", name, "--data", "text-data", "--max-tokens", "200000", "--json"))
         return result | {key: report[key] for key in ("loss", "by_position", "memory")}
@@ -137,24 +150,23 @@ def results() -> list[dict[str, Any]]:
 
 
 def spread(values: list[float]) -> str:
-    """Return mean ± standard deviation."""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    """Return mean ± standard deviation over the seeds; counts and rates as whole numbers."""
+    digits = 3 if max(values) < 100 else 0
+    return f"{mean(values):,.{digits}f}" + (f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else "")
 
 
-def table(study: str) -> None:
-    """Print the study's results as a Markdown table, a line a variant."""
+def tables(study: str) -> Iterator[str]:
+    """Yield the study's results as Markdown tables, a line a variant."""
     found = [result for result in results() if result["study"] == study]
-    columns: dict[str, dict[str, list[float]]] = {}
-    for result in found:
-        for key, value in figures(result):
-            columns.setdefault(key, {}).setdefault(result["variant"], []).append(value)
-    print(f"| {study} | seeds | " + " | ".join(columns) + " |")
-    print("| --- |" + " --- |" * (1 + len(columns)))
-    for variant in VARIANTS:
-        seeds = sum(result["variant"] == variant for result in found)
-        if seeds:
-            cells = (spread(column[variant]) if variant in column else "" for column in columns.values())
-            print(f"| {variant} | {seeds} | " + " | ".join(cells) + " |")
+    for columns in TABLES[study]:
+        lines = [f"| {study} | seeds | " + " | ".join(columns) + " |", "| --- |" + " --- |" * (1 + len(columns))]
+        for variant in VARIANTS:
+            runs = [dict(figures(result)) for result in found if result["variant"] == variant]
+            if runs:
+                cells = ([run[column] for run in runs if column in run] for column in columns)
+                shown = " | ".join(spread(values) if values else "" for values in cells)
+                lines.append(f"| {variant} | {len(runs)} | {shown} |")
+        yield "\n".join(lines)
 
 
 def figures(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -169,6 +181,7 @@ def figures(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
         if result["memory"]:
             yield "reset costs", result["memory"]["reset_cost"]
             yield "another's costs", result["memory"]["swapped_cost"]
+    yield "parameters", result["parameters"]
     yield "tokens/s", result["tokens_per_second"]
 
 
@@ -182,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "table":
         for study in options.studies:
-            table(study)
+            print(*tables(study), sep="\n\n", end="\n\n")
         return
     WORK.mkdir(parents=True, exist_ok=True)
     for study in options.studies:

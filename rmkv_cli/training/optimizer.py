@@ -18,8 +18,8 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def is_gate(name: str) -> bool:
-    """Return whether a parameter sets what a store keeps, writes and gives: its gates and its decay."""
-    return name.endswith((".store.gates.weight", ".store.gates.bias", ".store.decay"))
+    """Return whether a parameter sets what a store writes and gives."""
+    return ".store.gates." in name
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

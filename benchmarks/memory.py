@@ -59,7 +59,7 @@ TABLES = {  # of each study: which figures stand in a table
         ["overwritten 1@31", "overwritten 16@7", "overwritten 16@31"],
     ],
     "text": [
-        ["loss", "from 256", "from 512", "from 1024", "from 2048", "from 4096", "from 8192"],
+        ["loss", *(f"from {first}" for first in (0, 64, 128, 512, 2048, 4096, 8192))],
         ["reset costs", "another's costs", "parameters", "tokens/s"],
     ],
 }
@@ -176,8 +176,7 @@ def figures(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     if "loss" in result:
         yield "loss", result["loss"]
         for part in result["by_position"]:
-            if part["tokens"] >= 10_000:
-                yield f"from {part['first']}", part["loss"]
+            yield f"from {part['first']}", part["loss"]
         if result["memory"]:
             yield "reset costs", result["memory"]["reset_cost"]
             yield "another's costs", result["memory"]["swapped_cost"]

@@ -51,10 +51,8 @@ class Carried:
 
     def __init__(self, config):
         self.config = config
-        H, d = config.num_attention_heads, config.head_size
         self.before = np.zeros(config.hidden_size // 2)
-        self.stores = np.zeros((H, d, d))
-        self.empty = True
+        self.stores = None  # before its first use: the learned start
         self.key = None  # the token before's
 
     def shifted(self, n):
@@ -68,8 +66,10 @@ class Carried:
         return sigmoid(w["store.gates.weight"] @ row + w["store.gates.bias"]).reshape(2, -1)
 
     def found(self, w, row, query):
-        if not self.config.memory.store or self.empty:
+        if not self.config.memory.store:
             return 0
+        if self.stores is None:
+            self.stores = w["store.start"].copy()
         strength = self.gate(w, row)[1]
         out = np.stack([q / np.linalg.norm(q) @ W for q, W in zip(query, self.stores, strict=True)])
         rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
@@ -78,7 +78,6 @@ class Carried:
     def write(self, w, rows, tokens):
         if not self.config.memory.store:
             return
-        self.empty = False
         self.stores *= sigmoid(w["store.decay"])[:, None, None]
         for row, (_, key, value) in zip(rows, tokens, strict=True):
             if self.key is not None:

@@ -90,7 +90,7 @@ class RMKVBlock(nn.Module):
         strength, found = layer.strength, None
         if self.store is not None and layer.store is not None and strength is not None:
             write, read = self.store.strengths(h)
-            found = self.store.read(layer.store, q, read * view.own[:, None])
+            found = self.store.read(layer.store, q, read, view.own)
             strength = torch.cat([strength, write * view.follows[:, None, :, 0]], dim=2)
         if view.by is not None:
             q, k = rotate(q, view.by), rotate(k, view.by)
@@ -137,7 +137,7 @@ class RMKVBlock(nn.Module):
             k = rotate(k, view.undo)
         before = torch.cat([layer.last_key[:, :, None], k[:, :, :-1]], dim=2)
         of_last_document = view.memory_mask[:, 0, :, 2 * self.slots :]
-        old = layer.store * ~view.fresh[..., None]
+        old = torch.where(view.fresh[..., None], self.store.start, layer.store)
         store = self.store.write(old, before, v, layer.strength * of_last_document)
         return store, k[:, :, -1], layer.strength.new_zeros(*layer.strength.shape[:2], 0)
 

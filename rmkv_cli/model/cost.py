@@ -68,8 +68,8 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     keys = 2 * m + config.lookback + S
     # Queries and output of m slots, their scores; the pooling's scores; the cell.
     update = 4 * m * D * D + 4 * D * m * (2 * m + S) + 4 * D * m * S + 2 * gates * m * D * D
-    # The gates; read, predicted and written: a product with W each; the keys' products, and the triangular system.
-    store = 4 * D * config.num_attention_heads + 6 * D * config.head_size + 3 * D * S
+    # The gates; a product each to read W and its start, to predict and to write; the keys' products; the system.
+    store = 4 * D * config.num_attention_heads + 8 * D * config.head_size + 3 * D * S
     per_layer = {
         "attention_matrices": 8 * D * D,
         "attention_scores": 4 * D * keys,

@@ -14,6 +14,7 @@ from rmkv_cli.model import pretrained
 from rmkv_cli.model.block import RMKVBlock, View
 from rmkv_cli.model.positions import rotation, sinusoids
 from rmkv_cli.model.state import State
+from rmkv_cli.model.store import AssociativeStore
 
 NONE = -1  # no document
 
@@ -141,11 +142,12 @@ class RMKV(nn.Module):
         B, L, D, H, d = batch_size, len(self.blocks), config.hidden_size, config.num_attention_heads, config.head_size
         empty = tuple(torch.zeros(B, H, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
         memory = self.memory.detach()[:, None].repeat(1, B, 1, 1)
+        starts = [store.start.detach() for block in self.blocks if isinstance(store := block.store, AssociativeStore)]
         none = torch.full((B,), NONE, device=device)
         return State(
             memory=memory,
             cell=torch.zeros_like(memory) if config.memory.updated and config.memory.cell == "lstm" else None,
-            store=memory.new_zeros(L, B, H, d, d) if config.memory.store else None,
+            store=torch.stack(starts)[:, None].repeat(1, B, 1, 1, 1) if starts else None,
             previous=memory.new_zeros(L, B, D // 2) if config.token_shift else None,
             last_key=torch.zeros(L, B, H, d, device=device, dtype=dtype) if config.memory.store else None,
             keys=empty,

@@ -11,8 +11,9 @@ class AssociativeStore(nn.Module):
     """A matrix W (d, d) a head that holds values under keys: k W ≈ v for the keys and values of earlier segments.
 
     A token's value is written under the key of the token before it: a token finds what came after its like. Keys,
-    values and queries are the attention's own, without positions; of its own the store has two gates a head, its decay
-    and a norm. It computes in the weights' precision even under autocast: what is written is a difference.
+    values and queries are the attention's own, without positions; of its own the store has two gates a head, its decay,
+    a norm, and the learned W that a document starts with, which holds what mostly follows. It computes in the weights'
+    precision even under autocast: what is written is a difference.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -22,16 +23,21 @@ class AssociativeStore(nn.Module):
         self.decay = nn.Parameter(torch.full((H,), 8.0))
         self.norm = nn.RMSNorm(config.head_size, eps=1e-6)
         nn.init.zeros_(self.gates.bias)
+        self.start = nn.Parameter(0.02 * torch.randn(H, config.head_size, config.head_size))
 
     def strengths(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return how strongly tokens hidden (B, T, D) write and read, each (B, H, T) from 0 to 1."""
         write, read = torch.sigmoid(self.gates(hidden)).transpose(1, 2).chunk(2, dim=1)
         return write, read
 
-    def read(self, store: Tensor, q: Tensor, strength: Tensor) -> Tensor:
-        """Return RMSNorm(q W) times the strength (B, H, T), as (B, H, T, d), for store (B, H, d, d), q (B, H, T, d)."""
+    def read(self, store: Tensor, q: Tensor, strength: Tensor, own: Tensor) -> Tensor:
+        """Return RMSNorm(q W) times the strength (B, H, T), as (B, H, T, d), for store (B, H, d, d), q (B, H, T, d).
+
+        Tokens whose document did not write the store, False in `own` (B, T), read the learned start in its place.
+        """
         with torch.autocast(q.device.type, enabled=False):
-            found = self.norm(F.normalize(q.to(store.dtype), dim=-1) @ store)
+            q = F.normalize(q.to(store.dtype), dim=-1)
+            found = self.norm(torch.where(own[:, None, :, None], q @ store, q @ self.start))
         return (found * strength[..., None]).to(q.dtype)
 
     def write(self, store: Tensor, k: Tensor, v: Tensor, strength: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def test_each_key_finds_its_value(store):
     v = values(D)
     written = store.write(EMPTY, keys(*range(D)), v, full(D))
     torch.testing.assert_close(torch.nn.functional.normalize(keys(*range(D)), dim=-1) @ written, v)
-    found = store.read(written, keys(5), full(1))
+    found = store.read(written, keys(5), full(1), torch.tensor([[True]]))
     torch.testing.assert_close(
         found, v[:, :, 5:6] / v[:, :, 5:6].square().mean(-1, keepdim=True).sqrt(), rtol=1e-5, atol=0
     )
@@ -68,13 +68,13 @@ def test_one_segment_at_once_is_token_after_token(store):
     torch.testing.assert_close(store.write(EMPTY, k, v, b), one_by_one)
 
 
-def test_a_document_s_first_segment_and_a_reset_memory_read_nothing():
+def test_a_document_s_first_segment_and_a_reset_memory_read_the_start():
     ids = torch.randint(13, (1, 10), generator=torch.Generator().manual_seed(0))
-    model = make_model(lookback=0, token_shift=False)
-    emptied = make_model(lookback=0, token_shift=False)
-    for block in emptied.blocks:
-        block.store.norm.weight.zero_()
-    assert torch.equal(model(ids[:, :5])[0], emptied(ids[:, :5])[0])
+    model, other = (make_model(lookback=0, token_shift=False) for _ in range(2))
     _, state = model(ids[:, :5])
-    assert not torch.allclose(model(ids[:, 5:], state)[0], emptied(ids[:, 5:], state)[0])
-    assert torch.equal(model(ids[:, 5:], reset_memory(state))[0], emptied(ids[:, 5:], reset_memory(state))[0])
+    for block in other.blocks:
+        block.store.start.mul_(-1)
+    rest = ids[:, 5:]
+    assert torch.equal(model(rest, state)[0], other(rest, state)[0])
+    assert not torch.allclose(model(ids[:, :5])[0], other(ids[:, :5])[0])
+    assert not torch.allclose(model(rest, reset_memory(state))[0], other(rest, reset_memory(state))[0])

@@ -18,7 +18,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+import sympy
 import torch
+
+from rmkv_cli.config import FactsSource
+from rmkv_cli.data.tasks.facts import tell
 
 HERE = Path(__file__).parent
 STUDIES = HERE / "memory"
@@ -30,7 +35,6 @@ VARIANTS = {
     "slots and store": [],
     "store, slots never updated": ["model.memory.update=none"],
     "store alone": ["model.memory.slots=0"],
-    "slots and store, token shift": ["model.token_shift=true"],
     "slots": ["model.memory.store=false"],
     "slots, published update": ["model.memory.store=false", "model.memory.update=published"],
     "slots never updated": ["model.memory.store=false", "model.memory.update=none"],
@@ -45,26 +49,42 @@ VARIANTS = {
 }
 QUESTIONS: dict[str, list[tuple[str, list[str]]]] = {  # of each study: what is asked, with which settings
     "recall": [
-        ("recall", ["pairs=[1,2,4,8,16,32,64,96,128]", "segments=[7,31]"]),
+        ("recall", ["pairs=[1,2,4,8,16,32,64,96,128]", "segments=[31]"]),
         ("recall", ["pairs=[1,16]", "segments=[127]"]),
         ("recall", ["pairs=[1,16]", "segments=[1023]"]),
-        ("overwritten", ["pairs=[1,16]", "segments=[7,31]", "rounds=4"]),
+        ("overwritten", ["pairs=[1,16]", "segments=[31]", "rounds=4"]),
     ],
+    "copy": [("copy", ["length=[24,96]", "segments=[0,7]"]), ("reverse", ["length=[24,96]", "segments=[0,7]"])],
+    "needle": [("needle", ["depth=[0,0.5,1]", "segments=[16,64]"])],
+    "facts": [("facts", ["segments=[4,16,64]", "queries=1", "along=false"])],
     "text": [],
 }
 TABLES = {  # of each study: which figures stand in a table
     "recall": [
         [*(f"recall {cell}" for cell in ("1@31", "1@127", "1@1023", "16@31", "16@127", "16@1023", "64@31"))],
         [*(f"recall {pairs}@31" for pairs in (2, 4, 8, 16, 32, 64, 96, 128))],
-        ["overwritten 1@31", "overwritten 16@7", "overwritten 16@31"],
+        ["overwritten 1@31", "overwritten 16@31", "parameters", "tokens/s"],
     ],
+    "copy": [
+        [f"{task} {length}@{segments}" for task in ("copy", "reverse") for length in (24, 96) for segments in (0, 7)]
+    ],
+    "needle": [[f"needle {depth}@{segments}" for segments in (16, 64) for depth in (0, 0.5, 1)]],
+    "facts": [["facts 1@4", "facts 1@16", "facts 1@64"]],
     "text": [
         ["loss", *(f"from {first}" for first in (0, 64, 128, 512, 2048, 4096, 8192))],
         ["reset costs", "another's costs", "parameters", "tokens/s"],
     ],
 }
+HELD_OUT = sorted(Path(sympy.__file__).parent.glob("core/[a-e]*.py"))
 WHOLE = 512  # tokens a segment of the control that attends to everything; no task is longer in training
-VOCABULARY = {"recall": 512, "text": 2048}
+TOKENIZERS = {  # of each study: the mix that its tokenizer learns from, and its size
+    "recall": ("text", 512),
+    "copy": ("text", 512),
+    "needle": ("text", 2048),
+    "facts": ("words", 2048),
+    "text": ("text", 2048),
+}
+STORIES = 5000  # that the tokenizer for facts learns from, so that their words are tokens
 
 
 def rmkv(*words: str) -> str:
@@ -75,17 +95,27 @@ def rmkv(*words: str) -> str:
         return subprocess.run(command, check=True, cwd=WORK, stdout=subprocess.PIPE, stderr=log, text=True).stdout
 
 
-def prepare(study: str) -> None:
-    """Make the study's tokenizer and mix, unless they are there."""
-    for name in {"text", study}:
+def prepare(study: str) -> str:
+    """Make the study's tokenizer and mix, unless they are there; return the tokenizer's name."""
+    source, size = TOKENIZERS[study]
+    for name in (source, study):
         mix = (STUDIES / f"{name}.mix.toml").read_text()
         (WORK / f"{name}.mix.toml").write_text(mix.replace("$torch", str(Path(torch.__file__).parent)))
-        (WORK / f"{name}.toml").write_text((STUDIES / f"{name}.toml").read_text())
-    tokenizer = f"tokenizer-{VOCABULARY[study]}.json"
+    (WORK / f"{study}.toml").write_text((STUDIES / f"{study}.toml").read_text())
+    if source == "words":
+        (WORK / "stories.txt").write_text("\n".join(stories()))
+    tokenizer = f"tokenizer-{source}-{size}.json"
     if not (WORK / tokenizer).exists():
-        rmkv("tokenizer", "train", "text.mix.toml", "--vocab-size", str(VOCABULARY[study]), "--out", tokenizer)
+        rmkv("tokenizer", "train", f"{source}.mix.toml", "--vocab-size", str(size), "--out", tokenizer)
     if not (WORK / f"{study}-data").exists():
         rmkv("data", "mix", f"{study}.mix.toml", "--tokenizer", tokenizer, "--out", f"{study}-data")
+
+
+def stories() -> Iterator[str]:
+    """Yield stories with their questions and answers."""
+    rng = np.random.default_rng(0)
+    for _ in range(STORIES):
+        yield "".join(f" {text}" for piece in tell(rng, FactsSource(), 1) for text, _ in piece)
 
 
 def run(study: str, variant: str, seed: int) -> dict[str, Any]:
@@ -124,6 +154,8 @@ def ask(study: str, name: str, variant: str) -> Iterator[dict[str, Any]]:
             settings = [*settings, "segment_length=32"]
         words = [word for setting in settings for word in ("--set", setting)]
         kind = "recall" if title == "overwritten" else title
+        if study in ("needle", "facts"):  # their noise is text that no training has seen
+            words += [word for file in HELD_OUT for word in ("--text", str(file))]
         report = rmkv("eval", "--model", model, "--data", f"{study}-data", "--task", kind, *words, "--json")
         for cell in json.loads(report)["cells"]:
             yield {"task": title, **{key: cell[key] for key in ("row", "segments", "answers", "accuracy")}}

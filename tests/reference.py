@@ -47,29 +47,27 @@ def recurrent_cell(w, prefix, kind, x, hidden, cell):
 
 
 class Carried:
-    """What a layer carries besides its slots: token shift's last token, and a store a head, written token by token."""
+    """A layer's store, one matrix a head, read and written token by token."""
 
     def __init__(self, config):
         self.config = config
-        self.before = np.zeros(config.hidden_size // 2)
         self.stores = None  # before its first use: the learned start
-        self.key = None  # the token before's
-
-    def shifted(self, n):
-        if not self.config.token_shift:
-            return n
-        half = len(n) // 2
-        before, self.before = self.before, n[:half]
-        return np.concatenate([before, n[half:]])
+        self.queries, self.keys = [], []  # of all tokens so far
 
     def gate(self, w, row):
         return sigmoid(w["store.gates.weight"] @ row + w["store.gates.bias"]).reshape(2, -1)
+
+    def convolved(self, w, part, rows):
+        taps = w["store.taps"].reshape(4, 2, *rows[-1].shape)[:, part]
+        return sum(tap * row for tap, row in zip(taps, rows[::-1], strict=False))
 
     def found(self, w, row, query):
         if not self.config.memory.store:
             return 0
         if self.stores is None:
             self.stores = w["store.start"].copy()
+        self.queries.append(query)
+        query = self.convolved(w, 0, self.queries)
         strength = self.gate(w, row)[1]
         out = np.stack([q / np.linalg.norm(q) @ W for q, W in zip(query, self.stores, strict=True)])
         rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
@@ -78,14 +76,13 @@ class Carried:
     def write(self, w, rows, tokens):
         if not self.config.memory.store:
             return
-        self.stores *= sigmoid(w["store.decay"])[:, None, None]
         for row, (_, key, value) in zip(rows, tokens, strict=True):
-            if self.key is not None:
-                strength = self.gate(w, row)[0]
-                for W, b, k, v in zip(self.stores, strength, self.key, value, strict=True):
+            if self.keys:
+                strength, before = self.gate(w, row)[0], self.convolved(w, 1, self.keys)
+                for W, b, k, v in zip(self.stores, strength, before, value, strict=True):
                     k = k / np.linalg.norm(k)
                     W += b * np.outer(k, v - k @ W)
-            self.key = key
+            self.keys.append(key)
 
 
 class Reference:
@@ -153,7 +150,7 @@ class Reference:
             return np.stack([turn(row, place) for row in rows]) if rotary else rows
 
         slots = [project(normed(row)) for row in memory]
-        read = [carried.shifted(normed(row)) for row in x]
+        read = [normed(row) for row in x]
         tokens = [project(row) for row in read]
         found = [carried.found(w, row, q) for row, (q, _, _) in zip(read, tokens, strict=True)]
         slot_pairs = [(k, v) for _, k, v in slots]

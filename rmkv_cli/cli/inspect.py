@@ -37,7 +37,8 @@ def memory(
 ) -> None:
     """Show what each layer's memory does on a text: half-life, effective rank, what it attends to, and its worth.
 
-    A half-life is the number of segments after which the keep gates, at their mean, halve what nothing is added to.
+    A half-life is the number of segments after which a slot's keep gates, at their mean, halve what nothing is added
+    to; a store's, after which writing over it has halved what it held, on the mean of all keys.
     """
     from rmkv_cli.data.documents import Documents
     from rmkv_cli.evaluation import inspect_memory

@@ -48,8 +48,6 @@ class ModelConfig(Section):
     position: Literal["rotary", "sinusoidal", "learned"] = "rotary"
     max_position_embeddings: int = Field(131072, ge=1)
     """Rows of the table of learned positions; the other kinds are computed and know no limit."""
-    token_shift: bool = False
-    """Half of the channels that attention reads are the previous token's (RWKV: Peng et al., 2023)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     tie_word_embeddings: bool = True
     memory: MemoryConfig = MemoryConfig()
@@ -75,8 +73,6 @@ class ModelConfig(Section):
                 store or not slots or update == "none"
             ):
                 yield "memory.carry = 'layers' needs slots that are updated, and memory.store = false"
-            case {"hidden_size": width, "token_shift": True} if width % 2:
-                yield f"token_shift needs an even hidden_size, got {width}"
         match fields:
             case {"segment_length": length, "lookback": lookback} if lookback > length:
                 yield f"lookback = {lookback} is longer than segment_length = {length}; allowed are 0 to {length}"

@@ -112,7 +112,9 @@ class FactsSource(TaskSource):
     sentences: int = Field(10, ge=1)
     """Statements of a story."""
     queries: int = Field(1, ge=1)
-    """At most so many questions, one after the other; more teach more."""
+    """At most so many questions at the end, one after the other; more teach more."""
+    along: bool = False
+    """A question after every statement too, which teaches most; bAbI's stories ask after every second one."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:

@@ -26,8 +26,6 @@ class TrainConfig(Section):
     """Most segments a row; reached half-way, each step's number is drawn from the range so far."""
     learning_rate: float = Field(6e-4, gt=0)
     final_learning_rate: float = Field(6e-5, ge=0)
-    gate_rate: float = Field(1.0, gt=0)
-    """Times the learning rate: that of the store's gates."""
     schedule: Literal["cosine", "wsd"] = "wsd"
     """After the warm-up: a half cosine, or stable and then a linear decay over the last `decay` of the tokens."""
     warmup: float = Field(0.01, ge=0, lt=1)

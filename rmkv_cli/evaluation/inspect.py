@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rmkv_cli.data.documents import Documents
@@ -59,8 +58,9 @@ class Store:
     """A layer's associative store."""
 
     half_life: list[float]
-    """A head: ln 2 / -ln g segments, with g its decay. What later writing under a like key overwrites is not
-    counted."""
+    """A head, in segments: ln 2 / -mean(ln (1 - b)) d / S, with b the tokens' write strengths. A token multiplies what
+    was stored by I - b k k^T, whose determinant is 1 - b: this is the mean of all directions. A key that no later one
+    is like keeps its value for longer."""
     effective_rank: list[float]
     """A head, of its matrix (d, d)."""
 
@@ -186,8 +186,8 @@ def _layer(model: RMKV, index: int, watched: Watched, names: list[str], cost: fl
     ]
     store = None
     if block.store is not None:
-        decay = _half_life(F.logsigmoid(block.store.decay.double()))
-        store = Store(decay.tolist(), (watched.store_ranks[index] / watched.segments).tolist())
+        kept = _half_life(watched.log_left[index] / watched.segments)
+        store = Store(kept.tolist(), (watched.store_ranks[index] / watched.segments).tolist())
     rank = float(watched.slot_ranks[index]) / watched.segments if memory.slots else None
     return LayerMemory(slots, rank, store, cost)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmkv_cli.model import RMKV, AttentionPooling, RecurrentMemoryCell, RMKVBlock, State
+from rmkv_cli.model import RMKV, AssociativeStore, AttentionPooling, RecurrentMemoryCell, RMKVBlock, State
 
 
 class Watched:
@@ -35,6 +35,9 @@ class Watched:
         """(L,): effective rank of the slots at a segment's end."""
         self.store_ranks = torch.zeros(L, config.num_attention_heads, dtype=torch.float64, device=device)
         """(L, H): effective rank of the store."""
+        self.log_left = torch.zeros(L, config.num_attention_heads, dtype=torch.float64, device=device)
+        """(L, H): log of what writing leaves of what was stored, on the mean of all directions."""
+        self._written = torch.zeros_like(self.log_left)
         self._segment = torch.zeros(0, dtype=torch.int64, device=device)
         self._last: tuple[Tensor, ...] = ()
 
@@ -50,6 +53,7 @@ class Watched:
             self.slot_ranks += effective_rank(state.memory[:, 0])
         if state.store is not None:
             self.store_ranks += effective_rank(state.store[:, 0])
+            self.log_left += self._written
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *rest: Any) -> None:
         """Remember a call of attention: that of the slots is the last one before the pooling."""
@@ -68,10 +72,15 @@ class Watched:
         """Take note of the keep gate for a cell's input and hidden (B, m, D)."""
         self.log_keep[layer] += F.logsigmoid(keep_gate(cell, x[0], hidden[0]).double())
 
+    def store(self, layer: int, store: AssociativeStore, gates: Tensor) -> None:
+        """Take note of a segment's write gates before their sigmoid, the first half of gates (B, S, 2H)."""
+        write = gates[0].double().chunk(2, dim=-1)[0]
+        self._written[layer] = F.logsigmoid(-write).sum(0) / store.norm.weight.shape[0]
+
 
 @contextmanager
 def watch(model: RMKV, kinds: int) -> Iterator[Watched]:
-    """Watch all layers whose slots are updated, until the end."""
+    """Watch all layers' stores, and slots that are updated, until the end."""
     watched = Watched(model, kinds)
     hooks = [hook for i, block in enumerate(model.blocks) for hook in _hooks(i, block, watched)]
     try:
@@ -83,6 +92,8 @@ def watch(model: RMKV, kinds: int) -> Iterator[Watched]:
 
 def _hooks(layer: int, block: nn.Module, watched: Watched) -> Iterator[Any]:
     assert isinstance(block, RMKVBlock)
+    if (store := block.store) is not None:
+        yield store.gates.register_forward_hook(lambda _, given, gates: watched.store(layer, store, gates))
     if block.pooling is None or block.cell is None:
         return
     yield block.attention.register_forward_pre_hook(lambda _, given: watched.attention(*given))

@@ -6,9 +6,11 @@ from rmkv_cli.model.cells import RecurrentMemoryCell
 from rmkv_cli.model.model import RMKV, reading, reset_memory, swap_memory
 from rmkv_cli.model.pretrained import find_model
 from rmkv_cli.model.state import State
+from rmkv_cli.model.store import AssociativeStore
 
 __all__ = [
     "RMKV",
+    "AssociativeStore",
     "AttentionPooling",
     "QKVBlock",
     "RMKVBlock",

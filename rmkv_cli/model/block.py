@@ -20,11 +20,11 @@ class Layer:
     memory: Tensor
     cell: Tensor | None
     store: Tensor | None
-    previous: Tensor | None
-    last_key: Tensor | None
+    recent: Tensor | None
     keys: Tensor
     values: Tensor
     stream: Tensor
+    store_keys: Tensor | None
     strength: Tensor | None
 
 
@@ -54,8 +54,6 @@ class View:
     """Of the T tokens, by their offset in their segment."""
     back: Rotation | None
     """Of the look-back's keys, from this segment's frame to the next one's."""
-    undo: Rotation | None
-    """Of the segment's tokens' keys, back to none."""
 
 
 class RMKVBlock(nn.Module):
@@ -83,15 +81,8 @@ class RMKVBlock(nn.Module):
             view: who sees whom.
         """
         h = self.norm(x)
-        previous = layer.previous
-        if previous is not None:
-            h, previous = self._shifted(h, previous, view.follows)
         q, k, v = self.attention.project(h)
-        strength, found = layer.strength, None
-        if self.store is not None and layer.store is not None and strength is not None:
-            write, read = self.store.strengths(h)
-            found = self.store.read(layer.store, q, read, view.own)
-            strength = torch.cat([strength, write * view.follows[:, None, :, 0]], dim=2)
+        found, layer = self._found(h, q, k, layer, view)
         if view.by is not None:
             q, k = rotate(q, view.by), rotate(k, view.by)
         keys, values = layer.keys, layer.values
@@ -103,43 +94,49 @@ class RMKVBlock(nn.Module):
         y = self.attention(q, keys, values, view.token_mask, found)
         residual = x + y
         stream = torch.cat([layer.stream, y if self.published else residual], dim=1)
-        layer = replace(layer, previous=previous, keys=keys, values=values, stream=stream, strength=strength)
+        layer = replace(layer, keys=keys, values=values, stream=stream)
         if view.ends:
             layer = self._close(fresh, layer, view)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return residual, layer
         return residual + self.feed_forward(self.feed_forward_norm(residual)), layer
 
-    def _shifted(self, h: Tensor, previous: Tensor, follows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h (B, T, D) with its first half of channels taken from the token before, and the last token's."""
-        half, kept = h.chunk(2, dim=-1)
-        before = torch.cat([previous[:, None].to(h.dtype), half[:, :-1]], dim=1) * follows
-        return torch.cat([before, kept], dim=-1), half[:, -1]
+    def _found(self, h: Tensor, q: Tensor, k: Tensor, layer: Layer, view: View) -> tuple[Tensor | None, Layer]:
+        """Return what the store gives to T tokens h (B, T, D), (B, H, T, d), and the layer with what it will write."""
+        if self.store is None or layer.store is None:
+            return None, layer
+        assert layer.recent is not None
+        assert layer.store_keys is not None
+        assert layer.strength is not None
+        write, read = self.store.strengths(h)
+        sought, bound, recent = self.store.convolve(q, k, layer.recent, view.follows)
+        found = self.store.read(layer.store, sought, read, view.own)
+        store_keys = torch.cat([layer.store_keys, bound], dim=2)
+        strength = torch.cat([layer.strength, write * view.follows[:, None, :, 0]], dim=2)
+        return found, replace(layer, recent=recent, store_keys=store_keys, strength=strength)
 
     def _close(self, fresh: Tensor, layer: Layer, view: View) -> Layer:
         """Update memory and store from the whole segment, and keep only the look-back of its tokens."""
         memory, cell = self._update(fresh, layer, view)
-        store, last_key, strength = self._written(layer, view)
+        store, store_keys, strength = self._written(layer, view)
         # Copies, so that the state does not hold on to the whole segment.
         keys, values = (x[:, :, x.shape[2] - self.lookback :].clone() for x in (layer.keys, layer.values))
         if view.back is not None:
             keys = rotate(keys, view.back)
         stream = layer.stream.new_zeros(len(keys), 0, layer.stream.shape[2])
-        return Layer(memory, cell, store, layer.previous, last_key, keys, values, stream, strength)
+        return Layer(memory, cell, store, layer.recent, keys, values, stream, store_keys, strength)
 
     def _written(self, layer: Layer, view: View) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the store with the segment's values under the keys before them, its last key, and no strengths."""
-        if self.store is None or layer.store is None or layer.last_key is None or layer.strength is None:
+        if self.store is None or layer.store is None:
             return None, None, None
-        length = layer.stream.shape[1]
-        k, v = (x[:, :, x.shape[2] - length :] for x in (layer.keys, layer.values))
-        if view.undo is not None:
-            k = rotate(k, view.undo)
-        before = torch.cat([layer.last_key[:, :, None], k[:, :, :-1]], dim=2)
+        assert layer.store_keys is not None
+        assert layer.strength is not None
+        v = layer.values[:, :, layer.values.shape[2] - layer.stream.shape[1] :]
         of_last_document = view.memory_mask[:, 0, :, 2 * self.slots :]
         old = torch.where(view.fresh[..., None], self.store.start, layer.store)
-        store = self.store.write(old, before, v, layer.strength * of_last_document)
-        return store, k[:, :, -1], layer.strength.new_zeros(*layer.strength.shape[:2], 0)
+        store = self.store.write(old, layer.store_keys[:, :, :-1], v, layer.strength * of_last_document)
+        return store, layer.store_keys[:, :, -1:].clone(), layer.strength[:, :, :0].clone()
 
     def _update(self, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Tensor | None]:
         """Return the slots' new memory, and the LSTM's cell state."""

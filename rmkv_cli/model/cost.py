@@ -90,11 +90,13 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
     memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
-    memory += config.num_hidden_layers * (D * config.head_size * config.memory.store + D // 2 * config.token_shift)
-    window = config.num_hidden_layers * (2 * lookback + config.memory.store) * D  # a store keeps its last key
+    memory += config.num_hidden_layers * D * config.head_size * config.memory.store
+    # A store keeps three queries and keys, and its last key.
+    window = config.num_hidden_layers * (2 * lookback + 7 * config.memory.store) * D
     inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D * window_size + (S - 1) * D * element_size)
     if config.memory.store:
-        inside += config.num_hidden_layers * (S - 1) * config.num_attention_heads * element_size
+        a_token = D * window_size + config.num_attention_heads * element_size
+        inside += config.num_hidden_layers * (S - 1) * a_token
     counters = 8 * (4 + 1)  # owner, document, position, offset, filled
     boundary = memory * element_size + window * window_size + 8 * lookback + counters
     return boundary, boundary + inside + 8 * (S - 1)

@@ -14,7 +14,7 @@ from rmkv_cli.model import pretrained
 from rmkv_cli.model.block import RMKVBlock, View
 from rmkv_cli.model.positions import rotation, sinusoids
 from rmkv_cli.model.state import State
-from rmkv_cli.model.store import AssociativeStore
+from rmkv_cli.model.store import TAPS, AssociativeStore
 
 NONE = -1  # no document
 
@@ -148,12 +148,12 @@ class RMKV(nn.Module):
             memory=memory,
             cell=torch.zeros_like(memory) if config.memory.updated and config.memory.cell == "lstm" else None,
             store=torch.stack(starts)[:, None].repeat(1, B, 1, 1, 1) if starts else None,
-            previous=memory.new_zeros(L, B, D // 2) if config.token_shift else None,
-            last_key=torch.zeros(L, B, H, d, device=device, dtype=dtype) if config.memory.store else None,
+            recent=torch.zeros(L, B, 2 * H, TAPS - 1, d, device=device, dtype=dtype) if starts else None,
             keys=empty,
             values=empty,
             stream=tuple(memory.new_zeros(B, 0, D) for _ in self.blocks),
-            strengths=tuple(memory.new_zeros(B, H, 0) for _ in self.blocks) if config.memory.store else (),
+            store_keys=tuple(torch.zeros(B, H, 1, d, device=device, dtype=dtype) for _ in starts),
+            strengths=tuple(memory.new_zeros(B, H, 0) for _ in starts),
             documents=none[:, None].repeat(1, config.lookback),
             owner=none,
             document=none,
@@ -200,7 +200,6 @@ class RMKV(nn.Module):
         closing = [~fresh.expand(-1, m), fresh.expand(-1, m), documents[:, -filled:] == last]
         dtype, head_size = self.memory.dtype, self.config.head_size
         rotary = self.config.position == "rotary"
-        undo = torch.arange(filled - 1, -1, -1, device=offset.device) - offset[:, -1:]  # the last document's offsets
         return View(
             begins=begins,
             ends=ends,
@@ -211,7 +210,6 @@ class RMKV(nn.Module):
             follows=position[:, :, None] > 0,
             by=rotation(offset, head_size, dtype) if rotary else None,
             back=rotation(-offset[:, -1:] - 1, head_size, dtype) if rotary else None,
-            undo=rotation(undo, head_size, dtype) if rotary else None,
         )
 
     def count_parameters(self) -> int:

@@ -14,7 +14,7 @@ from rmkv_cli.files import require_file
 from rmkv_cli.model.block import Layer
 from rmkv_cli.model.pretrained import save_tensors
 
-STACKED = ("memory", "cell", "store", "previous", "last_key")  # one tensor for all layers, (L, B, ...)
+STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers, (L, B, ...)
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,16 @@ class State:
     """(L, B, m, D), the LSTM's cell state."""
     store: Tensor | None
     """(L, B, H, d, d), the associative store."""
-    previous: Tensor | None
-    """(L, B, D / 2), what token shift takes from the last token read."""
-    last_key: Tensor | None
-    """(L, B, H, d), the store's key of the last segment's last token, under which the next token will be written."""
+    recent: Tensor | None
+    """(L, B, 2H, 3, d), queries and keys of the last tokens read, for the store's short convolution."""
     keys: tuple[Tensor, ...]
     """A layer: (B, H, n, d); inside a segment, the slots' and the fresh slots' keys (2m) stand before the tokens'."""
     values: tuple[Tensor, ...]
     stream: tuple[Tensor, ...]
     """A layer: (B, t, D), what the pooling will read at the segment's end."""
+    store_keys: tuple[Tensor, ...]
+    """A layer with a store: (B, H, 1 + t, d), the last segment's last key and the open segment's: each one is what the
+    next token will be written under."""
     strengths: tuple[Tensor, ...]
     """A layer with a store: (B, H, t), how strongly each of the open segment's tokens will write."""
     documents: Tensor
@@ -66,11 +67,11 @@ class State:
                 memory=self.memory[min(i, len(self.memory) - 1)],
                 cell=None if self.cell is None else self.cell[min(i, len(self.cell) - 1)],
                 store=at(self.store, i),
-                previous=at(self.previous, i),
-                last_key=at(self.last_key, i),
+                recent=at(self.recent, i),
                 keys=self.keys[i],
                 values=self.values[i],
                 stream=self.stream[i],
+                store_keys=self.store_keys[i] if self.store_keys else None,
                 strength=self.strengths[i] if self.strengths else None,
             )
             for i in range(len(self.keys))
@@ -88,11 +89,11 @@ class State:
             memory=torch.stack([layer.memory for layer in layers[:memories]]),
             cell=stacked([layer.cell for layer in layers[:memories]]),
             store=stacked([layer.store for layer in layers]),
-            previous=stacked([layer.previous for layer in layers]),
-            last_key=stacked([layer.last_key for layer in layers]),
+            recent=stacked([layer.recent for layer in layers]),
             keys=tuple(layer.keys for layer in layers),
             values=tuple(layer.values for layer in layers),
             stream=tuple(layer.stream for layer in layers),
+            store_keys=tuple(layer.store_keys for layer in layers if layer.store_keys is not None),
             strengths=tuple(layer.strength for layer in layers if layer.strength is not None),
             **rest,
         )
@@ -152,11 +153,11 @@ class State:
             memory=named["memory"],
             cell=named.get("cell"),
             store=named.get("store"),
-            previous=named.get("previous"),
-            last_key=named.get("last_key"),
+            recent=named.get("recent"),
             keys=layers("keys"),
             values=layers("values"),
             stream=layers("stream"),
+            store_keys=layers("store_keys"),
             strengths=layers("strengths"),
             documents=named["documents"],
             owner=named["owner"],

@@ -17,24 +17,13 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name)
 
 
-def is_gate(name: str) -> bool:
-    """Return whether a parameter sets what a store writes and gives."""
-    return ".store.gates." in name
-
-
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter, 2019): matrices with decay, all else without, gates with a rate of their own.
-
-    A group's `factor` is what the learning rate is multiplied with.
-    """
+    """Return AdamW (Loshchilov & Hutter, 2019): matrices with decay, all else without."""
     named = list(model.named_parameters())
-    rest = [(name, p) for name, p in named if not decays(name, p)]
     groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay, "factor": 1.0},
-        {"params": [p for name, p in rest if not is_gate(name)], "weight_decay": 0.0, "factor": 1.0},
-        {"params": [p for name, p in rest if is_gate(name)], "weight_decay": 0.0, "factor": config.gate_rate},
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 

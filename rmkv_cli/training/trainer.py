@@ -74,7 +74,7 @@ class Trainer:
             raise NonFiniteError(rows, record)
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = rate
         if counted:
             self.optimizer.step()
         self.optimizer.zero_grad()

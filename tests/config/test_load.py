@@ -95,10 +95,7 @@ def test_a_wrong_override_is_named(override, says):
         ("hidden_size = 64\nnum_attention_heads = 5", "num_attention_heads = 5 does not divide hidden_size = 64"),
         ("segment_length = 8\nlookback = 9", "lookback = 9 is longer than segment_length = 8; allowed are 0 to 8"),
         ("lookback = 0\nhidden_size = 6\nnum_attention_heads = 2", "and hidden_size / num_attention_heads = 3"),
-        (
-            "hidden_size = 9\nnum_attention_heads = 9\nposition = 'sinusoidal'\ntoken_shift = false",
-            "need an even hidden_size, got 9",
-        ),
+        ("hidden_size = 9\nnum_attention_heads = 9\nposition = 'sinusoidal'", "need an even hidden_size, got 9"),
     ],
 )
 def test_rules_across_keys(tmp_path, keys, says):

@@ -188,7 +188,8 @@ class TestFacts:
     def test_a_story_tells_the_answer_in_so_many_statements_and_in_no_fewer(self, facts):
         told = Counter()
         for seed in range(60):
-            story, ((question, place),) = tell(np.random.default_rng(seed), facts, 9)
+            *told_so, ((question, _), (place, _)) = tell(np.random.default_rng(seed), FactsSource(sentences=9), facts)
+            story = [statement for ((statement, _),) in told_so]
             assert len(story) == 9
             assert answer(story, question) == place
             told[place] += 1
@@ -200,7 +201,7 @@ class TestFacts:
 
     def test_nobody_takes_what_is_elsewhere_or_drops_what_another_has(self):
         place, holder, lies = {}, {}, {}
-        for statement in tell(np.random.default_rng(0), 1, 2000)[0]:
+        for ((statement, _),) in tell(np.random.default_rng(0), FactsSource(sentences=2000), 1)[:-1]:
             person, verb, what = re.fullmatch(r"(\w+) (.+) the (\w+)\.", statement).groups()
             if verb in MOVES:
                 assert place.get(person) != what
@@ -212,6 +213,24 @@ class TestFacts:
             else:
                 assert holder.pop(what) == person
                 lies[what] = place[person]
+
+    @pytest.mark.parametrize("facts", [1, 2, 3])
+    def test_questions_along_a_story_are_answered_by_what_it_told_so_far(self, tokenizer, facts):
+        task, noise = FactsSource(sentences=12, along=True, segment_length=S), RandomHaystack(7, 1)
+        asked = counted = 0
+        for seed in range(20):
+            example = make_example(task, tokenizer, noise, np.random.default_rng(seed), facts, 5)
+            counted += len(example.answers)
+            text = tokenizer.decode(example.tokens[example.tokens != 7].tolist())
+            story = []
+            for statement, question, place in re.findall(r" (?:([A-Z][^.?]*\.)|([A-Z][^.?]*\?) (\w+))", text):
+                if statement:
+                    story.append(statement)
+                else:
+                    assert answer(story, question) == place
+                    asked += 1
+            assert len(story) == 12
+        assert asked == counted > 3 * 20
 
     @pytest.mark.parametrize("sentences", [3, 10])
     def test_the_statements_stand_in_their_order_all_over_the_noise(self, tokenizer, sentences):

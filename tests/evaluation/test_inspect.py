@@ -102,7 +102,10 @@ def test_half_lives(kind):
             for part in (cell.weight_ih, cell.weight_hh, cell.bias_ih):
                 part.data[keep] = 0
             cell.bias_hh.data[keep] = NINE
-        block.store.decay.data[:] = NINE
+        block.store.gates.weight.data[:] = 0
+        block.store.gates.bias.data[:] = -torch.tensor(
+            0.9 ** (4 / 5)
+        ).logit()  # 5 tokens a segment write in 4 directions
     report = inspect(model, random_documents([13, 21]))
     for layer in report.layers:
         assert layer.store.half_life == pytest.approx([HALF_LIFE] * 3)

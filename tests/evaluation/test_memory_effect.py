@@ -87,7 +87,6 @@ def test_a_memory_that_is_needed_shows():
         intermediate_size=32,
         segment_length=2,
         lookback=0,
-        token_shift=False,
         memory=MemoryConfig(slots=2, horizon=20),
     )
     model = RMKV(config)

@@ -6,23 +6,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import CELLS, MEMORIES, POSITIONS, PUBLISHED, make_model
+from small_model import CELLS, MEMORIES, POSITIONS, PUBLISHED, make_model, without_convolution
 
 from rmkv_cli.model import RMKV, State, reset_memory, swap_memory
 
-EVERY = [
-    *itertools.product(MEMORIES, (True,), POSITIONS, (0, 3)),
-    *itertools.product(({}, {"slots": 0, "store": False}), (False,), POSITIONS, (5,)),
-]
+EVERY = list(itertools.product(MEMORIES, POSITIONS, (0, 3, 5)))
 
 
 def tokens(batch, length, seed=0):
     return torch.randint(13, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("memory", "shift", "position", "lookback"), EVERY, ids=str)
-def test_causal_bit_for_bit(memory, shift, position, lookback):
-    model = make_model(position=position, lookback=lookback, token_shift=shift, memory=memory)
+@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
+def test_causal_bit_for_bit(memory, position, lookback):
+    model = make_model(position=position, lookback=lookback, memory=memory)
     ids = tokens(2, 23)
     before = model(ids)[0]
     for i in (0, 4, 5, 11, 22):
@@ -44,9 +41,9 @@ def test_published_wiring_sees_the_future_from_the_second_layer_up():
     assert leaks == {1: False, 2: True}
 
 
-@pytest.mark.parametrize(("memory", "shift", "position", "lookback"), EVERY, ids=str)
-def test_three_ways_give_the_same_logits(memory, shift, position, lookback):
-    model = make_model(position=position, lookback=lookback, token_shift=shift, memory=memory)
+@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
+def test_three_ways_give_the_same_logits(memory, position, lookback):
+    model = make_model(position=position, lookback=lookback, memory=memory)
     assert_three_ways(model, tokens(2, 23), tolerance=1e-9)
 
 
@@ -68,7 +65,6 @@ def test_any_cut_of_any_text_gives_the_same_logits(data):
             "slots": data.draw(st.sampled_from([0, 3])),
             "store": data.draw(st.booleans()),
         },
-        token_shift=data.draw(st.booleans()),
     )
     length = data.draw(st.integers(1, 30), "length")
     cuts = sorted({0, length, *data.draw(st.lists(st.integers(1, length), max_size=5), "cuts")})
@@ -83,10 +79,10 @@ def test_any_cut_of_any_text_gives_the_same_logits(data):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize(("memory", "shift", "position", "lookback"), EVERY, ids=str)
-def test_documents_are_islands(memory, shift, position, lookback):
+@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
+def test_documents_are_islands(memory, position, lookback):
     """Whatever stands in the other documents of a row, a document's logits are the same, bit for bit."""
-    model = make_model(position=position, lookback=lookback, token_shift=shift, memory=memory)
+    model = make_model(position=position, lookback=lookback, memory=memory)
     document_ids = torch.tensor([0] * 3 + [1] * 9 + [2] * 2 + [3] * 9).expand(2, -1)
     ids = tokens(2, 23)
     logits = model(ids, document_ids=document_ids)[0]
@@ -128,8 +124,8 @@ def test_a_state_is_saved_loaded_and_branched(tmp_path):
 
 
 def test_memory_can_be_reset_and_swapped():
-    """Without look-back and token shift the memory is all that is carried, but for the position, which stays."""
-    model = make_model(lookback=0, token_shift=False)
+    """Without look-back and convolution the memory is all that is carried, but for the position, which stays."""
+    model = without_convolution(make_model(lookback=0))
     ids = tokens(2, 10)
     _, state = model(ids[:, :5])
     rest = ids[:, 5:]

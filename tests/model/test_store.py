@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_model import make_model
+from small_model import make_model, without_convolution
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import reset_memory
@@ -53,15 +53,14 @@ def test_a_key_s_last_value_counts_within_a_segment_and_across(store):
     torch.testing.assert_close(later[:, :, 2], values(1, seed=2)[:, :, 0])
 
 
-def test_what_is_not_written_only_decays(store):
+def test_nothing_fades_that_is_not_written_over(store):
     held = store.write(EMPTY, keys(0, 1), values(2), full(2))
     later = store.write(held, keys(0, 1, 2), values(3, seed=2), 0 * full(3))
-    torch.testing.assert_close(later, held * torch.sigmoid(store.decay)[:, None, None])
+    torch.testing.assert_close(later, held)
 
 
 def test_one_segment_at_once_is_token_after_token(store):
     k, v, b = values(7, seed=3), values(7), torch.rand(1, H, 7, dtype=torch.float64)
-    store.decay.fill_(torch.inf)  # it decays once a segment: here, not at all
     one_by_one = EMPTY
     for i in range(7):
         one_by_one = store.write(one_by_one, k[:, :, i : i + 1], v[:, :, i : i + 1], b[:, :, i : i + 1])
@@ -70,7 +69,7 @@ def test_one_segment_at_once_is_token_after_token(store):
 
 def test_a_document_s_first_segment_and_a_reset_memory_read_the_start():
     ids = torch.randint(13, (1, 10), generator=torch.Generator().manual_seed(0))
-    model, other = (make_model(lookback=0, token_shift=False) for _ in range(2))
+    model, other = (without_convolution(make_model(lookback=0)) for _ in range(2))
     _, state = model(ids[:, :5])
     for block in other.blocks:
         block.store.start.mul_(-1)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from rmkv_cli.config import FactsSource
-from rmkv_cli.data.tasks.example import Example, Haystack, encode, scatter
+from rmkv_cli.data.tasks.example import Example, Haystack, encode
 from rmkv_cli.tokenizer import Tokenizer
 
 PEOPLE = ("Anna", "Bruno", "Clara", "David", "Emma", "Felix")
@@ -81,31 +81,43 @@ class World:
         ]
 
 
-def tell(
-    rng: np.random.Generator, facts: int, sentences: int, queries: int = 1
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the statements of a story, and at most `queries` questions that need so many of them, with answers."""
+def tell(rng: np.random.Generator, task: FactsSource, facts: int) -> list[list[tuple[str, bool]]]:
+    """Return what a story says, piece by piece: texts, and of each one whether it is an answer.
+
+    A piece is a statement, with `along` followed by a question that needs so many statements, if there is one by then;
+    the last piece is the questions at the end.
+    """
     while True:
-        world = World()
-        story = [world.step(rng) for _ in range(sentences)]
-        if questions := world.questions(facts):
-            return story, [questions[i] for i in rng.permutation(len(questions))[:queries]]
+        world, pieces = World(), []
+        for _ in range(task.sentences):
+            piece = [(world.step(rng), False)]
+            pieces.append(piece + _ask(rng, world.questions(facts), int(task.along)))
+        if questions := _ask(rng, world.questions(facts), task.queries):
+            return [*pieces, questions]
 
 
 def facts(
     task: FactsSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, facts: int, segments: int
 ) -> Example:
     """Return segments of noise with a story's statements spread through it in their order, questions and answers."""
-    story, questions = tell(rng, facts, task.sentences, task.queries)
-    told = encode(tokenizer, [f" {statement}" for statement in story])
     size = segments * task.segment_length
+    pieces = tell(rng, task, facts)
     places = np.sort(rng.integers(size + 1, size=task.sentences))
-    tokens, answers = scatter(noise.take(rng, size), told, places), []
-    for question, answer in questions:
-        asked, answered = encode(tokenizer, [f" {question}", f" {answer}"])
-        tokens = np.concatenate([tokens, asked, answered])
-        answers.append((len(tokens) - len(answered), len(tokens)))
-    return Example(tokens, answers)
+    tokens: list[int] = []
+    answers = []
+    for between, piece in zip(np.split(noise.take(rng, size), places), pieces, strict=True):
+        tokens += between.tolist()
+        for (_, answer), ids in zip(piece, encode(tokenizer, [f" {text}" for text, _ in piece]), strict=True):
+            if answer:
+                answers.append((len(tokens), len(tokens) + len(ids)))
+            tokens += ids
+    return Example(np.array(tokens), answers)
+
+
+def _ask(rng: np.random.Generator, questions: list[tuple[str, str]], most: int) -> list[tuple[str, bool]]:
+    """Return at most so many of the questions, in random order, each followed by its answer."""
+    chosen = [questions[i] for i in rng.permutation(len(questions))[:most]]
+    return [part for question, answer in chosen for part in ((question, False), (answer, True))]
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:

@@ -54,7 +54,7 @@ QUESTIONS: dict[str, list[tuple[str, list[str]]]] = {  # of each study: what is 
         ("recall", ["pairs=[1,16]", "segments=[1023]"]),
         ("overwritten", ["pairs=[1,16]", "segments=[31]", "rounds=4"]),
     ],
-    "copy": [("copy", ["length=[24,96]", "segments=[0,7]"]), ("reverse", ["length=[24,96]", "segments=[0,7]"])],
+    "copy": [("copy", ["length=[24,96]", "segments=[0,7]"])],
     "needle": [("needle", ["depth=[0,0.5,1]", "segments=[16,64]"])],
     "facts": [("facts", ["segments=[4,16,64]", "queries=1", "along=false"])],
     "text": [],
@@ -65,9 +65,7 @@ TABLES = {  # of each study: which figures stand in a table
         [*(f"recall {pairs}@31" for pairs in (2, 4, 8, 16, 32, 64, 96, 128))],
         ["overwritten 1@31", "overwritten 16@31", "parameters", "tokens/s"],
     ],
-    "copy": [
-        [f"{task} {length}@{segments}" for task in ("copy", "reverse") for length in (24, 96) for segments in (0, 7)]
-    ],
+    "copy": [[f"copy {length}@{segments}" for length in (24, 96) for segments in (0, 7)]],
     "needle": [[f"needle {depth}@{segments}" for segments in (16, 64) for depth in (0, 0.5, 1)]],
     "facts": [["facts 1@4", "facts 1@16", "facts 1@64"]],
     "text": [

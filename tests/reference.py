@@ -54,35 +54,27 @@ class Carried:
         self.stores = None  # before its first use: the learned start
         self.queries, self.keys = [], []  # of all tokens so far
 
-    def gate(self, w, row):
-        return sigmoid(w["store.gates.weight"] @ row + w["store.gates.bias"]).reshape(2, -1)
-
     def convolved(self, w, part, rows):
         taps = w["store.taps"].reshape(4, 2, *rows[-1].shape)[:, part]
         return sum(tap * row for tap, row in zip(taps, rows[::-1], strict=False))
 
-    def found(self, w, row, query):
+    def found(self, w, row, query, key, value):
+        """What a token finds, having written its value under the key before it."""
         if not self.config.memory.store:
             return 0
         if self.stores is None:
             self.stores = w["store.start"].copy()
+        write, read = sigmoid(w["store.gates.weight"] @ row + w["store.gates.bias"]).reshape(2, -1)
+        if self.keys:
+            for W, b, k, v in zip(self.stores, write, self.convolved(w, 1, self.keys), value, strict=True):
+                k = k / np.linalg.norm(k)
+                W += b * np.outer(k, v - k @ W)
+        self.keys.append(key)
         self.queries.append(query)
         query = self.convolved(w, 0, self.queries)
-        strength = self.gate(w, row)[1]
         out = np.stack([q / np.linalg.norm(q) @ W for q, W in zip(query, self.stores, strict=True)])
         rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
-        return out / rms * w["store.norm.weight"] * strength[:, None]
-
-    def write(self, w, rows, tokens):
-        if not self.config.memory.store:
-            return
-        for row, (_, key, value) in zip(rows, tokens, strict=True):
-            if self.keys:
-                strength, before = self.gate(w, row)[0], self.convolved(w, 1, self.keys)
-                for W, b, k, v in zip(self.stores, strength, before, value, strict=True):
-                    k = k / np.linalg.norm(k)
-                    W += b * np.outer(k, v - k @ W)
-            self.keys.append(key)
+        return out / rms * w["store.norm.weight"] * read[:, None]
 
 
 class Reference:
@@ -152,7 +144,7 @@ class Reference:
         slots = [project(normed(row)) for row in memory]
         read = [normed(row) for row in x]
         tokens = [project(row) for row in read]
-        found = [carried.found(w, row, q) for row, (q, _, _) in zip(read, tokens, strict=True)]
+        found = [carried.found(w, row, *qkv) for row, qkv in zip(read, tokens, strict=True)]
         slot_pairs = [(k, v) for _, k, v in slots]
         token_pairs = [(turned(k, i), v) for i, (_, k, v) in enumerate(tokens)]
         old_pairs = [(turned(k, place), v) for k, v, place in before]
@@ -162,7 +154,6 @@ class Reference:
                 for i, (q, _, _) in enumerate(tokens)
             ]
         )
-        carried.write(w, read, tokens)
         y_memory = [attend(q, slot_pairs + token_pairs) for q, _, _ in slots]
         mixed = x + y
         pooled_from = y if config.memory.update == "published" else mixed

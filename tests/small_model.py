@@ -36,10 +36,3 @@ def make_model(seed=0, *, memory=None, **shape):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.double().eval().requires_grad_(False)
-
-
-def without_convolution(model):
-    """The model with stores whose keys and queries are those of the token alone."""
-    for block in model.blocks:
-        block.store.taps.copy_(torch.eye(4, 1, dtype=torch.float64)[:, :, None, None].expand_as(block.store.taps))
-    return model

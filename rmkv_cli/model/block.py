@@ -24,8 +24,6 @@ class Layer:
     keys: Tensor
     values: Tensor
     stream: Tensor
-    store_keys: Tensor | None
-    strength: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,9 @@ class View:
     fresh: Tensor
     """(B, 1, 1), True: the segment's last document has no memory yet."""
     own: Tensor
-    """(B, T), True: the token's document wrote the memory."""
+    """(B, T), True: the token's document wrote the store."""
+    same: Tensor
+    """(B, T, T), True: both tokens are of the same document."""
     follows: Tensor
     """(B, T, 1), True: the token before is of the same document."""
     by: Rotation | None
@@ -82,7 +82,10 @@ class RMKVBlock(nn.Module):
         """
         h = self.norm(x)
         q, k, v = self.attention.project(h)
-        found, layer = self._found(h, q, k, layer, view)
+        store, recent, found = layer.store, layer.recent, None
+        if self.store is not None and store is not None and recent is not None:
+            sought, bound, recent = self.store.convolve(q, k, recent, view.follows)
+            found, store = self.store(store, sought, bound, v, self.store.gates(h), view.own, view.same)
         if view.by is not None:
             q, k = rotate(q, view.by), rotate(k, view.by)
         keys, values = layer.keys, layer.values
@@ -94,49 +97,22 @@ class RMKVBlock(nn.Module):
         y = self.attention(q, keys, values, view.token_mask, found)
         residual = x + y
         stream = torch.cat([layer.stream, y if self.published else residual], dim=1)
-        layer = replace(layer, keys=keys, values=values, stream=stream)
+        layer = replace(layer, store=store, recent=recent, keys=keys, values=values, stream=stream)
         if view.ends:
             layer = self._close(fresh, layer, view)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return residual, layer
         return residual + self.feed_forward(self.feed_forward_norm(residual)), layer
 
-    def _found(self, h: Tensor, q: Tensor, k: Tensor, layer: Layer, view: View) -> tuple[Tensor | None, Layer]:
-        """Return what the store gives to T tokens h (B, T, D), (B, H, T, d), and the layer with what it will write."""
-        if self.store is None or layer.store is None:
-            return None, layer
-        assert layer.recent is not None
-        assert layer.store_keys is not None
-        assert layer.strength is not None
-        write, read = self.store.strengths(h)
-        sought, bound, recent = self.store.convolve(q, k, layer.recent, view.follows)
-        found = self.store.read(layer.store, sought, read, view.own)
-        store_keys = torch.cat([layer.store_keys, bound], dim=2)
-        strength = torch.cat([layer.strength, write * view.follows[:, None, :, 0]], dim=2)
-        return found, replace(layer, recent=recent, store_keys=store_keys, strength=strength)
-
     def _close(self, fresh: Tensor, layer: Layer, view: View) -> Layer:
-        """Update memory and store from the whole segment, and keep only the look-back of its tokens."""
+        """Update the memory from the whole segment, and keep only the look-back of its tokens."""
         memory, cell = self._update(fresh, layer, view)
-        store, store_keys, strength = self._written(layer, view)
         # Copies, so that the state does not hold on to the whole segment.
         keys, values = (x[:, :, x.shape[2] - self.lookback :].clone() for x in (layer.keys, layer.values))
         if view.back is not None:
             keys = rotate(keys, view.back)
         stream = layer.stream.new_zeros(len(keys), 0, layer.stream.shape[2])
-        return Layer(memory, cell, store, layer.recent, keys, values, stream, store_keys, strength)
-
-    def _written(self, layer: Layer, view: View) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the store with the segment's values under the keys before them, its last key, and no strengths."""
-        if self.store is None or layer.store is None:
-            return None, None, None
-        assert layer.store_keys is not None
-        assert layer.strength is not None
-        v = layer.values[:, :, layer.values.shape[2] - layer.stream.shape[1] :]
-        of_last_document = view.memory_mask[:, 0, :, 2 * self.slots :]
-        old = torch.where(view.fresh[..., None], self.store.start, layer.store)
-        store = self.store.write(old, layer.store_keys[:, :, :-1], v, layer.strength * of_last_document)
-        return store, layer.store_keys[:, :, -1:].clone(), layer.strength[:, :, :0].clone()
+        return replace(layer, memory=memory, cell=cell, keys=keys, values=values, stream=stream)
 
     def _update(self, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Tensor | None]:
         """Return the slots' new memory, and the LSTM's cell state."""

@@ -68,8 +68,9 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     keys = 2 * m + config.lookback + S
     # Queries and output of m slots, their scores; the pooling's scores; the cell.
     update = 4 * m * D * D + 4 * D * m * (2 * m + S) + 4 * D * m * S + 2 * gates * m * D * D
-    # The gates; a product each to read W and its start, to predict and to write; the keys' products; the system.
-    store = 4 * D * config.num_attention_heads + 8 * D * config.head_size + 3 * D * S
+    # The gates; queries and keys by W and by its start, and what is written; products of keys, of queries and keys, and
+    # of these and the errors; the system.
+    store = 4 * D * config.num_attention_heads + 10 * D * config.head_size + 7 * D * S
     per_layer = {
         "attention_matrices": 8 * D * D,
         "attention_scores": 4 * D * keys,
@@ -91,13 +92,9 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
     memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
     memory += config.num_hidden_layers * D * config.head_size * config.memory.store
-    # A store keeps three queries and keys, and its last key.
-    window = config.num_hidden_layers * (2 * lookback + 7 * config.memory.store) * D
+    window = config.num_hidden_layers * (2 * lookback + 8 * config.memory.store) * D  # a store keeps 4 queries and keys
     inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D * window_size + (S - 1) * D * element_size)
-    if config.memory.store:
-        a_token = D * window_size + config.num_attention_heads * element_size
-        inside += config.num_hidden_layers * (S - 1) * a_token
-    counters = 8 * (4 + 1)  # owner, document, position, offset, filled
+    counters = 8 * (5 + 1)  # two owners, document, position, offset, filled
     boundary = memory * element_size + window * window_size + 8 * lookback + counters
     return boundary, boundary + inside + 8 * (S - 1)
 

@@ -109,12 +109,13 @@ class RMKV(nn.Module):
         last = document_ids[:, -1]
 
         x = self.dropout(self._embed(input_ids, position))
-        view = self._view(document_ids, documents, state.owner, position, offset, begins, ends, state.filled + T)
+        own = document_ids == state.store_owner[:, None]
+        view = self._view(document_ids, documents, state.owner, own, position, offset, begins, ends, state.filled + T)
         layers = list(state.layers())
         for i, block in enumerate(self.blocks):
             at = 0 if self.through_layers else i  # whose memory this layer reads
             if self.through_layers and i == 1:  # the memory that came up is the last document's
-                view = self._view(document_ids, documents, last, position, offset, begins, ends, T)
+                view = self._view(document_ids, documents, last, own, position, offset, begins, ends, T)
             if self.through_layers and i:
                 layers[i] = replace(layers[i], memory=layers[i - 1].memory, cell=layers[i - 1].cell)
             x, layers[i] = block(x, self.memory[at], layers[i], view)
@@ -126,6 +127,7 @@ class RMKV(nn.Module):
             memories=len(self.memory),
             documents=documents[:, documents.shape[1] - self.config.lookback :] if ends else documents,
             owner=last if ends else state.owner,
+            store_owner=last,
             document=last,
             position=position[:, -1] + 1,
             offset=torch.zeros_like(last) if ends else offset[:, -1] + 1,
@@ -148,14 +150,13 @@ class RMKV(nn.Module):
             memory=memory,
             cell=torch.zeros_like(memory) if config.memory.updated and config.memory.cell == "lstm" else None,
             store=torch.stack(starts)[:, None].repeat(1, B, 1, 1, 1) if starts else None,
-            recent=torch.zeros(L, B, 2 * H, TAPS - 1, d, device=device, dtype=dtype) if starts else None,
+            recent=torch.zeros(L, B, 2 * H, TAPS, d, device=device, dtype=dtype) if starts else None,
             keys=empty,
             values=empty,
             stream=tuple(memory.new_zeros(B, 0, D) for _ in self.blocks),
-            store_keys=tuple(torch.zeros(B, H, 1, d, device=device, dtype=dtype) for _ in starts),
-            strengths=tuple(memory.new_zeros(B, H, 0) for _ in starts),
             documents=none[:, None].repeat(1, config.lookback),
             owner=none,
+            store_owner=none,
             document=none,
             position=torch.zeros_like(none),
             offset=torch.zeros_like(none),
@@ -181,6 +182,7 @@ class RMKV(nn.Module):
         document_ids: Tensor,
         documents: Tensor,
         owner: Tensor,
+        own: Tensor,
         position: Tensor,
         offset: Tensor,
         begins: bool,
@@ -190,8 +192,8 @@ class RMKV(nn.Module):
         """Return who sees whom: `documents` (B, n + T) are those of all tokens remembered or read, `filled` counts the
         segment's with the new ones."""
         m, T = self.config.memory.slots, document_ids.shape[1]
-        own = document_ids == owner[:, None]  # (B, T): whose document wrote the memory
-        slots = (own if self.config.memory.updated else torch.zeros_like(own))[:, :, None].expand(-1, -1, m)
+        kept = (document_ids == owner[:, None]) & self.config.memory.updated  # (B, T): whose document wrote the slots
+        slots = kept[:, :, None].expand(-1, -1, m)
         seen = document_ids[:, :, None] == documents[:, None, :]  # (B, T, n + T)
         causal = torch.ones(T, documents.shape[1], dtype=torch.bool, device=seen.device)
         causal = causal.tril(documents.shape[1] - T)
@@ -207,6 +209,7 @@ class RMKV(nn.Module):
             memory_mask=torch.cat(closing, dim=1)[:, None, None],
             fresh=fresh[:, :, None],
             own=own,
+            same=seen[:, :, -T:],
             follows=position[:, :, None] > 0,
             by=rotation(offset, head_size, dtype) if rotary else None,
             back=rotation(-offset[:, -1:] - 1, head_size, dtype) if rotary else None,
@@ -248,7 +251,8 @@ def reading(model: RMKV) -> Iterator[None]:
 
 def reset_memory(state: State) -> State:
     """Return the state with its memory forgotten, as before a document's first segment; the look-back is kept."""
-    return replace(state, owner=torch.full_like(state.owner, NONE))
+    nobody = torch.full_like(state.owner, NONE)
+    return replace(state, owner=nobody, store_owner=nobody)
 
 
 def swap_memory(state: State, order: Tensor) -> State:

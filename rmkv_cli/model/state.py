@@ -26,27 +26,24 @@ class State:
     """
 
     memory: Tensor
-    """(L, B, m, D), written by earlier segments only."""
+    """(L, B, m, D), the slots, written by earlier segments only."""
     cell: Tensor | None
     """(L, B, m, D), the LSTM's cell state."""
     store: Tensor | None
-    """(L, B, H, d, d), the associative store."""
+    """(L, B, H, d, d), the associative store, written by all tokens read."""
     recent: Tensor | None
-    """(L, B, 2H, 3, d), queries and keys of the last tokens read, for the store's short convolution."""
+    """(L, B, 2H, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
     keys: tuple[Tensor, ...]
     """A layer: (B, H, n, d); inside a segment, the slots' and the fresh slots' keys (2m) stand before the tokens'."""
     values: tuple[Tensor, ...]
     stream: tuple[Tensor, ...]
     """A layer: (B, t, D), what the pooling will read at the segment's end."""
-    store_keys: tuple[Tensor, ...]
-    """A layer with a store: (B, H, 1 + t, d), the last segment's last key and the open segment's: each one is what the
-    next token will be written under."""
-    strengths: tuple[Tensor, ...]
-    """A layer with a store: (B, H, t), how strongly each of the open segment's tokens will write."""
     documents: Tensor
     """(B, n): each remembered token's document; -1: none."""
     owner: Tensor
-    """(B,): the document that wrote the memory; other documents see the fresh, learned memory."""
+    """(B,): the document that wrote the slots; other documents see the fresh, learned ones."""
+    store_owner: Tensor
+    """(B,): the document that wrote the store; other documents read the learned start."""
     document: Tensor
     """(B,): the document of the last token read; -1: none yet."""
     position: Tensor
@@ -71,8 +68,6 @@ class State:
                 keys=self.keys[i],
                 values=self.values[i],
                 stream=self.stream[i],
-                store_keys=self.store_keys[i] if self.store_keys else None,
-                strength=self.strengths[i] if self.strengths else None,
             )
             for i in range(len(self.keys))
         ]
@@ -93,8 +88,6 @@ class State:
             keys=tuple(layer.keys for layer in layers),
             values=tuple(layer.values for layer in layers),
             stream=tuple(layer.stream for layer in layers),
-            store_keys=tuple(layer.store_keys for layer in layers if layer.store_keys is not None),
-            strengths=tuple(layer.strength for layer in layers if layer.strength is not None),
             **rest,
         )
 
@@ -157,10 +150,9 @@ class State:
             keys=layers("keys"),
             values=layers("values"),
             stream=layers("stream"),
-            store_keys=layers("store_keys"),
-            strengths=layers("strengths"),
             documents=named["documents"],
             owner=named["owner"],
+            store_owner=named["store_owner"],
             document=named["document"],
             position=named["position"],
             offset=named["offset"],

@@ -10,7 +10,7 @@ TAPS = 4  # tokens that the short convolution sees
 
 
 class AssociativeStore(nn.Module):
-    """A matrix W (d, d) a head that holds values under keys: k W ≈ v for the keys and values of earlier segments.
+    """A matrix W (d, d) a head that holds values under keys: k W ≈ v for the keys and values of earlier tokens.
 
     A token's value is written under the key of the token before it: a token finds what came after its like. Values,
     queries and keys are the attention's own, without positions, the last two through a short convolution, so that a key
@@ -29,47 +29,52 @@ class AssociativeStore(nn.Module):
         nn.init.ones_(self.taps[0])
         self.start = nn.Parameter(0.02 * torch.randn(H, config.head_size, config.head_size))
 
-    def strengths(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how strongly tokens hidden (B, T, D) write and read, each (B, H, T) from 0 to 1."""
-        write, read = torch.sigmoid(self.gates(hidden)).transpose(1, 2).chunk(2, dim=1)
-        return write, read
-
     def convolve(self, q: Tensor, k: Tensor, recent: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries and keys, each channel a learned sum over a token and the three before it in its document.
+        """Return queries, and keys of the tokens before: each channel a learned sum over a token and three before it.
+
+        Tokens of other documents count as zeros, so a document's first token gets no key to write under.
 
         Args:
             q, k: (B, H, T, d).
-            recent: (B, 2H, 3, d), the last token's queries and keys, and those one and two before it.
+            recent: (B, 2H, 4, d), queries and keys of the last token and of those one to three before it.
             follows: (B, T, 1), True: the token before is of the same document.
 
         Returns:
             Queries and keys (B, H, T, d), and what `recent` is after these tokens.
         """
-        terms = [torch.cat([q, k], dim=1)]
-        for i in range(TAPS - 1):
+        H = q.shape[1]
+        terms = [torch.cat([q, k], dim=1)]  # of each token, of the one before it, and so on
+        for i in range(TAPS):
             terms.append(torch.cat([recent[:, :, i : i + 1], terms[i][:, :, :-1]], dim=2) * follows[:, None])
-        sums = sum(tap * term for tap, term in zip(self.taps, terms, strict=True)).to(q.dtype)
-        return *sums.chunk(2, dim=1), torch.stack([term[:, :, -1] for term in terms[:-1]], dim=2)
+        q = sum((tap[:H] * term[:, :H] for tap, term in zip(self.taps, terms, strict=False)), q.new_zeros(()))
+        k = sum((tap[H:] * term[:, H:] for tap, term in zip(self.taps, terms[1:], strict=True)), k.new_zeros(()))
+        return q, k, torch.stack([term[:, :, -1] for term in terms[:-1]], dim=2)
 
-    def read(self, store: Tensor, q: Tensor, strength: Tensor, own: Tensor) -> Tensor:
-        """Return RMSNorm(q W) times the strength (B, H, T), as (B, H, T, d), for store (B, H, d, d), q (B, H, T, d).
+    def forward(
+        self, store: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, own: Tensor, same: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Read and write T tokens; return what each one finds, (B, H, T, d), and W' of the last one's document.
 
-        Tokens whose document did not write the store, False in `own` (B, T), read the learned start in its place.
+        For each token in turn W <- W + b k^T (v - k W), the delta rule, and then it finds RMSNorm(q W) times its read
+        strength; all at once by one triangular system (Yang et al., 2024, "Parallelizing linear transformers with the
+        delta rule"). Nothing fades by itself: only what is written under a like key takes something away.
+
+        Args:
+            store: W (B, H, d, d).
+            q, k, v: (B, H, T, d); of q and k only the direction counts.
+            gates: (B, T, 2H), before their sigmoid: how strongly each token writes, b, and reads.
+            own: (B, T), True: W is of the token's document; others begin with the learned start.
+            same: (B, T, T), True: two tokens are of the same document.
         """
         with torch.autocast(q.device.type, enabled=False):
-            q = F.normalize(q.to(store.dtype), dim=-1)
-            found = self.norm(torch.where(own[:, None, :, None], q @ store, q @ self.start))
-        return (found * strength[..., None]).to(q.dtype)
-
-    def write(self, store: Tensor, k: Tensor, v: Tensor, strength: Tensor) -> Tensor:
-        """Return W' after one segment's keys and values (B, H, S, d), written with strengths b (B, H, S).
-
-        For each token in turn W <- W + b k^T (v - k W): the delta rule, for the whole segment at once by one triangular
-        system (Yang et al., 2024, "Parallelizing linear transformers with the delta rule"). Nothing fades by itself:
-        only what is written under a like key takes something away.
-        """
-        with torch.autocast(k.device.type, enabled=False):
-            k, v, b = F.normalize(k.to(store.dtype), dim=-1), v.to(store.dtype), strength.to(store.dtype)[..., None]
-            earlier = (b * (k @ k.mT)).tril(-1)
-            error = torch.linalg.solve_triangular(earlier, b * (v - k @ store), upper=False, unitriangular=True)
-            return store + k.mT @ error
+            write, read = torch.sigmoid(gates.to(store.dtype)).transpose(1, 2)[..., None].chunk(2, dim=1)
+            q, k = (F.normalize(x.to(store.dtype), dim=-1, eps=1e-6) for x in (q, k))
+            own, same = own[:, None, :, None], same[:, None]
+            told, held = (torch.where(own, x @ store, x @ self.start) for x in (q, k))
+            earlier = (write * (k @ k.mT) * same).tril(-1)
+            error = write * (v.to(store.dtype) - held)
+            error = torch.linalg.solve_triangular(earlier, error, upper=False, unitriangular=True)
+            found = self.norm(told + ((q @ k.mT) * same).tril() @ error) * read
+            before = torch.where(own[:, :, -1:], store, self.start)
+            after = before + (k * same[:, :, -1, :, None]).mT @ error
+        return found.to(v.dtype), after

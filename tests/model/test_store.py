@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_model import make_model, without_convolution
+from small_model import make_model
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import reset_memory
@@ -27,49 +27,86 @@ def values(n, seed=1):
     return torch.randn(1, H, n, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def full(n):
-    return torch.ones(1, H, n, dtype=torch.float64)
+def gates(write):
+    """Gates (1, T, 2H) of tokens that write so strongly, a list of numbers from 0 to 1, and read with all strength."""
+    return (
+        torch.tensor([write, [1.0] * len(write)], dtype=torch.float64)
+        .logit(eps=1e-15)
+        .repeat_interleave(H, dim=0)
+        .T[None]
+    )
+
+
+def go(store, W, q, k, v, write):
+    """Read and write tokens of the document that wrote W."""
+    T = k.shape[2]
+    return store(W, q, k, v, gates(write), torch.full((1, T), True), torch.full((1, T, T), True))
 
 
 EMPTY = torch.zeros(1, H, D, D, dtype=torch.float64)
 
 
-def test_each_key_finds_its_value(store):
+def rms_normed(v):
+    return v / v.square().mean(-1, keepdim=True).sqrt()
+
+
+def test_each_key_finds_its_value_at_once_and_later(store):
     v = values(D)
-    written = store.write(EMPTY, keys(*range(D)), v, full(D))
-    torch.testing.assert_close(torch.nn.functional.normalize(keys(*range(D)), dim=-1) @ written, v)
-    found = store.read(written, keys(5), full(1), torch.tensor([[True]]))
-    torch.testing.assert_close(
-        found, v[:, :, 5:6] / v[:, :, 5:6].square().mean(-1, keepdim=True).sqrt(), rtol=1e-5, atol=0
-    )
+    order = range(D)
+    found, written = go(store, EMPTY, keys(*order), keys(*order), v, [1.0] * D)
+    torch.testing.assert_close(found, rms_normed(v), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.nn.functional.normalize(keys(*order), dim=-1) @ written, v)
+    later, _ = go(store, written, keys(5), keys(0), v[:, :, :1], [0.0])
+    torch.testing.assert_close(later, rms_normed(v[:, :, 5:6]), rtol=1e-5, atol=0)
 
 
-def test_a_key_s_last_value_counts_within_a_segment_and_across(store):
+def test_a_key_s_last_value_counts_in_one_call_and_in_two(store):
     v = values(4)
-    at_once = store.write(EMPTY, keys(2, 0, 2, 1), v, full(4))
-    torch.testing.assert_close(at_once[:, :, 2], v[:, :, 2])
-    torch.testing.assert_close(at_once[:, :, 0], v[:, :, 1])
-    later = store.write(at_once, keys(2), values(1, seed=2), full(1))
+    order = (2, 0, 2, 1)
+    found, written = go(store, EMPTY, keys(2, 2, 2, 0), keys(*order), v, [1.0] * 4)
+    torch.testing.assert_close(found, rms_normed(v[:, :, [0, 0, 2, 1]]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(written[:, :, 2], v[:, :, 2])
+    torch.testing.assert_close(written[:, :, 0], v[:, :, 1])
+    _, later = go(store, written, keys(2), keys(2), values(1, seed=2), [1.0])
     torch.testing.assert_close(later[:, :, 2], values(1, seed=2)[:, :, 0])
 
 
 def test_nothing_fades_that_is_not_written_over(store):
-    held = store.write(EMPTY, keys(0, 1), values(2), full(2))
-    later = store.write(held, keys(0, 1, 2), values(3, seed=2), 0 * full(3))
+    _, held = go(store, EMPTY, keys(0, 1), keys(0, 1), values(2), [1.0] * 2)
+    _, later = go(store, held, keys(0, 1, 2), keys(0, 1, 2), values(3, seed=2), [0.0] * 3)
     torch.testing.assert_close(later, held)
 
 
-def test_one_segment_at_once_is_token_after_token(store):
-    k, v, b = values(7, seed=3), values(7), torch.rand(1, H, 7, dtype=torch.float64)
-    one_by_one = EMPTY
+def test_many_tokens_at_once_are_one_after_the_other(store):
+    q, k, v = values(7, seed=4), values(7, seed=3), values(7)
+    write = torch.rand(7, generator=torch.Generator().manual_seed(0)).tolist()
+    W, one_by_one = EMPTY, []
     for i in range(7):
-        one_by_one = store.write(one_by_one, k[:, :, i : i + 1], v[:, :, i : i + 1], b[:, :, i : i + 1])
-    torch.testing.assert_close(store.write(EMPTY, k, v, b), one_by_one)
+        at = slice(i, i + 1)
+        found, W = go(store, W, q[:, :, at], k[:, :, at], v[:, :, at], write[at])
+        one_by_one.append(found)
+    found, written = go(store, EMPTY, q, k, v, write)
+    torch.testing.assert_close(found, torch.cat(one_by_one, dim=2))
+    torch.testing.assert_close(written, W)
 
 
-def test_a_document_s_first_segment_and_a_reset_memory_read_the_start():
+def test_a_key_tells_up_to_three_tokens_before_it_in_its_document(store):
+    """With taps of 1, 10, 100 and 1000 a query spells its last tokens, and a key those before its own."""
+    store.taps.copy_(torch.tensor([1.0, 10, 100, 1000])[:, None, None, None].expand_as(store.taps))
+    x = torch.arange(1.0, 8, dtype=torch.float64)[None, None, :, None].expand(1, H, 7, D)
+    follows = torch.tensor([False, True, True, True, False, True])[None, :, None]
+    nothing = torch.zeros(1, 2 * H, 4, D, dtype=torch.float64)
+    q, k, recent = store.convolve(x[:, :, :6], x[:, :, :6], nothing, follows)
+    assert q[0, 0, :, 0].tolist() == [1, 12, 123, 1234, 5, 56]
+    assert k[0, 0, :, 0].tolist() == [0, 1, 12, 123, 0, 5]
+    q, k, _ = store.convolve(x[:, :, 6:], x[:, :, 6:], recent, follows[:, 1:2])
+    assert q[0, 0, :, 0].tolist() == [567]
+    assert k[0, 0, :, 0].tolist() == [56]
+
+
+def test_a_document_s_beginning_and_a_reset_memory_read_the_start():
     ids = torch.randint(13, (1, 10), generator=torch.Generator().manual_seed(0))
-    model, other = (without_convolution(make_model(lookback=0)) for _ in range(2))
+    model, other = (make_model() for _ in range(2))
     _, state = model(ids[:, :5])
     for block in other.blocks:
         block.store.start.mul_(-1)

@@ -74,7 +74,7 @@ TABLES = {  # of each study: which figures stand in a table
     ],
 }
 HELD_OUT = sorted(Path(sympy.__file__).parent.glob("core/[a-e]*.py"))
-WHOLE = 512  # tokens a segment of the control that attends to everything; no task is longer in training
+WHOLE = 512  # tokens a segment, and as many of look-back, of the control that attends to everything
 TOKENIZERS = {  # of each study: the mix that its tokenizer learns from, and its size
     "recall": ("text", 512),
     "copy": ("text", 512),
@@ -93,8 +93,8 @@ def rmkv(*words: str) -> str:
         return subprocess.run(command, check=True, cwd=WORK, stdout=subprocess.PIPE, stderr=log, text=True).stdout
 
 
-def prepare(study: str) -> str:
-    """Make the study's tokenizer and mix, unless they are there; return the tokenizer's name."""
+def prepare(study: str) -> None:
+    """Make the study's tokenizer and mix, unless they are there."""
     source, size = TOKENIZERS[study]
     for name in (source, study):
         mix = (STUDIES / f"{name}.mix.toml").read_text()

@@ -1,4 +1,4 @@
-"""One layer: tokens attend to memory, look-back and each other; at a segment's end the memory is updated."""
+"""One layer: tokens attend to slots, look-back and each other, and use the store; a segment's end updates the slots."""
 
 from dataclasses import dataclass, replace
 

@@ -108,8 +108,9 @@ def training_memory(config: ModelConfig, lanes: int, batch: int, row_tokens: int
     segments = -(-row_tokens // S)
     # What autograd keeps for each token: 13 vectors of width D a layer (norms' inputs and outputs, Q, K, V before and
     # after their rotation, attention's output twice, the residuals), 4 of width F, and the logits three times over.
-    # A store keeps 6 more, and 2 rows of S scores a head, in float32.
-    a_layer = (13 * D + 4 * F) * element + config.memory.store * 4 * (6 * D + 2 * S * config.num_attention_heads)
+    # A store keeps 22 more (queries and keys and those before them, before and after their norm, what is read and
+    # written), and 3 rows of S scores a head, in float32.
+    a_layer = (13 * D + 4 * F) * element + config.memory.store * 4 * (22 * D + 3 * S * config.num_attention_heads)
     a_token = config.num_hidden_layers * a_layer + 3 * 4 * config.vocab_size
     return TrainingMemory(
         weights=(6 if precision == "bf16" else 4) * parameters,

@@ -250,7 +250,10 @@ def reading(model: RMKV) -> Iterator[None]:
 
 
 def reset_memory(state: State) -> State:
-    """Return the state with its memory forgotten, as before a document's first segment; the look-back is kept."""
+    """Return the state with its memory forgotten, as before a document's first segment.
+
+    The look-back is kept, and the recent tokens' queries and keys that the store's convolution reads.
+    """
     nobody = torch.full_like(state.owner, NONE)
     return replace(state, owner=nobody, store_owner=nobody)
 

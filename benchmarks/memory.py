@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,6 +35,7 @@ OFF = ["model.memory.slots=0", "model.memory.store=false"]
 VARIANTS = {
     "slots and store": [],
     "store, slots never updated": ["model.memory.update=none"],
+    "store, slots never updated, wider": ["model.memory.update=none", "model.intermediate_size=$wider"],
     "store alone": ["model.memory.slots=0"],
     "slots": ["model.memory.store=false"],
     "slots, published update": ["model.memory.store=false", "model.memory.update=published"],
@@ -54,7 +56,7 @@ QUESTIONS: dict[str, list[tuple[str, list[str]]]] = {  # of each study: what is 
         ("recall", ["pairs=[1,16]", "segments=[1023]"]),
         ("overwritten", ["pairs=[1,16]", "segments=[31]", "rounds=4"]),
     ],
-    "copy": [("copy", ["length=[24,96]", "segments=[0,7]"])],
+    "copy": [("copy", ["length=[24,48,96]", "segments=[0,7]"])],
     "needle": [("needle", ["depth=[0,0.5,1]", "segments=[16,64]"])],
     "facts": [("facts", ["segments=[4,16,64]", "queries=1", "along=false"])],
     "text": [],
@@ -63,14 +65,14 @@ TABLES = {  # of each study: which figures stand in a table
     "recall": [
         [*(f"recall {cell}" for cell in ("1@31", "1@127", "1@1023", "16@31", "16@127", "16@1023", "64@31"))],
         [*(f"recall {pairs}@31" for pairs in (2, 4, 8, 16, 32, 64, 96, 128))],
-        ["overwritten 1@31", "overwritten 16@31", "parameters", "tokens/s"],
+        ["overwritten 1@31", "overwritten 16@31", "parameters"],
     ],
-    "copy": [[f"copy {length}@{segments}" for length in (24, 96) for segments in (0, 7)]],
+    "copy": [[f"copy {length}@{segments}" for length in (24, 48, 96) for segments in (0, 7)]],
     "needle": [[f"needle {depth}@{segments}" for segments in (16, 64) for depth in (0, 0.5, 1)]],
     "facts": [["facts 1@4", "facts 1@16", "facts 1@64"]],
     "text": [
         ["loss", *(f"from {first}" for first in (0, 64, 128, 512, 2048, 4096, 8192))],
-        ["reset costs", "another's costs", "parameters", "tokens/s"],
+        ["reset costs", "another's costs", "parameters"],
     ],
 }
 HELD_OUT = sorted(Path(sympy.__file__).parent.glob("core/[a-e]*.py"))
@@ -119,11 +121,16 @@ def stories() -> Iterator[str]:
 def run(study: str, variant: str, seed: int) -> dict[str, Any]:
     """Train a variant with a seed, or go on with it, and return its figures."""
     name = f"{study}-{variant.replace(',', '').replace(' ', '-')}-{seed}"
-    lookback = next(line for line in (STUDIES / f"{study}.toml").read_text().splitlines() if line.startswith("lookb"))
-    values = {"$twice": str(2 * int(lookback.split("=")[1])), "$whole": str(WHOLE)}
+    model = tomllib.loads((STUDIES / f"{study}.toml").read_text())["model"]
+    values = {
+        "$twice": 2 * model["lookback"],
+        "$whole": WHOLE,
+        # by as many weights as a GRU (6 D² + 6 D) and the pooling (m D) have, at 3 D a unit
+        "$wider": model["intermediate_size"] + (6 * model["hidden_size"] + 6 + model["memory"]["slots"]) // 3,
+    }
     settings = [f"train.seed={seed}", *VARIANTS[variant]]
     for key, value in values.items():
-        settings = [setting.replace(key, value) for setting in settings]
+        settings = [setting.replace(key, str(value)) for setting in settings]
     if (WORK / name / "config.toml").exists():
         rmkv("train", "--run", name, "--resume")
     else:
@@ -131,10 +138,8 @@ def run(study: str, variant: str, seed: int) -> dict[str, Any]:
         rmkv("train", "--config", f"{study}.toml", "--data", f"{study}-data", "--run", name, *overrides)
     steps = [json.loads(line) for line in (WORK / name / "metrics.jsonl").read_text().splitlines()]
     result: dict[str, Any] = {"study": study, "variant": variant, "seed": seed}
-    rates = [step["tokens_per_second"] for step in steps if "tokens_per_second" in step]
-    result |= {"tokens": steps[-1]["tokens"], "tokens_per_second": sorted(rates)[len(rates) // 2]}
     costs = json.loads(rmkv("params", "--config", f"{name}/config.toml", "--json"))
-    result["parameters"] = costs["parameters"]
+    result |= {"tokens": steps[-1]["tokens"], "parameters": costs["parameters"]}
     if study == "text":
         report = json.loads(rmkv("eval", "--model", name, "--data", "text-data", "--max-tokens", "200000", "--json"))
         return result | {key: report[key] for key in ("loss", "by_position", "memory")}
@@ -180,9 +185,10 @@ def results() -> list[dict[str, Any]]:
 
 
 def spread(values: list[float]) -> str:
-    """Return mean ± standard deviation over the seeds; counts and rates as whole numbers."""
-    digits = 3 if max(values) < 100 else 0
-    return f"{mean(values):,.{digits}f}" + (f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else "")
+    """Return mean ± standard deviation over the seeds; a count, the same with each, as a whole number."""
+    if isinstance(values[0], int):
+        return f"{values[0]:,}"
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def tables(study: str) -> Iterator[str]:
@@ -211,7 +217,6 @@ def figures(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield "reset costs", result["memory"]["reset_cost"]
             yield "another's costs", result["memory"]["swapped_cost"]
     yield "parameters", result["parameters"]
-    yield "tokens/s", result["tokens_per_second"]
 
 
 def main() -> None:

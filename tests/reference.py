@@ -58,13 +58,14 @@ class Carried:
         taps = w["store.taps"].reshape(4, 2, *rows[-1].shape)[:, part]
         return sum(tap * row for tap, row in zip(taps, rows[::-1], strict=False))
 
-    def found(self, w, row, query, key, value):
-        """What a token finds, having written its value under the key before it."""
+    def found(self, w, row, attended, query, key, value):
+        """What a token finds, having written its value under the key before it; its gates see what it attended to."""
         if not self.config.memory.store:
             return 0
         if self.stores is None:
             self.stores = w["store.start"].copy()
-        write, read = sigmoid(w["store.gates.weight"] @ row + w["store.gates.bias"]).reshape(2, -1)
+        gates = w["store.gates.weight"] @ np.concatenate([row, attended]) + w["store.gates.bias"]
+        write, read = sigmoid(gates).reshape(2, -1)
         if self.keys:
             for W, b, k, v in zip(self.stores, write, self.convolved(w, 1, self.keys), value, strict=True):
                 k = k / np.linalg.norm(k)
@@ -74,7 +75,7 @@ class Carried:
         query = self.convolved(w, 0, self.queries)
         out = np.stack([q / np.linalg.norm(q) @ W for q, W in zip(query, self.stores, strict=True)])
         rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
-        return out / rms * w["store.norm.weight"] * read[:, None]
+        return np.concatenate(out / rms * w["store.norm.weight"] * read[:, None])
 
 
 class Reference:
@@ -120,6 +121,7 @@ class Reference:
         w = {name.removeprefix(p): value for name, value in self.w.items() if name.startswith(p)}
         D, H = config.hidden_size, config.num_attention_heads
         rotary = config.position == "rotary"
+        project_out = w["attention.out.weight"]
 
         def heads(vector):
             return vector.reshape(H, D // H)
@@ -130,13 +132,12 @@ class Reference:
         def project(n):
             return [heads(part) for part in (w["attention.qkv.weight"] @ n).reshape(3, D)]
 
-        def attend(query, seen, found=0):
+        def attend(query, seen):
             out = []
             for h in range(H):
                 scores = np.array([query[h] @ k[h] / np.sqrt(D // H) for k, _ in seen])
                 out.append(softmax(scores) @ np.stack([v[h] for _, v in seen]))
-            out = np.stack(out) + found
-            return w["attention.out.weight"] @ np.concatenate(out)
+            return np.concatenate(out)
 
         def turned(rows, place):
             return np.stack([turn(row, place) for row in rows]) if rotary else rows
@@ -144,17 +145,15 @@ class Reference:
         slots = [project(normed(row)) for row in memory]
         read = [normed(row) for row in x]
         tokens = [project(row) for row in read]
-        found = [carried.found(w, row, *qkv) for row, qkv in zip(read, tokens, strict=True)]
         slot_pairs = [(k, v) for _, k, v in slots]
         token_pairs = [(turned(k, i), v) for i, (_, k, v) in enumerate(tokens)]
         old_pairs = [(turned(k, place), v) for k, v, place in before]
-        y = np.stack(
-            [
-                attend(turned(q, i), slot_pairs + old_pairs + token_pairs[: i + 1], found[i])
-                for i, (q, _, _) in enumerate(tokens)
-            ]
-        )
-        y_memory = [attend(q, slot_pairs + token_pairs) for q, _, _ in slots]
+        y = []
+        for i, (row, qkv) in enumerate(zip(read, tokens, strict=True)):
+            attended = attend(turned(qkv[0], i), slot_pairs + old_pairs + token_pairs[: i + 1])
+            y.append(project_out @ (attended + carried.found(w, row, attended, *qkv)))
+        y = np.stack(y)
+        y_memory = [project_out @ attend(q, slot_pairs + token_pairs) for q, _, _ in slots]
         mixed = x + y
         pooled_from = y if config.memory.update == "published" else mixed
         new_memory, new_cell = [], []

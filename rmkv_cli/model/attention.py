@@ -30,16 +30,17 @@ class QKVBlock(nn.Module):
             projected.view(B, T, parts.stop - parts.start, self.heads, self.head_size).permute(2, 0, 3, 1, 4).unbind()
         )
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, found: Tensor | None = None) -> Tensor:
-        """Return (B, T, D) for q (B, H, T, d), k and v (B, H, K, d) and mask (B, 1, T, K), True: seen.
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Return the heads' results side by side, (B, T, D), before the output projection `out`.
 
-        `found` (B, H, T, d), what an associative store gave, is added to the heads' results.
+        Args:
+            q: (B, H, T, d).
+            k, v: (B, H, K, d).
+            mask: (B, 1, T, K), True: seen.
         """
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_size**-0.5)
-        if found is not None:
-            y = y + found
-        return self.out(y.transpose(1, 2).flatten(2))
+        return y.transpose(1, 2).flatten(2)
 
 
 class AttentionPooling(nn.Module):

@@ -82,19 +82,21 @@ class RMKVBlock(nn.Module):
         """
         h = self.norm(x)
         q, k, v = self.attention.project(h)
-        store, recent, found = layer.store, layer.recent, None
-        if self.store is not None and store is not None and recent is not None:
-            sought, bound, recent = self.store.convolve(q, k, recent, view.follows)
-            found, store = self.store(store, sought, bound, v, self.store.gates(h), view.own, view.same)
-        if view.by is not None:
-            q, k = rotate(q, view.by), rotate(k, view.by)
+        rotated_q, rotated_k = (q, k) if view.by is None else (rotate(q, view.by), rotate(k, view.by))
         keys, values = layer.keys, layer.values
         if view.begins:
             slots = torch.cat([layer.memory, fresh.expand_as(layer.memory)], dim=1)
             slot_keys, slot_values = self.attention.project(self.norm(slots), KEY_VALUE)
             keys, values = torch.cat([slot_keys, keys], dim=2), torch.cat([slot_values, values], dim=2)
-        keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-        y = self.attention(q, keys, values, view.token_mask, found)
+        keys, values = torch.cat([keys, rotated_k], dim=2), torch.cat([values, v], dim=2)
+        heads = self.attention(rotated_q, keys, values, view.token_mask)
+        store, recent = layer.store, layer.recent
+        if self.store is not None and store is not None and recent is not None:
+            sought, bound, recent = self.store.convolve(q, k, recent, view.follows)
+            gates = self.store.gates(torch.cat([h, heads], dim=2))
+            found, store = self.store(store, sought, bound, v, gates, view.own, view.same)
+            heads = heads + found
+        y = self.attention.out(heads)
         residual = x + y
         stream = torch.cat([layer.stream, y if self.published else residual], dim=1)
         layer = replace(layer, store=store, recent=recent, keys=keys, values=values, stream=stream)
@@ -126,7 +128,7 @@ class RMKVBlock(nn.Module):
             torch.cat([x[:, :, : 2 * self.slots], x[:, :, x.shape[2] - length :]], dim=2)
             for x in (layer.keys, layer.values)
         ]
-        y = self.attention(q, *seen, view.memory_mask)
+        y = self.attention.out(self.attention(q, *seen, view.memory_mask))
         p = self.pooling(layer.stream, view.memory_mask[:, 0, :, 2 * self.slots :])
         if self.published:
             return self.cell(p, y, cell)

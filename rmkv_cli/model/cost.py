@@ -70,7 +70,7 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     update = 4 * m * D * D + 4 * D * m * (2 * m + S) + 4 * D * m * S + 2 * gates * m * D * D
     # The gates; queries and keys by W and by its start, and what is written; products of keys, of queries and keys, and
     # of these and the errors; the system.
-    store = 4 * D * config.num_attention_heads + 10 * D * config.head_size + 7 * D * S
+    store = 8 * D * config.num_attention_heads + 10 * D * config.head_size + 7 * D * S
     per_layer = {
         "attention_matrices": 8 * D * D,
         "attention_scores": 4 * D * keys,

@@ -15,14 +15,15 @@ class AssociativeStore(nn.Module):
     A token's value is written under the key of the token before it: a token finds what came after its like. Values,
     queries and keys are the attention's own, without positions, the last two through a short convolution, so that a key
     can tell what stood before it. Of its own the store has that, two gates a head, a norm, and the learned W that a
-    document starts with, which holds what mostly follows. It computes in the weights' precision even under autocast:
-    what is written is a difference.
+    document starts with, which holds what mostly follows. The gates see a token and what attention found for it: a
+    digit is worth writing or not by what it is part of. The store computes in the weights' precision even under
+    autocast: what is written is a difference.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         H = config.num_attention_heads
-        self.gates = nn.Linear(config.hidden_size, 2 * H)
+        self.gates = nn.Linear(2 * config.hidden_size, 2 * H)
         self.norm = nn.RMSNorm(config.head_size, eps=1e-6)
         nn.init.zeros_(self.gates.bias)
         self.taps = nn.Parameter(torch.zeros(TAPS, 2 * H, 1, config.head_size))
@@ -53,7 +54,7 @@ class AssociativeStore(nn.Module):
     def forward(
         self, store: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, own: Tensor, same: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Read and write T tokens; return what each one finds, (B, H, T, d), and W' of the last one's document.
+        """Read and write T tokens; return what each finds, heads side by side (B, T, D), and W' of the last's document.
 
         For each token in turn W <- W + b k^T (v - k W), the delta rule, and then it finds RMSNorm(q W) times its read
         strength; all at once by one triangular system (Yang et al., 2024, "Parallelizing linear transformers with the
@@ -77,4 +78,4 @@ class AssociativeStore(nn.Module):
             found = self.norm(told + ((q @ k.mT) * same).tril() @ error) * read
             before = torch.where(own[:, :, -1:], store, self.start)
             after = before + (k * same[:, :, -1, :, None]).mT @ error
-        return found.to(v.dtype), after
+        return found.transpose(1, 2).flatten(2).to(v.dtype), after

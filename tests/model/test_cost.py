@@ -41,7 +41,7 @@ def test_parts_add_up_to_the_model(shape):
 def test_touched_per_token_counted_by_hand():
     """Two layers of width 12, feed-forward 16, vocabulary 13: matrices, a store for 3 heads with gates, convolution,
     norm and start, norms, the head and one row of the table."""
-    layer = 4 * 12 * 12 + 3 * 12 * 16 + 4 * 12 + (13 * 6 + 4 * 2 * 12 + 4 + 3 * 4 * 4)
+    layer = 4 * 12 * 12 + 3 * 12 * 16 + 4 * 12 + (25 * 6 + 4 * 2 * 12 + 4 + 3 * 4 * 4)
     assert touched_per_token(make_model().config) == 2 * layer + 2 * 12 + 13 * 12 + 12
 
 

@@ -38,9 +38,10 @@ def gates(write):
 
 
 def go(store, W, q, k, v, write):
-    """Read and write tokens of the document that wrote W."""
+    """Read and write tokens of the document that wrote W; return what they find, (1, H, T, D), and W'."""
     T = k.shape[2]
-    return store(W, q, k, v, gates(write), torch.full((1, T), True), torch.full((1, T, T), True))
+    found, written = store(W, q, k, v, gates(write), torch.full((1, T), True), torch.full((1, T, T), True))
+    return found.view(1, T, H, D).transpose(1, 2), written
 
 
 EMPTY = torch.zeros(1, H, D, D, dtype=torch.float64)

@@ -25,6 +25,7 @@ import torch
 
 from rmkv_cli.config import FactsSource
 from rmkv_cli.data.tasks.facts import tell
+from rmkv_cli.model.pretrained import CHECKSUMS
 
 HERE = Path(__file__).parent
 STUDIES = HERE / "memory"
@@ -159,6 +160,8 @@ def ask(study: str, name: str, variant: str) -> Iterator[dict[str, Any]]:
         kind = "recall" if title == "overwritten" else title
         if study in ("needle", "facts"):  # their noise is text that no training has seen
             words += [word for file in HELD_OUT for word in ("--text", str(file))]
+        if study == "needle":
+            words += ["--examples", "128"]
         report = rmkv("eval", "--model", model, "--data", f"{study}-data", "--task", kind, *words, "--json")
         for cell in json.loads(report)["cells"]:
             yield {"task": title, **{key: cell[key] for key in ("row", "segments", "answers", "accuracy")}}
@@ -171,10 +174,9 @@ def lengthened(name: str, segment_length: int) -> str:
         source = (WORK / name / "latest").resolve()
         copy.mkdir()
         for file in source.iterdir():
-            if file.is_file():
+            if file.is_file() and file.name not in ("config.json", CHECKSUMS):
                 os.link(file, copy / file.name)
         config = json.loads((source / "config.json").read_text()) | {"segment_length": segment_length}
-        (copy / "config.json").unlink()
         (copy / "config.json").write_text(json.dumps(config))
     return copy.name
 

@@ -1,14 +1,14 @@
 """`rmkv data`: make the sample corpus, mix sources, look into mixes."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli.options import Json, print_json
-from rmkv_cli.config import load_mix
+from rmkv_cli.cli.options import Json, MixName, TokenizerFile, parse_amount, print_json, read_mix
 from rmkv_cli.progress import stderr
 
 app = typer.Typer(no_args_is_help=True, help="Make the sample corpus, mix sources, look into mixes.")
@@ -30,11 +30,16 @@ def sample(
         print(f"{folder / name}: {size:,} bytes")
 
 
-@app.command(epilog="Example: rmkv data mix sample/mix.toml --tokenizer tokenizer.json --out data --workers 4")
-def mix(
-    file: Annotated[Path, typer.Argument(metavar="MIX.toml", help="The sources and their weights.")],
-    tokenizer: Annotated[Path, typer.Option(help="A tokenizer.json, or a folder that holds one.")],
-    out: Annotated[Path, typer.Option(help="The folder to make; must not exist.")],
+@app.command("mix", epilog="Example: rmkv data mix sample/mix.toml --tokenizer tokenizer.json --out data --workers 4")
+def mix_command(
+    mix: MixName = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Mix what this preset is trained on.")] = None,
+    tokenizer: TokenizerFile = Path("tokenizer.json"),
+    out: Annotated[Path, typer.Option(help="The folder to make; must not exist.")] = Path("data"),
+    tokens: Annotated[
+        int | None,
+        typer.Option(parser=parse_amount, metavar="N", help="Length of the mix, such as 5M."),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=1, show_default="one a core", help="Processes that tokenize; they change the time alone.")
     ] = os.cpu_count() or 1,
@@ -44,7 +49,10 @@ def mix(
     from rmkv_cli.data.mix import prepare
     from rmkv_cli.tokenizer import Tokenizer
 
-    manifest = prepare(load_mix(file), file.parent, Tokenizer.load(tokenizer), out, workers)
+    sources, base = read_mix(mix, preset)
+    if tokens is not None:
+        sources = sources.model_copy(update={"tokens": tokens})
+    manifest = prepare(sources, base, Tokenizer.load(tokenizer), out, workers)
     if as_json:
         print_json(manifest.model_dump())
         return
@@ -74,8 +82,13 @@ def mix(
 
 @app.command(epilog="Example: rmkv data inspect data")
 def inspect(
-    place: Annotated[Path, typer.Argument(metavar="DIR|MIX.toml", help="A prepared mix, or the file that tells one.")],
+    place: Annotated[
+        str, typer.Argument(metavar="DIR|MIX", help="A prepared mix; or a mix.toml, or the name of a shipped one.")
+    ],
     samples: Annotated[int, typer.Option(min=0, help="Documents of each source that are shown.")] = 2,
+    documents: Annotated[
+        int, typer.Option(min=1, help="Documents of each source that are read, if the mix is not prepared.")
+    ] = 1_000,
     as_json: Json = False,
 ) -> None:
     """Show the ratios, the lengths of the documents and samples of them, special tokens spelt out."""
@@ -83,25 +96,48 @@ def inspect(
 
     from rmkv_cli.data.survey import survey_folder, survey_mix
 
-    prepared = place.suffix != ".toml"
-    surveys = survey_folder(place, samples) if prepared else survey_mix(load_mix(place), place.parent, samples)
+    prepared = Path(place).is_dir()
+    if prepared:
+        surveys = survey_folder(Path(place), samples)
+    else:
+        mix, base = read_mix(place, None)
+        surveys = survey_mix(mix, base, samples, documents)
     if as_json:
-        print_json([dataclasses.asdict(survey) for survey in surveys])
+        print_json([dataclasses.asdict(s) | {"samples": ["".join(text) for text in s.samples]} for s in surveys])
         return
     rows = [
         (
             *(s.name, f"{s.wanted:.2%}", "-" if s.achieved is None else f"{s.achieved:.2%}", f"{s.documents:,}"),
             *("-" if s.tokens is None else f"{s.tokens:,}", f"{s.bytes:,}"),
+            f"{s.bytes / s.tokens:.3f}" if s.tokens else "-",
             *(f"{s.shortest:,}", f"{s.median:,.0f}", f"{s.longest:,}", f"{s.skipped:,}"),
         )
         for s in surveys
     ]
     unit = "tokens" if prepared else "bytes"
     lengths = (f"shortest ({unit})", "median", "longest", "skipped")
-    _print_table(("source", "wanted", "achieved", "documents", "tokens", "bytes", *lengths), rows)
+    _print_table(("source", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token", *lengths), rows)
+    edges = sorted({edge for survey in surveys for edge in survey.histogram})
+    shares = [(s.name, *(f"{s.histogram.get(edge, 0) / max(1, s.documents):.1%}" for edge in edges)) for s in surveys]
+    print(f"\nDocuments by length: from so many {unit} to twice as many")
+    _print_table(("source", *(f"{edge:,}" for edge in edges)), shares)
     for survey in surveys:
-        for text in survey.samples:
-            print(f"\n[{survey.name}] {text}")
+        for pieces in survey.samples:
+            _print_sample(survey.name, pieces)
+
+
+def _print_sample(source: str, pieces: Sequence[str]) -> None:
+    """Print a sample; on a terminal with its special tokens in colour."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from rmkv_cli.tokenizer import Special
+
+    if not sys.stdout.isatty():
+        print(f"\n[{source}] {''.join(pieces)}")
+        return
+    parts = ((str(piece), "bold magenta" if isinstance(piece, Special) else "") for piece in pieces)
+    Console(highlight=False).print(Text.assemble("\n", (f"[{source}] ", "bold cyan"), *parts))
 
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

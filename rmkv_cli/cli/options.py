@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmkv_cli.config import Config, load_config, preset_path
+from rmkv_cli.config import Config, MixConfig, load_config, load_mix, mix_path, preset_path
 from rmkv_cli.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
@@ -20,6 +20,39 @@ Overrides = Annotated[
 Model = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="A model folder, a checkpoint, or a run (its latest).")
 ]
+
+
+MixName = Annotated[
+    str | None,
+    typer.Argument(metavar="MIX", help="Sources and weights: a mix.toml, or the name of a shipped one."),
+]
+TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json, or a folder that holds one.")]
+
+
+def read_mix(name: str | None, preset: str | None) -> tuple[MixConfig, Path]:
+    """Return the mix of this name, or else that of a preset, and the folder that its files are relative to."""
+    if (name is None) == (preset is None):
+        raise UserError("give one mix: either MIX, a mix.toml or the name of a shipped one, or --preset NAME")
+    if preset is not None:
+        name = load_config(preset_path(preset)).train.mix
+        if name is None:
+            raise UserError(f"--preset {preset}: has no mix of its own; give one: `rmkv data sample` makes one to try")
+    assert name is not None
+    path = mix_path(name)
+    return load_mix(path), path.parent
+
+
+def parse_amount(amount: str | int) -> int:
+    """Return a whole number such as 5000, 5k, 5M, 1.5G or 2B; raise `typer.BadParameter` for what is none."""
+    text = str(amount)  # typer parses defaults, too
+    sizes = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+    try:
+        number = float(text[:-1]) * sizes[text[-1].lower()] if text[-1:].lower() in sizes else float(text)
+        if number < 1 or number != int(number):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"'{text}' is no whole number above 0 such as 5000000, 5M or 1.5G") from None
+    return int(number)
 
 
 def read_config(preset: str | None, file: Path | None, overrides: list[str] | None) -> Config:

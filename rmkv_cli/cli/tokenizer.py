@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli.options import Json, print_json
-from rmkv_cli.config import load_mix
+from rmkv_cli.cli.options import Json, MixName, parse_amount, print_json, read_mix
+from rmkv_cli.config import load_config, preset_path
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, require_new
 
@@ -22,17 +22,27 @@ File = Annotated[Path | None, typer.Option("--file", help="Take the text from a 
 
 @app.command(epilog="Example: rmkv tokenizer train sample/mix.toml --vocab-size 4096 --out tokenizer.json")
 def train(
-    mix: Annotated[Path, typer.Argument(metavar="MIX.toml", help="The sources and their weights.")],
-    vocab_size: Annotated[int, typer.Option(help="Number of tokens; 263 is the least.")],
-    out: Annotated[Path, typer.Option(help="Where the tokenizer goes; must not exist.")],
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="Stop after so much text.")] = None,
+    mix: MixName = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Take this preset's mix and vocabulary.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Number of tokens; 263 is the least.", show_default="the preset's")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the tokenizer goes; must not exist.")] = Path("tokenizer.json"),
+    max_bytes: Annotated[
+        int, typer.Option(parser=parse_amount, metavar="N", help="Stop after so much text.")
+    ] = 200_000_000,
     as_json: Json = False,
 ) -> None:
     """Train byte-level BPE on the sources of a mix, in proportion to their weights."""
     from rmkv_cli.data.vocabulary import train_on_mix
 
     require_new(out)
-    trained = train_on_mix(load_mix(mix), mix.parent, vocab_size, max_bytes)
+    sources, base = read_mix(mix, preset)
+    if vocab_size is None:
+        if preset is None:
+            raise UserError("give --vocab-size N, the number of tokens, or --preset NAME, which has one")
+        vocab_size = load_config(preset_path(preset)).model.vocab_size
+    trained = train_on_mix(sources, base, vocab_size, max_bytes)
     trained.tokenizer.save(out)
     if as_json:
         print_json(

@@ -1,7 +1,7 @@
 """What a run is, as frozen data: the model, the training, the mix; read from presets, files and overrides."""
 
-from rmkv_cli.config.load import dump_toml, list_presets, load_any, load_config, load_mix, parse, preset_path
-from rmkv_cli.config.mix import FileSource, MixConfig, NoiseSource, Source
+from rmkv_cli.config.load import dump_toml, list_presets, load_any, load_config, load_mix, mix_path, parse, preset_path
+from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, TextSource
 from rmkv_cli.config.model import MemoryConfig, ModelConfig
 from rmkv_cli.config.section import Section
 from rmkv_cli.config.tasks import (
@@ -19,22 +19,26 @@ __all__ = [
     "CopySource",
     "FactsSource",
     "FileSource",
+    "HubSource",
     "MemoryConfig",
     "MixConfig",
     "ModelConfig",
     "NeedleSource",
     "NoiseSource",
+    "Phase",
     "RecallSource",
     "ReverseSource",
     "Section",
     "Source",
     "TaskSource",
+    "TextSource",
     "TrainConfig",
     "dump_toml",
     "list_presets",
     "load_any",
     "load_config",
     "load_mix",
+    "mix_path",
     "parse",
     "preset_path",
 ]

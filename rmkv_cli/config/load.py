@@ -42,6 +42,21 @@ def preset_path(name: str) -> Path:
     return _presets() / f"{name}.toml"
 
 
+def mix_path(name: str) -> Path:
+    """Return the file of a shipped mix or, if `name` ends in .toml, that file.
+
+    Raises:
+        UserError: there is none; the message tells the nearest name.
+    """
+    if name.endswith(".toml"):
+        require_file(Path(name))
+        return Path(name)
+    known = sorted(path.stem for path in (_presets() / "mixes").glob("*.toml"))
+    if name not in known:
+        raise UserError(f"mix '{name}': no such mix{did_you_mean(name, known)} (there are: {', '.join(known)})")
+    return _presets() / "mixes" / f"{name}.toml"
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a model and training config from a TOML file, then apply `key=value` overrides in their order.
 

@@ -14,6 +14,10 @@ class TrainConfig(Section):
 
     data: str | None = None
     """The folder that `rmkv data mix` made; `--data` sets it."""
+    mix: str | None = None
+    """Without `data`: what is streamed, a mix.toml or the name of a shipped one."""
+    tokenizer: str = "tokenizer.json"
+    """Of a mix that is streamed; a prepared one has its own."""
     tokens: int = Field(10_000_000_000, ge=1)
     """Tokens to train on."""
     batch_size: int = Field(64, ge=1)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rmkv_cli.config import FileSource, load_mix
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.shards import BatchBuilder, map_shard
-from rmkv_cli.data.sources import good_documents, grouped, mix_documents
+from rmkv_cli.data.sources import Document, good_documents, grouped, mix_documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -126,7 +126,8 @@ class Documents:
         builder = BatchBuilder(tokenizer.vocab_size)
         batches = []
         for index, (_, documents) in enumerate(sources):
-            for group in grouped(documents):
+            for pairs in grouped((None, document) for document in documents):
+                group = [document for _, document in pairs if isinstance(document, Document)]
                 for document, ids in zip(group, tokenizer.encode_documents([d.pieces for d in group]), strict=True):
                     builder.add(index, np.array(ids), document.size)
                     if builder.full:

@@ -53,12 +53,13 @@ def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
 def _begin(tokenizer: str) -> None:
     global _tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     _tokenizer = Tokenizer.from_json(tokenizer)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process as soon as its parent is no more; to be run in a thread."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,7 +1,7 @@
 """Rows of packed documents, in lanes: nothing cropped, nothing padded, exactly resumable."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,42 +25,70 @@ class Rows:
     """A number for each document of a lane, counted from 0; one that goes on in the lane's next row keeps it."""
 
 
-@dataclass
-class _Lane:
-    """Where a lane stands."""
+class Queue(Protocol):
+    """An endless queue of documents."""
 
-    document: int | None = None
-    """Index of the document that it is in."""
-    offset: int = 0
-    """Tokens of it that were given."""
-    count: int = -1
-    """Its number in the lane."""
+    def next(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+        """Return a document's tokens (length,), and which of its targets count (length,), or None if all do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to go on exactly here."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
 
 
-class Lanes:
-    """Endless streams of documents, one a lane. Each epoch shows every token of every document exactly once.
+class Prepared:
+    """The documents of a prepared mix: once in the mix's order, then over and over in orders drawn from the seed."""
 
-    A lane that needs a document takes the next one of a queue that all lanes share: the documents in an order drawn
-    from (seed, 0), then in one drawn from (seed, 1), and so on.
-    """
-
-    def __init__(self, documents: Documents, lanes: int, seed: int) -> None:
-        self._documents = documents
-        self._seed = seed
+    def __init__(self, documents: Documents, seed: int) -> None:
+        self._documents, self._seed = documents, seed
         self._epoch = self._cursor = 0
         self._order = self._permutation()
-        self._lanes = [_Lane() for _ in range(lanes)]
 
     def _permutation(self) -> Int64:
-        return np.random.default_rng([self._seed, self._epoch]).permutation(len(self._documents))
+        count = len(self._documents)
+        return np.random.default_rng([self._seed, self._epoch]).permutation(count) if self._epoch else np.arange(count)
 
-    def _take(self) -> int:
+    def next(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+        """Return the next document (see `Queue`)."""
         if self._cursor == len(self._order):
             self._epoch += 1
             self._cursor = 0
             self._order = self._permutation()
         self._cursor += 1
-        return int(self._order[self._cursor - 1])
+        index = int(self._order[self._cursor - 1])
+        return self._documents[index], self._documents.counted(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as plain values, all that `load_state_dict` needs to go on exactly here."""
+        state = {"documents": len(self._documents), "seed": self._seed}
+        return state | {"epoch": self._epoch, "cursor": self._cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; raise `UserError` if there were other documents, or another seed."""
+        for key, here in (("documents", len(self._documents)), ("seed", self._seed)):
+            _require_equal(key, state[key], here)
+        self._epoch, self._cursor = state["epoch"], state["cursor"]
+        self._order = self._permutation()
+
+
+@dataclass
+class _Lane:
+    """What is left of the document that a lane is in."""
+
+    tokens: npt.NDArray[Any]
+    counted: npt.NDArray[np.bool_] | None = None
+    number: int = -1
+    """Of the document in the lane."""
+
+
+class Lanes:
+    """Endless streams of documents, one a lane. A lane that needs a document takes the next one of a shared queue."""
+
+    def __init__(self, queue: Queue, lanes: int, eod: int) -> None:
+        self._queue, self._eod = queue, eod
+        self._lanes = [_Lane(np.empty(0, np.int64)) for _ in range(lanes)]
 
     def next(self, length: int) -> Rows:
         """Return the next `length` tokens of every lane."""
@@ -73,50 +101,44 @@ class Lanes:
     def _fill(self, lane: _Lane, input_ids: Int64, targets: Int64, document_ids: Int64) -> None:
         at = 0
         while at < len(input_ids):
-            if lane.document is None:
-                lane.document, lane.offset, lane.count = self._take(), 0, lane.count + 1
-            rest = self._documents[lane.document][lane.offset :]
-            end = min(at + len(rest), len(input_ids))
+            if not len(lane.tokens):
+                lane.tokens, lane.counted = self._queue.next()
+                lane.number += 1
+            end = min(at + len(lane.tokens), len(input_ids))
             step = end - at
-            input_ids[at:end] = rest[:step]
-            document_ids[at:end] = lane.count
-            counted = self._documents.counted(lane.document)
-            offset = lane.offset
-            if step == len(rest):
-                targets[at : end - 1] = rest[1:]
-                targets[end - 1] = self._documents.eod
-                lane.document = None
-            else:
-                targets[at:end] = rest[1 : step + 1]
-                lane.offset += step
-            if counted is not None:
-                targets[at:end][~counted[offset : offset + step]] = IGNORED
+            input_ids[at:end] = lane.tokens[:step]
+            document_ids[at:end] = lane.number
+            after = lane.tokens[1 : step + 1]
+            targets[at : at + len(after)] = after
+            targets[at + len(after) : end] = self._eod
+            lane.tokens = lane.tokens[step:]
+            if lane.counted is not None:
+                targets[at:end][~lane.counted[:step]] = IGNORED
+                lane.counted = lane.counted[step:]
             at = end
 
     def state_dict(self) -> dict[str, Any]:
-        """Return, as plain JSON values, all that `load_state_dict` needs to go on exactly here."""
-        return {
-            "documents": len(self._documents),
-            "seed": self._seed,
-            "epoch": self._epoch,
-            "cursor": self._cursor,
-            "lanes": [[lane.document, lane.offset, lane.count] for lane in self._lanes],
-        }
+        """Return all that `load_state_dict` needs to go on exactly here, the rests of the open documents among it."""
+        lanes = [
+            [lane.tokens.tolist(), None if lane.counted is None else lane.counted.tolist(), lane.number]
+            for lane in self._lanes
+        ]
+        return {"queue": self._queue.state_dict(), "lanes": lanes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the lanes stood that gave `state`.
 
         Raises:
-            UserError: they had another number of documents or lanes, or another seed.
+            UserError: there were more or fewer of them, or they had another queue.
         """
-        now = self.state_dict()
-        for key, there, here in (
-            ("documents", state["documents"], now["documents"]),
-            ("lanes", len(state["lanes"]), len(now["lanes"])),
-            ("seed", state["seed"], now["seed"]),
-        ):
-            if there != here:
-                raise UserError(f"cannot resume the data: the checkpoint has {key} = {there}, this run {here}")
-        self._epoch, self._cursor = state["epoch"], state["cursor"]
-        self._order = self._permutation()
-        self._lanes = [_Lane(*lane) for lane in state["lanes"]]
+        _require_equal("lanes", len(state["lanes"]), len(self._lanes))
+        self._queue.load_state_dict(state["queue"])
+        self._lanes = [
+            _Lane(np.array(tokens, np.int64), None if counted is None else np.array(counted, np.bool_), number)
+            for tokens, counted, number in state["lanes"]
+        ]
+
+
+def _require_equal(key: str, there: int, here: int) -> None:
+    if there != here:
+        raise UserError(f"cannot resume the data: the checkpoint has {key} = {there}, this run {here}")

@@ -35,6 +35,10 @@ class SourceReport(Count):
     """Records that could not be read."""
     first_error: str | None
     """What was wrong with the first of them."""
+    left_out: int = 0
+    """Records that the source's config does not want."""
+    duplicates: int = 0
+    """Documents that were left out because they came before."""
 
 
 class SplitReport(Count):

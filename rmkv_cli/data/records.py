@@ -1,19 +1,26 @@
-"""Local files as a stream of records, each known by file and line, through the `datasets` library."""
+"""Files of records, read in numbered blocks: jsonl, csv, parquet, arrow, any other text, also .gz.
+
+A block is what is read at once: some megabytes of lines, a row group, a record batch, a whole text. Reading can begin
+at any block, at once where the format allows it.
+"""
 
 import csv
-import glob
 import gzip
+import io
+import itertools
 import json
-import shutil
 import sys
-import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
-from rmkv_cli.errors import UserError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -35,62 +42,63 @@ class Record:
     columns: dict[str, Any]
 
 
-def find_files(patterns: Sequence[str], base: Path) -> list[Path]:
-    """Return the files that paths and globs (`**` crosses folders) match from `base`, sorted within a pattern.
+Position: TypeAlias = tuple[int, int]
+"""Where a block begins: byte of a file of lines, or number of a row group or record batch; lines or rows before it."""
+START: Position = (0, 0)
+Block: TypeAlias = tuple[Position, list[Record | BadRecord]]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of records, wherever it lies."""
+
+    name: str
+    """As people know it."""
+    blocks: Callable[[Position, Sequence[str]], Iterator[Block]]
+    """Yields its blocks from a position on; of records that have these columns no others may be read."""
+
+    @classmethod
+    def local(cls, path: Path) -> "File":
+        """Return a file on this machine."""
+        return cls(str(path), partial(read_blocks, str(path), lambda: path.open("rb")))
+
+
+def suffix(name: str) -> str:
+    """Return the lower-case suffix that tells a file's kind, without .gz."""
+    return Path(name.lower().removesuffix(".gz")).suffix
+
+
+def read_blocks(
+    name: str, open_it: Callable[[], IO[bytes]], start: Position, columns: Sequence[str]
+) -> Iterator[Block]:
+    """Yield a file's blocks from the one at `start` on.
+
+    Of records that have these columns no others may be read. A whole text is one record with the first of them. What is
+    wrong with the file itself is a bad record, too.
 
     Raises:
-        UserError: a pattern matches nothing, or a file is one of JSON, whose records have no lines.
+        OSError: it cannot be read.
     """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        literal = base / pattern
-        matches = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute ones
-        files = [literal] if literal.is_file() else [base / m for m in sorted(matches) if (base / m).is_file()]
-        if not files:
-            what = f"is a folder; its files are {pattern}/**/*.txt, say" if literal.is_dir() else "no such file"
-            raise UserError(f"{literal}: {what}")
-        for file in files:
-            if suffix(file) == ".json":
-                raise UserError(f"{file}: is it text? name it .txt; is each line a record? name it .jsonl")
-            found[file] = None
-    return list(found)
-
-
-def suffix(file: Path) -> str:
-    """Return the lower-case suffix that tells a file's kind, without .gz."""
-    name = file.name.lower().removesuffix(".gz")
-    return Path(name).suffix
-
-
-def read_records(files: Sequence[Path], text_column: str) -> Iterator[Record | BadRecord]:
-    """Yield the records of files in order: lines of jsonl, rows of csv and parquet, whole texts (as `text_column`)."""
-    from datasets import IterableDataset
-    from datasets.iterable_dataset import ExamplesIterable
-
-    # What IterableDataset.from_generator makes, which would also leave a lock file in the user's cache each time.
-    examples = ExamplesIterable(_all_records, {"files": list(files), "text_column": text_column})
-    for example in IterableDataset(examples):
-        yield example["record"]
-
-
-def _all_records(files: list[Path], text_column: str) -> Iterator[tuple[int, dict[str, Record | BadRecord]]]:
-    readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".parquet": _parquet_records}
-    for key, file in enumerate(files):
-        try:
-            if file.stat().st_size == 0:
-                records: Iterator[Record | BadRecord] = iter([BadRecord(str(file), "is empty")])
-            elif suffix(file) in readers:
-                records = readers[suffix(file)](file)
-            else:
-                records = iter([_text_record(file, text_column)])
-            for record in records:
-                yield key, {"record": record}
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            yield key, {"record": BadRecord(str(file), f"is not a whole gzip file ({error})")}
-
-
-def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")  # type: ignore[return-value]
+    try:
+        with open_it() as raw:
+            if not raw.read(1):
+                yield START, [BadRecord(name, "is empty")]
+                return
+            raw.seek(0)
+            stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else raw  # type: ignore[assignment]
+            match suffix(name):
+                case ".jsonl":
+                    yield from _jsonl_blocks(name, stream, start)
+                case ".csv":
+                    yield from _csv_blocks(name, stream, start)
+                case ".parquet":
+                    yield from _parquet_blocks(name, stream, start, columns)
+                case ".arrow":
+                    yield from _arrow_blocks(name, stream, start, columns)
+                case _:
+                    yield START, [_text_record(name, stream, columns[0])]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        yield (sys.maxsize, 0), [BadRecord(name, f"is not a whole gzip file ({error})")]
 
 
 def _decode(data: bytes) -> str:
@@ -105,87 +113,121 @@ def _decode(data: bytes) -> str:
         raise ValueError(f"is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}{place}") from None
 
 
-def _text_record(file: Path, column: str) -> Record | BadRecord:
-    with _open(file) as stream:
-        try:
-            return Record(str(file), {column: _decode(stream.read())})
-        except ValueError as error:
-            return BadRecord(str(file), str(error))
+def _text_record(name: str, stream: IO[bytes], column: str) -> Record | BadRecord:
+    try:
+        return Record(name, {column: _decode(stream.read())})
+    except ValueError as error:
+        return BadRecord(name, str(error))
 
 
-def _jsonl_records(file: Path) -> Iterator[Record | BadRecord]:
-    with _open(file) as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{file}:{number}"
-            if not line.strip():
-                continue
-            try:
-                columns = json.loads(_decode(line.rstrip(b"\r\n")))
-            except json.JSONDecodeError as error:
-                yield BadRecord(where, f"is not valid JSON: {error.msg} at column {error.colno}")
-            except (ValueError, RecursionError) as error:
-                yield BadRecord(where, str(error))
-            else:
-                if isinstance(columns, dict):
-                    yield Record(where, columns)
-                else:
-                    yield BadRecord(where, f"is not a JSON object but {describe(columns)}")
+def _jsonl_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block]:
+    offset, number = start
+    stream.seek(offset)
+    while lines := stream.readlines(BLOCK_BYTES):
+        yield (offset, number), [_json_record(f"{name}:{n}", x) for n, x in enumerate(lines, number + 1) if x.strip()]
+        offset += sum(map(len, lines))
+        number += len(lines)
 
 
-def _csv_records(file: Path) -> Iterator[Record | BadRecord]:
-    # Not load_dataset("csv"): it ends at the first row with a field too many, and knows rows, not lines.
+def _json_record(where: str, line: bytes) -> Record | BadRecord:
+    try:
+        columns = json.loads(_decode(line.rstrip(b"\r\n")))
+    except json.JSONDecodeError as error:
+        return BadRecord(where, f"is not valid JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return BadRecord(where, str(error))
+    if isinstance(columns, dict):
+        return Record(where, columns)
+    return BadRecord(where, f"is not a JSON object but {describe(columns)}")
+
+
+class _Lines:
+    """Lines as csv wants them, and how many bytes of them it has taken."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.taken = stream, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.stream:
+            self.taken += len(line)
+            # A byte that is not UTF-8 spoils its own row alone: a lone surrogate is found when the text is checked.
+            yield line.decode("utf-8", "surrogateescape")
+
+
+def _csv_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block]:
     csv.field_size_limit(sys.maxsize)
-    with _open(file) as stream:
-        # A byte that is not UTF-8 spoils its own row alone: as a lone surrogate it is found when the text is checked.
-        rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in stream), strict=True)
-        try:
-            names = [name.removeprefix("\ufeff") for name in next(rows, [])]
-        except csv.Error as error:
-            yield BadRecord(f"{file}:1", f"is not valid CSV: {error}")
-            return
-        last = rows.line_num
-        while True:
+    lines = _Lines(stream)
+    rows = csv.reader(iter(lines), strict=True)
+    try:
+        names = [column.removeprefix("\ufeff") for column in next(rows, [])]
+    except csv.Error as error:
+        yield START, [BadRecord(f"{name}:1", f"is not valid CSV: {error}")]
+        return
+    start = max(start, (lines.taken, rows.line_num))
+    stream.seek(start[0])
+    lines.taken = start[0]
+    rows, before = csv.reader(iter(lines), strict=True), start[1]
+    ended = False
+    while not ended:
+        position = lines.taken, before + rows.line_num
+        block: list[Record | BadRecord] = []
+        while not ended and lines.taken - position[0] < BLOCK_BYTES:
+            where = f"{name}:{before + rows.line_num + 1}"
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield BadRecord(f"{file}:{last + 1}", f"is not valid CSV: {error}")
-                last = rows.line_num
+                block.append(BadRecord(where, f"is not valid CSV: {error}"))
                 continue
-            if row is None:
-                return
-            where, last = f"{file}:{last + 1}", rows.line_num
-            if not row:
-                continue
-            if len(row) != len(names):
-                yield BadRecord(where, f"has {len(row)} fields where the first line names {len(names)} columns")
-            else:
-                yield Record(where, dict(zip(names, row, strict=True)))
+            ended = row is None
+            if row and len(row) != len(names):
+                what = f"has {len(row)} fields where the first line names {len(names)} columns"
+                block.append(BadRecord(where, what))
+            elif row:
+                block.append(Record(where, dict(zip(names, row, strict=True))))
+        yield position, block
 
 
-def _parquet_records(file: Path) -> Iterator[Record | BadRecord]:
-    import datasets
-    import pyarrow as pa
+def _parquet_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Iterator[Block]:
+    group, before = start
+    try:
+        if isinstance(stream, gzip.GzipFile):  # parquet is read from its end, which gzip cannot
+            stream = io.BytesIO(stream.read())
+        file = pq.ParquetFile(stream)
+        chosen = _chosen(columns, file.schema_arrow)
+        while group < file.num_row_groups:
+            rows = file.read_row_group(group, chosen).to_pylist()
+            yield (group, before), [Record(f"{name}:{n}", row) for n, row in enumerate(rows, before + 1)]
+            group, before = group + 1, before + len(rows)
+    except (pa.ArrowException, ValueError) as error:
+        yield (group, before), [_unreadable(name, before, "Parquet", error)]
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a file it cannot read is reported here
-    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else each file costs 5 s at its end
-    number = 0
-    with tempfile.TemporaryDirectory() as folder:  # its cache, lest it leaves a lock file in the user's
-        path = file
-        if file.name.lower().endswith(".gz"):  # parquet is read from its end, which gzip cannot
-            path = Path(folder, "whole.parquet")
-            with _open(file) as stream, path.open("wb") as whole:
-                shutil.copyfileobj(stream, whole)
-        try:
-            pattern = glob.escape(str(path))
-            rows = datasets.load_dataset(
-                "parquet", data_files=[pattern], split="train", streaming=True, cache_dir=folder
-            )
-            for number, row in enumerate(rows, 1):
-                yield Record(f"{file}:{number}", row)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            what = str(error).partition("\n")[0]
-            yield BadRecord(f"{file}:{number + 1}", f"is not readable as Parquet: {what}")
+
+def _arrow_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Iterator[Block]:
+    batch, before = start
+    try:
+        stream = io.BytesIO(stream.read()) if isinstance(stream, gzip.GzipFile) else stream
+        batches: Iterator[pa.RecordBatch]
+        if stream.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(stream)
+            batches = (file.get_batch(i) for i in range(batch, file.num_record_batches))
+        else:
+            stream.seek(0)
+            batches = itertools.islice(pa.ipc.open_stream(stream), batch, None)
+        for rows in batches:
+            found = enumerate(rows.select(_chosen(columns, rows.schema)).to_pylist(), before + 1)
+            yield (batch, before), [Record(f"{name}:{n}", row) for n, row in found]
+            batch, before = batch + 1, before + len(rows)
+    except (pa.ArrowException, ValueError) as error:
+        yield (batch, before), [_unreadable(name, before, "Arrow", error)]
+
+
+def _chosen(columns: Sequence[str], schema: pa.Schema) -> list[str]:
+    """Return the columns to read: all, lest one is missing, that people may be told what there is."""
+    return list(columns) if set(columns) <= set(schema.names) else schema.names
+
+
+def _unreadable(name: str, before: int, kind: str, error: Exception) -> BadRecord:
+    return BadRecord(f"{name}:{before + 1}", f"is not readable as {kind}: {str(error).partition(chr(10))[0]}")
 
 
 def describe(value: Any) -> str:

@@ -31,6 +31,19 @@ def schema(vocab_size: int) -> pa.Schema:
     )
 
 
+def counted(length: int, answers: Spans | None) -> npt.NDArray[np.bool_] | None:
+    """Return which targets of a document count in the loss, (length,), or None if all do.
+
+    The target of a token is the next one; those that count in a task's document are the tokens of its answers.
+    """
+    if answers is None:
+        return None
+    counts = np.zeros(length, np.bool_)
+    for start, stop in answers:
+        counts[start - 1 : stop - 1] = True
+    return counts
+
+
 class BatchBuilder:
     """Gathers documents for one record batch, whose size bounds the memory of writing."""
 

@@ -1,12 +1,16 @@
 """From a source's records to documents of untrusted text and special tokens."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from rmkv_cli.config import FileSource, MixConfig
-from rmkv_cli.data.records import BadRecord, Record, describe, find_files, read_records
+from rmkv_cli.config import FileSource, HubSource, MixConfig, TextSource
+from rmkv_cli.data.chat import answer, pieces_of, read_messages
+from rmkv_cli.data.files import find_files
+from rmkv_cli.data.order import Place, ordered
+from rmkv_cli.data.records import BadRecord, File, Record, describe
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Piece, Special
@@ -27,6 +31,14 @@ class Document:
     """Bytes of its untrusted text in UTF-8."""
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A record that its source's config does not want."""
+
+
+Item: TypeAlias = Document | BadRecord | LeftOut
+
+
 @dataclass
 class Skipped:
     """How many of a source's records could not be read, and the first one's message."""
@@ -38,39 +50,56 @@ class Skipped:
         return f"{self.records:,} bad record{'s' * (self.records != 1)} left out, the first: {self.first}"
 
 
-def read_source(source: FileSource, base: Path) -> Iterator[Document | BadRecord]:
-    """Return an iterator over a source's documents and its unreadable records, in the order of files and lines.
+def open_source(source: TextSource, base: Path) -> list[File]:
+    """Return a source's files; local ones are relative to `base`.
 
     Raises:
-        UserError: at once, if a path or glob (relative to `base`) matches nothing, or what `find_files` refuses.
+        UserError: there are none, or what `find_files` and `find_hub_files` refuse.
     """
     try:
-        files = find_files(source.files, base)
+        if isinstance(source, FileSource):
+            return find_files(source.files, base)
+        assert isinstance(source, HubSource)
+        from rmkv_cli.data.hub import find_hub_files
+
+        return find_hub_files(source)
     except UserError as error:
         raise UserError(f"source '{source.name}': {error}") from None
-    columns = [source.text_column] if source.format == "text" else [source.prompt_column, source.response_column]
-
-    def documents() -> Iterator[Document | BadRecord]:
-        for record in read_records(files, source.text_column):
-            yield record if isinstance(record, BadRecord) else _document(source, record, columns)
-
-    return documents()
 
 
-def good_documents(source: FileSource, base: Path, on_error: str) -> Iterator[Document]:
-    """Return an iterator over the readable documents; how many were left out is said on stderr at the end.
+def read_source(
+    source: TextSource, files: Sequence[File], seed: Sequence[int] | None = None, place: Place | None = None
+) -> Iterator[tuple[Place, Item]]:
+    """Yield the documents of one reading of a source, what is left out, and bad records, each with the place after it.
+
+    Args:
+        source: what a document is made of.
+        files: of the source.
+        seed: of their order; without it they come as they stand.
+        place: where to begin; without it at the first record.
+    """
+    columns = _columns(source)
+    filters = [*source.where, *source.at_least, *source.at_most]
+    for after, record in ordered(files, [*columns, *filters], seed, place or Place()):
+        yield after, record if isinstance(record, BadRecord) else _item(source, record, columns)
+
+
+def good_documents(
+    source: TextSource, base: Path, on_error: str, seed: Sequence[int] | None = None
+) -> Iterator[Document]:
+    """Return an iterator over the wanted, readable documents; how many could not be read is said on stderr at the end.
 
     Raises:
-        UserError: as in `read_source`, and on the way as in `refuse`.
+        UserError: as in `open_source`, and on the way as in `refuse`.
     """
-    items = read_source(source, base)
+    files = open_source(source, base)
 
     def good() -> Iterator[Document]:
         skipped = Skipped()
-        for item in items:
+        for _, item in read_source(source, files, seed):
             if isinstance(item, BadRecord):
                 refuse(item, source.name, on_error, skipped)
-            else:
+            elif isinstance(item, Document):
                 yield item
         if skipped.records:
             stderr().print(f"source '{source.name}': {skipped}", style="yellow")
@@ -92,20 +121,30 @@ def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None
     skipped.first = skipped.first or str(bad)
 
 
-def mix_documents(mix: MixConfig, base: Path) -> Iterator[tuple[FileSource, Iterator[Document]]]:
+def mix_documents(mix: MixConfig, base: Path) -> Iterator[tuple[TextSource, Iterator[Document]]]:
     """Yield the sources of a mix that hold text, each with its documents; errors as in `good_documents`."""
-    for source in mix.sources:
-        if isinstance(source, FileSource):
-            yield source, good_documents(source, base, mix.on_error)
+    for index, source in enumerate(mix.sources):
+        if isinstance(source, TextSource):
+            yield source, good_documents(source, base, mix.on_error, [mix.seed, index])
 
 
-def grouped(items: Iterator[T]) -> Iterator[list[T]]:
-    """Yield documents, and bad records among them, in lists of a size that is worth tokenizing at once."""
-    group: list[T] = []
+def digest(seed: int, *parts: bytes) -> int:
+    """Return a number from 0 to 2^64 - 1 that a document's parts and the mix's seed give."""
+    return int.from_bytes(hashlib.blake2b(b"\0".join(parts), digest_size=8, key=str(seed).encode()).digest())
+
+
+def is_held_out(mix: MixConfig, digest: int) -> bool:
+    """Return whether the document of this digest belongs to the validation split."""
+    return digest < mix.validation * 2**64
+
+
+def grouped(items: Iterator[tuple[T, Item]]) -> Iterator[list[tuple[T, Item]]]:
+    """Yield documents, and what stands among them, in lists of a size that is worth tokenizing at once."""
+    group: list[tuple[T, Item]] = []
     size = 0
-    for item in items:
-        group.append(item)
-        size += item.size if isinstance(item, Document) else 0
+    for pair in items:
+        group.append(pair)
+        size += pair[1].size if isinstance(pair[1], Document) else 0
         if size >= GROUP_BYTES or len(group) >= GROUP_DOCUMENTS:
             yield group
             group, size = [], 0
@@ -113,30 +152,74 @@ def grouped(items: Iterator[T]) -> Iterator[list[T]]:
         yield group
 
 
-def _document(source: FileSource, record: Record, columns: list[str]) -> Document | BadRecord:
-    for name in columns:
-        if name not in record.columns:
-            known = ", ".join(record.columns) or "none"
-            hint = did_you_mean(name, record.columns) or "; text_column, or format, tells which to read"
-            return BadRecord(record.where, f"has no column '{name}' (it has: {known}){hint}")
-        value = record.columns[name]
-        if not isinstance(value, str):
-            return BadRecord(record.where, f"column '{name}' is not a string but {describe(value)}")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            code = ord(value[error.start])
-            what = f"byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else f"the lone surrogate U+{code:04X}"
-            return BadRecord(record.where, f"column '{name}' is not valid UTF-8: {what} at character {error.start + 1}")
-    pieces: tuple[Piece, ...] = tuple(record.columns[name] for name in columns)
-    if source.format == "prompt_response":
-        pieces = (Special.START, pieces[0], Special.END, *_response(pieces[1]))
-    return Document(source.name, pieces, sum(len(p.encode()) for p in pieces if not isinstance(p, Special)))
+def _columns(source: TextSource) -> list[str]:
+    match source.format:
+        case "text":
+            return [source.text_column]
+        case "prompt_response":
+            return [source.prompt_column, source.response_column]
+    return [source.messages_column, *([source.answer_column] if source.answer_column else [])]
 
 
-def _response(text: str) -> tuple[Piece, ...]:
-    """Return a response's pieces: a thought that it begins with is set between the special tokens."""
-    opened, closed, answer = text.lstrip().partition(Special.END_THINK.value)
-    if closed and opened.startswith(Special.THINK.value):
-        return (Special.THINK, opened.removeprefix(Special.THINK.value), Special.END_THINK, answer)
-    return (text,)
+def _item(source: TextSource, record: Record, columns: list[str]) -> Item:
+    try:
+        if not _is_wanted(source, record.columns):
+            return LeftOut()
+        values = [_column(record.columns, name) for name in columns]
+        if source.format == "messages":
+            pieces = pieces_of(_messages(values, columns))
+        else:
+            pieces = tuple(_text(value, name) for name, value in zip(columns, values, strict=True))
+            if source.format == "prompt_response":
+                pieces = (Special.START, pieces[0], Special.END, *answer(pieces[1]))
+    except ValueError as error:
+        return BadRecord(record.where, str(error))
+    texts = [piece for piece in pieces if not isinstance(piece, Special)]
+    length = sum(map(len, texts))
+    if length < source.min_characters or length > (source.max_characters or length):
+        return LeftOut()
+    return Document(source.name, pieces, sum(len(text.encode()) for text in texts))
+
+
+def _messages(values: list[Any], columns: list[str]) -> list[tuple[str, str]]:
+    try:
+        turns = read_messages(values[0])
+    except ValueError as error:
+        raise ValueError(f"column '{columns[0]}' {error}") from None
+    turns = [(role, _text(content, columns[0])) for role, content in turns]
+    return turns + [("assistant", _text(value, name)) for value, name in zip(values[1:], columns[1:], strict=True)]
+
+
+def _is_wanted(source: TextSource, columns: dict[str, Any]) -> bool:
+    def number(name: str) -> float:
+        value = _column(columns, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"column '{name}' is not a number but {describe(value)}")
+        return value
+
+    return (
+        all(_column(columns, name) in values for name, values in source.where.items())
+        and all(number(name) >= least for name, least in source.at_least.items())
+        and all(number(name) <= most for name, most in source.at_most.items())
+    )
+
+
+def _column(columns: dict[str, Any], name: str) -> Any:
+    if name not in columns:
+        known = ", ".join(columns) or "none"
+        hint = did_you_mean(name, columns) or "; the source's *_column, or format, tells which to read"
+        raise ValueError(f"has no column '{name}' (it has: {known}){hint}")
+    return columns[name]
+
+
+def _text(value: Any, name: str) -> str:
+    """Return a column's text; raise `ValueError` if it is none."""
+    if not isinstance(value, str):
+        raise ValueError(f"column '{name}' is not a string but {describe(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        what = f"byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else f"the lone surrogate U+{code:04X}"
+        raise ValueError(f"column '{name}' is not valid UTF-8: {what} at character {error.start + 1}") from None
+    return value

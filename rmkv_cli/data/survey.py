@@ -1,17 +1,19 @@
 """A look at a mix, prepared or not: its ratios, the lengths of its documents, and samples of them."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmkv_cli.config import FileSource, MixConfig
+from rmkv_cli.config import MixConfig, TextSource
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.records import BadRecord
-from rmkv_cli.data.sources import Skipped, read_source, refuse
-from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.data.sources import Document, Skipped, open_source, read_source, refuse
+from rmkv_cli.tokenizer import Piece, Special, Tokenizer
 
 SAMPLE_CHARACTERS = 240
 
@@ -34,8 +36,10 @@ class SourceSurvey:
     longest: int
     skipped: int
     first_error: str | None
-    samples: list[str]
-    """The beginnings of some documents, special tokens spelt out; with a task's also the end, which asks."""
+    histogram: dict[int, int]
+    """Documents by length: those that are shorter than twice the key, and not shorter than it."""
+    samples: list[tuple[Piece, ...]]
+    """The beginnings of some documents; with a task's also the end, which asks."""
 
 
 def survey_folder(folder: Path, samples: int) -> list[SourceSurvey]:
@@ -67,8 +71,8 @@ def survey_folder(folder: Path, samples: int) -> list[SourceSurvey]:
     return found
 
 
-def survey_mix(mix: MixConfig, base: Path, samples: int) -> list[SourceSurvey]:
-    """Read the sources of a mix through and return what they hold; noise and tasks, without end, hold nothing here.
+def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list[SourceSurvey]:
+    """Read so many documents of each source of a mix, or all, and return what they hold; noise and tasks hold nothing.
 
     Raises:
         UserError: a source has no files, or a record is bad and `on_error` is "stop".
@@ -77,15 +81,19 @@ def survey_mix(mix: MixConfig, base: Path, samples: int) -> list[SourceSurvey]:
     found = []
     for source in mix.sources:
         sizes: list[int] = []
-        shown: list[str] = []
+        shown: list[tuple[Piece, ...]] = []
         skipped = Skipped()
-        for item in read_source(source, base) if isinstance(source, FileSource) else ():
+        items = read_source(source, open_source(source, base)) if isinstance(source, TextSource) else ()
+        for _, item in items:
             if isinstance(item, BadRecord):
                 refuse(item, source.name, mix.on_error, skipped)
+            if not isinstance(item, Document):
                 continue
+            if len(sizes) == documents:
+                break
             sizes.append(item.size)
             if len(shown) < samples:
-                shown.append(_beginning("".join(item.pieces)))
+                shown.append(_shortened(item.pieces, SAMPLE_CHARACTERS))
         found.append(
             SourceSurvey(
                 name=source.name,
@@ -103,18 +111,28 @@ def survey_mix(mix: MixConfig, base: Path, samples: int) -> list[SourceSurvey]:
     return found
 
 
-def _shown(documents: Documents, index: int, tokenizer: Tokenizer) -> str:
-    text = tokenizer.decode(documents[index].tolist())
-    if documents.counted(index) is None or len(text) <= SAMPLE_CHARACTERS:
-        return _beginning(text)
-    return f"{text[: SAMPLE_CHARACTERS // 2]} … {text[-SAMPLE_CHARACTERS // 2 :]}"
+def _shown(documents: Documents, index: int, tokenizer: Tokenizer) -> tuple[Piece, ...]:
+    ids = documents[index].tolist()
+    if documents.counted(index) is None:
+        return _shortened(tokenizer.pieces(ids), SAMPLE_CHARACTERS)
+    end = "".join(tokenizer.pieces(ids[-SAMPLE_CHARACTERS:]))[-SAMPLE_CHARACTERS // 2 :]
+    return *_shortened(tokenizer.pieces(ids), SAMPLE_CHARACTERS // 2), " ", end
 
 
-def _beginning(text: str) -> str:
-    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…"
+def _shortened(pieces: Sequence[Piece], room: int) -> tuple[Piece, ...]:
+    """Return as much of the pieces as has so many characters, and a mark where something is left out."""
+    taken: list[Piece] = []
+    for piece in pieces:
+        if len(piece) > room:
+            return *taken, *([] if isinstance(piece, Special) else [piece[:room]]), "…"
+        taken.append(piece)
+        room -= len(piece)
+    return tuple(taken)
 
 
 def _lengths(lengths: Any) -> dict[str, Any]:
     if not len(lengths):
-        return {"shortest": 0, "median": 0.0, "longest": 0}
-    return {"shortest": int(min(lengths)), "median": float(np.median(lengths)), "longest": int(max(lengths))}
+        return {"shortest": 0, "median": 0.0, "longest": 0, "histogram": {}}
+    bins = Counter(2 ** (int(length).bit_length() - 1) if length else 0 for length in lengths)
+    figures = {"shortest": int(min(lengths)), "median": float(np.median(lengths)), "longest": int(max(lengths))}
+    return figures | {"histogram": dict(sorted(bins.items()))}

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmkv_cli.config import MixConfig
-from rmkv_cli.data.mix import held_out
-from rmkv_cli.data.sources import Document, mix_documents
+from rmkv_cli.data.sources import Document, digest, is_held_out, mix_documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import progress, stderr
 from rmkv_cli.tokenizer import Special, Tokenizer, train_tokenizer
@@ -43,7 +42,7 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
         nonlocal taken
         with progress("Reading text", max_bytes, "bytes") as advance:
             for document in _by_bytes(mix, base):
-                if held_out(mix, document):
+                if is_held_out(mix, digest(mix.seed, *(piece.encode() for piece in document.pieces))):
                     held.add(document)
                     continue
                 last.add(document)

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from rmkv_cli.config import TaskSource, parse
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.data.tasks import Example, TextHaystack, make_example, plain_haystack, require_vocabulary, row_axis
+from rmkv_cli.data.tasks import (
+    Example,
+    TextHaystack,
+    make_example,
+    over_and_over,
+    plain_haystack,
+    require_vocabulary,
+    row_axis,
+)
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.reading import LOGITS, going_on, require_fits, steps
 from rmkv_cli.model import RMKV, reading
@@ -109,7 +117,7 @@ def task_accuracy(
 
 
 def _shuffled(text: Sequence[NDArray[Any]], seed: int) -> TextHaystack:
-    return TextHaystack([text[i] for i in np.random.default_rng(seed).permutation(len(text))])
+    return TextHaystack(over_and_over([text[i] for i in np.random.default_rng(seed).permutation(len(text))]))
 
 
 def _ask(model: RMKV, examples: list[Example], tokenizer: Tokenizer, advance: Callable[[float], None]) -> Integers:

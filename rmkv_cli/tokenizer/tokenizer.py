@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,6 +142,14 @@ class Tokenizer:
             UserError: an id is out of range.
         """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def pieces(self, ids: Sequence[int]) -> tuple[Piece, ...]:
+        """Return the text of the ids with the special tokens apart; errors and malformed UTF-8 as in `decode`."""
+        runs = itertools.groupby(ids, lambda token: token if token < len(Special) else None)
+        pieces: list[Piece] = []
+        for special, run in runs:
+            pieces += [self.decode(list(run))] if special is None else [list(Special)[token] for token in run]
+        return tuple(pieces)
 
     def stream(self) -> "Stream":
         """Return a decoder that is given one id after the other."""

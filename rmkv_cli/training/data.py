@@ -1,61 +1,140 @@
 """What a run reads, opened and checked before anything else is done."""
 
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmkv_cli.config import Config
+from rmkv_cli.config import Config, FileSource, MixConfig, Phase, dump_toml, load_mix, mix_path
 from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.lanes import Prepared, Queue
 from rmkv_cli.data.manifest import Manifest
+from rmkv_cli.data.mix import hold_out, pinned, require_room
+from rmkv_cli.data.stream import Stream
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import sha256
+from rmkv_cli.files import sha256, write_text
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
+
+MIX = "mix.toml"
+HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
 class Data:
     """What a run reads."""
 
-    documents: Documents
+    queue: Queue
+    """Of the training documents."""
+    phases: list[Phase]
+    """Of the mix."""
     held_out: Documents | None
     """None if there are none."""
     tokenizer: Tokenizer
     hash: str
-    """Of the mix's manifest."""
+    """Of the mix's manifest, or of the mix itself where it is streamed."""
 
 
-def with_absolute_data(config: Config) -> Config:
-    """Return the config with a data folder that is found from everywhere."""
-    if config.train.data is None:
-        raise UserError("no data: give --data DIR, a folder that `rmkv data mix` made")
-    data = str(Path(config.train.data).resolve())
-    return config.model_copy(update={"train": config.train.model_copy(update={"data": data})})
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with data that are found from everywhere; raise `UserError` if it names none."""
+    train = config.train
+    if train.data is not None:
+        absolute = {"data": str(Path(train.data).resolve())}
+    elif train.mix is not None:
+        mix, tokenizer = mix_path(train.mix).resolve(), Path(train.tokenizer).resolve()
+        absolute = {"mix": str(mix), "tokenizer": str(tokenizer)}
+    else:
+        raise UserError("no data: give --data DIR, a folder that `rmkv data mix` made, or --set train.mix=MIX.toml")
+    return config.model_copy(update={"train": train.model_copy(update=absolute)})
 
 
-def open_data(config: Config) -> Data:
-    """Return what the run reads; raise `UserError` if its parts, or it and the model, do not fit together."""
-    folder = Path(config.train.data or "")
+@contextmanager
+def open_data(config: Config, run: Path) -> Iterator[Data]:
+    """Give what the run in the folder `run` reads: a prepared mix, or one that is streamed.
+
+    A stream's mix, with its files and revisions made definite, and the documents that it holds out stay in `run`.
+
+    Raises:
+        UserError: the parts of the data, or they and the model, do not fit together.
+    """
+    if config.train.data is not None:
+        yield _prepared(config, Path(config.train.data))
+        return
+    tokenizer = Tokenizer.load(Path(config.train.tokenizer))
+    _require_fit(config, tokenizer, config.train.tokenizer)
+    if config.model.position == "learned":
+        raise UserError(
+            "model.position = 'learned' ends at model.max_position_embeddings, and a stream's documents may be longer; "
+            "rotary and sinusoidal ones know no end"
+        )
+    begun = (run / "config.toml").exists()
+    mix = load_mix(run / MIX) if begun else _definite(config)
+    require_room(mix, tokenizer)
+    workers = max(1, (os.cpu_count() or 1) // 2)
+    if not begun:  # what a start that was killed has left may be of another mix
+        write_text(run / MIX, dump_toml(mix))
+        shutil.rmtree(run / HELD_OUT, ignore_errors=True)
+        hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
+    kept = Manifest.load(run / HELD_OUT).splits["validation"].documents
+    held_out = Documents.open(run / HELD_OUT, "validation") if kept else None
+    digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
+    with Stream(mix, run, tokenizer, workers) as stream:
+        yield Data(stream, mix.phases, held_out, tokenizer, digest)
+
+
+def _definite(config: Config) -> MixConfig:
+    """Return what train.mix means now: with the training's length, absolute files and the revisions' commits."""
+    assert config.train.mix is not None
+    path = Path(config.train.mix)
+    mix = pinned(load_mix(path))
+    sources = [
+        source.model_copy(update={"files": [str(path.parent / file) for file in source.files]})
+        if isinstance(source, FileSource)
+        else source
+        for source in mix.sources
+    ]
+    return mix.model_copy(update={"sources": sources, "tokens": config.train.tokens})
+
+
+def _prepared(config: Config, folder: Path) -> Data:
     documents = Documents.open(folder, "train")
-    held_out = Documents.open(folder, "validation") if Manifest.load(folder).splits["validation"].documents else None
+    manifest = Manifest.load(folder)
+    held_out = Documents.open(folder, "validation") if manifest.splits["validation"].documents else None
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != documents.tokenizer_hash:
         raise UserError(f"{folder}: its tokenizer.json is not the one that the data was made with")
+    _require_fit(config, tokenizer, str(folder))
     model = config.model
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size = {model.vocab_size}; "
-            f"use --set model.vocab_size={tokenizer.vocab_size}"
-        )
-    if tokenizer.vocab_size < 0.9 * model.vocab_size:
-        stderr().print(
-            f"note: model.vocab_size = {model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
-            f"--set model.vocab_size={tokenizer.vocab_size} makes the model smaller",
-            style="yellow",
-        )
     longest = max(int(split.lengths.max()) for split in (documents, held_out) if split)
     if model.position == "learned" and longest > model.max_position_embeddings:
         raise UserError(
             f"{folder}: has a document of {longest} tokens, but learned positions end at "
             f"model.max_position_embeddings = {model.max_position_embeddings}; rotary and sinusoidal ones know no end"
         )
-    return Data(documents, held_out, tokenizer, sha256(folder / "manifest.json"))
+    if manifest.mix.phases and manifest.mix.tokens != config.train.tokens:
+        stderr().print(
+            f"note: the mix's phases are shares of its {manifest.mix.tokens:,} tokens, but train.tokens = "
+            f"{config.train.tokens:,}",
+            style="yellow",
+        )
+    queue = Prepared(documents, config.train.seed)
+    return Data(queue, manifest.mix.phases, held_out, tokenizer, sha256(folder / "manifest.json"))
+
+
+def _require_fit(config: Config, tokenizer: Tokenizer, place: str) -> None:
+    """Raise `UserError` if the model has too few ids for the tokenizer; say so if it has far too many."""
+    size = config.model.vocab_size
+    if tokenizer.vocab_size > size:
+        raise UserError(
+            f"{place}: its tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size = {size}; "
+            f"use --set model.vocab_size={tokenizer.vocab_size}"
+        )
+    if tokenizer.vocab_size < 0.9 * size:
+        stderr().print(
+            f"note: model.vocab_size = {size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
+            f"--set model.vocab_size={tokenizer.vocab_size} makes the model smaller",
+            style="yellow",
+        )

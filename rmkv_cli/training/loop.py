@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from rmkv_cli.config import Config, dump_toml
+from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
 from rmkv_cli.files import whole_directory, write_text
@@ -28,7 +29,7 @@ from rmkv_cli.training.checkpoint import (
     write_model,
     write_training,
 )
-from rmkv_cli.training.data import Data, open_data, with_absolute_data
+from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, with_absolute_paths
 from rmkv_cli.training.display import Display
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.metrics import Metrics
@@ -59,16 +60,16 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         UserError: the config, the data, the tokenizer and the run do not fit together.
         NonFiniteError: the loss or the gradient is not a number; what led to it lies in the run's folder `failed`.
     """
-    config = with_absolute_data(config)
-    data = open_data(config)
+    config = with_absolute_paths(config)
     if config.model.memory.carry == "layers":
         _require_allowance(allow_noncausal or resume)
     if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
         raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    if not resume and set(_visible(run)) - {"tokenizer.json"}:  # which a start that was killed leaves
+    if not resume and set(_visible(run)) - {"tokenizer.json", MIX, HELD_OUT}:  # which a start that was killed leaves
         raise UserError(f"{run}: holds other things and is no run; choose another --run")
-    with _locked(run):
-        trainer = Trainer(config, data.documents, resolve_device(config.train.device))
+    with open_data(config, run) as data, _locked(run):
+        lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
+        trainer = Trainer(config, lanes, resolve_device(config.train.device), data.phases)
         if resume:
             _go_on(trainer, run, data)
         else:
@@ -204,7 +205,7 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     checkpoint = find_model(run, training=True)
     saved = load_training(checkpoint, trainer.device)
     if saved["data"] != data.hash:
-        raise UserError(f"{trainer.config.train.data}: is not the data that {checkpoint} was trained on")
+        raise UserError(f"{trainer.config.train.data or run / MIX}: is not the data that {checkpoint} was trained on")
     trainer.load_state_dict(saved, load_file(checkpoint / WEIGHTS, trainer.device))
     go_back(run, checkpoint, trainer.config.train.keep_last)
     finished = "; it has come to its end, nothing is left to do" if trainer.finished else ""

@@ -1,12 +1,13 @@
 """The optimizer's parameter groups, the learning rate's schedule, and how many segments a row has."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from rmkv_cli.config import TrainConfig
+from rmkv_cli.config import Phase, TrainConfig
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -42,8 +43,26 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return low + (high - low) * left
 
 
-def row_segments(config: TrainConfig, step: int, progress: float) -> int:
-    """Return how many segments the rows of a step have: uniform from segments_min to a most that grows to segments_max
-    over the first half of the training."""
-    most = config.segments_min + (config.segments_max - config.segments_min) * min(1.0, 2 * progress)
-    return int(np.random.default_rng([config.seed, step]).integers(config.segments_min, round(most) + 1))
+def row_segments(config: TrainConfig, phases: Sequence[Phase], step: int, progress: float) -> int:
+    """Return how many segments the rows of a step have: uniform from the least to the most of its phase.
+
+    Where the phase names no most, or there is none, it is one that grows from segments_min to segments_max over the
+    first half of the training.
+    """
+    least, most = config.segments_min, config.segments_max
+    grown = round(least + (most - least) * min(1.0, 2 * progress))
+    phase = phase_at(phases, progress)
+    if phase is not None:
+        least = phase.segments_min or least
+        grown = phase.segments_max or max(least, grown)
+    return int(np.random.default_rng([config.seed, step]).integers(min(least, grown), grown + 1))
+
+
+def phase_at(phases: Sequence[Phase], progress: float) -> Phase | None:
+    """Return the phase that a share `progress` (0 to 1) of the tokens falls into; None if there are none."""
+    whole = sum(phase.share for phase in phases)
+    for phase in phases:
+        progress -= phase.share / whole
+        if progress < 0:
+            return phase
+    return phases[-1] if phases else None

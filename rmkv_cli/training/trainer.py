@@ -2,13 +2,13 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rmkv_cli.config import Config
-from rmkv_cli.data.documents import Documents
+from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.lanes import IGNORED, Lanes, Rows
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.training.loss import row_loss
@@ -26,13 +26,13 @@ class NonFiniteError(Exception):
 class Trainer:
     """Model, optimizer, lanes with their states, and the count of steps and tokens."""
 
-    def __init__(self, config: Config, documents: Documents, device: str) -> None:
+    def __init__(self, config: Config, lanes: Lanes, device: str, phases: Sequence[Phase] = ()) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.device = config, device
         with torch.device(device):
             self.model = RMKV(config.model)
         self.optimizer = make_optimizer(self.model, config.train)
-        self.lanes = Lanes(documents, config.train.batch_size, config.train.seed)
+        self.lanes, self.phases = lanes, phases
         self.state = self.model.initial_state(config.train.batch_size)
         """Of all lanes, as the next step finds it."""
         self.step, self.tokens = 0, 0
@@ -53,7 +53,7 @@ class Trainer:
         config = self.config.train
         began = time.perf_counter()
         progress = self.tokens / config.tokens
-        segments = row_segments(config, self.step, progress)
+        segments = row_segments(config, self.phases, self.step, progress)
         rows = self.lanes.next(segments * self.config.model.segment_length)
         waited = time.perf_counter() - began
         tokens = self.tokens + rows.input_ids.size

@@ -147,6 +147,6 @@ def test_errors_in_a_mix_name_the_source(tmp_path):
     assert f"{path}: sources[0].weigt: unknown key; did you mean 'weight'?" in lines
     assert f"{path}: sources[0].weight: is missing" in lines
     assert f"{path}: tokns: unknown key; did you mean 'tokens'?" in lines
-    kinds = "'files', 'noise', 'recall', 'copy', 'reverse', 'needle', or 'facts'"
+    kinds = "'files', 'hub', 'noise', 'recall', 'copy', 'reverse', 'needle', or 'facts'"
     assert f"{path}: sources[1]: kind should be {kinds}, got 'nois'; did you mean 'noise'?" in lines
     assert f"{path}: sources[2]: kind is missing; it should be {kinds}" in lines

@@ -54,9 +54,9 @@ def test_errors_name_the_place_within_the_task(tmp_path):
         ("kind = 'copy'\nlength = []", "should have at least 1 item"),
         (
             "kind = 'copy'\ntext = 'bok'",
-            "'copy': text = 'bok' is no source of kind 'files' of this mix; did you mean 'b",
+            "'copy': text = 'bok' is no source of text of this mix; did you mean 'b",
         ),
-        ("kind = 'copy'\ntext = 'copy'", "'copy' is no source of kind 'files' of this mix (there are: book)"),
+        ("kind = 'copy'\ntext = 'copy'", "'copy' is no source of text of this mix (there are: book)"),
     ],
 )
 def test_rules(tmp_path, keys, says):

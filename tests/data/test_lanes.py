@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_documents import make_documents
 
-from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.errors import UserError
 
 EOD = 2
@@ -24,6 +24,10 @@ def numbered(lengths):
     return make_documents([[next(ids) for _ in range(n)] for n in lengths], vocab_size=1 << 20)
 
 
+def make_lanes(documents, lanes, seed):
+    return Lanes(Prepared(documents, seed), lanes, EOD)
+
+
 def streams(lanes, row_lengths):
     """Each lane's (input_ids, targets, document_ids) over the rows."""
     rows = [lanes.next(length) for length in row_lengths]
@@ -33,7 +37,8 @@ def streams(lanes, row_lengths):
 
 def queue(documents, seed):
     """The documents' numbers in the order in which lanes get them."""
-    for epoch in itertools.count():
+    yield from range(len(documents))
+    for epoch in itertools.count(1):
         yield from np.random.default_rng([seed, epoch]).permutation(len(documents)).tolist()
 
 
@@ -64,7 +69,7 @@ def token_by_token(documents, lane_count, seed, row_lengths, answers=None):
 @given(sets, st.integers(1, 4), st.integers(0, 3), rows)
 def test_each_lane_is_whole_documents_one_after_the_other(lengths, lane_count, seed, row_lengths):
     documents = numbered(lengths)
-    given_ = streams(Lanes(documents, lane_count, seed), row_lengths)
+    given_ = streams(make_lanes(documents, lane_count, seed), row_lengths)
     assert (given_ == token_by_token(documents, lane_count, seed, row_lengths)).all()
 
 
@@ -75,7 +80,7 @@ def test_of_a_document_with_answers_only_these_are_targets(lengths, lane_count, 
     answers = [random.choice([None, list(zip(e[::2], e[1::2], strict=True))]) for e in edges]
     ids = iter(range(100, 100_000))
     documents = make_documents([[next(ids) for _ in range(n)] for n in lengths], vocab_size=1 << 20, answers=answers)
-    given_ = streams(Lanes(documents, lane_count, 0), row_lengths)
+    given_ = streams(make_lanes(documents, lane_count, 0), row_lengths)
     assert (given_ == token_by_token(documents, lane_count, 0, row_lengths, answers)).all()
 
 
@@ -83,14 +88,15 @@ def test_of_a_document_with_answers_only_these_are_targets(lengths, lane_count, 
 @given(sets, st.integers(1, 4), st.integers(0, 3), rows)
 def test_no_token_is_cropped_padded_or_repeated(lengths, lane_count, seed, row_lengths):
     documents = numbered(lengths)
-    lanes = Lanes(documents, lane_count, seed)
+    lanes = make_lanes(documents, lane_count, seed)
     given_ = streams(lanes, row_lengths)[:, 0].ravel().tolist()
     state = lanes.state_dict()
-    taken = itertools.islice(queue(documents, seed), state["epoch"] * len(documents) + state["cursor"])
+    taken = itertools.islice(
+        queue(documents, seed), state["queue"]["epoch"] * len(documents) + state["queue"]["cursor"]
+    )
     expected = Counter(token for number in taken for token in documents[number].tolist())
-    for number, offset, _ in state["lanes"]:
-        if number is not None:  # the lane is still to give the rest of it
-            expected -= Counter(documents[number][offset:].tolist())
+    for rest, _, _ in state["lanes"]:  # is still to be given
+        expected -= Counter(rest)
     assert Counter(given_) == expected
 
 
@@ -99,7 +105,7 @@ def test_no_token_is_cropped_padded_or_repeated(lengths, lane_count, seed, row_l
 def test_an_epoch_shows_every_token_exactly_once(lengths, seed, row, epochs):
     documents = numbered(lengths)
     total = int(documents.lengths.sum())
-    lanes = Lanes(documents, 1, seed)
+    lanes = make_lanes(documents, 1, seed)
     ((input_ids, targets, _),) = streams(lanes, [row] * (-(-total * epochs // row)))
     everything = sorted(i for n in range(len(documents)) for i in documents[n].tolist())
     for epoch in range(epochs):
@@ -112,10 +118,10 @@ def test_an_epoch_shows_every_token_exactly_once(lengths, seed, row, epochs):
 @given(sets, st.integers(1, 4), st.integers(0, 3), rows, rows)
 def test_a_saved_state_goes_on_exactly(lengths, lane_count, seed, before, after):
     documents = numbered(lengths)
-    lanes = Lanes(documents, lane_count, seed)
+    lanes = make_lanes(documents, lane_count, seed)
     streams(lanes, before)
     state = json.loads(json.dumps(lanes.state_dict()))
-    resumed = Lanes(documents, lane_count, seed)
+    resumed = make_lanes(documents, lane_count, seed)
     streams(resumed, [3])
     resumed.load_state_dict(state)
     assert (streams(lanes, after) == streams(resumed, after)).all()
@@ -127,6 +133,6 @@ def test_a_saved_state_goes_on_exactly(lengths, lane_count, seed, before, after)
     [([3], 2, 0, "documents"), ([3, 4], 1, 0, "lanes"), ([3, 4], 2, 1, "seed")],
 )
 def test_the_state_of_other_lanes_is_refused(lengths, lanes, seed, key):
-    state = Lanes(numbered([3, 4]), 2, 0).state_dict()
+    state = make_lanes(numbered([3, 4]), 2, 0).state_dict()
     with pytest.raises(UserError, match=f"the checkpoint has {key} = "):
-        Lanes(numbered(lengths), lanes, seed).load_state_dict(state)
+        make_lanes(numbered(lengths), lanes, seed).load_state_dict(state)

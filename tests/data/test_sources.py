@@ -4,13 +4,14 @@ import csv
 import gzip
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rmkv_cli.config import FileSource
 from rmkv_cli.data.records import BadRecord
-from rmkv_cli.data.sources import good_documents, read_source
+from rmkv_cli.data.sources import Document, LeftOut, good_documents, open_source, read_source
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Special
 
@@ -22,7 +23,8 @@ def source(*files, **rest):
 
 
 def read(folder, *files, **rest):
-    return list(read_source(source(*files, **rest), folder))
+    its = source(*files, **rest)
+    return [item for _, item in read_source(its, open_source(its, folder))]
 
 
 def texts(folder, *files, **rest):
@@ -188,5 +190,51 @@ def test_files_that_are_not_there_or_of_no_known_kind_are_refused_at_once(tmp_pa
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.json").write_text("a")
     with pytest.raises(UserError, match=r"^source 'it': ") as error:
-        read_source(source(pattern), tmp_path)
+        open_source(source(pattern), tmp_path)
     assert str(error.value).endswith(what)
+
+
+def test_records_are_chosen_by_length_and_columns(tmp_path):
+    rows = [
+        {"text": "fine words", "language": "en", "score": 0.9},
+        {"text": "short", "language": "en", "score": 0.9},
+        {"text": "far too many words for this", "language": "en", "score": 0.9},
+        {"text": "mots justes", "language": "fr", "score": 0.9},
+        {"text": "bad words", "language": "en", "score": 0.1},
+        {"text": "more words", "language": "de", "score": 1},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {
+        "min_characters": 6,
+        "max_characters": 20,
+        "where": {"language": ["en", "de"]},
+        "at_least": {"score": 0.5},
+        "at_most": {"score": 1},
+    }
+    found = read(tmp_path, "a.jsonl", **chosen)
+    assert [item.pieces[0] for item in found if isinstance(item, Document)] == ["fine words", "more words"]
+    assert sum(isinstance(item, LeftOut) for item in found) == 4
+    bad = read(tmp_path, "a.jsonl", at_least={"scor": 1})[0]
+    assert str(bad).endswith("has no column 'scor' (it has: text, language, score); did you mean 'score'?")
+    bad = read(tmp_path, "a.jsonl", at_most={"language": 1})[0]
+    assert str(bad).endswith("column 'language' is not a number but a string")
+
+
+def test_messages_with_the_answer_beside_them(tmp_path):
+    rows = [
+        {"input": "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>", "output": "<think>a</think>b"},
+        {"input": [{"role": "user", "content": "Why?"}], "output": "b<end>"},
+        {"input": [{"role": "user"}], "output": "b"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"format": "messages", "messages_column": "input", "answer_column": "output"}
+    one, other, bad = read(tmp_path, "a.jsonl", **columns)
+    assert one.pieces == (Special.START, "Why?", Special.END, Special.THINK, "a", Special.END_THINK, "b")
+    assert other.pieces == (Special.START, "Why?", Special.END, "b<end>")
+    assert str(bad).endswith(":3: column 'input' message 1 has not both a role and a content that are strings")
+
+
+def test_a_folder_that_datasets_saved_is_its_files(tmp_path):
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
+    assert texts(tmp_path, "saved") == TEXTS

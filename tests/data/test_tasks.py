@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import combinations, islice
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,10 +12,11 @@ from rmkv_cli.data.tasks import (
     RandomHaystack,
     TextHaystack,
     make_example,
+    over_and_over,
     plain_haystack,
     require_vocabulary,
     row_axis,
-    task_examples,
+    task_example,
 )
 from rmkv_cli.data.tasks.facts import DROPS, MOVES, TAKES, tell
 from rmkv_cli.errors import UserError
@@ -96,7 +97,7 @@ class TestRecall:
 
     def test_with_text_the_tokens_are_the_vocabularys_last(self, tokenizer):
         task = RecallSource(text="book", keys=3, values=4, segment_length=S)
-        noise = TextHaystack([np.arange(50, 90)])
+        noise = TextHaystack(over_and_over([np.arange(50, 90)]))
         example = make_example(task, tokenizer, noise, np.random.default_rng(0), 3, 5)
         last = tokenizer.vocab_size
         assert example.tokens[6 : 6 + 5 * S].tolist() == [51 + i % 39 for i in range(5 * S)]  # without its first token
@@ -263,9 +264,10 @@ def test_the_seed_decides_and_each_list_is_drawn_from(tokenizer, source):
     )
 
     def first(seed):
-        return list(islice(task_examples(task, tokenizer, plain_haystack(task, tokenizer), seed), 40))
+        noise = plain_haystack(task, tokenizer)
+        return [task_example(task, tokenizer, noise, [seed, number]) for number in range(40)]
 
-    once, again, other = ([e.tokens.tolist() for e in first(seed)] for seed in ([1, 2], [1, 2], [1, 3]))
+    once, again, other = ([e.tokens.tolist() for e in first(seed)] for seed in (2, 2, 3))
     assert once == again != other
     long = [len(tokens) > 1500 for tokens in once]
     assert 8 < sum(long) < 32
@@ -286,14 +288,24 @@ class TestHaystacks:
         assert abs(counts[7:12] / 10_000 - 1).max() < 0.05
 
     def test_text_goes_on_where_it_stopped_over_documents_and_from_the_start_again(self):
-        noise = TextHaystack([np.array([2, 10, 11], np.uint16), np.array([2]), np.array([2, 12])])
+        noise = TextHaystack(over_and_over([np.array([2, 10, 11], np.uint16), np.array([2]), np.array([2, 12])]))
         rng = np.random.default_rng(0)
         assert [noise.take(rng, n).tolist() for n in (1, 0, 4, 2)] == [[10], [], [11, 12, 10, 11], [12, 10]]
         assert noise.take(rng, 5).dtype == np.int64
 
+    def test_text_goes_on_at_a_place_that_was_noted(self):
+        documents = [np.array([2, 10, 11]), np.array([2]), np.array([2, 12])]
+        rng = np.random.default_rng(0)
+        whole = TextHaystack(over_and_over(documents)).take(rng, 20).tolist()
+        for n in range(9):
+            noise = TextHaystack(over_and_over(documents))
+            noise.take(rng, n)
+            again = TextHaystack(over_and_over(documents), noise.place)
+            assert again.take(rng, 20 - n).tolist() == noise.take(rng, 20 - n).tolist() == whole[n:]
+
     def test_text_without_a_token_is_refused(self):
         with pytest.raises(UserError, match="no text"):
-            TextHaystack([np.array([2])]).take(np.random.default_rng(0), 1)
+            TextHaystack(over_and_over([np.array([2])])).take(np.random.default_rng(0), 1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from small_model import make_model
 
 from rmkv_cli.config import CopySource, MemoryConfig, MixConfig, ModelConfig, NeedleSource, RecallSource, parse
 from rmkv_cli.data.mix import prepare
-from rmkv_cli.data.tasks import Example, plain_haystack, task_examples
+from rmkv_cli.data.tasks import Example, plain_haystack, task_example
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import find_task, held_out_text, task_accuracy, tasks
 from rmkv_cli.model import RMKV
@@ -64,10 +64,10 @@ def test_a_model_that_has_learned_the_task_is_right_and_one_without_memory_guess
     model = RMKV(ModelConfig(**shape, intermediate_size=32, segment_length=4, memory=MemoryConfig(slots=2)))
     model.embedding.weight.data.mul_(15)  # learns sooner
     task = RecallSource(pairs=[1], segments=[1], keys=1, values=2, noise=2, segment_length=4)
-    stream = task_examples(task, TOKENIZER, plain_haystack(task, TOKENIZER), 1)
+    noise = plain_haystack(task, TOKENIZER)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        examples = [next(stream) for _ in range(16)]
+    for step in range(60):
+        examples = [task_example(task, TOKENIZER, noise, [step, i]) for i in range(16)]
         ids = torch.tensor(np.stack([[TOKENIZER.eod, *e.tokens] for e in examples]))
         start, stop = examples[0].answers[0]
         loss = F.cross_entropy(model(ids[:, :stop])[0][:, start], ids[:, stop])

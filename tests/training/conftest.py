@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rmkv_cli.config import Config, MixConfig
+from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.tokenizer import train_tokenizer
 
@@ -62,3 +62,21 @@ def make_config(data):
         )
 
     return make
+
+
+@pytest.fixture
+def streamed(make_config, tokenizer, data, tmp_path):
+    """Makes configs that stream the story of `data` and noise, with rows of 1 or 2, and later 3, segments."""
+    mix = MixConfig(
+        validation=0.2,
+        tokens=1500,
+        sources=[
+            {"kind": "files", "name": "story", "weight": 3, "files": ["story.jsonl"], "deduplicate": True},
+            {"kind": "noise", "name": "noise", "weight": 1, "vocab": 9},
+        ],
+        phases=[{"share": 1, "segments_max": 2}, {"share": 1, "segments_min": 3, "segments_max": 3}],
+    )
+    (data.parent / "mix.toml").write_text(dump_toml(mix))
+    tokenizer.save(tmp_path / "tokenizer.json")
+    places = {"data": None, "mix": str(data.parent / "mix.toml"), "tokenizer": str(tmp_path / "tokenizer.json")}
+    return lambda **keys: make_config(**places | {"tokens": 1500} | keys)

@@ -36,9 +36,11 @@ def curve(run):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_ten_times_it_ends_as_if_it_had_not_been(make_config, tmp_path):
+@pytest.mark.parametrize("way", ["make_config", "streamed"])
+def test_killed_ten_times_it_ends_as_if_it_had_not_been(way, request, tmp_path):
     file = tmp_path / "config.toml"
-    file.write_text(dump_toml(make_config(tokens=40_000, checkpoint_every=5, eval_every=20)))
+    config = request.getfixturevalue(way)(tokens=40_000, checkpoint_every=5, eval_every=20)
+    file.write_text(dump_toml(config))
     assert rmkv_train("--config", file, "--run", tmp_path / "whole").wait() == 0
 
     random, run = Random(0), tmp_path / "killed"

@@ -1,7 +1,7 @@
 """Tasks that only a memory solves: examples without end, for training and for evaluation."""
 
-from rmkv_cli.data.tasks.example import Example, Haystack, RandomHaystack, TextHaystack
-from rmkv_cli.data.tasks.generate import make_example, plain_haystack, require_vocabulary, row_axis, task_examples
+from rmkv_cli.data.tasks.example import Example, Haystack, RandomHaystack, TextHaystack, over_and_over
+from rmkv_cli.data.tasks.generate import make_example, plain_haystack, require_vocabulary, row_axis, task_example
 
 __all__ = [
     "Example",
@@ -9,8 +9,9 @@ __all__ = [
     "RandomHaystack",
     "TextHaystack",
     "make_example",
+    "over_and_over",
     "plain_haystack",
     "require_vocabulary",
     "row_axis",
-    "task_examples",
+    "task_example",
 ]

@@ -1,7 +1,8 @@
 """One example of a task, and the noise that is in it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,10 @@ class Example:
 class Haystack(Protocol):
     """Endless noise."""
 
+    @property
+    def place(self) -> Any:
+        """Where it stands, as plain values; None if that does not matter."""
+
     def take(self, rng: np.random.Generator, n: int) -> Integers:
         """Return `n` tokens (n,)."""
 
@@ -37,6 +42,7 @@ class RandomHaystack:
     first: int
     count: int
     """The tokens are `first` to `first + count - 1`."""
+    place: None = None
 
     def take(self, rng: np.random.Generator, n: int) -> Integers:
         """Return `n` tokens (n,) that `rng` draws."""
@@ -44,20 +50,32 @@ class RandomHaystack:
 
 
 class TextHaystack:
-    """The text of documents, one after the other without their end-of-document tokens, and over and over again."""
+    """The text of documents, one after the other without their end-of-document tokens."""
 
-    def __init__(self, documents: Iterable[NDArray[Any]]) -> None:
-        self._documents = _endless(documents)
-        self._rest: NDArray[Any] = np.empty(0, np.int64)
+    def __init__(self, read: Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]], place: Any = None) -> None:
+        """Begin at `place`; `read` yields endless documents from a place on, each with the place before it."""
+        self._before: Any
+        self._offset: int
+        self._before, self._offset = place or (None, 0)
+        self._documents = read(self._before)
+        self._document: NDArray[Any] = np.empty(0, np.int64)
+        if self._offset:
+            self._before, self._document = next(self._documents)
+
+    @property
+    def place(self) -> Any:
+        """Where it stands: a document's place and the tokens of it that were taken."""
+        return self._before, self._offset
 
     def take(self, rng: np.random.Generator, n: int) -> Integers:
         """Return the next `n` tokens (n,); raise `UserError` if no document has any."""
         parts = [np.empty(0, np.int64)]
         while n:
-            if not len(self._rest):
-                self._rest = next(self._documents)
-            part, self._rest = self._rest[:n], self._rest[n:]
+            if self._offset == len(self._document):
+                (self._before, self._document), self._offset = next(self._documents), 0
+            part = self._document[self._offset : self._offset + n]
             parts.append(part.astype(np.int64))
+            self._offset += len(part)
             n -= len(part)
         return np.concatenate(parts)
 
@@ -72,12 +90,15 @@ def scatter(noise: Integers, parts: Sequence[Sequence[int]], places: Integers) -
     return np.insert(noise, np.repeat(places, [len(part) for part in parts]), np.concatenate(parts))
 
 
-def _endless(documents: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    while True:
-        empty = True
-        for document in documents:
-            if len(document) > 1:
-                empty = False
-                yield document[1:]
-        if empty:
+def over_and_over(documents: Sequence[NDArray[Any]]) -> Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]]:
+    """Return what reads documents, but their end-of-document tokens, without end; a place is how many came before."""
+
+    def read(place: Any) -> Iterator[tuple[Any, NDArray[Any]]]:
+        if not any(len(document) > 1 for document in documents):
             raise UserError("there is no text that a task's noise could be taken from")
+        for number in count(place or 0):
+            document = documents[number % len(documents)][1:]
+            if len(document):
+                yield number, document
+
+    return read

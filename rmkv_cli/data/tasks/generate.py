@@ -1,11 +1,11 @@
 """Examples of any task."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
-from rmkv_cli.data.tasks.example import Example, Haystack, RandomHaystack, TextHaystack
+from rmkv_cli.data.tasks.example import Example, Haystack, RandomHaystack, TextHaystack, over_and_over
 from rmkv_cli.data.tasks.facts import facts
 from rmkv_cli.data.tasks.needle import needle
 from rmkv_cli.data.tasks.symbols import alphabet, copy, recall
@@ -45,7 +45,7 @@ def plain_haystack(task: TaskSource, tokenizer: Tokenizer) -> Haystack:
     """Return the noise of a task that has no `text`: random tokens, or for needle and facts RULER's five sentences."""
     if isinstance(task, RecallSource | CopySource | ReverseSource):
         return RandomHaystack(alphabet(task, tokenizer.vocab_size).noise, task.noise)
-    return TextHaystack([np.array(tokenizer.encode_document([FILLER * 50]))])
+    return TextHaystack(over_and_over([np.array(tokenizer.encode_document([FILLER * 50]))]))
 
 
 def make_example(
@@ -64,12 +64,9 @@ def make_example(
     raise TypeError(task)
 
 
-def task_examples(
-    task: TaskSource, tokenizer: Tokenizer, noise: Haystack, seed: int | Sequence[int]
-) -> Iterator[Example]:
-    """Yield endless examples of a task, an entry of each of its lists drawn for each one."""
+def task_example(task: TaskSource, tokenizer: Tokenizer, noise: Haystack, seed: Sequence[int]) -> Example:
+    """Return an example of a task with an entry of each of its lists, all drawn from the seed; the noise goes on."""
     rng = np.random.default_rng(seed)
     rows = row_axis(task)[1]
-    while True:
-        row, segments = rows[rng.integers(len(rows))], task.segments[rng.integers(len(task.segments))]
-        yield make_example(task, tokenizer, noise, rng, row, segments)
+    row, segments = rows[rng.integers(len(rows))], task.segments[rng.integers(len(task.segments))]
+    return make_example(task, tokenizer, noise, rng, row, segments)

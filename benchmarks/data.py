@@ -1,0 +1,75 @@
+"""How fast rows come: the `tokenizers` library alone, a stream that reads, mixes and packs, and what training takes.
+
+python benchmarks/data.py
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+import tokenizers
+
+from rmkv_cli.config import load_config, load_mix, preset_path
+from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.data.sample import make_sample
+from rmkv_cli.data.sources import mix_documents
+from rmkv_cli.data.stream import Stream
+from rmkv_cli.data.vocabulary import train_on_mix
+from rmkv_cli.tokenizer import Special
+from rmkv_cli.training.trainer import Trainer
+
+ROW = 256
+TOKENS = 2_000_000
+STEPS = 60
+
+
+def rate(title: str, work: Callable[[], int]) -> float:
+    """Do the work, print how many tokens a second it went through, and return that."""
+    began = time.perf_counter()
+    tokens = work()
+    tokens_per_second = tokens / (time.perf_counter() - began)
+    print(f"{title:<44} {tokens_per_second:>11,.0f} tokens/s")
+    return tokens_per_second
+
+
+def main() -> None:
+    """Measure the three over the sample corpus, with the preset `tiny`, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, file = Path(folder, "corpus"), Path(folder, "tokenizer.json")
+        make_sample(corpus)
+        mix = load_mix(corpus / "mix.toml").model_copy(update={"tokens": 10 * TOKENS})
+        tokenizer = train_on_mix(mix, corpus, 4096, None).tokenizer
+        tokenizer.save(file)
+        texts = [
+            piece
+            for _, documents in mix_documents(mix, corpus)
+            for document in documents
+            for piece in document.pieces
+            if not isinstance(piece, Special)
+        ]
+        library = tokenizers.Tokenizer.from_file(str(file))
+        limit = rate(
+            "tokenizers, encode_batch", lambda: sum(len(encoding.ids) for encoding in library.encode_batch(texts))
+        )
+        config = load_config(preset_path("tiny"))
+        with Stream(mix, corpus, tokenizer) as stream:
+            lanes = Lanes(stream, config.train.batch_size, tokenizer.eod)
+            lanes.next(ROW)  # the process has started
+            rows = TOKENS // (ROW * config.train.batch_size)
+            streamed = rate(
+                "read, tokenized, mixed and packed", lambda: sum(lanes.next(ROW).input_ids.size for _ in range(rows))
+            )
+            trainer = Trainer(config, lanes, "cpu")
+            records = [trainer.train_step() for _ in range(STEPS)][STEPS // 6 :]
+        trained = mean(record["tokens_per_second"] for record in records)
+        print(f"{'training of tiny, from the same stream':<44} {trained:>11,.0f} tokens/s")
+        print(f"{'  of its time spent waiting for data':<44} {mean(r['data_wait'] for r in records):>12.2%}")
+        print(
+            f"a stream is {streamed / limit:.2f} of the limit, and {streamed / trained:.0f} times what training takes"
+        )
+
+
+if __name__ == "__main__":
+    main()

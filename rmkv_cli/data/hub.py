@@ -1,0 +1,131 @@
+"""Data sets of the Hugging Face hub: which files they are, read by ranges, with patience for a hub that fails."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, HfFileSystem, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from rmkv_cli.config import HubSource
+from rmkv_cli.data.records import Block, File, Position, read_blocks
+from rmkv_cli.errors import UserError, did_you_mean
+from rmkv_cli.progress import stderr
+
+WAITS_TO_OPEN = (1, 3, 5)  # seconds, between tries
+WAITS_TO_READ = (5, 10, 20, 40, 60, 60)  # after the library's own six tries, which take 23 s in all
+T = TypeVar("T")
+
+
+def resolve_revision(source: HubSource) -> str:
+    """Return the commit that a source's revision means now.
+
+    Raises:
+        UserError: the data set is absent or gated, or the hub cannot be reached.
+    """
+    api = HfApi()
+    return _patiently(
+        source, WAITS_TO_OPEN, lambda: str(api.dataset_info(source.dataset, revision=source.revision).sha)
+    )
+
+
+def find_hub_files(source: HubSource) -> list[File]:
+    """Return the files of a source's splits, which stay where they are.
+
+    Raises:
+        UserError: as in `resolve_revision`, or there is no such config or split.
+    """
+    from datasets import load_dataset_builder, logging
+
+    logging.set_verbosity(logging.ERROR)
+    revision = resolve_revision(source)
+    try:
+        builder = _patiently(
+            source, WAITS_TO_OPEN, lambda: load_dataset_builder(source.dataset, source.config, revision=revision)
+        )
+    except (ValueError, FileNotFoundError) as error:  # an unknown config, whose message lists the known; no files
+        _refuse(source, error)
+        raise UserError(f"data set {source.dataset}: {' '.join(str(error).split())}") from None
+    found = builder.config.data_files or {}
+    files = []
+    for split in source.splits:
+        if split not in found:
+            hint = did_you_mean(split, map(str, found)) or f" (there are: {', '.join(map(str, found))})"
+            raise UserError(f"data set {source.dataset}, config {builder.config.name}: no split '{split}'{hint}")
+        files += [_remote(source, str(url)) for url in found[split]]
+    return files
+
+
+def _remote(source: HubSource, url: str) -> File:
+    name = url.removeprefix("hf://")
+
+    def blocks(start: Position, columns: Sequence[str]) -> Iterator[Block]:
+        last: Position | None = None
+        reading: Iterator[Block] | None = None
+
+        def next_block() -> Block | None:
+            """Return the next block; where the hub broke off, the file is opened again at the last one."""
+            nonlocal reading
+            if reading is None:
+                begun = read_blocks(name, lambda: HfFileSystem().open(url, "rb"), last or start, columns)
+                if last is not None:
+                    next(begun)  # was given
+                reading = begun
+            try:
+                return next(reading, None)
+            except Exception:
+                reading = None  # a generator that has raised says that it is at its end
+                raise
+
+        while (block := _patiently(source, WAITS_TO_READ, next_block)) is not None:
+            last = block[0]
+            yield block
+
+    return File(name, blocks)
+
+
+def _patiently(source: HubSource, waits: Sequence[float], attempt: Callable[[], T]) -> T:
+    """Return what `attempt` returns, which is called again, after each of the waits, while the hub fails.
+
+    Raises:
+        UserError: what cannot be cured by waiting, or the hub still fails at the end.
+    """
+    for wait in (*waits, None):
+        try:
+            return attempt()
+        except (HfHubHTTPError, httpx2.HTTPError, ConnectionError, TimeoutError) as error:
+            _refuse(source, error)
+            what = str(error).strip().partition("\n")[0]
+            if wait is None:
+                raise UserError(
+                    f"the hub at {constants.ENDPOINT} cannot be read ({what}); is there a network? "
+                    f"A run goes on by --resume"
+                ) from None
+            stderr().print(f"source '{source.name}': {what}; trying again in {wait:g} s", style="yellow")
+            time.sleep(wait)
+    raise AssertionError
+
+
+def _refuse(source: HubSource, error: Any) -> None:
+    """Raise `UserError` if an error is one that waiting does not cure."""
+    login = "log in by `hf auth login`, or set HF_TOKEN"
+    page = f"{constants.ENDPOINT}/datasets/{source.dataset}"
+    message = str(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        raise UserError("HF_HUB_OFFLINE is set, so the hub is not asked; unset it to stream from it") from None
+    if isinstance(error, GatedRepoError) or "is a gated dataset" in message:
+        raise UserError(f"data set {source.dataset} is gated: accept its terms at {page}, then {login}") from None
+    if isinstance(error, RevisionNotFoundError):
+        raise UserError(f"data set {source.dataset} has no revision '{source.revision}'; see {page}") from None
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        raise UserError(f"there is no data set {source.dataset} at {constants.ENDPOINT}; if it is private, {login}")
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
+        raise UserError(f"data set {source.dataset}: {message.partition(chr(10))[0]}") from None

@@ -1,0 +1,193 @@
+"""The documents of a mix in their one order, from any place on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from rmkv_cli.config import MixConfig, Source, TextSource
+from rmkv_cli.data.balance import Balance
+from rmkv_cli.data.encoding import Submit
+from rmkv_cli.data.feed import Items, Open, Tokenized, feeds
+from rmkv_cli.data.order import Place
+from rmkv_cli.data.records import BadRecord
+from rmkv_cli.data.sources import Skipped, is_held_out, refuse
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import stderr
+from rmkv_cli.tokenizer import Tokenizer
+
+Splits: TypeAlias = Literal["train", "validation", "both"]
+
+
+class Reader:
+    """One source of a mix: how far it has been read, and what it gave to the split that is balanced."""
+
+    def __init__(self, source: Source, begin: Open) -> None:
+        self.source = source
+        self.skipped = Skipped()
+        self.epochs = 1
+        self.documents = self.tokens = self.bytes = self.duplicates = self.left_out = 0
+        self.seen: set[int] = set()
+        """Digests of this epoch's documents, where duplicates are left out."""
+        self._begin = begin
+        self._place: Any = None
+        self._tokens_before = 0
+        self.items: Items = begin(None)
+
+    def next(self) -> tuple[Any, Any] | None:
+        """Return the next item with the place after it, or None at the source's end."""
+        pair = next(self.items, None)
+        if pair is not None:
+            self._place = pair[0]
+        return pair
+
+    def start_again(self) -> None:
+        """Read the source from its beginning, in another order."""
+        self._place = Place(self.epochs).to_json()
+        self.epochs += 1
+        self.seen.clear()
+        self._tokens_before = self.tokens
+        self.items = self._begin(self._place)
+
+    def is_duplicate(self, document: Tokenized) -> bool:
+        """Return whether the document came before; take note of it if not."""
+        if not (isinstance(self.source, TextSource) and self.source.deduplicate):
+            return False
+        known = document.digest in self.seen
+        self.seen.add(document.digest)
+        self.duplicates += known
+        return known
+
+    def count(self, document: Tokenized) -> None:
+        """Take note of a document of the split that is balanced."""
+        self.documents += 1
+        self.tokens += len(document.tokens)
+        self.bytes += document.size
+
+    def require_progress(self) -> None:
+        """Raise `UserError` if this epoch gave nothing: the mix could never go on."""
+        if self.tokens == self._tokens_before:
+            first = f", the first: {self.skipped.first}" if self.skipped.first else ""
+            raise UserError(
+                f"source '{self.source.name}': has no document for training; {self.skipped.records} of its records "
+                f"were skipped, {self.left_out + self.duplicates} left out, the others held out for validation{first}"
+            )
+
+    _COUNTS = ("epochs", "documents", "tokens", "bytes", "duplicates", "left_out", "_place", "_tokens_before")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as plain values, all that `load_state_dict` needs but `seen`."""
+        return {name: getattr(self, name) for name in self._COUNTS} | {
+            "skipped": self.skipped.records,
+            "first_error": self.skipped.first,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        for name in self._COUNTS:
+            setattr(self, name, state[name])
+        self.skipped = Skipped(state["skipped"], state["first_error"])
+        self.items = self._begin(self._place)
+
+
+class Mixer:
+    """Yields (index of the source, document) without end, or until the mix has its tokens or a source ends it.
+
+    The same mix gives the same documents in the same order, wherever it is begun, and however many processes tokenize.
+    """
+
+    def __init__(
+        self,
+        mix: MixConfig,
+        base: Path,
+        tokenizer: Tokenizer,
+        submit: Submit,
+        ahead: int,
+        splits: Splits = "both",
+        rank: int = 0,
+        ranks: int = 1,
+        *,
+        endless: bool = False,
+    ) -> None:
+        """Open all sources.
+
+        Args:
+            mix: what is mixed.
+            base: the folder that its files are relative to.
+            tokenizer: for tasks and noise; `submit` uses the same.
+            submit: what tokenizes.
+            ahead: groups of documents a source that are tokenized before they are asked for.
+            splits: which documents are yielded. Training documents are balanced; alone, those of validation.
+            endless: go on beyond `mix.tokens`, and repeat sources by default where there are none.
+            rank, ranks: only every document whose digest leaves `rank` when divided by `ranks` is yielded. What all
+                ranks see together is what a single one would.
+
+        Raises:
+            UserError: a source cannot be opened.
+        """
+        self.mix, self._splits, self._endless = mix, splits, endless
+
+        def wanted(digest: int) -> bool:
+            return digest % ranks == rank and (splits == "both" or is_held_out(mix, digest) == (splits == "validation"))
+
+        opened = feeds(mix, base, tokenizer, submit, ahead, wanted, lambda digest: not is_held_out(mix, digest))
+        self.readers = [Reader(source, begin) for source, begin in zip(mix.sources, opened, strict=True)]
+        self.balance = Balance(mix)
+        self.ended_by: str | None = None
+        """The source that ran dry and so ended the mix."""
+
+    def __iter__(self) -> Iterator[tuple[int, Tokenized]]:
+        while self._endless or self.mix.tokens is None or sum(self.balance.tokens) < self.mix.tokens:
+            index = self.balance.next()
+            if index is None:
+                return
+            reader = self.readers[index]
+            pair = reader.next()
+            if pair is None:
+                if not self._go_on(index, reader):
+                    return
+                continue
+            item = pair[1]
+            if isinstance(item, BadRecord):
+                if reader.epochs == 1:
+                    refuse(item, reader.source.name, self.mix.on_error, reader.skipped)
+            elif not isinstance(item, Tokenized):
+                reader.left_out += reader.epochs == 1
+            elif reader.is_duplicate(item):
+                continue
+            elif self._splits == "both" and is_held_out(self.mix, item.digest):
+                if reader.epochs == 1:
+                    yield index, item
+            else:
+                reader.count(item)
+                self.balance.count(index, len(item.tokens))
+                yield index, item
+
+    def _go_on(self, index: int, reader: Reader) -> bool:
+        """Do what a source's end asks for; return whether the mix goes on."""
+        source = reader.source
+        assert isinstance(source, TextSource)
+        if self._splits == "validation":  # each document once, however few there are
+            self.balance.drop(index)
+            return True
+        reader.require_progress()
+        match source.when_dry or ("repeat" if self._endless or self.mix.tokens else "stop"):
+            case "repeat":
+                reader.start_again()
+                stderr().print(f"source '{source.name}': epoch {reader.epochs} begins", style="dim")
+            case "drop":
+                self.balance.drop(index)
+                stderr().print(f"source '{source.name}': is dry, and goes", style="dim")
+            case "stop":
+                self.ended_by = source.name
+                return False
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as plain values, all that `load_state_dict` needs but the readers' `seen`."""
+        return {"balance": self.balance.state_dict(), "readers": [reader.state_dict() for reader in self.readers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.balance.load_state_dict(state["balance"])
+        for reader, its in zip(self.readers, state["readers"], strict=True):
+            reader.load_state_dict(its)

@@ -1,0 +1,184 @@
+"""The documents of a mix, read and tokenized by a process of its own while training goes on."""
+
+import multiprocessing
+import queue
+import signal
+import sys
+import threading
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmkv_cli.config import MixConfig, TextSource
+from rmkv_cli.data.encoding import end_with_parent, parallel_encoder
+from rmkv_cli.data.feed import Tokenized
+from rmkv_cli.data.mixer import Mixer
+from rmkv_cli.data.shards import counted
+from rmkv_cli.errors import UserError
+from rmkv_cli.tokenizer import Tokenizer
+
+CHUNK_TOKENS = 1 << 16
+CHUNKS_AHEAD = 8
+ENDING = 5.0  # seconds that the process has to end by itself
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A document, the index of its source, and which reading of the source it is from."""
+
+    source: int
+    epoch: int
+    document: Tokenized
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    state: dict[str, Any]
+    """The mixer's, before these documents."""
+    documents: list[Sent]
+
+
+class Stream:
+    """An endless queue of a mix's training documents (a `Queue` of `rmkv_cli.data.lanes`); a context manager.
+
+    Args:
+        mix: what is mixed.
+        base: the folder that its files are relative to.
+        tokenizer: of the model.
+        workers: processes that tokenize, besides the one that reads.
+        rank, ranks: which share of the documents it gives (see `Mixer`).
+    """
+
+    def __init__(
+        self, mix: MixConfig, base: Path, tokenizer: Tokenizer, workers: int = 1, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self._job = (mix, base, tokenizer.to_json(), workers, rank, ranks)
+        self._seen = {
+            i: (1, array("Q")) for i, s in enumerate(mix.sources) if isinstance(s, TextSource) and s.deduplicate
+        }
+        self._chunk = _Chunk({}, [])
+        self._taken = 0
+        self._process: Any = None
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(ENDING)
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def _start(self, state: dict[str, Any] | None) -> None:
+        self.close()
+        context = multiprocessing.get_context("spawn")
+        self._queue = context.Queue(CHUNKS_AHEAD)
+        seen = {index: known for index, (_, known) in self._seen.items()}
+        self._process = context.Process(target=_serve, args=(self._queue, *self._job, state, seen))
+        self._process.start()
+
+    def next(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Return the next document (see `Queue`).
+
+        Raises:
+            UserError: what the mix cannot go on for.
+        """
+        if self._process is None:
+            self._start(None)
+        while self._taken == len(self._chunk.documents):
+            self._note_seen()
+            self._chunk, self._taken = self._receive(), 0
+        self._taken += 1
+        document = self._chunk.documents[self._taken - 1].document
+        return document.tokens, counted(len(document.tokens), document.answers)
+
+    def _receive(self) -> _Chunk:
+        while True:
+            try:
+                received = self._queue.get(timeout=1)
+            except queue.Empty:
+                if not self._process.is_alive():
+                    raise UserError("the process that reads the data died, perhaps for want of memory") from None
+                continue
+            if isinstance(received, str):
+                raise UserError(received)
+            return received
+
+    def _note_seen(self) -> None:
+        """Add the chunk's documents to those that are not to come again."""
+        for sent in self._chunk.documents:
+            if sent.source in self._seen:
+                epoch, known = self._seen[sent.source]
+                if epoch != sent.epoch:
+                    known = array("Q")
+                known.append(sent.document.digest)
+                self._seen[sent.source] = sent.epoch, known
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as plain values, all that `load_state_dict` needs to go on exactly here."""
+        seen = {index: [epoch, known.tolist()] for index, (epoch, known) in self._seen.items()}
+        return {"mixer": self._chunk.state, "taken": self._taken, "seen": seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._seen = {index: (epoch, array("Q", known)) for index, (epoch, known) in state["seen"].items()}
+        self._start(state["mixer"] or None)
+        self._chunk, self._taken = (self._receive(), state["taken"]) if state["mixer"] else (_Chunk({}, []), 0)
+
+
+def _serve(
+    sink: Any,
+    mix: MixConfig,
+    base: Path,
+    tokenizer_json: str,
+    workers: int,
+    rank: int,
+    ranks: int,
+    state: dict[str, Any] | None,
+    seen: dict[int, array],
+) -> None:
+    """Put chunks into `sink` without end, or at the end the reason for it."""
+
+    def end(*_: object) -> None:
+        sink.cancel_join_thread()  # nobody takes what is left
+        sys.exit()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
+    signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    tokenizer = Tokenizer.from_json(tokenizer_json)
+    try:
+        with parallel_encoder(tokenizer, workers) as submit:
+            mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, "train", rank, ranks, endless=True)
+            if state is not None:
+                mixer.load_state_dict(state)
+            for index, known in seen.items():
+                mixer.readers[index].seen.update(known)
+            for chunk in _chunks(mixer):
+                sink.put(chunk)
+            sink.put(f"the data has come to its end: source '{mixer.ended_by}' ran dry, and is not to be repeated")
+    except UserError as error:
+        sink.put(str(error))
+
+
+def _chunks(mixer: Mixer) -> Iterator[_Chunk]:
+    state, documents, tokens = mixer.state_dict(), [], 0
+    for index, document in mixer:
+        documents.append(Sent(index, mixer.readers[index].epochs, document))
+        tokens += len(document.tokens)
+        if tokens >= CHUNK_TOKENS:
+            yield _Chunk(state, documents)
+            state, documents, tokens = mixer.state_dict(), [], 0
+    if documents:
+        yield _Chunk(state, documents)

@@ -1,0 +1,43 @@
+"""The session of docs/data.md as it stands there, against a hub on loopback; only the model is small."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import Hub
+from hub_data import write_real_sets
+
+DOCS = Path(__file__).parents[2] / "docs/data.md"
+SMALL = """
+model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=32
+model.segment_length=16 model.lookback=8 model.memory.slots=2 train.tokens=3000 train.batch_size=4
+train.micro_batch_size=4 train.segments_max=2 train.eval_tokens=500 train.precision=fp32
+"""
+
+
+@pytest.mark.timeout(200)
+def test_the_documented_session_runs(tmp_path):
+    lines = "".join(re.findall(r"```console\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)).splitlines()
+    write_real_sets(tmp_path / "sets")
+    assert sum("train --preset" in line for line in lines) == 3
+    with Hub(tmp_path / "sets") as hub:
+        environment = os.environ | hub.environment(tmp_path / "home")
+        for line in lines:
+            words = shlex.split(line.removeprefix("$ rmkv "))
+            if words[0] == "train":
+                words += [word for setting in SMALL.split() for word in ("--set", setting)]
+            words = ["50k" if word == "5M" else word for word in words]
+            command = [sys.executable, "-m", "rmkv_cli", *words]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            assert done.stdout
+    losses = [
+        re.findall(r'"loss": ([\d.]+), "learning_rate"', (tmp_path / "runs" / run / "metrics.jsonl").read_text())
+        for run in ("600m", "prepared")
+    ]
+    assert len(losses[0]) > 2
+    assert losses[0] == losses[1]  # the same rows

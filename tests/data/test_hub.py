@@ -1,0 +1,154 @@
+"""The shipped mix against a hub on loopback: the same rows through kills and faults, and a line for what is wrong."""
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hub import Hub
+from hub_data import FINEWEB, NEMOTRON, REASONING, write_real_sets
+
+from rmkv_cli.tokenizer import train_tokenizer
+
+ROWS = 200
+SCRIPT = Path(__file__).parents[1] / "stream_rows.py"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A folder of the three data sets."""
+    root = tmp_path_factory.mktemp("hub")
+    write_real_sets(root)
+    return root
+
+
+@pytest.fixture
+def hub(sets):
+    with Hub(sets) as hub:
+        yield hub
+
+
+@pytest.fixture
+def environment(hub, tmp_path):
+    return os.environ | hub.environment(tmp_path / "home")
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    train_tokenizer(iter(["the river runs under the old stone and wind says that it was of light"]), 300).save(
+        tmp_path / "t.json"
+    )
+    return tmp_path / "t.json"
+
+
+def rows(environment, tokenizer, file, wanted=ROWS):
+    command = [sys.executable, SCRIPT, "pretrain", tokenizer, str(wanted), file]
+    return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    return said
+
+
+def noted(file):
+    return len(pickle.loads(file.read_bytes())[0]) if file.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_through_twenty_kills_and_faults_come_the_rows_that_would_have_come(hub, environment, tokenizer, tmp_path):
+    finish(rows(environment, tokenizer, tmp_path / "whole"))
+    draw = random.Random(0)
+    faults = [{"status": 503}, {"status": 429, "retry_after": 0}, {"cut": 1000}, {"slow": 0.3}]
+    for kill in range(20):
+        if kill % 4 == 0:
+            hub.fail(r"parquet$|README", 2, **faults[kill // 4 % len(faults)])
+        process = rows(environment, tokenizer, tmp_path / "killed")
+        further = noted(tmp_path / "killed") + draw.randint(1, 9)
+        while noted(tmp_path / "killed") < further:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(draw.uniform(0, 0.02))
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    finish(rows(environment, tokenizer, tmp_path / "killed"))
+    one, other = (pickle.loads((tmp_path / name).read_bytes())[0] for name in ("whole", "killed"))
+    assert len(one) == ROWS
+    assert one == other
+
+
+@pytest.mark.slow
+def test_a_hub_that_dies_and_comes_back_costs_nothing_but_time(hub, environment, tokenizer, tmp_path):
+    finish(rows(environment, tokenizer, tmp_path / "whole", 60))
+    hub.fail("parquet$", 1, slow=60)
+    process = rows(environment, tokenizer, tmp_path / "broken", 60)
+    while sum("dataset_infos" in path for _, path, *_ in hub.requests()) < 6:  # the last that is asked before the files
+        time.sleep(0.1)
+    time.sleep(1)
+    hub.kill()
+    time.sleep(1)
+    hub.start()
+    assert "Retrying in" in finish(process)  # the library's line
+    one, other = (pickle.loads((tmp_path / name).read_bytes())[0] for name in ("whole", "broken"))
+    assert one == other
+
+
+def inspect(environment, folder, dataset, **keys):
+    lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in keys.items()]
+    (folder / "mix.toml").write_text(
+        f'[[sources]]\nkind = "hub"\nname = "it"\nweight = 1\ndataset = "{dataset}"\n' + "\n".join(lines)
+    )
+    command = [sys.executable, "-m", "rmkv_cli", "data", "inspect", "mix.toml"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answer_column": "output"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "keys", "fault", "line"),
+    [
+        (FINEWEB, {}, {"gated": True}, f"data set {FINEWEB} is gated: accept its terms at http"),
+        ("HuggingFaceFW/finewebb", {}, None, "there is no data set HuggingFaceFW/finewebb at http"),
+        (
+            FINEWEB,
+            {"config": "sample-10TB"},
+            None,
+            "BuilderConfig 'sample-10TB' not found. Available: ['default', 'sample",
+        ),
+        (FINEWEB, {"revision": "v9"}, None, f"data set {FINEWEB} has no revision 'v9'"),
+        (NEMOTRON, SFT | {"splits": ["maths"]}, None, "config SFT: no split 'maths'; did you mean 'math'?"),
+        (REASONING, {}, None, "has no column 'text' (it has: prompt, response)"),
+        (FINEWEB, {"text_column": "token_count"}, None, "column 'token_count' is not a string but a number"),
+        (FINEWEB, {}, {"status": 404}, f"data set {FINEWEB}: "),
+    ],
+)
+def test_what_waiting_does_not_cure_is_one_line(hub, environment, tmp_path, dataset, keys, fault, line):
+    if fault:
+        hub.fail("README|api", 99, **fault)
+    done = inspect(environment, tmp_path, dataset, **keys)
+    error = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert error.startswith("error: ")
+    assert "source 'it'" in error
+    assert line in error
+    assert "Traceback" not in done.stderr
+    if "gated" in line:
+        assert error.endswith("then log in by `hf auth login`, or set HF_TOKEN")
+
+
+def test_a_renamed_data_set_is_found_and_a_hub_that_is_not_there_is_told(hub, environment, tmp_path):
+    hub.fail("old/name", 99, moved=FINEWEB)
+    done = inspect(environment, tmp_path, "old/name")
+    assert done.returncode == 0, done.stderr
+    hub.kill()
+    done = inspect(environment, tmp_path, FINEWEB)
+    assert done.returncode == 2
+    assert done.stderr.count("trying again in") == 3
+    assert f"the hub at {hub.endpoint} cannot be read" in done.stderr.splitlines()[-1]

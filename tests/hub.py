@@ -1,0 +1,196 @@
+"""A small hub on loopback that speaks the Hugging Face hub's protocol for data sets, and fails when it is told to.
+
+A process of its own (`python tests/hub.py ROOT PORT`), that it can be killed. ROOT holds OWNER/NAME/files.
+"""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class Hub:
+    """Starts the server, and tells it how to fail; a context manager."""
+
+    def __init__(self, root):
+        self.root, self.port = root, 0
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def start(self):
+        """Start it, again on the port that it had if it was killed."""
+        command = [sys.executable, __file__, str(self.root), str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.port = int(self.process.stdout.readline())
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+
+    def kill(self):
+        """End it, in the middle of whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def environment(self, home):
+        """What a process needs to take this for the hub."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def fail(self, pattern, times, **how):
+        """Fail the next `times` requests whose path matches: status=503, retry_after=1, cut=100 (bytes), slow=1.0 (s),
+        gated=True, or moved="owner/name"."""
+        self._post("/_fail", {"pattern": pattern, "times": times} | how)
+
+    def requests(self):
+        """The requests so far: [method, path, range, status]."""
+        with urllib.request.urlopen(f"{self.endpoint}/_requests") as answer:
+            return json.load(answer)
+
+    def _post(self, path, value):
+        urllib.request.urlopen(f"{self.endpoint}{path}", json.dumps(value).encode()).close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    root: Path
+    faults: list
+    seen: list
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/_fail":
+            self.faults.append(json.loads(body))
+            self.send(200, b"{}")
+        else:
+            self.answer(body)
+
+    def answer(self, body=b""):
+        path = unquote(urlsplit(self.path).path)
+        if path == "/_requests":
+            return self.send_json(self.seen)
+        for fault in self.faults:
+            if fault["times"] and re.search(fault["pattern"], path):
+                fault["times"] -= 1
+                if not self.failed(fault, path):
+                    return None
+                break
+        kinds = "resolve|tree|revision|paths-info"
+        found = re.fullmatch(rf"(?:/api)?/datasets/([^/]+/[^/]+)(?:/({kinds})/([^/]+)/?(.*))?", path)
+        repo = self.root / found[1] if found else None
+        if repo is None or not repo.is_dir():
+            return self.error(401, "RepoNotFound", "Invalid username or password.")
+        name, kind, revision, rest = found.groups()
+        sha = commit(repo)
+        if revision not in (None, "main", sha):
+            return self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if kind == "resolve":
+            return self.send_file(repo / rest, sha)
+        if kind in (None, "revision"):
+            siblings = [{"rfilename": str(file.relative_to(repo))} for file in files(repo)]
+            return self.send_json({"id": name, "sha": sha, "private": False, "gated": False, "siblings": siblings})
+        if kind == "tree":
+            if rest and not (repo / rest).is_dir():
+                return self.error(404, "EntryNotFound", f"{rest} does not exist")
+            return self.send_json(tree(repo, repo / rest, "recursive=true" in self.path.lower()))
+        wanted = re.findall(r'"paths":\s*(\[.*?\])', body.decode())
+        paths = json.loads(wanted[0]) if wanted else [unquote(v) for v in re.findall(r"paths=([^&]*)", body.decode())]
+        return self.send_json([entry(repo, repo / at) for at in paths if (repo / at).exists()])
+
+    def failed(self, fault, path):
+        """Do what the fault says; return whether the request is to be answered all the same."""
+        match fault:
+            case {"slow": seconds}:
+                time.sleep(seconds)
+                return True
+            case {"gated": True}:
+                self.error(401, "GatedRepo", "Access to this dataset is restricted. Please log in.")
+            case {"moved": name}:
+                self.send(307, b"", {"Location": re.sub(r"datasets/[^/]+/[^/]+", f"datasets/{name}", self.path)})
+            case {"cut": length}:
+                self.cut = length
+                return True
+            case {"status": status}:
+                wait = {"Retry-After": str(fault["retry_after"])} if "retry_after" in fault else {}
+                self.send(status, b"{}", wait)
+        return False
+
+    def send_file(self, file, sha):
+        if not file.is_file():
+            return self.error(404, "EntryNotFound", "Entry not found")
+        data = file.read_bytes()
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part is None:
+            return self.send(200, data, headers)
+        start, stop = int(part[1]), min(len(data), int(part[2] or len(data)) + 1)
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        return self.send(206, data[start:stop], headers)
+
+    def error(self, status, code, message):
+        self.send(status, json.dumps({"error": message}).encode(), {"X-Error-Code": code, "X-Error-Message": message})
+
+    def send_json(self, value):
+        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def send(self, status, data, headers=None):
+        if not self.path.startswith("/_"):
+            self.seen.append([self.command, self.path, self.headers.get("Range"), status])
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: getattr(self, "cut", None)])
+        if hasattr(self, "cut"):
+            del self.cut
+            self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+def files(repo):
+    return sorted(path for path in repo.rglob("*") if path.is_file())
+
+
+def commit(repo):
+    told = [f"{file.relative_to(repo)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files(repo)]
+    return hashlib.sha1("\n".join(told).encode()).hexdigest()
+
+
+def entry(repo, path):
+    oid = hashlib.sha1(str(path).encode()).hexdigest()
+    kind, size = ("directory", 0) if path.is_dir() else ("file", path.stat().st_size)
+    return {"type": kind, "oid": oid, "size": size, "path": str(path.relative_to(repo))}
+
+
+def tree(repo, folder, deep):
+    return [entry(repo, path) for path in sorted(folder.rglob("*") if deep else folder.iterdir())]
+
+
+if __name__ == "__main__":
+    Handler.root, Handler.faults, Handler.seen = Path(sys.argv[1]), [], []
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler)
+    print(server.server_port, flush=True)
+    server.serve_forever()

@@ -1,0 +1,43 @@
+"""A run that streams its mix: the same rows as from the prepared one, in phases."""
+
+import pytest
+
+from rmkv_cli.config import load_mix
+from rmkv_cli.data.mix import prepare
+from rmkv_cli.errors import UserError
+from rmkv_cli.training import train
+from rmkv_cli.training.metrics import read_metrics
+
+
+def curve(run):
+    return list(read_metrics(run / "metrics.jsonl"))
+
+
+def test_it_trains_on_the_rows_of_the_prepared_mix(streamed, data, tokenizer, tmp_path):
+    run = train(streamed(), tmp_path / "run").run
+    prepare(load_mix(data.parent / "mix.toml"), data.parent, tokenizer, tmp_path / "data", 1)
+    prepared = train(streamed(data=str(tmp_path / "data")), tmp_path / "prepared").run
+    losses = [[record["loss"] for record in curve(it) if "loss" in record] for it in (run, prepared)]
+    shortened = len(losses[0]) - 3  # the prepared mix ends with its tokens, which the lanes read beyond
+    assert losses[0][:shortened] == losses[1][:shortened]
+
+
+def test_each_phase_has_its_rows(streamed, tmp_path):
+    run = train(streamed(), tmp_path / "run").run
+    assert (run / "mix.toml").exists()
+    records = [record for record in curve(run) if "loss" in record]
+    half = len([record for record in records if record["tokens"] <= 750])
+    assert {record["segments"] for record in records[:half]} == {1, 2}
+    assert {record["segments"] for record in records[half + 1 :]} == {3}
+    assert any("validation" in record for record in curve(run))
+
+
+def test_what_cannot_be_streamed_is_told_and_leaves_nothing(streamed, tmp_path):
+    for keys, message in (
+        ({"mix": "pretain"}, "mix 'pretain': no such mix; did you mean 'pretrain'"),
+        ({"mix": None}, "no data: give --data DIR"),
+        ({"tokenizer": str(tmp_path / "none.json")}, "none.json: no such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(streamed(**keys), tmp_path / "run")
+        assert not (tmp_path / "run").exists()

@@ -101,7 +101,9 @@ def prepare(study: str) -> None:
     source, size = TOKENIZERS[study]
     for name in (source, study):
         mix = (STUDIES / f"{name}.mix.toml").read_text()
-        (WORK / f"{name}.mix.toml").write_text(mix.replace("$torch", str(Path(torch.__file__).parent)))
+        for module in (torch, sympy):
+            mix = mix.replace(f"${module.__name__}", str(Path(module.__file__).parent))
+        (WORK / f"{name}.mix.toml").write_text(mix)
     (WORK / f"{study}.toml").write_text((STUDIES / f"{study}.toml").read_text())
     if source == "words":
         (WORK / "stories.txt").write_text("\n".join(stories()))

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rmkv_cli.config import FileSource, load_mix
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.data.shards import BatchBuilder, map_shard
+from rmkv_cli.data.shards import BatchBuilder, counted, map_shard
 from rmkv_cli.data.sources import Document, good_documents, grouped, mix_documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Tokenizer
@@ -69,19 +69,11 @@ class Documents:
         return batch, index - int(self._first[batch])
 
     def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
-        """Return which targets of a document count in the loss, (length,), or None if all do.
-
-        The target of a token is the next one; those that count in a task's document are the tokens of its answers.
-        """
+        """Return which targets of a document count in the loss, (length,), or None if all do (see `counted`)."""
         batch, within = self._locate(index)
         spans, offsets, has = self._answers[batch]
-        if not has[within]:
-            return None
-        starts, stops = spans[offsets[within] : offsets[within + 1]].reshape(-1, 2).T
-        edges = np.zeros(self.lengths[index] + 1, np.int8)
-        edges[starts - 1] += 1
-        edges[stops - 1] -= 1
-        return edges[:-1].cumsum(dtype=np.int8).astype(np.bool_)
+        answers = spans[offsets[within] : offsets[within + 1]].reshape(-1, 2) if has[within] else None
+        return counted(int(self.lengths[index]), answers)
 
     @classmethod
     def open(cls, folder: Path, split: str) -> "Documents":

@@ -173,7 +173,8 @@ class Mixer:
         match source.when_dry or ("repeat" if self._endless or self.mix.tokens else "stop"):
             case "repeat":
                 reader.start_again()
-                stderr().print(f"source '{source.name}': epoch {reader.epochs} begins", style="dim")
+                if reader.epochs & (reader.epochs - 1) == 0:  # 2, 4, 8, ...: small sources begin again all the time
+                    stderr().print(f"source '{source.name}': epoch {reader.epochs} begins", style="dim")
             case "drop":
                 self.balance.drop(index)
                 stderr().print(f"source '{source.name}': is dry, and goes", style="dim")

@@ -1,6 +1,6 @@
 """Documents on disk: Arrow IPC files that are mapped into memory, not read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -31,7 +31,7 @@ def schema(vocab_size: int) -> pa.Schema:
     )
 
 
-def counted(length: int, answers: Spans | None) -> npt.NDArray[np.bool_] | None:
+def counted(length: int, answers: Iterable[Iterable[int]] | None) -> npt.NDArray[np.bool_] | None:
     """Return which targets of a document count in the loss, (length,), or None if all do.
 
     The target of a token is the next one; those that count in a task's document are the tokens of its answers.

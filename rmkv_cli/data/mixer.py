@@ -131,12 +131,13 @@ class Mixer:
 
         opened = feeds(mix, base, tokenizer, submit, ahead, wanted, lambda digest: not is_held_out(mix, digest))
         self.readers = [Reader(source, begin) for source, begin in zip(mix.sources, opened, strict=True)]
-        self.balance = Balance(mix)
+        self.balance = Balance(mix, ranks)
+        self._tokens = None if endless or mix.tokens is None else mix.tokens / ranks
         self.ended_by: str | None = None
         """The source that ran dry and so ended the mix."""
 
     def __iter__(self) -> Iterator[tuple[int, Tokenized]]:
-        while self._endless or self.mix.tokens is None or sum(self.balance.tokens) < self.mix.tokens:
+        while self._tokens is None or sum(self.balance.tokens) < self._tokens:
             index = self.balance.next()
             if index is None:
                 return

@@ -9,7 +9,7 @@ import pytest
 from rmkv_cli.config import MixConfig
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.encoding import parallel_encoder
-from rmkv_cli.data.lanes import Lanes, Prepared
+from rmkv_cli.data.lanes import Lanes, Prepared, share_of
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.stream import Stream
@@ -97,6 +97,22 @@ def test_ranks_see_disjoint_documents_that_are_together_the_single_stream(tmp_pa
     assert sum(shares, Counter()) == whole
     assert all(sum(share.values()) > 0.2 * sum(whole.values()) for share in shares)
     assert max(whole.values()) == 1  # duplicates are left out, wherever they are seen
+
+
+def test_a_rank_s_share_of_the_prepared_mix_is_what_it_would_stream(tmp_path, tokenizer, mix):
+    prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
+    documents = Documents.open(tmp_path / "out", "train")
+    whole = 0
+    for rank in range(2):
+        streamed = mixed(mix, tmp_path, tokenizer, rank=rank, ranks=2)
+        share = share_of(documents, mix, rank, 2)
+        shared = [(int(documents.sources[i]), tuple(documents[i].tolist())) for i in share]
+        both = min(len(streamed), len(shared))
+        assert shared[:both] == streamed[:both]
+        assert both > 0.8 * len(streamed)
+        whole += both
+    assert whole > 0.8 * len(documents)
+    assert share_of(documents, mix, 0, 1).tolist() == list(range(len(documents)))
 
 
 def test_what_is_held_out_never_trains(tmp_path, tokenizer, mix):

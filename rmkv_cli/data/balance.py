@@ -16,12 +16,10 @@ class Balance:
         """Begin with no tokens given; each of so many processes gives its share of the mix's tokens."""
         own = {source.name: source.weight for source in mix.sources}
         phases = mix.phases or [Phase(share=1)]
-        whole = sum(phase.share for phase in phases)
+        share = (mix.tokens or 1) / ranks / sum(phase.share for phase in phases)
         self._ratios = [_normed(list((own | phase.weights).values())) for phase in phases]
         self._moves = [phase.moves for phase in phases]
-        self._ends = [
-            sum(p.share for p in phases[: i + 1]) / whole * (mix.tokens or 1) / ranks for i in range(len(phases))
-        ]
+        self._ends = [share * sum(phase.share for phase in phases[: i + 1]) for i in range(len(phases))]
         self.tokens = [0] * len(own)
         """That each source has given."""
         self._wanted = [0.0] * len(own)

@@ -1,17 +1,24 @@
 """How fast rows come: the `tokenizers` library alone, a stream that reads, mixes and packs, and what training takes.
 
 python benchmarks/data.py
+python benchmarks/data.py memory        # of the processes of a stream, over a gigabyte of text (Linux)
 """
 
+import multiprocessing
+import random
+import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tokenizers
 
-from rmkv_cli.config import load_config, load_mix, preset_path
+from rmkv_cli.config import MixConfig, load_config, load_mix, preset_path
 from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.data.sample import make_sample
 from rmkv_cli.data.sources import mix_documents
@@ -21,8 +28,9 @@ from rmkv_cli.tokenizer import Special
 from rmkv_cli.training.trainer import Trainer
 
 ROW = 256
-TOKENS = 2_000_000
+TOKENS = 10_000_000
 STEPS = 60
+GIGABYTE = 1_000_000_000
 
 
 def rate(title: str, work: Callable[[], int]) -> float:
@@ -32,6 +40,33 @@ def rate(title: str, work: Callable[[], int]) -> float:
     tokens_per_second = tokens / (time.perf_counter() - began)
     print(f"{title:<44} {tokens_per_second:>11,.0f} tokens/s")
     return tokens_per_second
+
+
+def resident() -> float:
+    """Return the megabytes of memory of this process and the one that streams."""
+    processes = ["self", *(child.pid for child in multiprocessing.active_children())]
+    told = (Path(f"/proc/{process}/status").read_text() for process in processes)
+    return sum(int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) for status in told) / 1000
+
+
+def memory() -> None:
+    """Stream a gigabyte of text in parquet, and print how much memory that takes on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_sample(Path(folder, "corpus"))
+        mix = load_mix(Path(folder, "corpus/mix.toml"))
+        tokenizer = train_on_mix(mix, Path(folder, "corpus"), 4096, None).tokenizer
+        words = Path(folder, "corpus/prose.jsonl").read_text().split()
+        rng = random.Random(0)
+        for shard in range(16):
+            texts = [f"{shard} {i} {' '.join(rng.choices(words, k=600))}" for i in range(GIGABYTE // 16 // 4400)]
+            pq.write_table(pa.table({"text": texts}), Path(folder, f"{shard}.parquet"), row_group_size=1000)
+        source = {"kind": "files", "name": "words", "weight": 1, "files": ["*.parquet"], "when_dry": "stop"}
+        documents = 16 * len(texts)
+        with Stream(MixConfig(validation=0, sources=[source]), Path(folder), tokenizer) as stream:
+            for number in range(1, documents + 1):
+                stream.next()
+                if number % (documents // 10) == 0:
+                    print(f"{number / documents:.0%} of {documents:,} documents: {resident():,.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -72,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    memory() if sys.argv[1:] == ["memory"] else main()

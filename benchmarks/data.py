@@ -101,9 +101,8 @@ def main() -> None:
         trained = mean(record["tokens_per_second"] for record in records)
         print(f"{'training of tiny, from the same stream':<44} {trained:>11,.0f} tokens/s")
         print(f"{'  of its time spent waiting for data':<44} {mean(r['data_wait'] for r in records):>12.2%}")
-        print(
-            f"a stream gives {streamed / alone:.2f} times what encode_batch does, and {streamed / trained:.0f} times what training takes"
-        )
+        times = f"{streamed / alone:.2f} times what encode_batch does, and {streamed / trained:.0f} times"
+        print(f"a stream gives {times} what training takes")
 
 
 if __name__ == "__main__":

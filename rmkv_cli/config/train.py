@@ -44,6 +44,9 @@ class TrainConfig(Section):
     """Largest norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast over float32 weights."""
+    compile: bool = False
+    """Compile the layers for the shape of training (torch.compile): slow to start, then faster. On a CPU it needs a C++
+    compiler."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ class RMKV(nn.Module):
         self.memory = nn.Parameter(torch.empty(1 if self.through_layers else layers, config.memory.slots, D))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(RMKVBlock(config) for _ in range(layers))
+        self._compiled: list[Any] = []  # the same blocks; a list, so that they are not counted twice
         self.norm = nn.LayerNorm(D)
         self.unembedding = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
         for table in (self.embedding.weight, self.memory, *([self.position.weight] if self.position else [])):
@@ -112,7 +114,7 @@ class RMKV(nn.Module):
         own = document_ids == state.store_owner[:, None]
         view = self._view(document_ids, documents, state.owner, own, position, offset, begins, ends, state.filled + T)
         layers = list(state.layers())
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._compiled if self.training and self._compiled else self.blocks):
             at = 0 if self.through_layers else i  # whose memory this layer reads
             if self.through_layers and i == 1:  # the memory that came up is the last document's
                 view = self._view(document_ids, documents, last, own, position, offset, begins, ends, T)
@@ -214,6 +216,10 @@ class RMKV(nn.Module):
             by=rotation(offset, head_size, dtype) if rotary else None,
             back=rotation(-offset[:, -1:] - 1, head_size, dtype) if rotary else None,
         )
+
+    def compile_training(self) -> None:
+        """Compile the layers for training mode, where all segments have one shape (B, S); others are read as before."""
+        self._compiled = [torch.compile(block, dynamic=False) for block in self.blocks]
 
     def count_parameters(self) -> int:
         """Return the number of parameters; tied ones count once."""

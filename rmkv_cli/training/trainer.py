@@ -31,6 +31,8 @@ class Trainer:
         self.config, self.device = config, device
         with torch.device(device):
             self.model = RMKV(config.model)
+        if config.train.compile:
+            self.model.compile_training()
         self.optimizer = make_optimizer(self.model, config.train)
         self.lanes, self.phases = lanes, phases
         self.state = self.model.initial_state(config.train.batch_size)

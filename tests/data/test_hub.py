@@ -14,7 +14,7 @@ from hub_data import FINEWEB, NEMOTRON, REASONING, write_real_sets
 
 from rmkv_cli.tokenizer import train_tokenizer
 
-ROWS = 200
+ENDLESS = 1_000_000  # rows: it goes on until it is killed
 SCRIPT = Path(__file__).parents[1] / "stream_rows.py"
 
 
@@ -45,7 +45,7 @@ def tokenizer(tmp_path):
     return tmp_path / "t.json"
 
 
-def rows(environment, tokenizer, file, wanted=ROWS):
+def rows(environment, tokenizer, file, wanted):
     command = [sys.executable, SCRIPT, "pretrain", tokenizer, str(wanted), file]
     return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -63,13 +63,12 @@ def noted(file):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_through_twenty_kills_and_faults_come_the_rows_that_would_have_come(hub, environment, tokenizer, tmp_path):
-    finish(rows(environment, tokenizer, tmp_path / "whole"))
     draw = random.Random(0)
     faults = [{"status": 503}, {"status": 429, "retry_after": 0}, {"cut": 1000}, {"slow": 0.3}]
     for kill in range(20):
         if kill % 4 == 0:
             hub.fail(r"parquet$|README", 2, **faults[kill // 4 % len(faults)])
-        process = rows(environment, tokenizer, tmp_path / "killed")
+        process = rows(environment, tokenizer, tmp_path / "killed", ENDLESS)
         further = noted(tmp_path / "killed") + draw.randint(1, 9)
         while noted(tmp_path / "killed") < further:
             assert process.poll() is None, process.stderr.read()
@@ -77,9 +76,11 @@ def test_through_twenty_kills_and_faults_come_the_rows_that_would_have_come(hub,
         process.kill()
         process.wait()
         process.stderr.close()
-    finish(rows(environment, tokenizer, tmp_path / "killed"))
+    wanted = noted(tmp_path / "killed") + 20
+    finish(rows(environment, tokenizer, tmp_path / "killed", wanted))
+    finish(rows(environment, tokenizer, tmp_path / "whole", wanted))
     one, other = (pickle.loads((tmp_path / name).read_bytes())[0] for name in ("whole", "killed"))
-    assert len(one) == ROWS
+    assert len(one) == wanted
     assert one == other
 
 

@@ -44,6 +44,8 @@ class TrainConfig(Section):
     """Largest norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast over float32 weights."""
+    replay: bool = True
+    """Compute each segment again in the backward pass: a third more work, and activations of one segment, not a row."""
     compile: bool = False
     """Compile the layers for the shape of training (torch.compile): slow to start, then faster. On a CPU it needs a C++
     compiler."""

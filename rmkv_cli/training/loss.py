@@ -1,5 +1,7 @@
 """The loss of a training row, with each segment replayed in the backward pass."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,27 +11,22 @@ from rmkv_cli.model import RMKV, State
 
 
 def row_loss(
-    model: RMKV, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State
+    model: RMKV, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State, *, replay: bool = True
 ) -> tuple[Tensor, State]:
     """Return the summed cross-entropy in nats of rows (B, T) and the state after them; targets of -100 do not count.
 
-    Only the states between segments are kept for the backward pass; what happens inside a segment, the logits
-    included, is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations
-    are one segment's, however long the row is.
+    With `replay` only the states between segments are kept for the backward pass; what happens inside a segment, the
+    logits included, is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So
+    activations are one segment's, however long the row is; without it, a third of the work less, they are the row's.
     """
+    read = _segment_loss
+    if replay:
+        preserve = model.config.dropout > 0
+        read = partial(checkpoint, _segment_loss, use_reentrant=False, preserve_rng_state=preserve)
     losses = []
     for start, stop in model.spans(input_ids.shape[1], state.filled):
         part = slice(start, stop)
-        loss, state = checkpoint(
-            _segment_loss,
-            model,
-            input_ids[:, part],
-            targets[:, part],
-            document_ids[:, part],
-            state,
-            use_reentrant=False,
-            preserve_rng_state=model.config.dropout > 0,
-        )
+        loss, state = read(model, input_ids[:, part], targets[:, part], document_ids[:, part], state)
         losses.append(loss)
     return torch.stack(losses).sum(), state
 

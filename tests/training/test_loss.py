@@ -22,10 +22,11 @@ def rows(length):
     return ids, targets, torch.tensor([0] * 7 + [1] * (length - 7)).expand(2, -1)
 
 
-def test_loss_and_gradients_are_those_of_one_forward_pass():
+@pytest.mark.parametrize("replay", [True, False])
+def test_loss_and_gradients_are_those_of_one_forward_pass(replay):
     model = make_model(memory={"cell": "lstm"}).requires_grad_(True)
     ids, targets, documents = rows(20)
-    loss, state = row_loss(model, ids, targets, documents, model.initial_state(2))
+    loss, state = row_loss(model, ids, targets, documents, model.initial_state(2), replay=replay)
     loss.backward()
     replayed = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()

@@ -1,5 +1,6 @@
 """Small data sets with the names, configs, splits and columns of the real ones."""
 
+import json
 import random
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ FINEWEB, REASONING, NEMOTRON = (
     "glaiveai/reasoning-v1-20m",
     "nvidia/Llama-Nemotron-Post-Training-Dataset-v1",
 )
-SPLITS = ["code", "math", "science", "chat", "instruction_following"]
+SPLITS = ["code", "math", "science", "chat"]
 WORDS = [*("the", "a", "river", "stone", "runs", "under", "old", "wind", "says", "that"), "<end>", "<think>", "<eod>"]
 
 
@@ -51,8 +52,8 @@ def write_real_sets(root, documents=300, shards=3, rows=25, seed=0):
     _write(root / REASONING, {"default": {"train": "data/*"}}, {"data/train-{:05}.parquet": thoughts}, shards, rows)
     parts = {}
     for split in SPLITS:
-        as_list = split in ("chat", "instruction_following")
-        parts[f"SFT/{split}/{split}-{{:05}}.parquet"] = [
+        as_list = split == "chat"
+        parts[f"SFT/{split}/{split}_{{}}.jsonl"] = [
             {
                 "input": _messages(f"{split} {text(i)}") if as_list else _headers(f"{split} {text(i)}"),
                 "output": f"<think>\n{text(i)}\n</think>\n\n{text(i)}",
@@ -64,7 +65,7 @@ def write_real_sets(root, documents=300, shards=3, rows=25, seed=0):
                 "version": "v1",
                 "system_prompt": "detailed thinking on",
             }
-            for i in range(documents // 5)
+            for i in range(documents // 4)
         ]
     configs = {"SFT": {split: f"SFT/{split}/*" for split in SPLITS}}
     _write(root / NEMOTRON, configs, parts, shards, rows)
@@ -94,4 +95,7 @@ def _write(repo, configs, parts, shards, rows):
         for shard in range(shards):
             path = repo / pattern.format(shard)
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(records[shard::shards]), path, row_group_size=rows)
+            if path.suffix == ".jsonl":
+                path.write_text("".join(json.dumps(record) + "\n" for record in records[shard::shards]))
+            else:
+                pq.write_table(pa.Table.from_pylist(records[shard::shards]), path, row_group_size=rows)

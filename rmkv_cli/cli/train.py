@@ -58,12 +58,12 @@ def train(
                 "run": str(outcome.run),
                 "step": outcome.step,
                 "tokens": outcome.tokens,
-                "finished": outcome.tokens >= resolved.train.tokens,
+                "finished": outcome.finished,
                 "validation": outcome.validation,
             }
         )
     else:
         print(f"{outcome.run}: {outcome.tokens:,} tokens in {outcome.step:,} steps")
-    if outcome.tokens < resolved.train.tokens:
+    if not outcome.finished:
         stderr().print(f"stopped; go on with: rmkv train --resume --run {run}")
     raise typer.Exit(outcome.exit_code)

@@ -1,7 +1,7 @@
 """Which sources are mixed, in what ratio, and how the ratio changes on the way."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -61,7 +61,8 @@ class HubSource(TextSource):
     dataset: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
     """Its id, for instance HuggingFaceFW/fineweb."""
     config: str | None = None
-    splits: list[str] = Field(["train"], min_length=1)
+    split: str = "train"
+    """To mix splits, make a source of each."""
     revision: str = "main"
     """A branch, tag or commit. The commit that it means when the mix begins is kept to its end."""
 
@@ -136,7 +137,7 @@ def _never_ends(sources: Iterable[Source]) -> Iterator[str]:
             yield f"source '{source.name}': with when_dry = 'repeat' it never runs dry, so the mix needs `tokens`"
 
 
-def _wrong_phases(sources: Iterable[Source], phases: Iterable[Phase]) -> Iterator[str]:
+def _wrong_phases(sources: Iterable[Source], phases: Sequence[Phase]) -> Iterator[str]:
     own = {source.name: source.weight for source in sources}
     for number, phase in enumerate(phases):
         for name in phase.weights:
@@ -145,6 +146,8 @@ def _wrong_phases(sources: Iterable[Source], phases: Iterable[Phase]) -> Iterato
                 yield f"phases[{number}].weights: no source '{name}'{hint}"
         if not any((own | phase.weights).values()):
             yield f"phases[{number}]: all its weights are 0"
+        if phase.moves and number == len(phases) - 1:
+            yield f"phases[{number}].moves: there is no next phase whose ratios they could move to"
         match phase:
             case Phase(segments_min=int(least), segments_max=int(most)) if least > most:
                 yield f"phases[{number}]: segments_min = {least} is above segments_max = {most}"

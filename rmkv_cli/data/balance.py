@@ -29,14 +29,18 @@ class Balance:
         """Return each source's share of the tokens where `total` have been given."""
         phase = next((i for i, end in enumerate(self._ends) if total < end), len(self._ends) - 1)
         ratios = self._ratios[phase]
-        if self._moves[phase] and phase + 1 < len(self._ratios):
+        if self._moves[phase]:
             begin = self._ends[phase - 1] if phase else 0
             way = (total - begin) / (self._ends[phase] - begin)
             ratios = [a + way * (b - a) for a, b in zip(ratios, self._ratios[phase + 1], strict=True)]
-        return _normed([0.0 if i in self._dropped else ratio for i, ratio in enumerate(ratios)])
+        for later in (ratios, *self._ratios[phase + 1 :]):  # a phase whose sources are all dry is over
+            left = [0.0 if i in self._dropped else ratio for i, ratio in enumerate(later)]
+            if any(left):
+                return _normed(left)
+        return left
 
     def next(self) -> int | None:
-        """Return the index of the source whose turn it is; None if all that have a share now are dropped."""
+        """Return the index of the source whose turn it is; None if all that have a share now or later are dropped."""
         shares = self.shares(sum(self.tokens))
         behind = [(self.tokens[i] - self._wanted[i]) / share for i, share in enumerate(shares) if share]
         turns = [i for i, share in enumerate(shares) if share]

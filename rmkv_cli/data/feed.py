@@ -137,7 +137,8 @@ def _tokenized(
                 yield (place, 0), item
                 continue
             its = digest(seed, *(piece.encode() for piece in item.pieces))
-            yield (place, its), item if wanted(its) else LeftOut()
+            if wanted(its):
+                yield (place, its), item
 
     waiting: deque[tuple[list[Any], Future[Encoded]]] = deque()
     for group in chain(grouped(chosen()), repeat(None)):

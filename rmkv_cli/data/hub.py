@@ -1,11 +1,13 @@
 """Data sets of the Hugging Face hub: which files they are, read by ranges, with patience for a hub that fails."""
 
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
 
 import httpx2
-from huggingface_hub import HfApi, HfFileSystem, constants
+from huggingface_hub import HfApi, HfFileSystem, constants, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -13,14 +15,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._http import default_client_factory
 
 from rmkv_cli.config import HubSource
-from rmkv_cli.data.records import Block, File, Position, read_blocks
+from rmkv_cli.data.records import RECORDS, TEXTS, Block, File, Position, read_blocks, suffix
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.progress import stderr
 
 WAITS_TO_OPEN = (1, 3, 5)  # seconds, between tries
 WAITS_TO_READ = (5, 10, 20, 40, 60, 60)  # after the library's own six tries, which take 23 s in all
+ANSWER_WITHIN = 10.0  # seconds, or the request is taken for lost
 T = TypeVar("T")
 
 
@@ -30,6 +34,7 @@ def resolve_revision(source: HubSource) -> str:
     Raises:
         UserError: the data set is absent or gated, or the hub cannot be reached.
     """
+    set_client_factory(_client)  # the library's own waits for an answer without end
     api = HfApi()
     return _patiently(
         source, WAITS_TO_OPEN, lambda: str(api.dataset_info(source.dataset, revision=source.revision).sha)
@@ -37,10 +42,10 @@ def resolve_revision(source: HubSource) -> str:
 
 
 def find_hub_files(source: HubSource) -> list[File]:
-    """Return the files of a source's splits, which stay where they are.
+    """Return the files of a source's split, which stay where they are.
 
     Raises:
-        UserError: as in `resolve_revision`, or there is no such config or split.
+        UserError: as in `resolve_revision`; or there is no such config or split, or it has files of an unknown kind.
     """
     from datasets import load_dataset_builder, logging
 
@@ -53,18 +58,27 @@ def find_hub_files(source: HubSource) -> list[File]:
     except (ValueError, FileNotFoundError) as error:  # an unknown config, whose message lists the known; no files
         _refuse(source, error)
         raise UserError(f"data set {source.dataset}: {' '.join(str(error).split())}") from None
-    found = builder.config.data_files or {}
-    files = []
-    for split in source.splits:
-        if split not in found:
-            hint = did_you_mean(split, map(str, found)) or f" (there are: {', '.join(map(str, found))})"
-            raise UserError(f"data set {source.dataset}, config {builder.config.name}: no split '{split}'{hint}")
-        files += [_remote(source, str(url)) for url in found[split]]
-    return files
+    found = {str(split): urls for split, urls in (builder.config.data_files or {}).items()}
+    if source.split not in found:
+        hint = did_you_mean(source.split, found) or f" (there are: {', '.join(found)})"
+        raise UserError(f"data set {source.dataset}, config {builder.config.name}: no split '{source.split}'{hint}")
+    urls = list(map(str, found[source.split]))
+    for url in urls:
+        if not url.startswith("hf://"):
+            raise UserError(
+                f"{Path(source.dataset).absolute()} hides the data set of that name: move it, or work elsewhere"
+            )
+        if suffix(url) not in RECORDS | TEXTS:
+            known = ", ".join(sorted(RECORDS | TEXTS))
+            raise UserError(f"{url}: is of a kind that cannot be read; {known} can, also as .gz")
+    return [_remote(source, url) for url in urls]
 
 
 def _remote(source: HubSource, url: str) -> File:
     name = url.removeprefix("hf://")
+
+    def open_it() -> IO[bytes]:
+        return cast(IO[bytes], io.BufferedReader(HfFileSystem().open(url, "rb"), 1 << 20))
 
     def blocks(start: Position, columns: Sequence[str]) -> Iterator[Block]:
         last: Position | None = None
@@ -74,7 +88,7 @@ def _remote(source: HubSource, url: str) -> File:
             """Return the next block; where the hub broke off, the file is opened again at the last one."""
             nonlocal reading
             if reading is None:
-                begun = read_blocks(name, lambda: HfFileSystem().open(url, "rb"), last or start, columns)
+                begun = read_blocks(name, open_it, last or start, columns)
                 if last is not None:
                     next(begun)  # was given
                 reading = begun
@@ -84,11 +98,20 @@ def _remote(source: HubSource, url: str) -> File:
                 reading = None  # a generator that has raised says that it is at its end
                 raise
 
-        while (block := _patiently(source, WAITS_TO_READ, next_block)) is not None:
-            last = block[0]
-            yield block
+        try:
+            while (block := _patiently(source, WAITS_TO_READ, next_block)) is not None:
+                last = block[0]
+                yield block
+        except UserError as error:
+            raise UserError(f"source '{source.name}': {error}") from None
 
     return File(name, blocks)
+
+
+def _client() -> httpx2.Client:
+    client = default_client_factory()
+    client.timeout = httpx2.Timeout(ANSWER_WITHIN)
+    return client
 
 
 def _patiently(source: HubSource, waits: Sequence[float], attempt: Callable[[], T]) -> T:
@@ -105,8 +128,7 @@ def _patiently(source: HubSource, waits: Sequence[float], attempt: Callable[[], 
             what = str(error).strip().partition("\n")[0]
             if wait is None:
                 raise UserError(
-                    f"the hub at {constants.ENDPOINT} cannot be read ({what}); is there a network? "
-                    f"A run goes on by --resume"
+                    f"the hub at {constants.ENDPOINT} cannot be read ({what}); is there a network?"
                 ) from None
             stderr().print(f"source '{source.name}': {what}; trying again in {wait:g} s", style="yellow")
             time.sleep(wait)
@@ -125,7 +147,11 @@ def _refuse(source: HubSource, error: Any) -> None:
     if isinstance(error, RevisionNotFoundError):
         raise UserError(f"data set {source.dataset} has no revision '{source.revision}'; see {page}") from None
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+    if status == 403:
+        raise UserError(
+            f"data set {source.dataset}: access is refused; accept its terms at {page}, then {login}"
+        ) from None
+    if isinstance(error, RepositoryNotFoundError) or status == 401:
         raise UserError(f"there is no data set {source.dataset} at {constants.ENDPOINT}; if it is private, {login}")
     if status is not None and 400 <= status < 500 and status not in (408, 429):
         raise UserError(f"data set {source.dataset}: {message.partition(chr(10))[0]}") from None

@@ -27,11 +27,19 @@ class Rows:
     """A number for each document of a lane, counted from 0; one that goes on in the lane's next row keeps it."""
 
 
+class EndOfData(Exception):  # noqa: N818 - not an error
+    """A mix has come to its end, as it asked for; the message says why."""
+
+
 class Queue(Protocol):
-    """An endless queue of documents."""
+    """A queue of documents, mostly endless."""
 
     def next(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-        """Return a document's tokens (length,), and which of its targets count (length,), or None if all do."""
+        """Return a document's tokens (length,), and which of its targets count (length,), or None if all do.
+
+        Raises:
+            EndOfData: there is none any more.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on exactly here."""
@@ -125,7 +133,7 @@ class Lanes:
         self._lanes = [_Lane(np.empty(0, np.int64)) for _ in range(lanes)]
 
     def next(self, length: int) -> Rows:
-        """Return the next `length` tokens of every lane."""
+        """Return the next `length` tokens of every lane; raise `EndOfData` where a lane finds no more documents."""
         shape = (len(self._lanes), length)
         rows = Rows(*(np.empty(shape, np.int64) for _ in range(3)))
         for number, lane in enumerate(self._lanes):

@@ -54,7 +54,7 @@ class Reader:
             return False
         known = document.digest in self.seen
         self.seen.add(document.digest)
-        self.duplicates += known
+        self.duplicates += known and self.epochs == 1
         return known
 
     def count(self, document: Tokenized) -> None:

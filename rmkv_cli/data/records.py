@@ -1,7 +1,7 @@
 """Files of records, read in numbered blocks: jsonl, csv, parquet, arrow, any other text, also .gz.
 
-A block is what is read at once: some megabytes of lines, a row group, a record batch, a whole text. Reading can begin
-at any block, at once where the format allows it.
+A block is what is read at once: some megabytes of lines, up to 4,096 rows of a row group, a record batch, a whole text.
+Reading can begin at any block, at once where the format allows it.
 """
 
 import csv
@@ -21,6 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BLOCK_BYTES = 4 << 20
+BLOCK_ROWS = 4096
+RECORDS = {".jsonl", ".csv", ".parquet", ".arrow"}
+TEXTS = {".txt", ".md", ".py", ".tex", ".html"}  # of the files of a hub; a local one is text whatever its name
 
 
 @dataclass(frozen=True)
@@ -188,18 +191,22 @@ def _csv_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block
 
 
 def _parquet_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Iterator[Block]:
-    group, before = start
+    group, at = start[0], 0
     try:
         if isinstance(stream, gzip.GzipFile):  # parquet is read from its end, which gzip cannot
             stream = io.BytesIO(stream.read())
         file = pq.ParquetFile(stream)
         chosen = _chosen(columns, file.schema_arrow)
+        at = sum(file.metadata.row_group(i).num_rows for i in range(group))
         while group < file.num_row_groups:
-            rows = file.read_row_group(group, chosen).to_pylist()
-            yield (group, before), [Record(f"{name}:{n}", row) for n, row in enumerate(rows, before + 1)]
-            group, before = group + 1, before + len(rows)
-    except (pa.ArrowException, ValueError) as error:
-        yield (group, before), [_unreadable(name, before, "Parquet", error)]
+            for rows in file.iter_batches(BLOCK_ROWS, [group], chosen):
+                if at >= start[1]:
+                    yield (group, at), [Record(f"{name}:{n}", row) for n, row in enumerate(rows.to_pylist(), at + 1)]
+                at += len(rows)
+            group += 1
+    except (pa.ArrowException, ValueError, OSError) as error:
+        _require_of_content(error)
+        yield (group, at), [_unreadable(name, at, "Parquet", error)]
 
 
 def _arrow_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Iterator[Block]:
@@ -217,13 +224,20 @@ def _arrow_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequen
             found = enumerate(rows.select(_chosen(columns, rows.schema)).to_pylist(), before + 1)
             yield (batch, before), [Record(f"{name}:{n}", row) for n, row in found]
             batch, before = batch + 1, before + len(rows)
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
+        _require_of_content(error)
         yield (batch, before), [_unreadable(name, before, "Arrow", error)]
 
 
 def _chosen(columns: Sequence[str], schema: pa.Schema) -> list[str]:
     """Return the columns to read: all, lest one is missing, that people may be told what there is."""
     return list(columns) if set(columns) <= set(schema.names) else schema.names
+
+
+def _require_of_content(error: Exception) -> None:
+    """Raise again what a disk or a hub did: of a file's content Arrow makes plain errors without a number."""
+    if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        raise error
 
 
 def _unreadable(name: str, before: int, kind: str, error: Exception) -> BadRecord:

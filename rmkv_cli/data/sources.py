@@ -17,6 +17,7 @@ from rmkv_cli.tokenizer import Piece, Special
 
 GROUP_BYTES = 1 << 19
 GROUP_DOCUMENTS = 1024
+HOPELESS = 1000  # bad records, and no good one: the source's declaration is wrong, not the records
 T = TypeVar("T")
 
 
@@ -77,11 +78,23 @@ def read_source(
         files: of the source.
         seed: of their order; without it they come as they stand.
         place: where to begin; without it at the first record.
+
+    Raises:
+        UserError: the first thousand records are all bad, so that the source cannot be as it is declared.
     """
     columns = _columns(source)
     filters = [*source.where, *source.at_least, *source.at_most]
+    bad: int | None = 0  # until a good one comes
+    first = ""
     for after, record in ordered(files, [*columns, *filters], seed, place or Place()):
-        yield after, record if isinstance(record, BadRecord) else _item(source, record, columns)
+        item = record if isinstance(record, BadRecord) else _item(source, record, columns)
+        if bad is not None and isinstance(item, BadRecord):
+            bad, first = bad + 1, first or str(item)
+            if bad == HOPELESS:
+                raise UserError(f"{first} (source '{source.name}'; and none of the next {HOPELESS - 1} can be read)")
+        else:
+            bad = None
+        yield after, item
 
 
 def good_documents(
@@ -193,12 +206,21 @@ def _messages(values: list[Any], columns: list[str]) -> list[tuple[str, str]]:
 def _is_wanted(source: TextSource, columns: dict[str, Any]) -> bool:
     def number(name: str) -> float:
         value = _column(columns, name)
+        if isinstance(value, str):  # of a csv, which has no numbers
+            try:
+                return float(value)
+            except ValueError:
+                pass
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"column '{name}' is not a number but {describe(value)}")
         return value
 
+    def is_one_of(name: str, values: list[Any]) -> bool:
+        value = _column(columns, name)
+        return value in values or (isinstance(value, str) and value in map(str, values))
+
     return (
-        all(_column(columns, name) in values for name, values in source.where.items())
+        all(is_one_of(name, values) for name, values in source.where.items())
         and all(number(name) >= least for name, least in source.at_least.items())
         and all(number(name) <= most for name, most in source.at_most.items())
     )

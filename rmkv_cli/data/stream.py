@@ -3,11 +3,12 @@
 import multiprocessing
 import queue
 import signal
-import sys
 import threading
+import traceback
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from numpy.typing import NDArray
 from rmkv_cli.config import MixConfig, TextSource
 from rmkv_cli.data.encoding import end_with_parent, parallel_encoder
 from rmkv_cli.data.feed import Tokenized
+from rmkv_cli.data.lanes import EndOfData
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.shards import counted
 from rmkv_cli.errors import UserError
+from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 1 << 16
 CHUNKS_AHEAD = 8
 ENDING = 5.0  # seconds that the process has to end by itself
+TOLD_EVERY = 20  # seconds without data
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class _Chunk:
 
 
 class Stream:
-    """An endless queue of a mix's training documents (a `Queue` of `rmkv_cli.data.lanes`); a context manager.
+    """A mix's training documents as a `Queue` (see `rmkv_cli.data.lanes`), endless if the mix is; a context manager.
 
     Args:
         mix: what is mixed.
@@ -83,16 +87,18 @@ class Stream:
     def _start(self, state: dict[str, Any] | None) -> None:
         self.close()
         context = multiprocessing.get_context("spawn")
-        self._queue = context.Queue(CHUNKS_AHEAD)
+        self._received, sent = context.Pipe(duplex=False)
         seen = {index: known for index, (_, known) in self._seen.items()}
-        self._process = context.Process(target=_serve, args=(self._queue, *self._job, state, seen))
+        self._process = context.Process(target=_serve, args=(sent, *self._job, state, seen))
         self._process.start()
+        sent.close()  # so that its end is the process's
 
     def next(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Return the next document (see `Queue`).
 
         Raises:
             UserError: what the mix cannot go on for.
+            EndOfData: it has come to the end that it asks for.
         """
         if self._process is None:
             self._start(None)
@@ -104,16 +110,17 @@ class Stream:
         return document.tokens, counted(len(document.tokens), document.answers)
 
     def _receive(self) -> _Chunk:
-        while True:
-            try:
-                received = self._queue.get(timeout=1)
-            except queue.Empty:
-                if not self._process.is_alive():
-                    raise UserError("the process that reads the data died, perhaps for want of memory") from None
-                continue
-            if isinstance(received, str):
-                raise UserError(received)
-            return received
+        waited = 0
+        while not self._received.poll(TOLD_EVERY):
+            waited += TOLD_EVERY
+            stderr().print(f"no data has come for {waited} s; still waiting", style="yellow")
+        try:
+            received = self._received.recv()
+        except (EOFError, OSError):
+            raise UserError("the process that reads the data died, perhaps for want of memory") from None
+        if isinstance(received, Exception):
+            raise received
+        return received
 
     def _note_seen(self) -> None:
         """Add the chunk's documents to those that are not to come again."""
@@ -138,7 +145,7 @@ class Stream:
 
 
 def _serve(
-    sink: Any,
+    sent: Connection,
     mix: MixConfig,
     base: Path,
     tokenizer_json: str,
@@ -148,15 +155,11 @@ def _serve(
     state: dict[str, Any] | None,
     seen: dict[int, array],
 ) -> None:
-    """Put chunks into `sink` without end, or at the end the reason for it."""
-
-    def end(*_: object) -> None:
-        sink.cancel_join_thread()  # nobody takes what is left
-        sys.exit()
-
+    """Send chunks, and at the end, if there is one, the reason for it as an exception."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
-    signal.signal(signal.SIGTERM, end)
     threading.Thread(target=end_with_parent, daemon=True).start()
+    ahead: queue.Queue[_Chunk | Exception] = queue.Queue(CHUNKS_AHEAD)
+    threading.Thread(target=_send, args=(sent, ahead), daemon=True).start()
     tokenizer = Tokenizer.from_json(tokenizer_json)
     try:
         with parallel_encoder(tokenizer, workers) as submit:
@@ -166,10 +169,21 @@ def _serve(
             for index, known in seen.items():
                 mixer.readers[index].seen.update(known)
             for chunk in _chunks(mixer):
-                sink.put(chunk)
-            sink.put(f"the data has come to its end: source '{mixer.ended_by}' ran dry, and is not to be repeated")
-    except UserError as error:
-        sink.put(str(error))
+                ahead.put(chunk)
+            what = f"source '{mixer.ended_by}'" if mixer.ended_by else "each source"
+            ahead.put(EndOfData(f"the data ends here: {what} has run dry, and is not to be repeated"))
+    except (UserError, OSError) as error:
+        ahead.put(UserError(str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        ahead.put(UserError(f"the process that reads the data failed: {type(error).__name__}: {error}"))
+    ahead.join()
+
+
+def _send(sent: Connection, ahead: "queue.Queue[_Chunk | Exception]") -> None:
+    while True:
+        sent.send(ahead.get())
+        ahead.task_done()
 
 
 def _chunks(mixer: Mixer) -> Iterator[_Chunk]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmkv_cli.config import MixConfig, TextSource
+from rmkv_cli.data.balance import Balance
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.records import BadRecord
@@ -77,9 +78,8 @@ def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list
     Raises:
         UserError: a source has no files, or a record is bad and `on_error` is "stop".
     """
-    weights = sum(source.weight for source in mix.sources)
     found = []
-    for source in mix.sources:
+    for source, wanted in zip(mix.sources, Balance(mix).shares(0), strict=True):
         sizes: list[int] = []
         shown: list[tuple[Piece, ...]] = []
         skipped = Skipped()
@@ -97,7 +97,7 @@ def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list
         found.append(
             SourceSurvey(
                 name=source.name,
-                wanted=source.weight / weights,
+                wanted=wanted,
                 achieved=None,
                 documents=len(sizes),
                 tokens=None,

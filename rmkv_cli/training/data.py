@@ -13,6 +13,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import Prepared, Queue
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mix import hold_out, pinned, require_room
+from rmkv_cli.data.sources import open_source
 from rmkv_cli.data.stream import Stream
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
@@ -77,8 +78,9 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
     if not begun:  # what a start that was killed has left may be of another mix
         write_text(run / MIX, dump_toml(mix))
         shutil.rmtree(run / HELD_OUT, ignore_errors=True)
-        hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
-    kept = Manifest.load(run / HELD_OUT).splits["validation"].documents
+        if mix.validation:
+            hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
+    kept = mix.validation and Manifest.load(run / HELD_OUT).splits["validation"].documents
     held_out = Documents.open(run / HELD_OUT, "validation") if kept else None
     digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
     with Stream(mix, run, tokenizer, workers) as stream:
@@ -86,12 +88,12 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
 
 
 def _definite(config: Config) -> MixConfig:
-    """Return what train.mix means now: with the training's length, absolute files and the revisions' commits."""
+    """Return what train.mix means now: with the training's length, the files by name and the revisions' commits."""
     assert config.train.mix is not None
     path = Path(config.train.mix)
     mix = pinned(load_mix(path))
     sources = [
-        source.model_copy(update={"files": [str(path.parent / file) for file in source.files]})
+        source.model_copy(update={"files": [file.name for file in open_source(source, path.parent)]})
         if isinstance(source, FileSource)
         else source
         for source in mix.sources

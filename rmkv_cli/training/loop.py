@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from rmkv_cli.config import Config, dump_toml
-from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.data.lanes import EndOfData, Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
 from rmkv_cli.files import whole_directory, write_text
@@ -45,6 +45,8 @@ class Outcome:
     run: Path
     step: int
     tokens: int
+    finished: bool
+    """Whether there is nothing left to train on."""
     validation: dict[str, Any] | None
     """The last validation's record, if there was one."""
     exit_code: int
@@ -67,7 +69,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
     if not resume and set(_visible(run)) - {"tokenizer.json", MIX, HELD_OUT}:  # which a start that was killed leaves
         raise UserError(f"{run}: holds other things and is no run; choose another --run")
-    with open_data(config, run) as data, _locked(run):
+    with _locked(run), open_data(config, run) as data:
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, resolve_device(config.train.device), data.phases)
         if resume:
@@ -88,7 +90,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
             metrics.close()
     last = next((r["validation"] for r in reversed(metrics.records) if "validation" in r), None)
     code = 0 if interrupt.signal is None else STOPPED[signal.Signals(interrupt.signal)]
-    return Outcome(run, trainer.step, trainer.tokens, last, code)
+    return Outcome(run, trainer.step, trainer.tokens, trainer.finished, last, code)
 
 
 def resolve_device(device: str) -> str:
@@ -119,6 +121,10 @@ class _Job:
             except NonFiniteError as error:
                 self.save_failure(error)
                 raise
+            except EndOfData as end:
+                self.display.say(f"{end}, after {trainer.tokens:,} of {config.tokens:,} tokens")
+                trainer.ended = True
+                break
             if trainer.step % config.log_every == 0 or trainer.finished:
                 self.metrics.add(record)
             self.display.step(record)
@@ -128,6 +134,7 @@ class _Job:
             self.evaluate()
         if saved != trainer.step:
             self.save()
+        self.evaluate()
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -177,7 +184,7 @@ def _visible(run: Path) -> list[str]:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Keep other processes from training in the same folder."""
+    """Keep other processes from training in the same folder, which is gone afterwards if nothing came into it."""
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:
@@ -188,6 +195,8 @@ def _locked(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if {path.name for path in run.iterdir()} == {".lock"}:
+            shutil.rmtree(run)
 
 
 def _require_allowance(allowed: bool) -> None:

@@ -38,11 +38,13 @@ class Trainer:
         self.state = self.model.initial_state(config.train.batch_size)
         """Of all lanes, as the next step finds it."""
         self.step, self.tokens = 0, 0
+        self.ended = False
+        """Whether the data came to its end before."""
 
     @property
     def finished(self) -> bool:
-        """Whether all tokens have been seen."""
-        return self.tokens >= self.config.train.tokens
+        """Whether all tokens have been seen, or there are no more."""
+        return self.ended or self.tokens >= self.config.train.tokens
 
     def train_step(self) -> dict[str, Any]:
         """Take one optimizer step; return its record: loss in nats per token that counts, rates, time.
@@ -51,6 +53,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: before the weights are changed.
+            EndOfData: there is no more to train on.
         """
         config = self.config.train
         began = time.perf_counter()

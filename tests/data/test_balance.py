@@ -97,3 +97,13 @@ def test_it_goes_on_where_it_stood(weights, random, until):
         length = random.randint(1, 30)
         one.count(one.next(), length)
         other.count(other.next(), length)
+
+
+def test_a_phase_whose_sources_are_dry_is_over():
+    phases = [{"share": 1, "weights": {"1": 0}}, {"share": 1, "weights": {"0": 0}}]
+    balance = Balance(mix_of([1, 1], tokens=1000, phases=phases))
+    balance.count(0, 10)
+    balance.drop(0)
+    assert balance.next() == 1
+    balance.drop(1)
+    assert balance.next() is None

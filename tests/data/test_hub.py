@@ -1,5 +1,6 @@
 """The shipped mix against a hub on loopback: the same rows through kills and faults, and a line for what is wrong."""
 
+import json
 import os
 import pickle
 import random
@@ -8,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub import Hub
 from hub_data import FINEWEB, NEMOTRON, REASONING, write_real_sets
@@ -67,7 +70,7 @@ def test_through_twenty_kills_and_faults_come_the_rows_that_would_have_come(hub,
     faults = [{"status": 503}, {"status": 429, "retry_after": 0}, {"cut": 1000}, {"slow": 0.3}]
     for kill in range(20):
         if kill % 4 == 0:
-            hub.fail(r"parquet$|README", 2, **faults[kill // 4 % len(faults)])
+            hub.fail(r"(parquet|jsonl)$", 2, **faults[kill // 4 % len(faults)])
         process = rows(environment, tokenizer, tmp_path / "killed", ENDLESS)
         further = noted(tmp_path / "killed") + draw.randint(1, 9)
         while noted(tmp_path / "killed") < further:
@@ -116,6 +119,8 @@ SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answe
     ("dataset", "keys", "fault", "line"),
     [
         (FINEWEB, {}, {"gated": True}, f"data set {FINEWEB} is gated: accept its terms at http"),
+        (FINEWEB, {}, {"gated": True, "pattern": "parquet$"}, f"data set {FINEWEB} is gated: accept its terms at http"),
+        (FINEWEB, {}, {"status": 403, "pattern": "parquet$"}, f"data set {FINEWEB}: access is refused; accept its"),
         ("HuggingFaceFW/finewebb", {}, None, "there is no data set HuggingFaceFW/finewebb at http"),
         (
             FINEWEB,
@@ -124,7 +129,7 @@ SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answe
             "BuilderConfig 'sample-10TB' not found. Available: ['default', 'sample",
         ),
         (FINEWEB, {"revision": "v9"}, None, f"data set {FINEWEB} has no revision 'v9'"),
-        (NEMOTRON, SFT | {"splits": ["maths"]}, None, "config SFT: no split 'maths'; did you mean 'math'?"),
+        (NEMOTRON, SFT | {"split": "maths"}, None, "config SFT: no split 'maths'; did you mean 'math'?"),
         (REASONING, {}, None, "has no column 'text' (it has: prompt, response)"),
         (FINEWEB, {"text_column": "token_count"}, None, "column 'token_count' is not a string but a number"),
         (FINEWEB, {}, {"status": 404}, f"data set {FINEWEB}: "),
@@ -132,7 +137,7 @@ SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answe
 )
 def test_what_waiting_does_not_cure_is_one_line(hub, environment, tmp_path, dataset, keys, fault, line):
     if fault:
-        hub.fail("README|api", 99, **fault)
+        hub.fail(**{"pattern": "README|api", "times": 99} | fault)
     done = inspect(environment, tmp_path, dataset, **keys)
     error = done.stderr.splitlines()[-1]
     assert (done.returncode, done.stdout) == (2, "")
@@ -142,6 +147,67 @@ def test_what_waiting_does_not_cure_is_one_line(hub, environment, tmp_path, data
     assert "Traceback" not in done.stderr
     if "gated" in line:
         assert error.endswith("then log in by `hf auth login`, or set HF_TOKEN")
+
+
+def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub, environment, sets, tmp_path):
+    repo = sets / "some/records"
+    repo.mkdir(parents=True)
+    (repo / "README.md").write_text('---\nconfigs:\n- config_name: default\n  data_files: "*.json"\n---\n')
+    (repo / "all.json").write_text('[{"text": "one"}]')
+    error = inspect(environment, tmp_path, "some/records").stderr.splitlines()[-1]
+    assert "all.json: is of a kind that cannot be read; .arrow, .csv" in error
+    (tmp_path / FINEWEB).mkdir(parents=True)
+    (tmp_path / FINEWEB / "a.parquet").touch()
+    error = inspect(environment, tmp_path, FINEWEB).stderr.splitlines()[-1]
+    assert f"{tmp_path / FINEWEB} hides the data set of that name" in error
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_asked_again(hub, environment, tmp_path):
+    hub.fail("/api/datasets", 1, slow=60)
+    done = inspect(environment, tmp_path, FINEWEB)
+    assert done.returncode == 0
+    assert "timed out; trying again in 1 s" in done.stderr
+
+
+IMPATIENT = """
+import sys, time
+time.sleep = lambda seconds: None
+from pathlib import Path
+from rmkv_cli.config import MixConfig
+from rmkv_cli.data.sources import open_source, read_source
+source = MixConfig(sources=[{"kind": "hub", "name": "it", "weight": 1, "dataset": sys.argv[1]}]).sources[0]
+for _, item in read_source(source, open_source(source, Path()), [0]):
+    print(item.pieces[0], flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("fault", [{"status": 503}, {"cut": 1000}])
+def test_where_the_library_gives_up_a_file_is_opened_again_at_its_last_block(hub, environment, sets, kind, fault):
+    """The faults outlast the library's six tries in the middle of a file that does not fit its read-ahead."""
+    repo = sets / "large" / f"{kind}-{next(iter(fault))}"
+    texts = [f"{i} " + random.Random(i).randbytes(30_000).hex() for i in range(400)]
+    repo.mkdir(parents=True)
+    (repo / "README.md").write_text(f'---\nconfigs:\n- config_name: default\n  data_files: "*.{kind}"\n---\n')
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": texts}), repo / "a.parquet", row_group_size=40)
+    else:
+        (repo / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = [sys.executable, "-c", IMPATIENT, f"large/{repo.name}"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as reader:
+        found = []
+        while line := reader.stdout.readline():
+            found.append(line.rstrip("\n"))
+            if len(found) == 10:
+                hub.fail(f"{kind}$", 8, **fault)
+            print(file=reader.stdin, flush=True)
+        assert reader.wait() == 0, reader.stderr.read()
+        assert "trying again in 5 s" in reader.stderr.read()
+    assert sorted(found) == sorted(texts)
 
 
 def test_a_renamed_data_set_is_found_and_a_hub_that_is_not_there_is_told(hub, environment, tmp_path):

@@ -20,6 +20,7 @@ ROWS = [f"record {i}" for i in range(40)]
 def files(request, tmp_path, monkeypatch):
     """Three files of 40 records, or 40 texts, in blocks of about five."""
     monkeypatch.setattr(records, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(records, "BLOCK_ROWS", 5)
     kind = request.param
     table = pa.table({"text": ROWS, "id": list(range(40))})
     paths = [tmp_path / f"{n}.{kind}" for n in range(40 if kind == "txt" else 3)]

@@ -167,6 +167,37 @@ def test_a_column_of_numbers_is_no_text(tmp_path):
     assert ":2: " in second
 
 
+def test_a_damaged_parquet_is_a_bad_record_after_its_good_rows(tmp_path):
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"{i}" * 99 for i in range(90)]}), file, row_group_size=30, compression="none")
+    whole = file.read_bytes()
+    (tmp_path / "z.txt").write_text("fine")
+    at = pq.ParquetFile(file).metadata.row_group(1).column(0).file_offset or len(whole) // 3
+    file.write_bytes(whole[: at + 4] + b"\xff" * 3000 + whole[at + 3004 :])
+    *good, bad, fine = read(tmp_path, "a.parquet", "z.txt")
+    assert len(good) == 30
+    assert str(bad).startswith(f"{file}:31: is not readable as Parquet: ")
+    assert fine.pieces == ("fine",)
+
+
+def test_a_source_of_which_nothing_can_be_read_ends_even_where_bad_records_are_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"words": "a"}\n' * 1000)
+    what = r"a\.jsonl:1: has no column 'text' \(it has: words\).*source 'it'; and none of the next 999 can be read"
+    with pytest.raises(UserError, match=what):
+        list(good_documents(source("a.jsonl"), tmp_path, "skip"))
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"text": "fine"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n' + '{"words": "a"}\n' * 2000)
+    assert len(list(good_documents(source("b.jsonl"), tmp_path, "skip"))) == 1
+
+
+def test_the_numbers_of_a_csv_can_be_compared(tmp_path):
+    (tmp_path / "a.csv").write_text("text,score,year\none,0.9,2024\ntwo,0.1,2024\nthree,0.9,2023\nfour,,2024\n")
+    one, two, three, four = read(tmp_path, "a.csv", at_least={"score": 0.5}, where={"year": [2024]})
+    assert (one.pieces, two, three) == (("one",), LeftOut(), LeftOut())
+    assert str(four).endswith(":5: column 'score' is not a number but a string")
+
+
 def test_on_error_stops_at_the_first_bad_record_or_counts_them(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\nbad\n{"text": 2}\n{"text": "four"}\n')
     stopping = good_documents(source("a.jsonl"), tmp_path, "stop")

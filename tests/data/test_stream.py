@@ -9,7 +9,7 @@ import pytest
 from rmkv_cli.config import MixConfig
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.encoding import parallel_encoder
-from rmkv_cli.data.lanes import Lanes, Prepared, share_of
+from rmkv_cli.data.lanes import EndOfData, Lanes, Prepared, share_of
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.stream import Stream
@@ -152,12 +152,23 @@ def test_the_end_of_the_data_and_its_faults_are_told(tmp_path, tokenizer, write_
     with Stream(MixConfig(validation=0, sources=[source]), tmp_path, tokenizer) as stream:
         for _ in range(3):
             stream.next()
-        with pytest.raises(UserError, match="come to its end: source 'a' ran dry"):
+        with pytest.raises(EndOfData, match="the data ends here: source 'a' has run dry"):
             stream.next()
+    source["when_dry"] = "drop"
+    with (
+        Stream(MixConfig(validation=0, sources=[source]), tmp_path, tokenizer) as stream,
+        pytest.raises(EndOfData, match="the data ends here: each source has run dry"),
+    ):
+        list(iter(stream.next, None))
     (tmp_path / "a.jsonl").write_text("broken")
     with (
         Stream(MixConfig(validation=0, sources=[source]), tmp_path, tokenizer) as stream,
         pytest.raises(UserError, match=r"a\.jsonl:1: is not valid JSON"),
+    ):
+        stream.next()
+    with (
+        Stream(MixConfig(validation=0, sources=[source]), tmp_path / "gone", tokenizer) as stream,
+        pytest.raises(UserError, match=r"gone/a\.jsonl: no such file"),
     ):
         stream.next()
 

@@ -1,10 +1,13 @@
 """A run that streams its mix: the same rows as from the prepared one, in phases."""
 
+import shutil
+
 import pytest
 
-from rmkv_cli.config import load_mix
+from rmkv_cli.config import dump_toml, load_mix
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.errors import UserError
+from rmkv_cli.model import find_model
 from rmkv_cli.training import train
 from rmkv_cli.training.metrics import read_metrics
 
@@ -41,3 +44,34 @@ def test_what_cannot_be_streamed_is_told_and_leaves_nothing(streamed, tmp_path):
         with pytest.raises(UserError, match=message):
             train(streamed(**keys), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_it_ends_with_the_data_where_the_mix_says_so(streamed, data, tmp_path):
+    mix = load_mix(data.parent / "mix.toml")
+    story = mix.sources[0].model_copy(update={"when_dry": "stop"})
+    mix = mix.model_copy(update={"sources": [story], "phases": [], "validation": 0.1})
+    (data.parent / "mix.toml").write_text(dump_toml(mix))
+    outcome = train(streamed(tokens=100_000, eval_every=1000, checkpoint_every=1000), tmp_path / "run")
+    assert (outcome.finished, outcome.exit_code) == (True, 0)
+    assert 500 < outcome.tokens < 10_000
+    assert outcome.validation is not None
+    assert find_model(outcome.run).name == f"step-{outcome.step:08d}"
+
+
+def test_nothing_need_be_held_out(streamed, data, tmp_path):
+    mix = load_mix(data.parent / "mix.toml").model_copy(update={"validation": 0.0})
+    (data.parent / "mix.toml").write_text(dump_toml(mix))
+    outcome = train(streamed(tokens=300), tmp_path / "run")
+    assert outcome.validation is None
+
+
+def test_files_that_came_after_its_beginning_are_not_read(streamed, data, tmp_path):
+    """The run's own mix names its files, in a folder whose name is a pattern."""
+    folder = tmp_path / "texts [1]"
+    shutil.copytree(data.parent, folder)
+    mix = load_mix(folder / "mix.toml")
+    story = mix.sources[0].model_copy(update={"files": ["*.jsonl"]})
+    (folder / "mix.toml").write_text(dump_toml(mix.model_copy(update={"sources": [story, mix.sources[1]]})))
+    config = streamed(mix=str(folder / "mix.toml"), tokens=300)
+    run = train(config, tmp_path / "run").run
+    assert load_mix(run / "mix.toml").sources[0].files == [str(folder / "story.jsonl")]

@@ -83,22 +83,36 @@ def mix_command(
 @app.command(epilog="Example: rmkv data inspect data")
 def inspect(
     place: Annotated[
-        str, typer.Argument(metavar="DIR|MIX", help="A prepared mix; or a mix.toml, or the name of a shipped one.")
+        str,
+        typer.Argument(
+            metavar="DIR|SHARD|MIX",
+            help="A prepared mix, or a shard of one; or a mix.toml, or the name of a shipped one.",
+        ),
     ],
     samples: Annotated[int, typer.Option(min=0, help="Documents of each source that are shown.")] = 2,
     documents: Annotated[
         int, typer.Option(min=1, help="Documents of each source that are read, if the mix is not prepared.")
     ] = 1_000,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Mix the beginning of a mix that is not prepared, to show its tokens as well.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(parser=parse_amount, metavar="N", help="With --tokenizer: how long a beginning.")
+    ] = 1_000_000,
     as_json: Json = False,
 ) -> None:
     """Show the ratios, the lengths of the documents and samples of them, special tokens spelt out."""
     import dataclasses
 
-    from rmkv_cli.data.survey import survey_folder, survey_mix
+    from rmkv_cli.data.survey import survey_folder, survey_mix, survey_start
+    from rmkv_cli.tokenizer import Tokenizer
 
-    prepared = Path(place).is_dir()
+    prepared = Path(place).is_dir() or place.endswith(".arrow")
     if prepared:
         surveys = survey_folder(Path(place), samples)
+    elif tokenizer is not None:
+        mix, base = read_mix(place, None)
+        surveys = survey_start(mix, base, samples, Tokenizer.load(tokenizer), tokens)
     else:
         mix, base = read_mix(place, None)
         surveys = survey_mix(mix, base, samples, documents)
@@ -114,7 +128,7 @@ def inspect(
         )
         for s in surveys
     ]
-    unit = "tokens" if prepared else "bytes"
+    unit = "bytes" if surveys[0].tokens is None else "tokens"
     lengths = (f"shortest ({unit})", "median", "longest", "skipped")
     _print_table(("source", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token", *lengths), rows)
     edges = sorted({edge for survey in surveys for edge in survey.histogram})
@@ -124,6 +138,10 @@ def inspect(
     for survey in surveys:
         for pieces in survey.samples:
             _print_sample(survey.name, pieces)
+    for survey in surveys:
+        if survey.skipped:
+            what = f"source '{survey.name}': {survey.skipped:,} skipped, the first: {survey.first_error}"
+            stderr().print(what, style="yellow")
 
 
 def _print_sample(source: str, pieces: Sequence[str]) -> None:

@@ -88,14 +88,7 @@ class Documents:
         """
         manifest = Manifest.load(folder)
         report = manifest.splits[split]
-        batches = [batch for shard in report.shards for batch in map_shard(folder / shard)]
-        documents = cls(
-            batches,
-            [source.name for source in manifest.sources],
-            manifest.eod,
-            manifest.vocab_size,
-            manifest.tokenizer_hash,
-        )
+        documents = cls.of_shards(folder, manifest, report.shards)
         if len(documents) != report.documents or documents.lengths.sum() != report.tokens:
             raise UserError(f"{folder}: its {split} shards do not fit its manifest; make the mix again")
         if not len(documents):
@@ -104,6 +97,13 @@ class Documents:
                 f"{manifest.splits['validation'].documents} documents; raise it and mix again, or use the other split"
             )
         return documents
+
+    @classmethod
+    def of_shards(cls, folder: Path, manifest: Manifest, shards: Sequence[str]) -> "Documents":
+        """Return the documents of some of a folder's shards; raise `UserError` if one is damaged."""
+        batches = [batch for shard in shards for batch in map_shard(folder / shard)]
+        names = [source.name for source in manifest.sources]
+        return cls(batches, names, manifest.eod, manifest.vocab_size, manifest.tokenizer_hash)
 
     @classmethod
     def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> "Documents":

@@ -1,5 +1,6 @@
 """A look at a mix, prepared or not: its ratios, the lengths of its documents, and samples of them."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rmkv_cli.config import MixConfig, TextSource
 from rmkv_cli.data.balance import Balance
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
+from rmkv_cli.data.mix import prepare
 from rmkv_cli.data.records import BadRecord
 from rmkv_cli.data.sources import Document, Skipped, open_source, read_source, refuse
 from rmkv_cli.tokenizer import Piece, Special, Tokenizer
@@ -43,26 +45,29 @@ class SourceSurvey:
     """The beginnings of some documents; with a task's also the end, which asks."""
 
 
-def survey_folder(folder: Path, samples: int) -> list[SourceSurvey]:
-    """Return what a prepared mix's training split holds, with `samples` samples a source.
+def survey_folder(place: Path, samples: int) -> list[SourceSurvey]:
+    """Return what a prepared mix's training split holds, or one shard of it, with `samples` samples a source.
 
     Raises:
         UserError: the folder is not a mix, or is damaged.
     """
+    folder = place if place.is_dir() else place.parent
     manifest = Manifest.load(folder)
-    documents = Documents.open(folder, "train")
+    whole = place == folder
+    documents = Documents.open(folder, "train") if whole else Documents.of_shards(folder, manifest, [place.name])
     tokenizer = Tokenizer.load(folder)
     found = []
     for index, source in enumerate(manifest.sources):
         its = np.flatnonzero(documents.sources == index)
+        tokens = int(documents.lengths[its].sum())
         found.append(
             SourceSurvey(
                 name=source.name,
                 wanted=source.wanted,
-                achieved=source.achieved,
-                documents=source.documents,
-                tokens=source.tokens,
-                bytes=source.bytes,
+                achieved=tokens / max(1, int(documents.lengths.sum())),
+                documents=len(its),
+                tokens=tokens,
+                bytes=int(documents.sizes[its].sum()),
                 **_lengths(documents.lengths[its]),
                 skipped=source.skipped,
                 first_error=source.first_error,
@@ -70,6 +75,13 @@ def survey_folder(folder: Path, samples: int) -> list[SourceSurvey]:
             )
         )
     return found
+
+
+def survey_start(mix: MixConfig, base: Path, samples: int, tokenizer: Tokenizer, tokens: int) -> list[SourceSurvey]:
+    """Mix so many tokens, and return what they are, as `survey_folder` does; errors as in `prepare`."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(mix.model_copy(update={"tokens": tokens}), base, tokenizer, Path(folder, "mix"), workers=1)
+        return survey_folder(Path(folder, "mix"), samples)
 
 
 def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list[SourceSurvey]:

@@ -184,7 +184,8 @@ def _visible(run: Path) -> list[str]:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Keep other processes from training in the same folder, which is gone afterwards if nothing came into it."""
+    """Keep other processes from training in the same folder. If nothing came into a new one, it is gone afterwards."""
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:
@@ -195,8 +196,10 @@ def _locked(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if {path.name for path in run.iterdir()} == {".lock"}:
-            shutil.rmtree(run)
+        if made and {path.name for path in run.iterdir()} == {".lock"}:
+            (run / ".lock").unlink()
+            for folder in made:
+                folder.rmdir()
 
 
 def _require_allowance(allowed: bool) -> None:

@@ -82,6 +82,13 @@ def test_mix_and_inspect_print_what_there_is(folder):
         assert survey["shortest"] <= survey["median"] <= survey["longest"]
         assert survey["shortest"] * survey["documents"] <= survey["tokens"]
 
+    assert json.loads(rmkv("inspect", "out/train-00000.arrow", "--json", cwd=folder).stdout) == surveys
+    begun = json.loads(
+        rmkv("inspect", "mix.toml", "--tokenizer", "t.json", "--tokens", "2k", "--json", cwd=folder).stdout
+    )
+    assert 2000 <= sum(survey["tokens"] for survey in begun) < 2400
+    assert [survey["achieved"] for survey in begun] == pytest.approx([0.75, 0.25], abs=0.05)
+
     questions, prose = json.loads(rmkv("inspect", "mix.toml", "--json", "--samples", 1, cwd=folder).stdout)
     assert (questions["documents"], questions["skipped"], questions["tokens"]) == (200, 1, None)
     assert (prose["documents"], prose["shortest"], prose["longest"]) == (50, 20, 180)
@@ -93,6 +100,7 @@ def test_mix_and_inspect_print_what_there_is(folder):
     [
         (["inspect", "."], ".: is not a mix (it has no manifest.json); `rmkv data mix` makes one"),
         (["inspect", "none.toml"], "none.toml: no such file"),
+        (["inspect", "train-00000.arrow"], ".: is not a mix"),
         (["sample", "."], ".: already exists"),
         (["mix", "mix.toml", "--tokenizer", "a.jsonl", "--out", "x"], "a.jsonl: is not a tokenizer file"),
         (["mix", "bad.toml", "--tokenizer", "t.json", "--out", "x"], "source 'b': no/*.md: no such file"),

@@ -14,6 +14,7 @@ def params(
     overrides: Overrides = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows at once. [default: micro_batch_size]")] = None,
     row_tokens: Annotated[int | None, typer.Option(min=1, help="Row length. [default: segments_max segments]")] = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Show the optimizer's parameter groups as well.")] = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters by part, work per token, bytes of state and of training, without allocating the weights."""
@@ -28,7 +29,12 @@ def params(
         batch or train.micro_batch_size,
         row_tokens or train.segments_max * model.segment_length,
         train.precision,
+        train.optimizer,
     )
+    if groups:
+        from rmkv_cli.training.optimizer import describe_groups
+
+        report["groups"] = describe_groups(resolved)
     if as_json:
         print_json(report)
     else:
@@ -64,6 +70,14 @@ def _print_report(report: dict[str, Any]) -> None:
     console = Console()
     console.print(parts)
     console.print(costs)
+    if "groups" in report:
+        groups = Table("group", "optimizer", title="Parameter groups", title_justify="left")
+        for column in ("parameters", "learning rate", "weight decay"):
+            groups.add_column(column, justify="right")
+        for group in report["groups"]:
+            figures = f"{group['parameters']:,}", f"{group['learning_rate']:g}", f"{group['weight_decay']:g}"
+            groups.add_row(group["name"], group["optimizer"], *figures)
+        console.print(groups)
 
 
 def _bytes(count: int) -> str:

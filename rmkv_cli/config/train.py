@@ -28,6 +28,8 @@ class TrainConfig(Section):
     """Fewest segments a row."""
     segments_max: int = Field(16, ge=1)
     """Most segments a row; reached half-way, each step's number is drawn from the range so far."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Of the matrices of attention and feed-forward; all else is AdamW's."""
     learning_rate: float = Field(6e-4, gt=0)
     final_learning_rate: float = Field(6e-5, ge=0)
     schedule: Literal["cosine", "wsd"] = "wsd"

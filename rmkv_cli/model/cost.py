@@ -99,9 +99,10 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     return boundary, boundary + inside + 8 * (S - 1)
 
 
-def training_memory(config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str) -> TrainingMemory:
-    """Return the bytes for training on `batch` rows of `row_tokens` at once, of `lanes` in all, with float32 weights
-    and AdamW."""
+def training_memory(
+    config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str, optimizer: str = "adamw"
+) -> TrainingMemory:
+    """Return the bytes for training on `batch` rows of `row_tokens` at once, of `lanes` in all; weights are float32."""
     parameters = sum(count_by_part(config).values())
     D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
     element = 2 if precision == "bf16" else 4
@@ -115,18 +116,27 @@ def training_memory(config: ModelConfig, lanes: int, batch: int, row_tokens: int
     return TrainingMemory(
         weights=(6 if precision == "bf16" else 4) * parameters,
         gradients=4 * parameters,
-        optimizer=8 * parameters,
+        optimizer=optimizer_bytes(config, optimizer),
         states=(lanes + batch * segments) * state_bytes(config, 4, element)[0],
         activations=batch * min(S, row_tokens) * a_token,
     )
 
 
-def describe(config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str) -> dict[str, Any]:
+def optimizer_bytes(config: ModelConfig, optimizer: str) -> int:
+    """Return the bytes of the optimizer's moments: two a parameter (AdamW), for Muon's matrices one."""
+    counts = count_by_part(config)
+    matrices = counts["attention"] + counts["feed_forward"]
+    return 8 * sum(counts.values()) - 4 * matrices * (optimizer == "muon")
+
+
+def describe(
+    config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str, optimizer: str
+) -> dict[str, Any]:
     """Return all of the above as one JSON-able report; the state is the float32 one that generation carries."""
     parts = count_by_part(config)
     flops = forward_flops_per_token(config)
     boundary, most = state_bytes(config, 4)
-    memory = training_memory(config, lanes, batch, row_tokens, precision)
+    memory = training_memory(config, lanes, batch, row_tokens, precision, optimizer)
     return {
         "parameters": sum(parts.values()),
         "by_part": parts,

@@ -1,13 +1,15 @@
-"""The optimizer's parameter groups, the learning rate's schedule, and how many segments a row has."""
+"""The optimizers and their parameter groups, the learning rate's schedule, and how many segments a row has."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from rmkv_cli.config import Phase, TrainConfig
+from rmkv_cli.config import Config, Phase, TrainConfig
+from rmkv_cli.model import RMKV
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -18,14 +20,58 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter, 2019): matrices with decay, all else without."""
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the groups `matrices`, with weight decay, and `others`, without: as torch takes them, each with its
+    optimizer's name."""
     named = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    return [
+        {
+            "name": "matrices",
+            "optimizer": config.optimizer,
+            "params": [p for name, p in named if decays(name, p)],
+            "weight_decay": config.weight_decay,
+        },
+        {
+            "name": "others",
+            "optimizer": "adamw",
+            "params": [p for name, p in named if not decays(name, p)],
+            "weight_decay": 0.0,
+        },
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return AdamW (Loshchilov & Hutter, 2019) for all parameters or, where config.optimizer is "muon", Muon (Jordan et
+    al., 2024) for the matrices and AdamW for the others.
+
+    Muon's updates are scaled to the root mean square of AdamW's (Liu et al., 2025), so that both share the learning
+    rate and the weight decay. Each matrix is orthogonalised as it is stored: queries, keys and values are one, (3D, D).
+    """
+    groups = parameter_groups(model, config)
+    adamw, muon = ([group for group in groups if group["optimizer"] == name] for name in ("adamw", "muon"))
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(adamw, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    ]
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=config.learning_rate, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def describe_groups(config: Config) -> list[dict[str, Any]]:
+    """Return each group's name, optimizer, number of parameters, highest learning rate and weight decay. No weights are
+    allocated."""
+    with torch.device("meta"):
+        model = RMKV(config.model)
+    return [
+        {
+            "name": group["name"],
+            "optimizer": group["optimizer"],
+            "parameters": sum(p.numel() for p in group["params"]),
+            "learning_rate": config.train.learning_rate,
+            "weight_decay": group["weight_decay"],
+        }
+        for group in parameter_groups(model, config.train)
+    ]
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:

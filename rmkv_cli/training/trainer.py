@@ -12,7 +12,7 @@ from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.lanes import IGNORED, Lanes, Rows
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.training.loss import row_loss
-from rmkv_cli.training.optimizer import learning_rate, make_optimizer, row_segments
+from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
 
 
 class NonFiniteError(Exception):
@@ -24,7 +24,7 @@ class NonFiniteError(Exception):
 
 
 class Trainer:
-    """Model, optimizer, lanes with their states, and the count of steps and tokens."""
+    """Model, optimizers, lanes with their states, and the count of steps and tokens."""
 
     def __init__(self, config: Config, lanes: Lanes, device: str, phases: Sequence[Phase] = ()) -> None:
         torch.manual_seed(config.train.seed)
@@ -33,7 +33,7 @@ class Trainer:
             self.model = RMKV(config.model)
         if config.train.compile:
             self.model.compile_training()
-        self.optimizer = make_optimizer(self.model, config.train)
+        self.optimizers = make_optimizers(self.model, config.train)
         self.lanes, self.phases = lanes, phases
         self.state = self.model.initial_state(config.train.batch_size)
         """Of all lanes, as the next step finds it."""
@@ -75,11 +75,12 @@ class Trainer:
         if not (math.isfinite(loss.item()) and math.isfinite(record["grad_norm"])):
             raise NonFiniteError(rows, record)
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if counted:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            if counted:
+                optimizer.step()
+        self.model.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]
         seconds = time.perf_counter() - began
         return record | {"tokens_per_second": rows.input_ids.size / seconds, "data_wait": waited / seconds}
@@ -108,7 +109,7 @@ class Trainer:
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "lanes": self.lanes.state_dict(),
             "state": self.state.tensors(),
             "rng": torch.get_rng_state(),
@@ -118,7 +119,8 @@ class Trainer:
     def load_state_dict(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> None:
         """Go back to where `state_dict` was taken; `weights` are the model's."""
         self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.lanes.load_state_dict(saved["lanes"])
         self.state = State.from_tensors(saved["state"])
         self.step, self.tokens = saved["step"], saved["tokens"]

@@ -68,7 +68,10 @@ def test_a_run_learns_and_leaves_what_it_should(make_config, tmp_path, tokenizer
     assert RMKV.from_pretrained(outcome.run).count_parameters() == RMKV(config.model).count_parameters()
 
 
-@pytest.mark.parametrize("keys", [{"memory": {"cell": "lstm"}, "precision": "bf16"}, {"model": {"dropout": 0.2}}])
+@pytest.mark.parametrize(
+    "keys",
+    [{"memory": {"cell": "lstm"}, "precision": "bf16"}, {"model": {"dropout": 0.2}}, {"optimizer": "muon"}],
+)
 def test_stopped_and_resumed_is_bit_for_bit_the_same(make_config, tmp_path, monkeypatch, keys):
     """Stopped by SIGTERM after 3 and again after 5 steps, once right after a checkpoint, once between two."""
     config = make_config(**keys)

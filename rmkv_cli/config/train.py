@@ -44,6 +44,8 @@ class TrainConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    z_loss: float = Field(0.0, ge=0)
+    """Times log²Z of a token's logits, added to its loss, but not to the loss that is shown; PaLM: 1e-4."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast over float32 weights."""
     compile: bool = False

@@ -97,7 +97,8 @@ class Trainer:
                 for x in (rows.input_ids, rows.targets, rows.document_ids)
             )
             with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss, state = row_loss(self.model, input_ids, targets, document_ids, self.state.rows(start, size))
+                before = self.state.rows(start, size)
+                loss, state = row_loss(self.model, input_ids, targets, document_ids, before, config.z_loss)
             loss = loss / counted
             loss.backward()
             total += loss.detach()

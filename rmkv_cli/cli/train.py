@@ -43,14 +43,14 @@ def train(
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
 
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt inside an import may be swallowed there
-    from rmkv_cli.training import NonFiniteError
+    from rmkv_cli.training import BadStepError
     from rmkv_cli.training import train as train_run
 
     signal.signal(signal.SIGINT, before)
     try:
         outcome = train_run(resolved, run, resume=resume, allow_noncausal=allow_noncausal)
-    except NonFiniteError as error:
-        stderr().print(f"error: not a finite number at {error}", style="red")
+    except BadStepError as error:
+        stderr().print(f"error: {error}", style="red")
         raise typer.Exit(1) from None
     if as_json:
         print_json(

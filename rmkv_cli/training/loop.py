@@ -31,9 +31,10 @@ from rmkv_cli.training.checkpoint import (
 )
 from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, with_absolute_paths
 from rmkv_cli.training.display import Display
+from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.metrics import Metrics
-from rmkv_cli.training.trainer import NonFiniteError, Trainer
+from rmkv_cli.training.trainer import Trainer
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
 
@@ -58,7 +59,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
 
     Raises:
         UserError: the config, the data, the tokenizer and the run do not fit together.
-        NonFiniteError: the loss or the gradient is not a number; what led to it lies in the run's folder `failed`.
+        BadStepError: by the config, or as the last of too many; what led to it lies in the run's folder `failed`.
     """
     config = with_absolute_paths(config)
     if config.model.memory.carry == "layers":
@@ -116,13 +117,12 @@ class _Job:
         while not trainer.finished and interrupt.signal is None:
             try:
                 record = trainer.train_step()
-            except NonFiniteError as error:
-                self.save_failure(error)
-                raise
-            if trainer.step % config.log_every == 0 or trainer.finished:
+                self.display.step(record)
+            except BadStepError as error:
+                record = self.pass_over(error)
+            if trainer.step % config.log_every == 0 or trainer.finished or "bad_step" in record:
                 self.metrics.add(record)
-            self.display.step(record)
-            if trainer.step % config.checkpoint_every == 0 or trainer.finished:
+            if trainer.step % config.checkpoint_every == 0 or trainer.finished or "rolled_back_to" in record:
                 self.save()
                 saved = trainer.step
             self.evaluate()
@@ -152,7 +152,35 @@ class _Job:
         bits = f", {report.bits_per_byte:.3f} bits per byte" if report.bits_per_byte is not None else ""
         self.display.say(f"step {trainer.step:,}: validation loss {report.loss:.4f}{bits}{' (best)' if best else ''}")
 
-    def save_failure(self, error: NonFiniteError) -> None:
+    def pass_over(self, error: BadStepError) -> dict[str, Any]:
+        """Leave out a bad step and return its record, or stop, as the config says.
+
+        A rollback wants a checkpoint at once, so that no kill brings the bad rows back; before the first checkpoint
+        there is nothing to go back to, and the step is only skipped.
+
+        Raises:
+            BadStepError: the config says so, or there were too many of late.
+        """
+        trainer, way = self.trainer, self.trainer.config.train.on_bad_step
+        if many := trainer.watch.too_many(error.record["step"]):
+            self.display.say(f"{MOST_BAD} of the last {WINDOW} steps were passed over already")
+        if many or way == "stop":
+            self.save_failure(error)
+            raise error
+        trainer.pass_over(error)
+        kept = {key: error.record[key] for key in ("step", "tokens", "learning_rate", "segments")}
+        record = kept | {"bad_step": error.reason, "bad_steps": len(trainer.watch.bad_steps)}
+        if way == "rollback" and list_checkpoints(self.run):
+            checkpoint = find_model(self.run, training=True)
+            saved = load_training(checkpoint, trainer.device)
+            trainer.roll_back(saved, load_file(checkpoint / WEIGHTS, trainer.device))
+            record["rolled_back_to"] = saved["step"]
+            self.display.say(f"{error}; passed over, back to the weights of step {saved['step']:,}")
+        else:
+            self.display.say(f"{error}; passed over")
+        return record
+
+    def save_failure(self, error: BadStepError) -> None:
         """Save what the bad step began from, weights and states, and its rows, and each parameter's gradient norm."""
         trainer = self.trainer
         path = self.run / "failed" / f"step-{error.record['step']:08d}"

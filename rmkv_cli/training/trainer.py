@@ -1,6 +1,5 @@
 """The trainer: all that a training step changes, as one object that can be saved and loaded."""
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +10,9 @@ from torch import Tensor, nn
 from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.lanes import IGNORED, Lanes, Rows
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
-
-
-class NonFiniteError(Exception):
-    """The loss or its gradient is not a number; raised before the weights are changed."""
-
-    def __init__(self, rows: Rows, record: dict[str, Any]) -> None:
-        super().__init__(f"step {record['step']}: loss {record.get('loss')}, gradient norm {record['grad_norm']}")
-        self.rows, self.record = rows, record
 
 
 class Trainer:
@@ -38,6 +30,7 @@ class Trainer:
         self.state = self.model.initial_state(config.train.batch_size)
         """Of all lanes, as the next step finds it."""
         self.step, self.tokens = 0, 0
+        self.watch = Watch(config.train.spike_factor)
 
     @property
     def finished(self) -> bool:
@@ -50,7 +43,7 @@ class Trainer:
         Where no token counts the record has no loss, and the weights stay.
 
         Raises:
-            NonFiniteError: before the weights are changed.
+            BadStepError: before the weights are changed; see `pass_over`.
         """
         config = self.config.train
         began = time.perf_counter()
@@ -72,14 +65,16 @@ class Trainer:
             "grad_norm": norm.item(),
             "segments": segments,
         }
-        if not (math.isfinite(loss.item()) and math.isfinite(record["grad_norm"])):
-            raise NonFiniteError(rows, record)
+        if fault := self.watch.fault(loss.item(), record["grad_norm"]):
+            raise BadStepError(rows, record, fault)
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if counted:
                 optimizer.step()
+        if counted:
+            self.watch.good(record["grad_norm"])
         self.model.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]
         seconds = time.perf_counter() - began
@@ -105,6 +100,12 @@ class Trainer:
             states.append(state.detach())
         return total, State.join(states)
 
+    def pass_over(self, bad: BadStepError) -> None:
+        """Leave out a bad step: data, steps and tokens go on behind it; weights and states stay as it found them."""
+        self.model.zero_grad()
+        self.step, self.tokens = bad.record["step"], bad.record["tokens"]
+        self.watch.bad_steps.append(self.step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the weights; the lanes' state is one, however they are split into micro-batches."""
         return {
@@ -113,18 +114,26 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "lanes": self.lanes.state_dict(),
             "state": self.state.tensors(),
+            "watch": {"norms": self.watch.norms, "bad_steps": list(self.watch.bad_steps)},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else None,
         }
 
     def load_state_dict(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> None:
         """Go back to where `state_dict` was taken; `weights` are the model's."""
-        self.model.load_state_dict(weights)
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        self.roll_back(saved, weights)
+        self.watch.bad_steps = saved["watch"]["bad_steps"]
         self.lanes.load_state_dict(saved["lanes"])
-        self.state = State.from_tensors(saved["state"])
         self.step, self.tokens = saved["step"], saved["tokens"]
         torch.set_rng_state(saved["rng"].cpu())
         if self.device == "cuda" and saved["cuda_rng"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+
+    def roll_back(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        """Go back to where `state_dict` was taken with weights, optimizers and the lanes' states, but not with data,
+        steps and tokens."""
+        self.model.load_state_dict(weights)
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.state = State.from_tensors(saved["state"])
+        self.watch.norms = saved["watch"]["norms"]

@@ -30,6 +30,7 @@ from rmkv_cli.training.checkpoint import (
     write_training,
 )
 from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, with_absolute_paths
+from rmkv_cli.training.disk import require_disk
 from rmkv_cli.training.display import Display
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
@@ -68,6 +69,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
     if not resume and set(_visible(run)) - {"tokenizer.json", MIX, HELD_OUT}:  # which a start that was killed leaves
         raise UserError(f"{run}: holds other things and is no run; choose another --run")
+    require_disk(config, run)
     with open_data(config, run) as data, _locked(run):
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, resolve_device(config.train.device), data.phases)

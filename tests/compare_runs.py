@@ -10,7 +10,7 @@ from rmkv_cli.model import find_model
 from rmkv_cli.training.metrics import read_metrics
 from rmkv_cli.training.trainer import Trainer
 
-TIMES = {"tokens_per_second", "data_wait"}
+TIMES = {"tokens_per_second", "data_wait", "flops_per_second"}
 
 
 def curve(run):

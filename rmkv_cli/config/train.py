@@ -59,6 +59,8 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
+    loggers: list[Literal["tensorboard", "trackio", "wandb"]] = Field([])
+    """Where records are sent beside the run's metrics.jsonl."""
     eval_every: int = Field(500, ge=1)
     eval_tokens: int = Field(1_000_000, ge=1)
     """At most so many tokens of held-out documents a validation."""

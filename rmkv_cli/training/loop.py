@@ -34,6 +34,7 @@ from rmkv_cli.training.disk import require_disk
 from rmkv_cli.training.display import Display
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
+from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
 from rmkv_cli.training.metrics import Metrics
 from rmkv_cli.training.trainer import Trainer
 
@@ -70,6 +71,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
     if not resume and set(_visible(run)) - {"tokenizer.json", MIX, HELD_OUT}:  # which a start that was killed leaves
         raise UserError(f"{run}: holds other things and is no run; choose another --run")
     require_disk(config, run)
+    require_loggers(config.train.loggers)
     with open_data(config, run) as data, _locked(run):
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, resolve_device(config.train.device), data.phases)
@@ -80,8 +82,12 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
             write_text(run / "config.toml", dump_toml(config))  # last: with it the run can be gone on with
         metrics = Metrics(run / "metrics.jsonl", trainer.step)
         try:
-            with interruptible() as interrupt, Display(trainer.tokens, config.train.tokens) as display:
-                _Job(trainer, run, data, metrics, display).run_to_end(interrupt)
+            with (
+                open_loggers(config, run, trainer.step) as log,
+                interruptible() as interrupt,
+                Display(trainer.tokens, config.train.tokens) as display,
+            ):
+                _Job(trainer, run, data, metrics, display, log).run_to_end(interrupt)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"the GPU's memory is full: lower train.micro_batch_size ({config.train.micro_batch_size}), or "
@@ -110,6 +116,7 @@ class _Job:
     data: Data
     metrics: Metrics
     display: Display
+    log: Log
 
     def run_to_end(self, interrupt: Interrupt) -> None:
         """Step until all tokens are seen or a signal asks to stop; save and evaluate when due and at the end."""
@@ -123,13 +130,18 @@ class _Job:
             except BadStepError as error:
                 record = self.pass_over(error)
             if trainer.step % config.log_every == 0 or trainer.finished or "bad_step" in record:
-                self.metrics.add(record)
+                self.add(record)
             if trainer.step % config.checkpoint_every == 0 or trainer.finished or "rolled_back_to" in record:
                 self.save()
                 saved = trainer.step
             self.evaluate()
         if saved != trainer.step:
             self.save()
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Put a record into metrics.jsonl, and send it to the loggers."""
+        self.metrics.add(record)
+        self.log(record)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -150,7 +162,7 @@ class _Job:
         if best:  # before it is recorded: should a kill come between, it is done again
             mark_best(self.run, self.run / "checkpoints" / f"step-{trainer.step:08d}")
         figures = {"loss": report.loss, "perplexity": report.perplexity, "bits_per_byte": report.bits_per_byte}
-        self.metrics.add({"step": trainer.step, "tokens": trainer.tokens, "validation": figures})
+        self.add({"step": trainer.step, "tokens": trainer.tokens, "validation": figures})
         bits = f", {report.bits_per_byte:.3f} bits per byte" if report.bits_per_byte is not None else ""
         self.display.say(f"step {trainer.step:,}: validation loss {report.loss:.4f}{bits}{' (best)' if best else ''}")
 

@@ -13,6 +13,7 @@ from rmkv_cli.model import RMKV, State
 from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
+from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 
 
 class Trainer:
@@ -78,7 +79,14 @@ class Trainer:
         self.model.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]
         seconds = time.perf_counter() - began
-        return record | {"tokens_per_second": rows.input_ids.size / seconds, "data_wait": waited / seconds}
+        tokens_per_second = rows.input_ids.size / seconds
+        record |= {"tokens_per_second": tokens_per_second, "data_wait": waited / seconds}
+        return record | self._utilization(tokens_per_second)
+
+    def _utilization(self, tokens_per_second: float) -> dict[str, float]:
+        flops = training_flops_per_token(self.config.model) * tokens_per_second
+        peak = device_peak(self.device, self.config.train.precision)
+        return {"flops_per_second": flops} | ({"mfu": flops / peak} if peak else {})
 
     def _accumulate(self, rows: Rows, counted: int) -> tuple[Tensor, State]:
         """Add up the gradients of all micro-batches; return the loss over `counted` tokens, and the lanes' state."""

@@ -1,0 +1,84 @@
+"""Records reach the loggers as metrics.jsonl has them, with FLOPs by the count that is held against torch's own."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from compare_runs import curve, stop_at
+
+from rmkv_cli.config import dump_toml
+from rmkv_cli.errors import UserError
+from rmkv_cli.model.cost import forward_flops_per_token
+from rmkv_cli.training import train
+from rmkv_cli.training.loggers import PACKAGES, scalars
+from rmkv_cli.training.metrics import read_metrics
+from rmkv_cli.training.utilization import device_peak, peak_flops
+
+
+def test_scalars_are_the_numbers_but_the_step():
+    record = {"step": 3, "loss": 2.5, "segments": 4, "bad_step": "words", "validation": {"loss": 2.0, "bits": None}}
+    assert scalars(record) == {"loss": 2.5, "segments": 4, "validation/loss": 2.0}
+
+
+@pytest.mark.parametrize(("name", "install"), PACKAGES.items())
+def test_one_that_is_not_installed_is_told_before_anything_is_made(make_config, tmp_path, name, install):
+    if find_spec(name):
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(UserError) as error:
+        train(make_config(loggers=[name]), tmp_path / "run")
+    assert str(error.value) == f"train.loggers: {name} is not installed; pip install {install}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_has_each_step_once_after_a_stop(make_config, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(loggers=["tensorboard"])
+    stop_at(monkeypatch, 5)
+    run = train(config, tmp_path / "run").run
+    stop_at(monkeypatch, None)
+    train(config, run, resume=True)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for key, records in (
+        ("loss", {record["step"]: record["loss"] for record in curve(run) if "loss" in record}),
+        ("validation/loss", {r["step"]: r["validation"]["loss"] for r in curve(run) if "validation" in r}),
+    ):
+        assert {event.step: pytest.approx(event.value) for event in events.Scalars(key)} == records
+        assert len(events.Scalars(key)) == len(records)
+
+
+def test_trackio_has_each_step_and_stdout_is_for_results_alone(make_config, tmp_path):
+    pytest.importorskip("trackio")
+    config = tmp_path / "config.toml"
+    config.write_text(dump_toml(make_config(loggers=["trackio"])))
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    command = [sys.executable, "-m", "rmkv_cli", "train", "--config", config, "--run", tmp_path / "story", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["finished"]
+    asked = ["--project", "rmkv", "--run", "story", "--metric", "loss", "--json"]
+    command = [sys.executable, "-m", "trackio.cli", "get", "metric", *asked]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    losses = {point["step"]: point["value"] for point in json.loads(found.stdout)["values"]}
+    assert losses == {record["step"]: record["loss"] for record in curve(tmp_path / "story") if "loss" in record}
+
+
+def test_flops_are_three_forward_passes(make_config, tmp_path):
+    config = make_config(tokens=100)
+    for record in read_metrics(train(config, tmp_path / "run").run / "metrics.jsonl"):
+        if "loss" in record:
+            forward = sum(forward_flops_per_token(config.model).values())
+            assert record["flops_per_second"] == pytest.approx(3 * forward * record["tokens_per_second"])
+            assert "mfu" not in record  # of a CPU no peak is known
+
+
+def test_peaks_are_those_of_the_card_that_torch_names():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == peak_flops("NVIDIA A100-PCIE-40GB") == 312e12
+    assert peak_flops("NVIDIA H100 PCIe") is None  # slower than the SXM card
+    assert peak_flops("NVIDIA GeForce RTX 3090 Ti") is None
+    assert device_peak("cpu", "bf16") is None

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.cli.tables import size
 from rmkv_cli.progress import amount
 
 
@@ -60,13 +61,13 @@ def _print_report(report: dict[str, Any]) -> None:
     costs.add_row("parameters touched per token", f"{report['touched_per_token']:,}")
     costs.add_row("FLOPs per token, forward", amount(flops["forward"]))
     costs.add_row("FLOPs per token, training with replay", amount(flops["training"]))
-    costs.add_row("state per sequence, between segments", _bytes(state["at_boundary"]))
-    costs.add_row("state per sequence, at most", _bytes(state["at_most"]))
+    costs.add_row("state per sequence, between segments", size(state["at_boundary"]))
+    costs.add_row("state per sequence, at most", size(state["at_most"]))
     costs.add_section()
     given = f"{assumed['batch']} of {assumed['lanes']} rows of {assumed['row_tokens']:,} tokens, {assumed['precision']}"
-    costs.add_row(f"memory for training ({given}; estimate)", _bytes(memory["total"]), style="bold")
+    costs.add_row(f"memory for training ({given}; estimate)", size(memory["total"]), style="bold")
     for part in ("weights", "gradients", "optimizer", "states", "activations"):
-        costs.add_row(f"  {part}", _bytes(memory[part]))
+        costs.add_row(f"  {part}", size(memory[part]))
     console = Console()
     console.print(parts)
     console.print(costs)
@@ -78,10 +79,3 @@ def _print_report(report: dict[str, Any]) -> None:
             figures = f"{group['parameters']:,}", f"{group['learning_rate']:g}", f"{group['weight_decay']:g}"
             groups.add_row(group["name"], group["optimizer"], *figures)
         console.print(groups)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1e3:.1f} kB"

@@ -2,5 +2,6 @@
 
 from rmkv_cli.training.faults import BadStepError
 from rmkv_cli.training.loop import Outcome, resolve_device, train
+from rmkv_cli.training.trial import dry_run, profile
 
-__all__ = ["BadStepError", "Outcome", "resolve_device", "train"]
+__all__ = ["BadStepError", "Outcome", "dry_run", "profile", "resolve_device", "train"]

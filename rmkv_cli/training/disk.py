@@ -26,21 +26,31 @@ def checkpoints_to_come(config: Config, run: Path) -> int:
     return max(1, config.train.keep_last + 2 - len(list_checkpoints(run)))
 
 
+def free_bytes(run: Path) -> int:
+    """Return the bytes that are free for the run's folder, which may not exist yet."""
+    return shutil.disk_usage(_existing(run)).free
+
+
 def require_disk(config: Config, run: Path) -> None:
     """Raise `UserError` if the run's folder, which may not exist yet, cannot be written or lacks room.
 
     Nothing is left behind.
     """
-    folder = next(path for path in (run / "checkpoints", run, *run.absolute().parents) if path.exists())
+    folder = _existing(run)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --run") from None
-    number, free = checkpoints_to_come(config, run), shutil.disk_usage(folder).free
+    number, free = checkpoints_to_come(config, run), free_bytes(run)
     needed = number * checkpoint_bytes(config)
     if needed > free:
         raise UserError(
             f"{run}: {number} checkpoints need {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; make room, "
             f"lower train.keep_last ({config.train.keep_last}), or choose another --run"
         )
+
+
+def _existing(run: Path) -> Path:
+    """Return the folder that checkpoints are written into, or the nearest above it that is there."""
+    return next(path for path in (run / "checkpoints", run, *run.absolute().parents) if path.exists())

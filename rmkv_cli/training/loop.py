@@ -35,10 +35,12 @@ from rmkv_cli.training.display import Display
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
+from rmkv_cli.training.memory import memory_full
 from rmkv_cli.training.metrics import Metrics
 from rmkv_cli.training.trainer import Trainer
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
+BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, "profile"}  # what a start that was killed leaves, and a profile
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         UserError: the config, the data, the tokenizer and the run do not fit together.
         BadStepError: by the config, or as the last of too many; what led to it lies in the run's folder `failed`.
     """
-    config = with_absolute_paths(config)
-    if config.model.memory.carry == "layers":
-        _require_allowance(allow_noncausal or resume)
-    if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
-        raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    if not resume and set(_visible(run)) - {"tokenizer.json", MIX, HELD_OUT}:  # which a start that was killed leaves
-        raise UserError(f"{run}: holds other things and is no run; choose another --run")
-    require_disk(config, run)
-    require_loggers(config.train.loggers)
+    config = checked(config, run, resume=resume, allow_noncausal=allow_noncausal)
     with open_data(config, run) as data, _locked(run):
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, resolve_device(config.train.device), data.phases)
@@ -89,15 +83,32 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
             ):
                 _Job(trainer, run, data, metrics, display, log).run_to_end(interrupt)
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"the GPU's memory is full: lower train.micro_batch_size ({config.train.micro_batch_size}), or "
-                f"model.segment_length; `rmkv params` estimates the need"
-            ) from None
+            raise memory_full(config) from None
         finally:
             metrics.close()
     last = next((r["validation"] for r in reversed(metrics.records) if "validation" in r), None)
     code = 0 if interrupt.signal is None else STOPPED[signal.Signals(interrupt.signal)]
     return Outcome(run, trainer.step, trainer.tokens, last, code)
+
+
+def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Config:
+    """Return the config with data that are found from everywhere, if a run can begin or go on in the folder `run`.
+
+    Nothing is left behind, and the data are not opened.
+
+    Raises:
+        UserError: it cannot.
+    """
+    config = with_absolute_paths(config)
+    if config.model.memory.carry == "layers":
+        _require_allowance(allow_noncausal or resume)
+    if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
+        raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
+    if not resume and set(_visible(run)) - BEFORE_A_RUN:
+        raise UserError(f"{run}: holds other things and is no run; choose another --run")
+    require_disk(config, run)
+    require_loggers(config.train.loggers)
+    return config
 
 
 def resolve_device(device: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import nn
 
 from rmkv_cli.config import Config, Phase, TrainConfig
 from rmkv_cli.model import RMKV
+
+THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -95,13 +98,30 @@ def row_segments(config: TrainConfig, phases: Sequence[Phase], step: int, progre
     Where the phase names no most, or there is none, it is one that grows from segments_min to segments_max over the
     first half of the training.
     """
+    least, most = _segments_range(config, phases, progress)
+    return int(np.random.default_rng([config.seed, step]).integers(least, most + 1))
+
+
+def most_segments(config: TrainConfig, phases: Sequence[Phase]) -> int:
+    """Return how many segments the training's longest rows have."""
+    return max(_segments_range(config, phases, progress)[1] for progress in THROUGHOUT)
+
+
+def mean_segments(config: TrainConfig, phases: Sequence[Phase]) -> float:
+    """Return how many segments the rows have in the mean over all steps: the harmonic one over the tokens, of which a
+    share takes the more steps the shorter its rows are."""
+    return harmonic_mean([sum(_segments_range(config, phases, progress)) / 2 for progress in THROUGHOUT])
+
+
+def _segments_range(config: TrainConfig, phases: Sequence[Phase], progress: float) -> tuple[int, int]:
+    """Return the fewest and the most segments of a row at a share `progress` (0 to 1) of the tokens."""
     least, most = config.segments_min, config.segments_max
     grown = round(least + (most - least) * min(1.0, 2 * progress))
     phase = phase_at(phases, progress)
     if phase is not None:
         least = phase.segments_min or least
         grown = phase.segments_max or max(least, grown)
-    return int(np.random.default_rng([config.seed, step]).integers(min(least, grown), grown + 1))
+    return min(least, grown), grown
 
 
 def phase_at(phases: Sequence[Phase], progress: float) -> Phase | None:

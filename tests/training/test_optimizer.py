@@ -4,10 +4,18 @@ import pytest
 import torch
 from small_model import CELLS, make_model
 
-from rmkv_cli.config import Config, ModelConfig, TrainConfig
+from rmkv_cli.config import Config, ModelConfig, Phase, TrainConfig
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.cost import optimizer_bytes
-from rmkv_cli.training.optimizer import decays, describe_groups, learning_rate, make_optimizers, row_segments
+from rmkv_cli.training.optimizer import (
+    decays,
+    describe_groups,
+    learning_rate,
+    make_optimizers,
+    mean_segments,
+    most_segments,
+    row_segments,
+)
 
 
 def config(**keys):
@@ -35,6 +43,17 @@ def test_segments_vary_and_their_most_grows_over_the_first_half():
     keys = config(segments_min=2, segments_max=10)
     drawn = {p: {row_segments(keys, [], step, p) for step in range(300)} for p in (0, 0.25, 0.5, 1)}
     assert drawn == {0: {2}, 0.25: set(range(2, 7)), 0.5: set(range(2, 11)), 1: set(range(2, 11))}
+
+
+@pytest.mark.parametrize("phases", [[], [{"share": 1, "segments_max": 2}, {"share": 3, "segments_max": 12}]])
+def test_mean_and_most_segments_are_those_of_a_whole_training(phases):
+    keys, phases = config(segments_min=1, segments_max=9), [Phase(**phase) for phase in phases]
+    drawn, progress = [], 0.0
+    while progress < 1:  # a segment is 1/10,000 of the tokens
+        drawn.append(row_segments(keys, phases, len(drawn), progress))
+        progress += drawn[-1] / 10_000
+    assert mean_segments(keys, phases) == pytest.approx(sum(drawn) / len(drawn), rel=0.03)
+    assert most_segments(keys, phases) == max(drawn)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -1,6 +1,7 @@
 """Runs stopped and compared, for tests."""
 
 import os
+import shutil
 import signal
 
 import torch
@@ -37,3 +38,13 @@ def assert_same_run(a, b):
     assert curve(a) == curve(b)
     assert weights(a).keys() == weights(b).keys()
     assert all(torch.equal(x, weights(b)[name]) for name, x in weights(a).items())
+
+
+def killed_after(run, step):
+    """Return a copy of a run as it was when the checkpoint of this step was just written; its metrics are too long."""
+    copy = run.with_name(f"{run.name}-{step}")
+    shutil.copytree(run, copy, symlinks=True)
+    for checkpoint in (copy / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    return copy

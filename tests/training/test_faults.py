@@ -1,11 +1,10 @@
 """A step whose loss or gradient is not finite, or spikes, is refused, passed over, or rolled back from."""
 
 import math
-import shutil
 
 import pytest
 import torch
-from compare_runs import assert_same_run, curve
+from compare_runs import assert_same_run, curve, killed_after
 from safetensors.torch import load_file
 
 from rmkv_cli.data.documents import Documents
@@ -47,16 +46,6 @@ def test_only_numbers_far_above_the_median_are_spikes():
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf), (math.inf, math.nan)])
 def test_what_is_not_finite_is_bad_at_once(loss, norm):
     assert "not a finite number" in Watch(spike_factor=0).fault(loss, norm)
-
-
-def killed_after(run, step):
-    """Return a copy of a run as it was when the checkpoint of this step was just written; its metrics are too long."""
-    copy = run.with_name(f"{run.name}-{step}")
-    shutil.copytree(run, copy, symlinks=True)
-    for checkpoint in (copy / "checkpoints").iterdir():
-        if int(checkpoint.name.removeprefix("step-")) > step:
-            shutil.rmtree(checkpoint)
-    return copy
 
 
 def rare_token(data, segments):

@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from compare_runs import curve, stop_at
+from compare_runs import curve, killed_after
 
 from rmkv_cli.config import dump_toml
 from rmkv_cli.errors import UserError
@@ -30,14 +30,12 @@ def test_one_that_is_not_installed_is_told_before_anything_is_made(make_config, 
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_has_each_step_once_after_a_stop(make_config, tmp_path, monkeypatch):
+def test_tensorboard_has_each_step_once_after_a_kill(make_config, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = make_config(loggers=["tensorboard"])
-    stop_at(monkeypatch, 5)
-    run = train(config, tmp_path / "run").run
-    stop_at(monkeypatch, None)
+    config = make_config(loggers=["tensorboard"], keep_last=99)
+    run = killed_after(train(config, tmp_path / "run").run, 6)
     train(config, run, resume=True)
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.cli.tables import size
 from rmkv_cli.progress import amount
 
 
@@ -14,6 +15,7 @@ def params(
     overrides: Overrides = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows at once. [default: micro_batch_size]")] = None,
     row_tokens: Annotated[int | None, typer.Option(min=1, help="Row length. [default: segments_max segments]")] = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Show the optimizer's parameter groups as well.")] = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters by part, work per token, bytes of state and of training, without allocating the weights."""
@@ -23,12 +25,12 @@ def params(
     from rmkv_cli.model.cost import describe
 
     report = describe(
-        model,
-        train.batch_size,
-        batch or train.micro_batch_size,
-        row_tokens or train.segments_max * model.segment_length,
-        train.precision,
+        resolved, batch or train.micro_batch_size, row_tokens or train.segments_max * model.segment_length
     )
+    if groups:
+        from rmkv_cli.training.optimizer import describe_groups
+
+        report["groups"] = describe_groups(resolved)
     if as_json:
         print_json(report)
     else:
@@ -48,26 +50,28 @@ def _print_report(report: dict[str, Any]) -> None:
     parts.add_section()
     parts.add_row("all", f"{total:,}", "100%", style="bold")
 
+    replay = "with" if assumed["replay"] else "without"
     state, memory = report["state_bytes"], report["training_bytes"]
     costs = Table("cost", title="Costs", title_justify="left")
     costs.add_column("amount", justify="right")
     costs.add_row("parameters touched per token", f"{report['touched_per_token']:,}")
     costs.add_row("FLOPs per token, forward", amount(flops["forward"]))
-    costs.add_row("FLOPs per token, training with replay", amount(flops["training"]))
-    costs.add_row("state per sequence, between segments", _bytes(state["at_boundary"]))
-    costs.add_row("state per sequence, at most", _bytes(state["at_most"]))
+    costs.add_row(f"FLOPs per token, training {replay} replay", amount(flops["training"]))
+    costs.add_row("state per sequence, between segments", size(state["at_boundary"]))
+    costs.add_row("state per sequence, at most", size(state["at_most"]))
     costs.add_section()
     given = f"{assumed['batch']} of {assumed['lanes']} rows of {assumed['row_tokens']:,} tokens, {assumed['precision']}"
-    costs.add_row(f"memory for training ({given}; estimate)", _bytes(memory["total"]), style="bold")
+    costs.add_row(f"memory for training ({given}; estimate)", size(memory["total"]), style="bold")
     for part in ("weights", "gradients", "optimizer", "states", "activations"):
-        costs.add_row(f"  {part}", _bytes(memory[part]))
+        costs.add_row(f"  {part}", size(memory[part]))
     console = Console()
     console.print(parts)
     console.print(costs)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1e3:.1f} kB"
+    if "groups" in report:
+        groups = Table("group", "optimizer", title="Parameter groups", title_justify="left")
+        for column in ("parameters", "learning rate", "weight decay"):
+            groups.add_column(column, justify="right")
+        for group in report["groups"]:
+            figures = f"{group['parameters']:,}", f"{group['learning_rate']:g}", f"{group['weight_decay']:g}"
+            groups.add_row(group["name"], group["optimizer"], *figures)
+        console.print(groups)

@@ -1,4 +1,4 @@
-"""Tables on stdout."""
+"""Tables on stdout, and sizes in them."""
 
 from typing import TYPE_CHECKING
 
@@ -22,3 +22,11 @@ def table(*columns: str) -> "Table":
     for i, column in enumerate(columns):
         empty.add_column(column, justify="right" if i else "left", overflow="fold")
     return empty
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it: 1.5 kB, 2.00 MB, 3.40 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 1e3:.1f} kB"

@@ -2,11 +2,12 @@
 
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.config import load_config
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
@@ -22,9 +23,26 @@ def train(
     allow_noncausal: Annotated[
         bool, typer.Option("--allow-noncausal", help="Train the published wiring, which sees the future.")
     ] = False,
+    profile: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="STEPS", help="Profile so many steps instead: a trace, and the dearest operations."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, take two steps, tell what the run takes; leave nothing."),
+    ] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, metavar="PER_HOUR", help="With --dry-run: tell the cost.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model. Ctrl-C saves; `--resume` goes on exactly where it stopped."""
+    if sum(map(bool, (resume, profile, dry_run))) > 1:
+        raise UserError("--resume, --profile and --dry-run: only one of them at a time")
+    if price is not None and not dry_run:
+        raise UserError("--price tells the cost with --dry-run alone")
     name = preset or (config.stem if config else None)
     if run is None:
         if name is None:
@@ -43,14 +61,24 @@ def train(
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
 
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt inside an import may be swallowed there
-    from rmkv_cli.training import NonFiniteError
+    from rmkv_cli.training import BadStepError
+    from rmkv_cli.training import dry_run as try_run
+    from rmkv_cli.training import profile as profile_run
     from rmkv_cli.training import train as train_run
 
     signal.signal(signal.SIGINT, before)
     try:
+        if dry_run:
+            report = try_run(resolved, run, price=price, allow_noncausal=allow_noncausal)
+            (print_json if as_json else _print_dry_run)(report)
+            return
+        if profile:
+            report = profile_run(resolved, run, profile, allow_noncausal=allow_noncausal)
+            (print_json if as_json else _print_profile)(report)
+            return
         outcome = train_run(resolved, run, resume=resume, allow_noncausal=allow_noncausal)
-    except NonFiniteError as error:
-        stderr().print(f"error: not a finite number at {error}", style="red")
+    except BadStepError as error:
+        stderr().print(f"error: {error}", style="red")
         raise typer.Exit(1) from None
     if as_json:
         print_json(
@@ -67,3 +95,28 @@ def train(
     if not outcome.finished:
         stderr().print(f"stopped; go on with: rmkv train --resume --run {run}")
     raise typer.Exit(outcome.exit_code)
+
+
+def _print_dry_run(report: dict[str, Any]) -> None:
+    memory, disk = report["memory_bytes"], report["disk_bytes"]
+    shown = table("of the run", "expected")
+    shown.add_row("parameters", f"{report['parameters']:,}")
+    shown.add_row("tokens", f"{report['tokens']:,}")
+    shown.add_row("steps", f"{report['steps']:,}")
+    shown.add_row("tokens per second", f"{report['tokens_per_second']:,.0f}")
+    shown.add_row("hours", f"{report['hours']:,.2f}")
+    if "cost" in report:
+        shown.add_row("cost", f"{report['cost']:,.2f}")
+    shown.add_row("memory, estimated", size(memory["estimated"]))
+    shown.add_row("memory, at most so far", f"{size(memory['peak'])} of {size(memory['total'])}")
+    shown.add_row("a checkpoint", size(report["checkpoint_bytes"]))
+    shown.add_row("disk, for all that are kept", f"{size(disk['needed'])}, {size(disk['free'])} are free")
+    console().print(shown)
+
+
+def _print_profile(report: dict[str, Any]) -> None:
+    shown = table("operation", "calls a step", "ms a step", "share")
+    for each in report["operations"]:
+        shown.add_row(each["name"], f"{each['calls']:,.1f}", f"{each['milliseconds']:,.3f}", f"{each['share']:.1%}")
+    console().print(shown)
+    print(f"{report['steps']} steps with rows of {report['segments']} segments: {report['trace']}")

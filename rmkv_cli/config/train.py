@@ -28,6 +28,8 @@ class TrainConfig(Section):
     """Fewest segments a row."""
     segments_max: int = Field(16, ge=1)
     """Most segments a row; reached half-way, each step's number is drawn from the range so far."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Of the matrices of attention and feed-forward; all else is AdamW's."""
     learning_rate: float = Field(6e-4, gt=0)
     final_learning_rate: float = Field(6e-5, ge=0)
     schedule: Literal["cosine", "wsd"] = "wsd"
@@ -42,6 +44,13 @@ class TrainConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    """When a loss or gradient is not finite, or spikes. "skip": the step's rows are passed over. "rollback": the same,
+    and weights, optimizer and states are again those of the last checkpoint."""
+    spike_factor: float = Field(0.0, ge=0)
+    """A gradient's norm above so many times its running median is a spike; 0: none is."""
+    z_loss: float = Field(0.0, ge=0)
+    """Times log²Z of a token's logits, added to its loss, but not to the loss that is shown; PaLM: 1e-4."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast over float32 weights."""
     replay: bool = True
@@ -52,6 +61,8 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
+    loggers: list[Literal["tensorboard", "trackio", "wandb"]] = Field([])
+    """Where records are sent beside the run's metrics.jsonl."""
     eval_every: int = Field(500, ge=1)
     eval_tokens: int = Field(1_000_000, ge=1)
     """At most so many tokens of held-out documents a validation."""
@@ -77,6 +88,9 @@ class TrainConfig(Section):
         match fields:
             case {"learning_rate": rate, "final_learning_rate": final} if final > rate:
                 yield f"final_learning_rate = {final} is above learning_rate = {rate}"
+        match fields:
+            case {"spike_factor": factor} if 0 < factor <= 1:
+                yield f"spike_factor = {factor} makes usual steps bad ones; it should be above 1, or 0"
         match fields:
             case {"schedule": "wsd", "warmup": warmup, "decay": decay} if warmup + decay > 1:
                 yield f"warmup + decay = {warmup + decay} is above 1, the whole training"

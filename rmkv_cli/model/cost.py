@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rmkv_cli.config import ModelConfig
+from rmkv_cli.config import Config, ModelConfig, TrainConfig
 from rmkv_cli.model.model import RMKV
 
 PARTS = {  # by where a parameter's name begins, or what it contains
@@ -18,7 +18,9 @@ PARTS = {  # by where a parameter's name begins, or what it contains
     "initial_memory": ("memory",),
     "norms": ("norm.", ".norm.", "_norm."),
 }
-REPLAYED = 4  # forward passes' worth of work in a training step: forward, replay, and twice for the backward pass
+TRAINED = (
+    3  # forward passes' worth of work in a training step: forward, and twice for the backward pass; replay is one more
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TrainingMemory:
     states: int
     """Of all lanes, and those saved between the segments of a row."""
     activations: int
-    """Of one segment, the logits included."""
+    """Of one segment, or without replay of a row, the logits included."""
 
     @property
     def total(self) -> int:
@@ -99,13 +101,13 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     return boundary, boundary + inside + 8 * (S - 1)
 
 
-def training_memory(config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str) -> TrainingMemory:
-    """Return the bytes for training on `batch` rows of `row_tokens` at once, of `lanes` in all, with float32 weights
-    and AdamW."""
+def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tokens: int) -> TrainingMemory:
+    """Return the bytes for training on `batch` rows of `row_tokens` at once; weights are float32."""
     parameters = sum(count_by_part(config).values())
     D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
-    element = 2 if precision == "bf16" else 4
+    element = 2 if train.precision == "bf16" else 4
     segments = -(-row_tokens // S)
+    kept = min(S, row_tokens) if train.replay else row_tokens
     # What autograd keeps for each token: 13 vectors of width D a layer (norms' inputs and outputs, Q, K, V before and
     # after their rotation, attention's output twice, the residuals), 4 of width F, and the logits three times over.
     # A store keeps 22 more (queries and keys and those before them, before and after their norm, what is read and
@@ -113,32 +115,46 @@ def training_memory(config: ModelConfig, lanes: int, batch: int, row_tokens: int
     a_layer = (13 * D + 4 * F) * element + config.memory.store * 4 * (22 * D + 3 * S * config.num_attention_heads)
     a_token = config.num_hidden_layers * a_layer + 3 * 4 * config.vocab_size
     return TrainingMemory(
-        weights=(6 if precision == "bf16" else 4) * parameters,
+        weights=(6 if train.precision == "bf16" else 4) * parameters,
         gradients=4 * parameters,
-        optimizer=8 * parameters,
-        states=(lanes + batch * segments) * state_bytes(config, 4, element)[0],
-        activations=batch * min(S, row_tokens) * a_token,
+        optimizer=optimizer_bytes(config, train.optimizer),
+        states=(train.batch_size + batch * segments) * state_bytes(config, 4, element)[0],
+        activations=batch * kept * a_token,
     )
 
 
-def describe(config: ModelConfig, lanes: int, batch: int, row_tokens: int, precision: str) -> dict[str, Any]:
+def optimizer_bytes(config: ModelConfig, optimizer: str) -> int:
+    """Return the bytes of the optimizer's moments: two a parameter (AdamW), for Muon's matrices one."""
+    counts = count_by_part(config)
+    matrices = counts["attention"] + counts["feed_forward"]
+    return 8 * sum(counts.values()) - 4 * matrices * (optimizer == "muon")
+
+
+def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
     """Return all of the above as one JSON-able report; the state is the float32 one that generation carries."""
-    parts = count_by_part(config)
-    flops = forward_flops_per_token(config)
-    boundary, most = state_bytes(config, 4)
-    memory = training_memory(config, lanes, batch, row_tokens, precision)
+    model, train = config.model, config.train
+    parts = count_by_part(model)
+    flops = forward_flops_per_token(model)
+    boundary, most = state_bytes(model, 4)
+    memory = training_memory(model, train, batch, row_tokens)
     return {
         "parameters": sum(parts.values()),
         "by_part": parts,
-        "touched_per_token": touched_per_token(config),
+        "touched_per_token": touched_per_token(model),
         "flops_per_token": {
             "forward": sum(flops.values()),
-            "training": REPLAYED * sum(flops.values()),
+            "training": (TRAINED + train.replay) * sum(flops.values()),
             "forward_by_part": flops,
         },
         "state_bytes": {"at_boundary": boundary, "at_most": most},
         "training_bytes": asdict(memory) | {"total": memory.total},
-        "assumed": {"lanes": lanes, "batch": batch, "row_tokens": row_tokens, "precision": precision},
+        "assumed": {
+            "lanes": train.batch_size,
+            "batch": batch,
+            "row_tokens": row_tokens,
+            "precision": train.precision,
+            "replay": train.replay,
+        },
     }
 
 

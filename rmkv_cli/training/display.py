@@ -38,7 +38,7 @@ class Display:
         figures = (
             f"step {record['step']:,}  loss {loss}  lr {record['learning_rate']:.1e}  "
             f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "
-            f"data wait {record['data_wait']:.0%}"
+            f"data wait {record['data_wait']:.0%}" + (f"  mfu {record['mfu']:.0%}" if "mfu" in record else "")
         )
         self.figures.plain = figures
         self.bar.update(self.task, completed=record["tokens"])

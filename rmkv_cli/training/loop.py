@@ -30,12 +30,17 @@ from rmkv_cli.training.checkpoint import (
     write_training,
 )
 from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, with_absolute_paths
+from rmkv_cli.training.disk import require_disk
 from rmkv_cli.training.display import Display
+from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
+from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
+from rmkv_cli.training.memory import memory_full
 from rmkv_cli.training.metrics import Metrics
-from rmkv_cli.training.trainer import NonFiniteError, Trainer
+from rmkv_cli.training.trainer import Trainer
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
+BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, "profile"}  # what a start that was killed leaves, and a profile
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,9 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
 
     Raises:
         UserError: the config, the data, the tokenizer and the run do not fit together.
-        NonFiniteError: the loss or the gradient is not a number; what led to it lies in the run's folder `failed`.
+        BadStepError: by the config, or as the last of too many; what led to it lies in the run's folder `failed`.
     """
-    config = with_absolute_paths(config)
-    if config.model.memory.carry == "layers":
-        _require_allowance(allow_noncausal or resume)
-    if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
-        raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    if not resume and set(_visible(run)) - {"tokenizer.json", MIX, HELD_OUT}:  # which a start that was killed leaves
-        raise UserError(f"{run}: holds other things and is no run; choose another --run")
+    config = checked(config, run, resume=resume, allow_noncausal=allow_noncausal)
     with _locked(run), open_data(config, run) as data:
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, resolve_device(config.train.device), data.phases)
@@ -79,18 +78,39 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
             write_text(run / "config.toml", dump_toml(config))  # last: with it the run can be gone on with
         metrics = Metrics(run / "metrics.jsonl", trainer.step)
         try:
-            with interruptible() as interrupt, Display(trainer.tokens, config.train.tokens) as display:
-                _Job(trainer, run, data, metrics, display).run_to_end(interrupt)
+            with (
+                open_loggers(config, run, trainer.step) as log,
+                interruptible() as interrupt,
+                Display(trainer.tokens, config.train.tokens) as display,
+            ):
+                _Job(trainer, run, data, metrics, display, log).run_to_end(interrupt)
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"the GPU's memory is full: lower train.micro_batch_size ({config.train.micro_batch_size}), or "
-                f"model.segment_length; `rmkv params` estimates the need"
-            ) from None
+            raise memory_full(config) from None
         finally:
             metrics.close()
     last = next((r["validation"] for r in reversed(metrics.records) if "validation" in r), None)
     code = 0 if interrupt.signal is None else STOPPED[signal.Signals(interrupt.signal)]
     return Outcome(run, trainer.step, trainer.tokens, trainer.finished, last, code)
+
+
+def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Config:
+    """Return the config with data that are found from everywhere, if a run can begin or go on in the folder `run`.
+
+    Nothing is left behind, and the data are not opened.
+
+    Raises:
+        UserError: it cannot.
+    """
+    config = with_absolute_paths(config)
+    if config.model.memory.carry == "layers":
+        _require_allowance(allow_noncausal or resume)
+    if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
+        raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
+    if not resume and set(_visible(run)) - BEFORE_A_RUN:
+        raise UserError(f"{run}: holds other things and is no run; choose another --run")
+    require_disk(config, run)
+    require_loggers(config.train.loggers)
+    return config
 
 
 def resolve_device(device: str) -> str:
@@ -109,6 +129,7 @@ class _Job:
     data: Data
     metrics: Metrics
     display: Display
+    log: Log
 
     def run_to_end(self, interrupt: Interrupt) -> None:
         """Step until all tokens are seen or a signal asks to stop; save and evaluate when due and at the end."""
@@ -118,23 +139,27 @@ class _Job:
         while not trainer.finished and interrupt.signal is None:
             try:
                 record = trainer.train_step()
-            except NonFiniteError as error:
-                self.save_failure(error)
-                raise
+                self.display.step(record)
+            except BadStepError as error:
+                record = self.pass_over(error)
             except EndOfData as end:
                 self.display.say(f"{end}, after {trainer.tokens:,} of {config.tokens:,} tokens")
                 trainer.ended = True
                 break
-            if trainer.step % config.log_every == 0 or trainer.finished:
-                self.metrics.add(record)
-            self.display.step(record)
-            if trainer.step % config.checkpoint_every == 0 or trainer.finished:
+            if trainer.step % config.log_every == 0 or trainer.finished or "bad_step" in record:
+                self.add(record)
+            if trainer.step % config.checkpoint_every == 0 or trainer.finished or "rolled_back_to" in record:
                 self.save()
                 saved = trainer.step
             self.evaluate()
         if saved != trainer.step:
             self.save()
         self.evaluate()
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Put a record into metrics.jsonl, and send it to the loggers."""
+        self.metrics.add(record)
+        self.log(record)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -155,11 +180,39 @@ class _Job:
         if best:  # before it is recorded: should a kill come between, it is done again
             mark_best(self.run, self.run / "checkpoints" / f"step-{trainer.step:08d}")
         figures = {"loss": report.loss, "perplexity": report.perplexity, "bits_per_byte": report.bits_per_byte}
-        self.metrics.add({"step": trainer.step, "tokens": trainer.tokens, "validation": figures})
+        self.add({"step": trainer.step, "tokens": trainer.tokens, "validation": figures})
         bits = f", {report.bits_per_byte:.3f} bits per byte" if report.bits_per_byte is not None else ""
         self.display.say(f"step {trainer.step:,}: validation loss {report.loss:.4f}{bits}{' (best)' if best else ''}")
 
-    def save_failure(self, error: NonFiniteError) -> None:
+    def pass_over(self, error: BadStepError) -> dict[str, Any]:
+        """Leave out a bad step and return its record, or stop, as the config says.
+
+        A rollback wants a checkpoint at once, so that no kill brings the bad rows back; before the first checkpoint
+        there is nothing to go back to, and the step is only skipped.
+
+        Raises:
+            BadStepError: the config says so, or there were too many of late.
+        """
+        trainer, way = self.trainer, self.trainer.config.train.on_bad_step
+        if many := trainer.watch.too_many(error.record["step"]):
+            self.display.say(f"{MOST_BAD} of the last {WINDOW} steps were passed over already")
+        if many or way == "stop":
+            self.save_failure(error)
+            raise error
+        trainer.pass_over(error)
+        kept = {key: error.record[key] for key in ("step", "tokens", "learning_rate", "segments")}
+        record = kept | {"bad_step": error.reason, "bad_steps": len(trainer.watch.bad_steps)}
+        if way == "rollback" and list_checkpoints(self.run):
+            checkpoint = find_model(self.run, training=True)
+            saved = load_training(checkpoint, trainer.device)
+            trainer.roll_back(saved, load_file(checkpoint / WEIGHTS, trainer.device))
+            record["rolled_back_to"] = saved["step"]
+            self.display.say(f"{error}; passed over, back to the weights of step {saved['step']:,}")
+        else:
+            self.display.say(f"{error}; passed over")
+        return record
+
+    def save_failure(self, error: BadStepError) -> None:
         """Save what the bad step began from, weights and states, and its rows, and each parameter's gradient norm."""
         trainer = self.trainer
         path = self.run / "failed" / f"step-{error.record['step']:08d}"

@@ -1,13 +1,18 @@
-"""The optimizer's parameter groups, the learning rate's schedule, and how many segments a row has."""
+"""The optimizers and their parameter groups, the learning rate's schedule, and how many segments a row has."""
 
 import math
 from collections.abc import Sequence
+from statistics import harmonic_mean
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from rmkv_cli.config import Phase, TrainConfig
+from rmkv_cli.config import Config, Phase, TrainConfig
+from rmkv_cli.model import RMKV
+
+THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -18,14 +23,58 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter, 2019): matrices with decay, all else without."""
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the groups `matrices`, with weight decay, and `others`, without: as torch takes them, each with its
+    optimizer's name."""
     named = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    return [
+        {
+            "name": "matrices",
+            "optimizer": config.optimizer,
+            "params": [p for name, p in named if decays(name, p)],
+            "weight_decay": config.weight_decay,
+        },
+        {
+            "name": "others",
+            "optimizer": "adamw",
+            "params": [p for name, p in named if not decays(name, p)],
+            "weight_decay": 0.0,
+        },
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return AdamW (Loshchilov & Hutter, 2019) for all parameters or, where config.optimizer is "muon", Muon (Jordan et
+    al., 2024) for the matrices and AdamW for the others.
+
+    Muon's updates are scaled to the root mean square of AdamW's (Liu et al., 2025), so that both share the learning
+    rate and the weight decay. Each matrix is orthogonalised as it is stored: queries, keys and values are one, (3D, D).
+    """
+    groups = parameter_groups(model, config)
+    adamw, muon = ([group for group in groups if group["optimizer"] == name] for name in ("adamw", "muon"))
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(adamw, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    ]
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=config.learning_rate, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def describe_groups(config: Config) -> list[dict[str, Any]]:
+    """Return each group's name, optimizer, number of parameters, highest learning rate and weight decay. No weights are
+    allocated."""
+    with torch.device("meta"):
+        model = RMKV(config.model)
+    return [
+        {
+            "name": group["name"],
+            "optimizer": group["optimizer"],
+            "parameters": sum(p.numel() for p in group["params"]),
+            "learning_rate": config.train.learning_rate,
+            "weight_decay": group["weight_decay"],
+        }
+        for group in parameter_groups(model, config.train)
+    ]
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
@@ -49,13 +98,30 @@ def row_segments(config: TrainConfig, phases: Sequence[Phase], step: int, progre
     Where the phase names no most, or there is none, it is one that grows from segments_min to segments_max over the
     first half of the training.
     """
+    least, most = _segments_range(config, phases, progress)
+    return int(np.random.default_rng([config.seed, step]).integers(least, most + 1))
+
+
+def most_segments(config: TrainConfig, phases: Sequence[Phase]) -> int:
+    """Return how many segments the training's longest rows have."""
+    return max(_segments_range(config, phases, progress)[1] for progress in THROUGHOUT)
+
+
+def mean_segments(config: TrainConfig, phases: Sequence[Phase]) -> float:
+    """Return how many segments the rows have in the mean over all steps: the harmonic one over the tokens, of which a
+    share takes the more steps the shorter its rows are."""
+    return harmonic_mean([sum(_segments_range(config, phases, progress)) / 2 for progress in THROUGHOUT])
+
+
+def _segments_range(config: TrainConfig, phases: Sequence[Phase], progress: float) -> tuple[int, int]:
+    """Return the fewest and the most segments of a row at a share `progress` (0 to 1) of the tokens."""
     least, most = config.segments_min, config.segments_max
     grown = round(least + (most - least) * min(1.0, 2 * progress))
     phase = phase_at(phases, progress)
     if phase is not None:
         least = phase.segments_min or least
         grown = phase.segments_max or max(least, grown)
-    return int(np.random.default_rng([config.seed, step]).integers(min(least, grown), grown + 1))
+    return min(least, grown), grown
 
 
 def phase_at(phases: Sequence[Phase], progress: float) -> Phase | None:

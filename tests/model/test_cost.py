@@ -77,8 +77,8 @@ def test_state_bytes_are_those_of_the_state(memory):
 
 
 def test_600m_trains_on_a_24_gb_card_by_this_estimate():
-    config = load_config(preset_path("600m")).model
-    assert training_memory(config, lanes=1, batch=1, row_tokens=131_072, precision="bf16").total < 24e9
+    config = load_config(preset_path("600m"), ["train.batch_size=1", "train.micro_batch_size=1"])
+    assert training_memory(config.model, config.train, batch=1, row_tokens=131_072).total < 24e9
 
 
 def test_counting_allocates_no_weights():

@@ -10,14 +10,12 @@ from random import Random
 
 import pytest
 import torch
+from compare_runs import curve
 from safetensors.torch import load_file
 
 from rmkv_cli.config import dump_toml
 from rmkv_cli.model import find_model
 from rmkv_cli.training import train
-from rmkv_cli.training.metrics import read_metrics
-
-TIMES = {"tokens_per_second", "data_wait"}
 
 
 def rmkv_train(*arguments):
@@ -28,10 +26,6 @@ def rmkv_train(*arguments):
 def steps(run):
     path = run / "metrics.jsonl"
     return len(path.read_bytes().splitlines()) if path.exists() else 0
-
-
-def curve(run):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run / "metrics.jsonl")]
 
 
 @pytest.mark.slow

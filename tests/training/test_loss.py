@@ -51,6 +51,23 @@ def test_targets_that_do_not_count_add_nothing():
     torch.testing.assert_close(state.memory, expected.memory)
 
 
+def test_z_loss_is_in_the_gradient_and_not_in_the_loss():
+    model = make_model().requires_grad_(True)
+    ids, targets, documents = rows(20)
+    targets[:, :7] = -100
+    loss, _ = row_loss(model, ids, targets, documents, model.initial_state(2), z_loss=0.1)
+    loss.backward()
+    given = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    logits = model(ids, document_ids=documents)[0].flatten(0, 1)
+    plain = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+    log_Z = logits.exp().sum(1).log()[targets.flatten() != -100]
+    (plain + 0.1 * (log_Z**2).sum()).backward()
+    torch.testing.assert_close(loss, plain, rtol=1e-12, atol=0)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(given[name], p.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
 def test_a_step_is_the_mean_over_the_targets_that_count(micro_batch_size):
     """Of 4 lanes one is text; the micro-batches' shares differ, the loss and the gradient do not."""

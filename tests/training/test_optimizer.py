@@ -1,10 +1,21 @@
-"""The schedule, the number of segments, and which parameters decay."""
+"""The schedule, the number of segments, and which optimizer has which parameters."""
 
 import pytest
+import torch
 from small_model import CELLS, make_model
 
-from rmkv_cli.config import TrainConfig
-from rmkv_cli.training.optimizer import decays, learning_rate, make_optimizer, row_segments
+from rmkv_cli.config import Config, ModelConfig, Phase, TrainConfig
+from rmkv_cli.model import RMKV
+from rmkv_cli.model.cost import optimizer_bytes
+from rmkv_cli.training.optimizer import (
+    decays,
+    describe_groups,
+    learning_rate,
+    make_optimizers,
+    mean_segments,
+    most_segments,
+    row_segments,
+)
 
 
 def config(**keys):
@@ -34,6 +45,17 @@ def test_segments_vary_and_their_most_grows_over_the_first_half():
     assert drawn == {0: {2}, 0.25: set(range(2, 7)), 0.5: set(range(2, 11)), 1: set(range(2, 11))}
 
 
+@pytest.mark.parametrize("phases", [[], [{"share": 1, "segments_max": 2}, {"share": 3, "segments_max": 12}]])
+def test_mean_and_most_segments_are_those_of_a_whole_training(phases):
+    keys, phases = config(segments_min=1, segments_max=9), [Phase(**phase) for phase in phases]
+    drawn, progress = [], 0.0
+    while progress < 1:  # a segment is 1/10,000 of the tokens
+        drawn.append(row_segments(keys, phases, len(drawn), progress))
+        progress += drawn[-1] / 10_000
+    assert mean_segments(keys, phases) == pytest.approx(sum(drawn) / len(drawn), rel=0.03)
+    assert most_segments(keys, phases) == max(drawn)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_matrices_of_attention_and_feed_forward_decay(cell):
     model = make_model(memory={"cell": cell}, position="learned", tie_word_embeddings=False)
@@ -42,6 +64,49 @@ def test_only_matrices_of_attention_and_feed_forward_decay(cell):
         *("attention.qkv.weight", "attention.out.weight"),
         *("feed_forward.gate.weight", "feed_forward.up.weight", "feed_forward.down.weight"),
     }
-    groups = make_optimizer(model, config()).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
+    model = make_model()
+    optimizers = make_optimizers(model, config(optimizer=optimizer))
+    groups = {group["name"]: group for each in optimizers for group in each.param_groups}
+    assert [type(each).__name__ for each in optimizers] == ["AdamW", "Muon"][: 1 + (optimizer == "muon")]
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {"matrices": 0.1, "others": 0.0}
+    assert {group["lr"] for group in groups.values()} == {1.0}
+    mine = [id(p) for group in groups.values() for p in group["params"]]
+    assert sorted(mine) == sorted(map(id, model.parameters()))
+
+
+def test_muon_moves_a_matrix_by_an_orthogonal_one_of_adamw_s_size():
+    """Newton-Schulz leaves singular values near 1; times 0.2 sqrt(max(rows, columns)) their mean square is 0.2²."""
+    torch.manual_seed(0)
+    model = RMKV(ModelConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=50))
+    weight = model.blocks[0].attention.qkv.weight  # (3D, D), orthogonalised as one matrix
+    before = weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    for optimizer in make_optimizers(model, config(optimizer="muon", weight_decay=0.0)):
+        optimizer.step()
+    moved = before - weight.detach()  # the learning rate is 1
+    singular = torch.linalg.svdvals(moved) / (0.2 * 144**0.5)
+    assert weight.shape == (144, 48)
+    assert 0.6 < singular.min() < singular.max() < 1.3
+    assert moved.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_described_groups_are_those_of_the_optimizers():
+    """Two layers of width 12: 4 D^2 of attention and 3 D F of feed-forward are Muon's."""
+    whole = Config(model=make_model().config, train=config(optimizer="muon", learning_rate=0.5))
+    matrices, others = describe_groups(whole)
+    assert matrices == {
+        "name": "matrices",
+        "optimizer": "muon",
+        "parameters": 2 * (4 * 12 * 12 + 3 * 12 * 16),
+        "learning_rate": 0.5,
+        "weight_decay": 0.1,
+    }
+    assert others["optimizer"] == "adamw"
+    assert matrices["parameters"] + others["parameters"] == make_model().count_parameters()
+    assert optimizer_bytes(whole.model, "adamw") == 8 * make_model().count_parameters()
+    assert optimizer_bytes(whole.model, "muon") == 4 * matrices["parameters"] + 8 * others["parameters"]

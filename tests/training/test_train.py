@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from compare_runs import assert_same_run, curve, stop_at
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -16,37 +17,7 @@ from rmkv_cli.config import MixConfig, load_config
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV, find_model
-from rmkv_cli.training import NonFiniteError, loop, train
-from rmkv_cli.training.metrics import read_metrics
-from rmkv_cli.training.trainer import Trainer
-
-TIMES = {"tokens_per_second", "data_wait"}
-
-
-def curve(run):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run / "metrics.jsonl")]
-
-
-def weights(run):
-    return load_file(find_model(run) / "model.safetensors")
-
-
-def stop_at(monkeypatch, limit, step=Trainer.train_step):
-    """Send SIGTERM to this process in step number `limit`."""
-
-    def stopping(self):
-        record = step(self)
-        if self.step == limit:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return record
-
-    monkeypatch.setattr(Trainer, "train_step", stopping)
-
-
-def assert_same_run(a, b):
-    assert curve(a) == curve(b)
-    assert weights(a).keys() == weights(b).keys()
-    assert all(torch.equal(x, weights(b)[name]) for name, x in weights(a).items())
+from rmkv_cli.training import BadStepError, loop, train
 
 
 def test_a_run_learns_and_leaves_what_it_should(make_config, tmp_path, tokenizer):
@@ -68,7 +39,10 @@ def test_a_run_learns_and_leaves_what_it_should(make_config, tmp_path, tokenizer
     assert RMKV.from_pretrained(outcome.run).count_parameters() == RMKV(config.model).count_parameters()
 
 
-@pytest.mark.parametrize("keys", [{"memory": {"cell": "lstm"}, "precision": "bf16"}, {"model": {"dropout": 0.2}}])
+@pytest.mark.parametrize(
+    "keys",
+    [{"memory": {"cell": "lstm"}, "precision": "bf16"}, {"model": {"dropout": 0.2}}, {"optimizer": "muon"}],
+)
 def test_stopped_and_resumed_is_bit_for_bit_the_same(make_config, tmp_path, monkeypatch, keys):
     """Stopped by SIGTERM after 3 and again after 5 steps, once right after a checkpoint, once between two."""
     config = make_config(**keys)
@@ -173,9 +147,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_config, tmp_path
             self.model.norm.bias[0] = math.nan
 
     monkeypatch.setattr(loop.Trainer, "__init__", poisoned)
-    with pytest.raises(NonFiniteError, match="step 1: loss nan"):
+    with pytest.raises(BadStepError, match="step 1: not a finite number: loss nan"):
         train(make_config(), tmp_path / "run")
-    with pytest.raises(NonFiniteError):  # it comes again, and takes the place of the first
+    with pytest.raises(BadStepError):  # it comes again, and takes the place of the first
         train(make_config(), tmp_path / "run", resume=True)
     failed = tmp_path / "run" / "failed" / "step-00000001"
     assert str(failed) in capsys.readouterr().err.replace("\n", "")

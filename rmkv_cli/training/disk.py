@@ -1,0 +1,56 @@
+"""Whether a run's folder can be written, and has room for its checkpoints: asked before training."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from rmkv_cli.config import Config
+from rmkv_cli.errors import UserError
+from rmkv_cli.model.cost import count_by_part, optimizer_bytes, state_bytes
+from rmkv_cli.model.pretrained import list_checkpoints
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """Return the bytes of one checkpoint: float32 weights, the optimizer's moments, and the states of all lanes.
+
+    Tokenizer, configs and the lanes' open documents are left out: they are small beside these.
+    """
+    model, train = config.model, config.train
+    state, _ = state_bytes(model, 4, 2 if train.precision == "bf16" else 4)
+    weights = 4 * sum(count_by_part(model).values())
+    return weights + optimizer_bytes(model, train.optimizer) + train.batch_size * state
+
+
+def checkpoints_to_come(config: Config, run: Path) -> int:
+    """Return how many checkpoints a run may still add to those it has: `keep_last`, the best, and one being written."""
+    return max(1, config.train.keep_last + 2 - len(list_checkpoints(run)))
+
+
+def free_bytes(run: Path) -> int:
+    """Return the bytes that are free for the run's folder, which may not exist yet."""
+    return shutil.disk_usage(_existing(run)).free
+
+
+def require_disk(config: Config, run: Path) -> None:
+    """Raise `UserError` if the run's folder, which may not exist yet, cannot be written or lacks room.
+
+    Nothing is left behind.
+    """
+    folder = _existing(run)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --run") from None
+    number, free = checkpoints_to_come(config, run), free_bytes(run)
+    needed = number * checkpoint_bytes(config)
+    if needed > free:
+        raise UserError(
+            f"{run}: {number} checkpoints need {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; make room, "
+            f"lower train.keep_last ({config.train.keep_last}), or choose another --run"
+        )
+
+
+def _existing(run: Path) -> Path:
+    """Return the folder that checkpoints are written into, or the nearest above it that is there."""
+    return next(path for path in (run / "checkpoints", run, *run.absolute().parents) if path.exists())

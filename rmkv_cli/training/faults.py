@@ -1,0 +1,48 @@
+"""Bad steps: a loss or a gradient that is not finite, or a gradient far larger than those before."""
+
+import math
+from statistics import median
+from typing import Any
+
+from rmkv_cli.data.lanes import Rows
+
+WINDOW = 100  # norms that the median is of
+FEWEST = 20  # norms without which nothing is a spike
+MOST_BAD = 10  # bad steps that can be passed over within WINDOW steps; one more ends the training
+
+
+class BadStepError(Exception):
+    """A step's loss or gradient is not finite, or spikes; raised before the weights are changed."""
+
+    def __init__(self, rows: Rows, record: dict[str, Any], reason: str) -> None:
+        super().__init__(f"step {record['step']}: {reason}")
+        self.rows, self.record, self.reason = rows, record, reason
+
+
+class Watch:
+    """Remembers the good steps' gradient norms, and which steps were bad."""
+
+    def __init__(self, spike_factor: float) -> None:
+        """A norm of more than `spike_factor` times the median is a spike; 0: none is."""
+        self.spike_factor = spike_factor
+        self.norms: list[float] = []
+        """Of the last good steps, at most WINDOW."""
+        self.bad_steps: list[int] = []
+
+    def fault(self, loss: float, norm: float) -> str | None:
+        """Return what is wrong with a step of this loss and gradient norm, None if nothing is."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return f"not a finite number: loss {loss}, gradient norm {norm}"
+        if self.spike_factor and len(self.norms) >= FEWEST:
+            usual = median(self.norms)
+            if norm > self.spike_factor * usual:
+                return f"gradient norm {norm:.3g}, more than {self.spike_factor:g} times the usual {usual:.3g}"
+        return None
+
+    def good(self, norm: float) -> None:
+        """Count a good step's norm."""
+        self.norms = [*self.norms[1 - WINDOW :], norm]
+
+    def too_many(self, step: int) -> bool:
+        """Return whether a bad step `step` is one too many."""
+        return sum(bad > step - WINDOW for bad in self.bad_steps) >= MOST_BAD

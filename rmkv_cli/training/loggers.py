@@ -1,0 +1,77 @@
+"""Where a run's records are sent beside its metrics.jsonl: TensorBoard, trackio, Weights & Biases."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rmkv_cli.config import Config
+from rmkv_cli.errors import UserError
+
+Log = Callable[[dict[str, Any]], None]
+PACKAGES = {"tensorboard": "'rmkv[log]'", "trackio": "'rmkv[log]'", "wandb": "wandb"}  # what pip should install
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """Raise `UserError` if one of them is not installed."""
+    for name in names:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # not even a folder of that name, where Python would look for it
+            raise UserError(f"train.loggers: {name} is not installed; pip install {PACKAGES[name]}")
+
+
+@contextmanager
+def open_loggers(config: Config, run: Path, step: int) -> Iterator[Log]:
+    """Give a function that sends a record to each of the config's loggers; what they hold after `step` comes again."""
+    with redirect_stdout(sys.stderr):  # stdout is for results alone
+        opened = [
+            _tensorboard(run, step) if name == "tensorboard" else _board(name, config, run, step)
+            for name in config.train.loggers
+        ]
+
+    def log(record: dict[str, Any]) -> None:
+        for send, _ in opened:
+            send(record)
+
+    try:
+        yield log
+    finally:
+        with redirect_stdout(sys.stderr):
+            for _, close in opened:
+                close()
+
+
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+    """Return a record's numbers but its step; those of a validation are `validation/loss` and so on."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= {f"{key}/{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in flat.items() if key != "step" and isinstance(value, int | float)}
+
+
+def _tensorboard(run: Path, step: int) -> tuple[Log, Callable[[], None]]:
+    """Return how a record is written into the run's folder `tensorboard`, and how that ends."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(run / "tensorboard", purge_step=step + 1)
+
+    def send(record: dict[str, Any]) -> None:
+        for key, value in scalars(record).items():
+            writer.add_scalar(key, value, record["step"])
+
+    return send, writer.close
+
+
+def _board(name: str, config: Config, run: Path, step: int) -> tuple[Log, Callable[[], None]]:
+    """Return the same for trackio or wandb, whose functions are alike: in the project `rmkv`, by the run's name."""
+    board = import_module(name)
+    if name == "wandb":  # goes on by an id that no other run has, another start in the same folder included
+        started = (run / "tokenizer.json").stat().st_mtime_ns
+        keys = {"id": f"{run.name}-{started:x}", "resume": "allow", "dir": run}
+    else:
+        keys = {"resume": "allow" if step else "never"}
+    board.init(project="rmkv", name=run.name, config=config.model_dump(), **keys)
+    return lambda record: board.log(scalars(record), step=record["step"]), board.finish

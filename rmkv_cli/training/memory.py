@@ -1,0 +1,50 @@
+"""The memory that training has, needs and takes."""
+
+import os
+import resource
+import sys
+
+import torch
+
+from rmkv_cli.config import Config
+from rmkv_cli.errors import UserError
+from rmkv_cli.model.cost import training_memory
+
+
+def memory_full(config: Config) -> UserError:
+    """Return the error that tells how to need less of a GPU's memory."""
+    return UserError(
+        f"the GPU's memory is full: lower train.micro_batch_size ({config.train.micro_batch_size}), or "
+        f"model.segment_length; `rmkv params` estimates the need"
+    )
+
+
+def estimated_memory(config: Config, segments: int) -> int:
+    """Return the bytes that rows of so many segments need."""
+    rows = config.train.micro_batch_size, segments * config.model.segment_length
+    return training_memory(config.model, config.train, *rows).total
+
+
+def total_memory(device: str) -> int:
+    """Return the bytes of the device's memory."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties().total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_memory(device: str) -> int:
+    """Return the most bytes that this process has taken so far, on a GPU those of tensors alone."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def require_memory(config: Config, segments: int, device: str) -> None:
+    """Raise `UserError` if rows of so many segments need more than a CPU's memory; a GPU tells by itself."""
+    needed, there = estimated_memory(config, segments), total_memory(device)
+    if device == "cpu" and needed > there:
+        raise UserError(
+            f"training needs about {needed / 1e9:,.1f} GB of memory, but there are {there / 1e9:,.1f} GB: lower "
+            f"train.micro_batch_size ({config.train.micro_batch_size}), or choose a smaller model"
+        )

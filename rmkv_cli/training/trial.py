@@ -1,0 +1,134 @@
+"""Steps on trial, as a run would take them but in a temporary folder: for a profile, and for what a run will cost."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from rmkv_cli.config import Config
+from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.progress import progress
+from rmkv_cli.training.data import open_data
+from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
+from rmkv_cli.training.loop import checked, resolve_device
+from rmkv_cli.training.memory import estimated_memory, memory_full, peak_memory, require_memory, total_memory
+from rmkv_cli.training.optimizer import mean_segments, most_segments
+from rmkv_cli.training.trainer import Trainer
+
+WARM_UP = 3  # steps before those that are profiled
+DEAREST = 10  # operations that are told
+
+
+def dry_run(config: Config, run: Path, *, price: float | None = None, allow_noncausal: bool = False) -> dict[str, Any]:
+    """Check all that a run in the folder `run` needs, take two steps, and return what the run will take; leave nothing.
+
+    The first step has the longest rows that the run will have, for the memory's sake. The second, which is timed, has
+    rows of the run's mean length. `price` is an hour's, and gives the cost.
+
+    Raises:
+        UserError: the run could not begin.
+        BadStepError: already one of the two steps is bad.
+    """
+    config = checked(config, run, allow_noncausal=allow_noncausal)
+    with _trial(config) as trainer:
+        train = config.train
+        most, mean = most_segments(train, trainer.phases), mean_segments(train, trainer.phases)
+        with progress("Two steps", 2, "steps") as advance:
+            _step(trainer, most)
+            advance(1)
+            rate = _step(trainer, round(mean))["tokens_per_second"]
+            advance(1)
+    hours = train.tokens / rate / 3600
+    checkpoint = checkpoint_bytes(config)
+    return {
+        "parameters": trainer.model.count_parameters(),
+        "tokens": train.tokens,
+        "steps": round(train.tokens / (train.batch_size * config.model.segment_length * mean)),
+        "tokens_per_second": rate,
+        "hours": hours,
+        **({} if price is None else {"cost": hours * price}),
+        "memory_bytes": {
+            "estimated": estimated_memory(config, most),
+            "peak": peak_memory(trainer.device),
+            "total": total_memory(trainer.device),
+        },
+        "checkpoint_bytes": checkpoint,
+        "disk_bytes": {"needed": checkpoints_to_come(config, run) * checkpoint, "free": free_bytes(run)},
+    }
+
+
+def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = False) -> dict[str, Any]:
+    """Profile so many steps with rows of the run's mean length; return where the trace lies and the dearest operations.
+
+    The trace, for chrome://tracing or ui.perfetto.dev, is run/profile/trace.json.gz. Nothing else is left: a run may be
+    there before, and can begin there after. Of an operation are told, for each step, calls and milliseconds without
+    those of the operations that it calls, on the GPU where there is one.
+
+    Raises:
+        UserError: there is a profile already, or a run could not begin.
+    """
+    folder = run / "profile"
+    require_new(folder)
+    config = checked(config, run, resume=(run / "config.toml").exists(), allow_noncausal=allow_noncausal)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler writes notes of its own to stderr
+    with _trial(config) as trainer:
+        segments = round(mean_segments(config.train, trainer.phases))
+        gpu = trainer.device == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+        with progress("Profiling", WARM_UP + steps, "steps") as advance:
+            for _ in range(WARM_UP):
+                _step(trainer, segments)
+                advance(1)
+            with torch.profiler.profile(activities=activities) as profiler:
+                for _ in range(steps):
+                    _step(trainer, segments)
+                    advance(1)
+    with whole_directory(folder) as aside:
+        profiler.export_chrome_trace(str(aside / "trace.json.gz"))
+    operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
+    times = [(event.self_device_time_total if gpu else event.self_cpu_time_total, event) for event in operations]
+    whole = sum(time for time, _ in times)
+    dearest = sorted(times, key=lambda timed: timed[0], reverse=True)[:DEAREST]
+    return {
+        "trace": str(folder / "trace.json.gz"),
+        "steps": steps,
+        "segments": segments,
+        "operations": [
+            {
+                "name": event.key,
+                "calls": event.count / steps,
+                "milliseconds": time / 1000 / steps,
+                "share": time / whole,
+            }
+            for time, event in dearest
+        ],
+    }
+
+
+@contextmanager
+def _trial(config: Config) -> Iterator[Trainer]:
+    """Give a trainer at its first step, whose data keep what they need in a temporary folder."""
+    device = resolve_device(config.train.device)
+    with tempfile.TemporaryDirectory(prefix="rmkv-") as folder, open_data(config, Path(folder)) as data:
+        require_memory(config, most_segments(config.train, data.phases), device)
+        try:
+            lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
+            yield Trainer(config, lanes, device, data.phases)
+        except torch.OutOfMemoryError:
+            raise memory_full(config) from None
+
+
+def _step(trainer: Trainer, segments: int) -> dict[str, Any]:
+    """Take a step with rows of so many segments; return its record."""
+    keys = {"segments_min": segments, "segments_max": segments}
+    whole = trainer.config
+    trainer.config = whole.model_copy(update={"train": whole.train.model_copy(update=keys)})
+    trainer.phases = ()
+    return trainer.train_step()

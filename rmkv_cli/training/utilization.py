@@ -1,0 +1,32 @@
+"""How much of what a device can compute a training uses: MFU, the share of its peak that the model's own FLOPs are."""
+
+from fnmatch import fnmatch
+
+import torch
+
+from rmkv_cli.config import ModelConfig
+from rmkv_cli.model.cost import forward_flops_per_token
+
+PEAKS = {  # FLOPs per second of dense bfloat16 products that add up in float32, by NVIDIA's data sheets
+    "NVIDIA H200": 989e12,  # SXM
+    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
+    "NVIDIA A100*": 312e12,
+    "NVIDIA GeForce RTX 4090": 165e12,  # Ada architecture white paper
+    "NVIDIA GeForce RTX 3090": 71e12,  # Ampere GA102 architecture white paper
+}
+
+
+def training_flops_per_token(config: ModelConfig) -> float:
+    """Return three forward passes' FLOPs: the backward pass counts twice, the replay does not (PaLM: Chowdhery et al.,
+    2022, appendix B)."""
+    return 3 * sum(forward_flops_per_token(config).values())
+
+
+def peak_flops(name: str) -> float | None:
+    """Return the peak of the GPU that torch calls `name`, in bfloat16; None if it is not known."""
+    return next((peak for pattern, peak in PEAKS.items() if fnmatch(name, pattern)), None)
+
+
+def device_peak(device: str, precision: str) -> float | None:
+    """Return the peak of the device "cpu" or "cuda" in a precision of the config; None if it is not known."""
+    return peak_flops(torch.cuda.get_device_name()) if (device, precision) == ("cuda", "bf16") else None

@@ -1,0 +1,44 @@
+"""An unwritable folder and too small a disk are found before training, and nothing is left behind."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.training import train
+from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come
+
+
+@pytest.mark.parametrize("keys", [{}, {"precision": "bf16"}, {"optimizer": "muon"}], ids=["adamw", "bf16", "muon"])
+def test_a_checkpoint_has_the_size_that_is_foretold(make_config, tmp_path, keys):
+    config = make_config(model={"hidden_size": 96, "intermediate_size": 256}, tokens=100, **keys)
+    checkpoint = train(config, tmp_path / "run").run / "latest"
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    tokenizer = (checkpoint / "tokenizer.json").stat().st_size
+    assert checkpoint_bytes(config) == pytest.approx(size - tokenizer, rel=0.03)
+
+
+def test_a_run_that_goes_on_needs_room_for_what_it_has_not_yet(make_config, tmp_path):
+    config = make_config(tokens=400, keep_last=5)
+    assert checkpoints_to_come(config, tmp_path / "run") == 7
+    kept = len(list((train(config, tmp_path / "run").run / "checkpoints").iterdir()))
+    assert checkpoints_to_come(config, tmp_path / "run") == max(1, 7 - kept)
+
+
+def test_too_little_room_is_found_before_anything_is_made(make_config, tmp_path):
+    """A model of 60 TB: its size is known without allocating it."""
+    huge = {"hidden_size": 115_200, "num_attention_heads": 900, "num_hidden_layers": 240}
+    config = make_config(model=huge, keep_last=2)
+    free = shutil.disk_usage(tmp_path).free / 1e9
+    with pytest.raises(UserError, match=r"run: 4 checkpoints need [\d,]+\.\d GB, but ([\d,.]+) GB are free") as error:
+        train(config, tmp_path / "runs" / "run")
+    told = float(str(error.value).split("but ")[1].split(" GB")[0].replace(",", ""))
+    assert told == pytest.approx(free, rel=0.2)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="wants a folder in which not even root can write")
+def test_an_unwritable_folder_is_found_before_training(make_config):
+    with pytest.raises(UserError, match=r"/proc: cannot be written \(.+\); choose another --run"):
+        train(make_config(), Path("/proc/run"))

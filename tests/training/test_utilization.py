@@ -1,0 +1,51 @@
+"""The FLOPs of a training step are those that torch counts, and the peaks those of the cards that torch names."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_model import make_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from rmkv_cli.model.cost import TRAINED, forward_flops_per_token
+from rmkv_cli.training import train
+from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.metrics import read_metrics
+from rmkv_cli.training.utilization import device_peak, peak_flops, training_flops_per_token
+
+
+def test_a_step_is_three_forward_passes_and_a_replayed_one_four():
+    shape = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200}
+    model = make_model(segment_length=64, num_attention_heads=2, lookback=32, memory={"slots": 8}, **shape)
+    ids = torch.zeros(1, 256, dtype=torch.int64)
+    forward = sum(forward_flops_per_token(model.config).values())
+    systems = 3 * 64 * 64  # a token's, which torch does not count: S D a layer
+    model.requires_grad_(True)
+
+    def plain():
+        return F.cross_entropy(model(ids)[0].flatten(0, 1), ids.flatten())
+
+    def replayed():
+        return row_loss(model, ids, ids, ids, model.initial_state(1))[0]
+
+    for loss, passes in ((plain, training_flops_per_token(model.config) / forward), (replayed, TRAINED + 1)):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            loss().backward()
+        assert counter.get_total_flops() / 256 == pytest.approx(passes * (forward - systems), rel=0.01)
+
+
+def test_records_tell_flops_per_second(make_config, tmp_path):
+    config = make_config(tokens=100)
+    for record in read_metrics(train(config, tmp_path / "run").run / "metrics.jsonl"):
+        if "loss" in record:
+            forward = sum(forward_flops_per_token(config.model).values())
+            assert record["flops_per_second"] == pytest.approx(3 * forward * record["tokens_per_second"])
+            assert "mfu" not in record  # of a CPU no peak is known
+
+
+def test_peaks_are_those_of_the_card_that_torch_names():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == peak_flops("NVIDIA A100-PCIE-40GB") == 312e12
+    assert peak_flops("NVIDIA H100 PCIe") is None  # slower than the SXM card
+    assert peak_flops("NVIDIA GeForce RTX 3090 Ti") is None
+    assert device_peak("cpu", "bf16") is None

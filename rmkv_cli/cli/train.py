@@ -1,6 +1,8 @@
 """`rmkv train`."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,10 @@ def train(
     allow_noncausal: Annotated[
         bool, typer.Option("--allow-noncausal", help="Train the published wiring, which sees the future.")
     ] = False,
+    nproc: Annotated[
+        int,
+        typer.Option("--nproc", min=1, help="Processes, one a GPU; several machines: see docs/distributed.md."),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train a model. Ctrl-C saves; `--resume` goes on exactly where it stopped."""
@@ -42,6 +48,13 @@ def train(
     else:
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
 
+    if nproc > 1 and "RANK" not in os.environ:  # which each of the processes has
+        from rmkv_cli.training.launch import launch
+
+        raise typer.Exit(launch(nproc, sys.argv[1:]))
+
+    if "RANK" in os.environ:  # DDP warns that it looks for unused weights, where a row happens to use all of them
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt inside an import may be swallowed there
     from rmkv_cli.training import NonFiniteError
     from rmkv_cli.training import train as train_run
@@ -52,6 +65,8 @@ def train(
     except NonFiniteError as error:
         stderr().print(f"error: not a finite number at {error}", style="red")
         raise typer.Exit(1) from None
+    if outcome is None:  # one of several processes, of which the first tells
+        return
     if as_json:
         print_json(
             {

@@ -48,6 +48,8 @@ class TrainConfig(Section):
     """Compile the layers for the shape of training (torch.compile): slow to start, then faster. On a CPU it needs a C++
     compiler."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    """On several processes: each holds all weights, or (FSDP2) a part of weights, gradients and optimizer state."""
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
     eval_every: int = Field(500, ge=1)

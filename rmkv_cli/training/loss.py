@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rmkv_cli.model import RMKV, State
@@ -32,6 +32,19 @@ def row_loss(
         )
         losses.append(loss)
     return torch.stack(losses).sum(), state
+
+
+class RowLoss(nn.Module):
+    """`row_loss` as a module's forward pass, which is what PyTorch's engines for many processes act on."""
+
+    def __init__(self, model: RMKV) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the rows' loss and the state after them, detached, so that what the loss does not need is unused."""
+        loss, state = row_loss(self.model, input_ids, targets, document_ids, state)
+        return loss, state.detach()
 
 
 def _segment_loss(

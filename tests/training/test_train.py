@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(make_config, tmp_path, cap
     whole = train(config, tmp_path / "whole")
     train(config, tmp_path / "run")
     newest = find_model(tmp_path / "run")
-    for name in ("model.safetensors", "training/state.pt"):
+    for name in ("model.safetensors", "training/progress.pt"):
         path = newest / name
         path.write_bytes(path.read_bytes()[:-100])
     outcome = train(config, tmp_path / "run", resume=True)
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_config, tmp_path
     report = json.loads((failed / "report.json").read_text())
     assert math.isnan(report["loss"])
     assert {"embedding.weight", "norm.bias"} <= report["gradient_norms"].keys()
-    assert (failed / "training" / "state.pt").is_file()
+    assert (failed / "training" / "progress.pt").is_file()
     model = RMKV.from_pretrained(failed)
     torch.manual_seed(0)
     assert torch.equal(model.embedding.weight, RMKV(make_config().model).embedding.weight)

@@ -51,7 +51,7 @@ def train(
     if nproc > 1 and "RANK" not in os.environ:  # which each of the processes has
         from rmkv_cli.training.launch import launch
 
-        raise typer.Exit(launch(nproc, sys.argv[1:]))
+        raise typer.Exit(launch(nproc, sys.argv[1:], run))
 
     if "RANK" in os.environ:  # DDP warns that it looks for unused weights, where a row happens to use all of them
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

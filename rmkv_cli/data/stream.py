@@ -1,6 +1,7 @@
 """The documents of a mix, read and tokenized by a process of its own while training goes on."""
 
 import multiprocessing
+import os
 import queue
 import signal
 import sys
@@ -154,7 +155,7 @@ def _serve(
         sink.cancel_join_thread()  # nobody takes what is left
         sys.exit()
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
+    os.setsid()  # Ctrl-C and torchrun's SIGTERM reach all of a session; the parent ends the work
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=end_with_parent, daemon=True).start()
     tokenizer = Tokenizer.from_json(tokenizer_json)

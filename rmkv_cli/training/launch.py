@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from torch.distributed import TCPStore
@@ -16,8 +17,8 @@ from rmkv_cli.progress import stderr
 TOLD = (2, 130)  # exit codes of a process that has said why
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run `rmkv` with these arguments as so many processes of one job; return its exit code.
+def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
+    """Run `rmkv` with these arguments, which train in `run`, as so many processes of one job; return its exit code.
 
     What ends a job early ends all its processes: one that dies, which is named, or SIGINT and SIGTERM, which are passed
     on to them. Torchrun itself would exit with 1 after a signal even if all of them had saved their work.
@@ -56,5 +57,6 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     if first.exitcode in TOLD:
         return first.exitcode
     how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
-    stderr().print(f"error: rank {first.local_rank} ended first: {how}; the others were ended with it", style="red")
+    line = f"error: rank {first.local_rank} ended first ({how}), and the others with it; go on with: "
+    stderr().print(f"{line}rmkv train --resume --run {run} --nproc {processes}", style="red")
     return 1

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rmkv_cli.cli.main import main
+from rmkv_cli.training.loss import RowLoss
 from rmkv_cli.training.trainer import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -23,8 +24,8 @@ def torchrun(ranks, *arguments, **wishes):
 
 
 def grant_wishes():
-    """FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP: "RANK STEP", when one of them
-    gets a SIGTERM."""
+    """FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when
+    one of them gets a SIGTERM, or a loss that is not a number."""
     if "FLOAT64" in os.environ:
         torch.set_default_dtype(torch.float64)
     if "ROWS" in os.environ:
@@ -47,6 +48,17 @@ def grant_wishes():
             return step(self)
 
         Trainer.train_step = stopped
+    if "POISON" in os.environ:
+        bad_rank, bad_step = map(int, os.environ["POISON"].split())
+        loss = RowLoss.forward
+
+        def poisoned(self, *rows):
+            value, state = loss(self, *rows)
+            self.calls = getattr(self, "calls", 0) + 1
+            bad = int(os.environ["RANK"]) == bad_rank and self.calls == 2 * bad_step  # of two micro-batches a step
+            return value * float("nan" if bad else 1), state
+
+        RowLoss.forward = poisoned
 
 
 if __name__ == "__main__":

@@ -124,7 +124,9 @@ def _one_line(what: str) -> Iterator[None]:
             yield
         except dcp.CheckpointException as failed:
             error = next(error for error, _ in failed.failures.values())
-            raise UserError(f"{what}: {str(error).splitlines()[0]}") from failed
+            if not isinstance(error, Exception):  # a second signal
+                raise error from None
+            raise UserError(f"{what}: {(str(error) or repr(error)).splitlines()[0]}") from failed
 
 
 def _drop_old(run: Path, keep_last: int) -> None:

@@ -1,5 +1,6 @@
 """Several processes train as one does: the same rows, the same curve, the same ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from job import torchrun
+from safetensors.torch import load_file
 
 from rmkv_cli.config import MixConfig, dump_toml
 from rmkv_cli.data.lanes import Lanes, Rows
-from rmkv_cli.model import find_model
+from rmkv_cli.model import RMKV, find_model
 from rmkv_cli.training import train
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.metrics import read_metrics
@@ -43,13 +45,15 @@ def written(make_config, tmp_path):
 
 
 def assert_same_curve(run, other, precision):
-    """Compare all that metrics.jsonl has of two runs, times apart."""
+    """Compare all that metrics.jsonl has of two runs, times apart; rounding shows in a gradient's norm first."""
     records, others = (read_metrics(folder / "metrics.jsonl") for folder in (run, other))
     assert len(records) == len(others)
     for record, its in zip(records, others, strict=True):
         assert record.keys() == its.keys()
-        flat, expected = (flatten(it) for it in (record, its))
+        flat, expected = flatten(record), flatten(its)
+        norm, its = flat.pop("grad_norm", 0), expected.pop("grad_norm", 0)
         assert flat == pytest.approx(expected, rel=precision)
+        assert norm == pytest.approx(its, rel=10 * precision)
 
 
 def flatten(record):
@@ -165,6 +169,23 @@ def worker(job, rank):
                 if f"RANK={rank}" in environment.read().split("\0"):
                     return int(pid)
     raise AssertionError(f"no rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written, tmp_path, how):
+    """Rank 1's gradient is poisoned; what is saved is the whole job's."""
+    _, file = written(distributed=how)
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", POISON="1 3")
+    assert job.returncode == 1
+    assert job.stderr.count("error: not a finite number at step 3: loss nan") == 1
+    failed = tmp_path / "run" / "failed" / "step-00000003"
+    assert RMKV.from_pretrained(failed).config.hidden_size == 16
+    rows = load_file(failed / "rows.safetensors")
+    assert {len(x) for x in rows.values()} == {4}
+    report = json.loads((failed / "report.json").read_text())
+    assert {"embedding.weight", "norm.bias"} <= report["gradient_norms"].keys()
+    assert find_model(tmp_path / "run").name == "step-00000002"
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from rmkv_cli.config import MixConfig, load_config
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV, find_model
+from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.training import NonFiniteError, loop, train
 from rmkv_cli.training.metrics import read_metrics
 from rmkv_cli.training.trainer import Trainer
@@ -211,6 +212,15 @@ def test_resuming_on_other_data_is_refused(make_config, tmp_path, tokenizer):
     prepare(noise, tmp_path, tokenizer, tmp_path / "noise", workers=1)
     with pytest.raises(UserError, match="is not the data that"):
         train(make_config(tokens=100, data=str(tmp_path / "noise")), tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_an_older_version_is_told_in_a_line(make_config, tmp_path):
+    run = train(make_config(tokens=100), tmp_path / "run").run
+    checkpoint = find_model(run)
+    (checkpoint / "training" / "progress.pt").rename(checkpoint / "training" / "state.pt")
+    write_checksums(checkpoint)
+    with pytest.raises(UserError, match="an older version of rmkv wrote its training folder"):
+        train(make_config(tokens=100), run, resume=True)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_config, tmp_path):

@@ -25,6 +25,7 @@ from rmkv_cli.data.sources import mix_documents
 from rmkv_cli.data.stream import Stream
 from rmkv_cli.data.vocabulary import train_on_mix
 from rmkv_cli.tokenizer import Special
+from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.trainer import Trainer
 
 ROW = 256
@@ -96,7 +97,7 @@ def main() -> None:
             streamed = rate(
                 "read, tokenized, mixed and packed", lambda: sum(lanes.next(ROW).input_ids.size for _ in range(rows))
             )
-            trainer = Trainer(config, lanes, "cpu")
+            trainer = Trainer(config, lanes, Ranks("cpu"))
             records = [trainer.train_step() for _ in range(STEPS)][STEPS // 6 :]
         trained = mean(record["tokens_per_second"] for record in records)
         print(f"{'training of tiny, from the same stream':<44} {trained:>11,.0f} tokens/s")

@@ -1,6 +1,8 @@
 """`rmkv train`."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +38,17 @@ def train(
     price: Annotated[
         float | None, typer.Option(min=0, metavar="PER_HOUR", help="With --dry-run: tell the cost.")
     ] = None,
+    nproc: Annotated[
+        int,
+        typer.Option("--nproc", min=1, help="Processes, one a GPU; several machines: see docs/distributed.md."),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train a model. Ctrl-C saves; `--resume` goes on exactly where it stopped."""
     if sum(map(bool, (resume, profile, dry_run))) > 1:
         raise UserError("--resume, --profile and --dry-run: only one of them at a time")
+    if nproc > 1 and (profile or dry_run):
+        raise UserError("--profile and --dry-run take one process: leave --nproc out")
     if price is not None and not dry_run:
         raise UserError("--price tells the cost with --dry-run alone")
     name = preset or (config.stem if config else None)
@@ -60,6 +68,13 @@ def train(
     else:
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
 
+    if nproc > 1 and "RANK" not in os.environ:  # which each of the processes has
+        from rmkv_cli.training.launch import launch
+
+        raise typer.Exit(launch(nproc, sys.argv[1:], run))
+
+    if "RANK" in os.environ:  # DDP warns that it looks for unused weights, where a row happens to use all of them
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt inside an import may be swallowed there
     from rmkv_cli.training import BadStepError
     from rmkv_cli.training import dry_run as try_run
@@ -80,6 +95,8 @@ def train(
     except BadStepError as error:
         stderr().print(f"error: {error}", style="red")
         raise typer.Exit(1) from None
+    if outcome is None:  # one of several processes, of which the first tells
+        return
     if as_json:
         print_json(
             {

@@ -59,6 +59,8 @@ class TrainConfig(Section):
     """Compile the layers for the shape of training (torch.compile): slow to start, then faster. On a CPU it needs a C++
     compiler."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    """On several processes: each holds all weights, or (FSDP2) a part of weights, gradients and optimizer state."""
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
     loggers: list[Literal["tensorboard", "trackio", "wandb"]] = Field([])
@@ -88,6 +90,9 @@ class TrainConfig(Section):
         match fields:
             case {"learning_rate": rate, "final_learning_rate": final} if final > rate:
                 yield f"final_learning_rate = {final} is above learning_rate = {rate}"
+        match fields:
+            case {"optimizer": "muon", "distributed": "fsdp"}:
+                yield "optimizer = 'muon' needs whole matrices: distributed = 'ddp'"
         match fields:
             case {"spike_factor": factor} if 0 < factor <= 1:
                 yield f"spike_factor = {factor} makes usual steps bad ones; it should be above 1, or 0"

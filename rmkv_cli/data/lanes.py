@@ -26,6 +26,15 @@ class Rows:
     document_ids: Int64
     """A number for each document of a lane, counted from 0; one that goes on in the lane's next row keeps it."""
 
+    def split(self, parts: int) -> "list[Rows]":
+        """Return the lanes in so many equal shares, in their order."""
+        return [Rows(*share) for share in zip(*(np.split(x, parts) for x in vars(self).values()), strict=True)]
+
+    @classmethod
+    def join(cls, shares: "list[Rows]") -> "Rows":
+        """Return what was split."""
+        return cls(*(np.concatenate(x) for x in zip(*(vars(share).values() for share in shares), strict=True)))
+
 
 class EndOfData(Exception):  # noqa: N818 - not an error
     """A mix has come to its end, as it asked for; the message says why."""

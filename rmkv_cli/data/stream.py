@@ -1,8 +1,8 @@
 """The documents of a mix, read and tokenized by a process of its own while training goes on."""
 
 import multiprocessing
+import os
 import queue
-import signal
 import threading
 import traceback
 from array import array
@@ -156,7 +156,7 @@ def _serve(
     seen: dict[int, array],
 ) -> None:
     """Send chunks, and at the end, if there is one, the reason for it as an exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
+    os.setsid()  # Ctrl-C and torchrun's SIGTERM reach all of a session; the parent ends the work
     threading.Thread(target=end_with_parent, daemon=True).start()
     ahead: queue.Queue[_Chunk | Exception] = queue.Queue(CHUNKS_AHEAD)
     threading.Thread(target=_send, args=(sent, ahead), daemon=True).start()

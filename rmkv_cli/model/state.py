@@ -114,7 +114,7 @@ class State:
         """Return one state for the rows of all `states`, which must stand at the same place in their segments."""
         parts = [state.tensors() for state in states]
         joined = {
-            name: torch.cat([part[name] for part in parts], dim=int(name in STACKED))
+            name: torch.cat([part[name] for part in parts], dim=cls.batch_dimension(name))
             for name in parts[0]
             if name != "filled"
         }
@@ -158,6 +158,11 @@ class State:
             offset=named["offset"],
             filled=int(named["filled"]),
         )
+
+    @staticmethod
+    def batch_dimension(name: str) -> int:
+        """Return which dimension of the tensor that `tensors` gives this name is the batch."""
+        return int(name.split(".")[0] in STACKED)
 
     def size(self) -> int:
         """Return the bytes of all tensors."""

@@ -29,6 +29,14 @@ class Watch:
         """Of the last good steps, at most WINDOW."""
         self.bad_steps: list[int] = []
 
+    def state_dict(self) -> dict[str, list[Any]]:
+        """Return, as plain values, all that `load_state_dict` needs."""
+        return {"norms": self.norms, "bad_steps": self.bad_steps}
+
+    def load_state_dict(self, state: dict[str, list[Any]]) -> None:
+        """Go on where `state` was taken."""
+        self.norms, self.bad_steps = list(state["norms"]), list(state["bad_steps"])
+
     def fault(self, loss: float, norm: float) -> str | None:
         """Return what is wrong with a step of this loss and gradient norm, None if nothing is."""
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -14,7 +14,10 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Note the first SIGINT or SIGTERM instead of dying of it; a second one kills as usual."""
+    """Note the first SIGINT or SIGTERM instead of dying of it; a second one kills as usual.
+
+    If it was noted and the work then fails, as that of a rank does when another one died, it kills after all.
+    """
     interrupt = Interrupt()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -30,5 +33,10 @@ def interruptible() -> Iterator[Interrupt]:
         signal.signal(number, note)
     try:
         yield interrupt
+    except RuntimeError:
+        restore()
+        if interrupt.signal is not None:
+            signal.raise_signal(interrupt.signal)
+        raise
     finally:
         restore()

@@ -4,14 +4,13 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
 
 from rmkv_cli.config import Config, dump_toml
 from rmkv_cli.data.lanes import EndOfData, Lanes
@@ -19,19 +18,20 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
 from rmkv_cli.files import whole_directory, write_text
 from rmkv_cli.model import find_model
-from rmkv_cli.model.pretrained import WEIGHTS, list_checkpoints, save_tensors
+from rmkv_cli.model.pretrained import list_checkpoints, save_tensors
 from rmkv_cli.progress import stderr
 from rmkv_cli.training.checkpoint import (
     go_back,
-    load_training,
     mark_best,
+    read_progress,
     save_checkpoint,
     write_model,
-    write_training,
+    write_progress,
 )
 from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, with_absolute_paths
 from rmkv_cli.training.disk import require_disk
 from rmkv_cli.training.display import Display
+from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
@@ -57,20 +57,33 @@ class Outcome:
     exit_code: int
 
 
-def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Outcome:
+def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Outcome | None:
     """Train in the folder `run`, which must be new, or with `resume` go on from its newest whole checkpoint.
 
     Ctrl-C and SIGTERM end the step, save and return. What a killed run does after `resume` is, on a CPU, bit for bit
-    what it would have done.
+    what it would have done. Among the processes that torchrun started, this is one; all but rank 0 return None.
 
     Raises:
         UserError: the config, the data, the tokenizer and the run do not fit together.
         BadStepError: by the config, or as the last of too many; what led to it lies in the run's folder `failed`.
     """
+    try:
+        with joined(config.train.device) as ranks:
+            if ranks.first:
+                return _lead(config, run, ranks, resume, allow_noncausal)
+            _follow(config, ranks)
+            return None
+    except torch.OutOfMemoryError:
+        raise memory_full(config) from None
+
+
+def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal: bool) -> Outcome:
+    """Be rank 0, or the only one: `train`."""
     config = checked(config, run, resume=resume, allow_noncausal=allow_noncausal)
+    require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
     with _locked(run), open_data(config, run) as data:
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
-        trainer = Trainer(config, lanes, resolve_device(config.train.device), data.phases)
+        trainer = Trainer(config, lanes, ranks, ranks.share(data.phases))
         if resume:
             _go_on(trainer, run, data)
         else:
@@ -83,11 +96,11 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
                 interruptible() as interrupt,
                 Display(trainer.tokens, config.train.tokens) as display,
             ):
+                trainer.interrupt = interrupt
                 _Job(trainer, run, data, metrics, display, log).run_to_end(interrupt)
-        except torch.OutOfMemoryError:
-            raise memory_full(config) from None
         finally:
             metrics.close()
+        ranks.share(None)  # the others' end
     last = next((r["validation"] for r in reversed(metrics.records) if "validation" in r), None)
     code = 0 if interrupt.signal is None else STOPPED[signal.Signals(interrupt.signal)]
     return Outcome(run, trainer.step, trainer.tokens, trainer.finished, last, code)
@@ -113,13 +126,20 @@ def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal:
     return config
 
 
-def resolve_device(device: str) -> str:
-    """Return "cuda" or "cpu"; raise `UserError` if a GPU is asked for and none can be used."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device = 'cuda': PyTorch finds no GPU here; use 'auto' or 'cpu'")
-    return device
+def _follow(config: Config, ranks: Ranks) -> None:
+    """Be another rank than 0: call of the trainer what rank 0 calls, until it is done."""
+    trainer = Trainer(config, None, ranks, ranks.share())
+    with interruptible() as trainer.interrupt:
+        while (call := ranks.share()) is not None:
+            method, arguments = call
+            with suppress(BadStepError, EndOfData, UserError):  # which rank 0 raises as well, and acts on
+                getattr(trainer, method)(*arguments)
+
+
+def _on_all(trainer: Trainer, method: str, *arguments: Any) -> Any:
+    """Call a method of the trainer on all ranks; return what it gives on this one, rank 0."""
+    trainer.ranks.share((method, arguments))
+    return getattr(trainer, method)(*arguments)
 
 
 @dataclass
@@ -138,7 +158,7 @@ class _Job:
         self.evaluate()  # a kill may have come between saving and evaluating
         while not trainer.finished and interrupt.signal is None:
             try:
-                record = trainer.train_step()
+                record = _on_all(trainer, "train_step")
                 self.display.step(record)
             except BadStepError as error:
                 record = self.pass_over(error)
@@ -163,10 +183,23 @@ class _Job:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        save_checkpoint(self.run, self.trainer.step, self.fill, self.trainer.config.train.keep_last)
+
+    def fill(self, folder: Path) -> None:
+        """Write the model, and beside it what training goes on from."""
         trainer = self.trainer
-        training = trainer.state_dict() | {"data": self.data.hash}
-        keep_last = trainer.config.train.keep_last
-        save_checkpoint(self.run, trainer.step, trainer.model, self.data.tokenizer, training, keep_last)
+        assert trainer.lanes is not None
+        lanes = trainer.lanes.state_dict()
+        progress = {
+            "step": trainer.step,
+            "tokens": trainer.tokens,
+            "lanes": lanes,
+            "data": self.data.hash,
+            "watch": trainer.watch.state_dict(),
+        }
+        write_model(folder, _on_all(trainer, "whole_model"), self.data.tokenizer)
+        write_progress(folder, progress)
+        _on_all(trainer, "save", folder)
 
     def evaluate(self) -> None:
         """Measure the held-out loss if it is due at this step and not yet known, and mark the best checkpoint."""
@@ -175,7 +208,8 @@ class _Job:
         if self.data.held_out is None or not trainer.step or not due or self.metrics.has_validation(trainer.step):
             return
         tokenizer = self.data.tokenizer
-        report = measure(trainer.model, self.data.held_out, max_tokens=config.eval_tokens, tokenizer=tokenizer)
+        model = _on_all(trainer, "whole_model")
+        report = measure(model, self.data.held_out, max_tokens=config.eval_tokens, tokenizer=tokenizer)
         best = report.loss < self.metrics.best()
         if best:  # before it is recorded: should a kill come between, it is done again
             mark_best(self.run, self.run / "checkpoints" / f"step-{trainer.step:08d}")
@@ -199,13 +233,14 @@ class _Job:
         if many or way == "stop":
             self.save_failure(error)
             raise error
-        trainer.pass_over(error)
+        _on_all(trainer, "pass_over", error.record["step"], error.record["tokens"])
         kept = {key: error.record[key] for key in ("step", "tokens", "learning_rate", "segments")}
         record = kept | {"bad_step": error.reason, "bad_steps": len(trainer.watch.bad_steps)}
         if way == "rollback" and list_checkpoints(self.run):
             checkpoint = find_model(self.run, training=True)
-            saved = load_training(checkpoint, trainer.device)
-            trainer.roll_back(saved, load_file(checkpoint / WEIGHTS, trainer.device))
+            saved = read_progress(checkpoint)
+            watch = saved["watch"] | {"bad_steps": trainer.watch.bad_steps}
+            _on_all(trainer, "load", checkpoint, trainer.step, trainer.tokens, watch)
             record["rolled_back_to"] = saved["step"]
             self.display.say(f"{error}; passed over, back to the weights of step {saved['step']:,}")
         else:
@@ -217,11 +252,10 @@ class _Job:
         trainer = self.trainer
         path = self.run / "failed" / f"step-{error.record['step']:08d}"
         shutil.rmtree(path, ignore_errors=True)  # the same step, come to again
-        norms = {name: p.grad.norm().item() for name, p in trainer.model.named_parameters() if p.grad is not None}
+        norms = _on_all(trainer, "gradient_norms")
         rows = {name: torch.from_numpy(x) for name, x in vars(error.rows).items()}
         with whole_directory(path) as aside:
-            write_model(aside, trainer.model, self.data.tokenizer)
-            write_training(aside, trainer.state_dict())
+            self.fill(aside)
             save_tensors(rows, aside / "rows.safetensors")
             report = error.record | {"gradient_norms": norms}
             (aside / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -268,10 +302,12 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
         stderr().print(f"{run}: was stopped before its first checkpoint; starting anew")
         return
     checkpoint = find_model(run, training=True)
-    saved = load_training(checkpoint, trainer.device)
+    saved = read_progress(checkpoint)
     if saved["data"] != data.hash:
         raise UserError(f"{trainer.config.train.data or run / MIX}: is not the data that {checkpoint} was trained on")
-    trainer.load_state_dict(saved, load_file(checkpoint / WEIGHTS, trainer.device))
+    assert trainer.lanes is not None
+    trainer.lanes.load_state_dict(saved["lanes"])
+    _on_all(trainer, "load", checkpoint, saved["step"], saved["tokens"], saved["watch"])
     go_back(run, checkpoint, trainer.config.train.keep_last)
     finished = "; it has come to its end, nothing is left to do" if trainer.finished else ""
     stderr().print(f"going on from {checkpoint}{finished}")

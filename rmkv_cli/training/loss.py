@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rmkv_cli.data.lanes import IGNORED
@@ -41,6 +41,20 @@ def row_loss(
         loss, state = read(model, input_ids[:, part], targets[:, part], document_ids[:, part], state, z_loss)
         losses.append(loss)
     return torch.stack(losses).sum(), state
+
+
+class RowLoss(nn.Module):
+    """`row_loss` as a module's forward pass, which is what PyTorch's engines for many processes act on."""
+
+    def __init__(self, model: RMKV, *, replay: bool, z_loss: float) -> None:
+        super().__init__()
+        self.model, self.replay, self.z_loss = model, replay, z_loss
+
+    def forward(self, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the rows' loss and the state after them, detached, so that what the loss does not need is unused."""
+        row = input_ids, targets, document_ids
+        loss, state = row_loss(self.model, *row, state, replay=self.replay, z_loss=self.z_loss)
+        return loss, state.detach()
 
 
 def _segment_loss(

@@ -2,38 +2,61 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from rmkv_cli.config import Config, Phase
-from rmkv_cli.data.lanes import IGNORED, Lanes, Rows
+from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes, Rows
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.model.pretrained import WEIGHTS
+from rmkv_cli.training.checkpoint import read_tensors, write_tensors
+from rmkv_cli.training.distribution import Ranks, averaged, part, parted_like, spread, whole
 from rmkv_cli.training.faults import BadStepError, Watch
-from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.interrupt import Interrupt
+from rmkv_cli.training.loss import RowLoss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 
+MODEL_STATE, OPTIMIZER = "state", "optimizer"  # what the names of a checkpoint's tensors begin with
+
 
 class Trainer:
-    """Model, optimizers, lanes with their states, and the count of steps and tokens."""
+    """Model, optimizers, lanes with their states, and the count of steps and tokens.
 
-    def __init__(self, config: Config, lanes: Lanes, device: str, phases: Sequence[Phase] = ()) -> None:
+    On several processes each trains its share of the lanes, in their order, and a call of a method is one of all ranks.
+
+    Args:
+        config: the run's.
+        lanes: all of the job's; rank 0 alone has them.
+        ranks: which of the processes this one is.
+        phases: of the mix.
+    """
+
+    def __init__(self, config: Config, lanes: Lanes | None, ranks: Ranks, phases: Sequence[Phase] = ()) -> None:
         torch.manual_seed(config.train.seed)
-        self.config, self.device = config, device
-        with torch.device(device):
+        self.config, self.ranks, self.device = config, ranks, ranks.device
+        with torch.device(self.device):
             self.model = RMKV(config.model)
         if config.train.compile:
             self.model.compile_training()
+        self.state = self.model.initial_state(config.train.batch_size // ranks.count)
+        """Of this rank's lanes, as the next step finds it."""
+        loss = RowLoss(self.model, replay=config.train.replay, z_loss=config.train.z_loss)
+        self.row_loss = spread(loss, ranks, config.train.distributed)
         self.optimizers = make_optimizers(self.model, config.train)
         self.lanes, self.phases = lanes, phases
-        self.state = self.model.initial_state(config.train.batch_size)
-        """Of all lanes, as the next step finds it."""
         self.step, self.tokens = 0, 0
         self.ended = False
         """Whether the data came to its end before."""
         self.watch = Watch(config.train.spike_factor)
+        self.interrupt = Interrupt()
+        """Which signal asked any of the ranks to stop."""
 
     @property
     def finished(self) -> bool:
@@ -41,7 +64,8 @@ class Trainer:
         return self.ended or self.tokens >= self.config.train.tokens
 
     def train_step(self) -> dict[str, Any]:
-        """Take one optimizer step; return its record: loss in nats per token that counts, rates, time.
+        """Take one optimizer step; return its record: loss in nats per token that counts, rates, time. All is the whole
+        job's.
 
         Where no token counts the record has no loss, and the weights stay.
 
@@ -53,14 +77,15 @@ class Trainer:
         began = time.perf_counter()
         progress = self.tokens / config.tokens
         segments = row_segments(config, self.phases, self.step, progress)
-        rows = self.lanes.next(segments * self.config.model.segment_length)
+        rows, counted = self._read(segments * self.config.model.segment_length)
         waited = time.perf_counter() - began
-        tokens = self.tokens + rows.input_ids.size
+        read = rows.input_ids.size * self.ranks.count
+        tokens = self.tokens + read
         rate = learning_rate(config, min(1.0, tokens / config.tokens))
-        counted = int((rows.targets != IGNORED).sum())
+        self._seed()
         loss, state = self._accumulate(rows, max(1, counted))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         record: dict[str, Any] = {
             "step": self.step + 1,
             "tokens": tokens,
@@ -70,7 +95,7 @@ class Trainer:
             "segments": segments,
         }
         if fault := self.watch.fault(loss.item(), record["grad_norm"]):
-            raise BadStepError(rows, record, fault)
+            raise BadStepError(Rows.join(self.ranks.gather(rows)), record, fault)
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -81,72 +106,128 @@ class Trainer:
             self.watch.good(record["grad_norm"])
         self.model.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]
+        asked = self.ranks.most(self.interrupt.signal or 0)
+        if asked:  # else a signal may have come meanwhile, which the next step tells
+            self.interrupt.signal = asked
         seconds = time.perf_counter() - began
-        tokens_per_second = rows.input_ids.size / seconds
+        tokens_per_second = read / seconds
         record |= {"tokens_per_second": tokens_per_second, "data_wait": waited / seconds}
         return record | self._utilization(tokens_per_second)
 
     def _utilization(self, tokens_per_second: float) -> dict[str, float]:
         flops = training_flops_per_token(self.config.model) * tokens_per_second
         peak = device_peak(self.device, self.config.train.precision)
-        return {"flops_per_second": flops} | ({"mfu": flops / peak} if peak else {})
+        return {"flops_per_second": flops} | ({"mfu": flops / (peak * self.ranks.count)} if peak else {})
+
+    def _read(self, length: int) -> tuple[Rows, int]:
+        """Return the next rows of this rank's lanes, and how many targets count over all ranks."""
+        dealt: list[Any] | None = None
+        if self.lanes is not None:
+            try:
+                rows = self.lanes.next(length)
+                counted = int((rows.targets != IGNORED).sum())
+                dealt = [(share, counted) for share in rows.split(self.ranks.count)]
+            except EndOfData as end:
+                dealt = [end] * self.ranks.count
+        told = self.ranks.deal(dealt)
+        if isinstance(told, EndOfData):
+            raise told
+        return told
+
+    def _seed(self) -> None:
+        """Begin the step's own random numbers, so that dropout is the same in a run that was resumed."""
+        seed = np.random.SeedSequence([self.config.train.seed, self.step, self.ranks.rank])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
     def _accumulate(self, rows: Rows, counted: int) -> tuple[Tensor, State]:
-        """Add up the gradients of all micro-batches; return the loss over `counted` tokens, and the lanes' state."""
+        """Add up the gradients of all micro-batches; return the loss over `counted` tokens, and the lanes' state.
+
+        Gradients and loss are those of all ranks' rows, the state is of this one's.
+        """
         config = self.config.train
-        size = config.micro_batch_size
+        size, lanes = config.micro_batch_size, len(rows.input_ids)
         total, states = torch.zeros((), device=self.device), []
         self.model.train()
-        for start in range(0, config.batch_size, size):
+        for start in range(0, lanes, size):
             input_ids, targets, document_ids = (
                 torch.from_numpy(x[start : start + size]).to(self.device)
                 for x in (rows.input_ids, rows.targets, rows.document_ids)
             )
-            with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bf16"):
-                before = self.state.rows(start, size)
-                loss, state = row_loss(
-                    self.model, input_ids, targets, document_ids, before, replay=config.replay, z_loss=config.z_loss
-                )
-            loss = loss / counted
-            loss.backward()
+            with averaged(self.row_loss, last=start + size == lanes):
+                with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bf16"):
+                    loss, state = self.row_loss(input_ids, targets, document_ids, self.state.rows(start, size))
+                loss = self.ranks.count * loss / counted  # of which the mean over the ranks is taken
+                loss.backward()
             total += loss.detach()
-            states.append(state.detach())
-        return total, State.join(states)
+            states.append(state)
+        return self.ranks.mean(total), State.join(states)
 
-    def pass_over(self, bad: BadStepError) -> None:
+    def pass_over(self, step: int, tokens: int) -> None:
         """Leave out a bad step: data, steps and tokens go on behind it; weights and states stay as it found them."""
         self.model.zero_grad()
-        self.step, self.tokens = bad.record["step"], bad.record["tokens"]
-        self.watch.bad_steps.append(self.step)
+        self.step, self.tokens = step, tokens
+        self.watch.bad_steps.append(step)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything but the weights; the lanes' state is one, however they are split into micro-batches."""
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "lanes": self.lanes.state_dict(),
-            "state": self.state.tensors(),
-            "watch": {"norms": self.watch.norms, "bad_steps": list(self.watch.bad_steps)},
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else None,
-        }
+    def whole_model(self) -> RMKV:
+        """Return the model with all its weights: on rank 0 a copy, where each rank has a part of them."""
+        if not isinstance(self.row_loss, FSDPModule):
+            return self.model
+        weights = {}
+        for name, x in self.model.state_dict().items():
+            x = whole(x)
+            if self.ranks.first:
+                weights[name] = x
+        if not self.ranks.first:
+            return self.model
+        with torch.device("meta"):
+            model = RMKV(self.config.model)
+        model.load_state_dict(weights, assign=True)
+        return model
 
-    def load_state_dict(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Go back to where `state_dict` was taken; `weights` are the model's."""
-        self.roll_back(saved, weights)
-        self.watch.bad_steps = saved["watch"]["bad_steps"]
-        self.lanes.load_state_dict(saved["lanes"])
-        self.step, self.tokens = saved["step"], saved["tokens"]
-        torch.set_rng_state(saved["rng"].cpu())
-        if self.device == "cuda" and saved["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+    def gradient_norms(self) -> dict[str, float]:
+        """Return the norm of each parameter's gradient, of those that have one."""
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        return {name: whole(gradient.norm()).item() for name, gradient in gradients.items()}
 
-    def roll_back(self, saved: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Go back to where `state_dict` was taken with weights, optimizers and the lanes' states, but not with data,
-        steps and tokens."""
-        self.model.load_state_dict(weights)
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.state = State.from_tensors(saved["state"])
-        self.watch.norms = saved["watch"]["norms"]
+    def save(self, checkpoint: Path) -> None:
+        """Write to a checkpoint what is not the weights' and not the lanes': the optimizer's state, and the model's in
+        each lane."""
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        tensors = {f"{MODEL_STATE}.{name}": x for name, x in self.state.map(self.ranks.shard).tensors().items()}
+        for optimizer in self.optimizers:
+            for p, kept in optimizer.state.items():
+                tensors |= {f"{OPTIMIZER}.{names[p]}.{key}": x for key, x in kept.items()}
+        write_tensors(checkpoint, tensors)
+
+    def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, list[Any]]) -> None:
+        """Take weights, moments and lanes' states from a checkpoint, of however many ranks, and the rest as given."""
+        weights, mine = load_file(checkpoint / WEIGHTS), self.model.state_dict()
+        self.model.load_state_dict({name: parted_like(x.to(self.device), mine[name]) for name, x in weights.items()})
+        parameters = dict(self.model.named_parameters())
+        moments: dict[Tensor, Any] = {}  # where each parameter's are
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+            moments |= {p: optimizer.state for group in optimizer.param_groups for p in group["params"]}
+        states = {}
+        for path, x in read_tensors(checkpoint, self._empty).items():
+            kind, name = path.split(".", 1)
+            if kind == MODEL_STATE:
+                states[name] = part(x)
+            else:
+                parameter, _, key = name.rpartition(".")
+                p = parameters[parameter]
+                moments[p][p][key] = x
+        self.state, self.step, self.tokens = State.from_tensors(states), step, tokens
+        self.watch.load_state_dict(watch)
+
+    def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return an empty tensor for what a checkpoint has under a name, in parts as the ranks have it."""
+        kind, name = path.split(".", 1)
+        if kind == MODEL_STATE and shape:
+            dim, mine = State.batch_dimension(name), list(shape)
+            mine[dim] //= self.ranks.count
+            return self.ranks.shard(torch.empty(mine, dtype=dtype, device=self.device), dim)
+        like = dict(self.model.named_parameters()).get(name.rpartition(".")[0])
+        if like is not None and like.shape == shape:
+            return torch.empty_like(like, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=self.device)

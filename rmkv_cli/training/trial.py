@@ -17,7 +17,8 @@ from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.progress import progress
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
-from rmkv_cli.training.loop import checked, resolve_device
+from rmkv_cli.training.distribution import Ranks, resolve_device
+from rmkv_cli.training.loop import checked
 from rmkv_cli.training.memory import estimated_memory, memory_full, peak_memory, require_memory, total_memory
 from rmkv_cli.training.optimizer import mean_segments, most_segments
 from rmkv_cli.training.trainer import Trainer
@@ -120,7 +121,7 @@ def _trial(config: Config) -> Iterator[Trainer]:
         require_memory(config, most_segments(config.train, data.phases), device)
         try:
             lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
-            yield Trainer(config, lanes, device, data.phases)
+            yield Trainer(config, lanes, Ranks(device), data.phases)
         except torch.OutOfMemoryError:
             raise memory_full(config) from None
 

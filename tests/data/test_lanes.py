@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_documents import make_documents
 
-from rmkv_cli.data.lanes import Lanes, Prepared
+from rmkv_cli.data.lanes import Lanes, Prepared, Rows
 from rmkv_cli.errors import UserError
 
 EOD = 2
@@ -136,3 +136,13 @@ def test_the_state_of_other_lanes_is_refused(lengths, lanes, seed, key):
     state = make_lanes(numbered([3, 4]), 2, 0).state_dict()
     with pytest.raises(UserError, match=f"the checkpoint has {key} = "):
         make_lanes(numbered(lengths), lanes, seed).load_state_dict(state)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=sets.filter(any), lane_count=st.integers(1, 4), shares=st.integers(1, 4), length=st.integers(1, 20))
+def test_rows_are_shared_out_in_the_order_of_their_lanes(lengths, lane_count, shares, length):
+    whole = make_lanes(numbered(lengths), lane_count * shares, 0).next(length)
+    parts = whole.split(shares)
+    assert [len(part.input_ids) for part in parts] == [lane_count] * shares
+    for name, x in vars(Rows.join(parts)).items():
+        assert np.array_equal(x, getattr(whole, name))

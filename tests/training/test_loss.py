@@ -12,6 +12,7 @@ from torch import nn
 
 from rmkv_cli.config import Config
 from rmkv_cli.data.lanes import Lanes, Prepared
+from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.trainer import Trainer
 
@@ -79,7 +80,7 @@ def test_a_step_is_the_mean_over_the_targets_that_count(micro_batch_size):
             "train": {"batch_size": 4, "micro_batch_size": micro_batch_size, "segments_max": 1, "precision": "fp32"},
         }
     )
-    trainer = Trainer(config, Lanes(Prepared(documents, 0), 4, EOD), "cpu")
+    trainer = Trainer(config, Lanes(Prepared(documents, 0), 4, EOD), Ranks("cpu"))
     rows = Lanes(Prepared(documents, 0), 4, EOD).next(5)
     logits, _ = trainer.model(torch.from_numpy(rows.input_ids))
     expected = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.targets).flatten())
@@ -95,7 +96,7 @@ def test_a_step_is_the_mean_over_the_targets_that_count(micro_batch_size):
 def test_a_step_in_which_nothing_counts_has_no_loss_and_changes_no_weight():
     documents = make_documents([[3, 4, 5, 6, 7, 8]], answers=[[]])
     config = Config.model_validate({"model": make_model().config.model_dump(), "train": {"precision": "fp32"}})
-    trainer = Trainer(config, Lanes(Prepared(documents, 0), config.train.batch_size, EOD), "cpu")
+    trainer = Trainer(config, Lanes(Prepared(documents, 0), config.train.batch_size, EOD), Ranks("cpu"))
     before = {name: p.clone() for name, p in trainer.model.state_dict().items()}
     record = trainer.train_step()
     assert "loss" not in record

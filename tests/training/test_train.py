@@ -17,6 +17,7 @@ from rmkv_cli.config import MixConfig, load_config
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV, find_model
+from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.training import BadStepError, loop, train
 
 
@@ -79,7 +80,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(make_config, tmp_path, cap
     whole = train(config, tmp_path / "whole")
     train(config, tmp_path / "run")
     newest = find_model(tmp_path / "run")
-    for name in ("model.safetensors", "training/state.pt"):
+    for name in ("model.safetensors", "training/progress.pt"):
         path = newest / name
         path.write_bytes(path.read_bytes()[:-100])
     outcome = train(config, tmp_path / "run", resume=True)
@@ -158,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_config, tmp_path
     report = json.loads((failed / "report.json").read_text())
     assert math.isnan(report["loss"])
     assert {"embedding.weight", "norm.bias"} <= report["gradient_norms"].keys()
-    assert (failed / "training" / "state.pt").is_file()
+    assert (failed / "training" / "progress.pt").is_file()
     model = RMKV.from_pretrained(failed)
     torch.manual_seed(0)
     assert torch.equal(model.embedding.weight, RMKV(make_config().model).embedding.weight)
@@ -185,6 +186,15 @@ def test_resuming_on_other_data_is_refused(make_config, tmp_path, tokenizer):
     prepare(noise, tmp_path, tokenizer, tmp_path / "noise", workers=1)
     with pytest.raises(UserError, match="is not the data that"):
         train(make_config(tokens=100, data=str(tmp_path / "noise")), tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_an_older_version_is_told_in_a_line(make_config, tmp_path):
+    run = train(make_config(tokens=100), tmp_path / "run").run
+    checkpoint = find_model(run)
+    (checkpoint / "training" / "progress.pt").rename(checkpoint / "training" / "state.pt")
+    write_checksums(checkpoint)
+    with pytest.raises(UserError, match="an older version of rmkv wrote its training folder"):
+        train(make_config(tokens=100), run, resume=True)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_config, tmp_path):

@@ -1,0 +1,183 @@
+"""The processes of one training job: which of them this one is, what they tell each other, how they share a model."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rmkv_cli.errors import UserError
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+PATIENCE = timedelta(days=1)  # rank 0 may evaluate, or wait for data; a rank that is dead is torchrun's to notice
+GRACE = 5.0  # seconds in which torchrun ends this process, if another one is dead
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of the job's processes this one is; by default its only one.
+
+    Rank 0 reads the data, decides and writes; the others wait for what it tells them. A call of a method is one of all
+    ranks.
+    """
+
+    device: str
+    """"cpu" or "cuda"; of several GPUs, the process's own is the current one."""
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    """Among those on this machine."""
+    mesh: DeviceMesh | None = None
+    """All ranks, in a row; None if there is but one."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def share(self, value: Any = None) -> Any:
+        """Return rank 0's value."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def deal(self, values: Sequence[Any] | None) -> Any:
+        """Return this rank's one of the values, of which rank 0 gives one for each rank."""
+        if self.count == 1:
+            assert values is not None
+            return values[0]
+        box = [None]
+        dist.scatter_object_list(box, list(values) if values is not None else None, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks on rank 0, and this one's alone on the others."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count if self.first else None
+        dist.gather_object(value, values, dst=0)
+        return values or [value]
+
+    def most(self, number: int) -> int:
+        """Return the largest of the ranks' numbers."""
+        if self.count == 1:
+            return number
+        box = torch.tensor(number)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of the ranks' tensors, which are of one shape."""
+        if self.count > 1:
+            dist.all_reduce(x)
+        return x / self.count
+
+    def shard(self, x: Tensor, dim: int) -> Tensor:
+        """Return the tensor whose parts along a dimension, one a rank, are the ranks' `x`."""
+        return x if self.mesh is None else DTensor.from_local(x.contiguous(), self.mesh, [Shard(dim)])
+
+
+def resolve_device(device: str) -> str:
+    """Return "cuda" or "cpu"; raise `UserError` if a GPU is asked for and none can be used."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda': PyTorch finds no GPU here; use 'auto' or 'cpu'")
+    return device
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Join the processes that torchrun started with this one, if it did, until the end.
+
+    Should another one die, what this one waits for fails. It then waits to be ended by torchrun, which so finds one
+    process alone that failed by itself, and names it.
+
+    Raises:
+        UserError: there is no such device, or not one for each process.
+    """
+    device = resolve_device(device)
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if count == 1:
+        yield Ranks(device)
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {rank}: no GPU is left for it, as this machine has {torch.cuda.device_count()}; "
+                f"start one process a GPU"
+            )
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(BACKENDS[device], timeout=PATIENCE)
+    try:
+        yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)))
+    except RuntimeError:
+        time.sleep(GRACE)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def require_even_shares(batch_size: int, micro_batch_size: int, ranks: int) -> None:
+    """Raise `UserError` unless each rank gets the same number of whole micro-batches."""
+    if batch_size % (ranks * micro_batch_size):
+        raise UserError(
+            f"train.batch_size = {batch_size} is not a multiple of train.micro_batch_size = {micro_batch_size} times "
+            f"{ranks} processes; change one of them"
+        )
+
+
+def spread(module: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> nn.Module:
+    """Return the module such that a backward pass leaves the mean of the ranks' gradients.
+
+    "ddp": each rank has all weights. "fsdp": each has a part of every weight, and so of its gradient and of the
+    optimizer's moments; for a step's forward and backward passes all weights are put together once, as a row uses each
+    of them once a segment.
+    """
+    if ranks.mesh is None:
+        return module
+    if how == "fsdp":
+        fully_shard(module, mesh=ranks.mesh, reshard_after_forward=False)
+        return module
+    # A row of one segment leaves the memory's cell unused.
+    return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+@contextmanager
+def averaged(module: nn.Module, last: bool) -> Iterator[None]:
+    """Let a backward pass add to this rank's gradients, and average them over the ranks only in the last one."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        module.set_reshard_after_backward(last)
+    with module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext():
+        yield
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return a tensor that may be in parts on the ranks as one; if it is, all ranks call this."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def part(x: Tensor) -> Tensor:
+    """Return this rank's part of a tensor that may be in parts on the ranks."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def parted_like(x: Tensor, other: Tensor) -> Tensor:
+    """Return x, whole on each rank, in parts as the other tensor is."""
+    if not isinstance(other, DTensor):
+        return x
+    return distribute_tensor(x, other.device_mesh, other.placements, src_data_rank=None)

@@ -1,0 +1,66 @@
+"""Jobs of several processes, for tests. Run by torchrun, this file is `rmkv` with what a test wants of it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rmkv_cli.cli.main import main
+from rmkv_cli.training.loss import RowLoss
+from rmkv_cli.training.trainer import Trainer
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def torchrun(ranks, *arguments, **wishes):
+    """Run `rmkv` with these arguments on so many ranks; return it, finished, with its output as text."""
+    command = [*TORCHRUN, str(ranks), "--", __file__, *map(str, arguments)]
+    environment = os.environ | {name: str(value) for name, value in wishes.items()}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def grant_wishes():
+    """FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when
+    one of them gets a SIGTERM, or a loss that is not a number."""
+    if "FLOAT64" in os.environ:
+        torch.set_default_dtype(torch.float64)
+    if "ROWS" in os.environ:
+        read = Trainer._read
+
+        def noted(self, length):
+            rows, counted = read(self, length)
+            path = Path(os.environ["ROWS"]) / f"{self.step:03d}-{self.ranks.rank}.npy"
+            np.save(path, [rows.input_ids, rows.targets, rows.document_ids])
+            return rows, counted
+
+        Trainer._read = noted
+    if "STOP" in os.environ:
+        rank, last = map(int, os.environ["STOP"].split())
+        step = Trainer.train_step
+
+        def stopped(self):
+            if (self.ranks.rank, self.step + 1) == (rank, last):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self)
+
+        Trainer.train_step = stopped
+    if "POISON" in os.environ:
+        bad_rank, bad_step = map(int, os.environ["POISON"].split())
+        loss = RowLoss.forward
+
+        def poisoned(self, *rows):
+            value, state = loss(self, *rows)
+            self.calls = getattr(self, "calls", 0) + 1
+            bad = int(os.environ["RANK"]) == bad_rank and self.calls == 2 * bad_step  # of two micro-batches a step
+            return value * float("nan" if bad else 1), state
+
+        RowLoss.forward = poisoned
+
+
+if __name__ == "__main__":
+    grant_wishes()
+    main()

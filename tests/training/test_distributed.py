@@ -1,0 +1,215 @@
+"""Several processes train as one does: the same rows, the same curve, the same ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from job import torchrun
+from safetensors.torch import load_file
+
+from rmkv_cli.config import MixConfig, dump_toml
+from rmkv_cli.data.lanes import Lanes, Rows
+from rmkv_cli.model import RMKV, find_model
+from rmkv_cli.training import train
+from rmkv_cli.training.data import open_data
+from rmkv_cli.training.metrics import read_metrics
+
+TIMES = {"tokens_per_second", "data_wait"}
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def written(make_config, tmp_path):
+    """Write a config whose micro-batches are single lanes; return it and its file."""
+
+    def write(**train):
+        config = make_config(**{"micro_batch_size": 1} | train)
+        file = tmp_path / "config.toml"
+        file.write_text(dump_toml(config))
+        return config, file
+
+    return write
+
+
+def assert_same_curve(run, other, precision):
+    """Compare all that metrics.jsonl has of two runs, times apart; rounding shows in a gradient's norm first."""
+    records, others = (read_metrics(folder / "metrics.jsonl") for folder in (run, other))
+    assert len(records) == len(others)
+    for record, its in zip(records, others, strict=True):
+        assert record.keys() == its.keys()
+        flat, expected = flatten(record), flatten(its)
+        norm, its = flat.pop("grad_norm", 0), expected.pop("grad_norm", 0)
+        assert flat == pytest.approx(expected, rel=precision)
+        assert norm == pytest.approx(its, rel=10 * precision)
+
+
+def flatten(record):
+    return {key: x for key, x in (record | record.get("validation", {})).items() if key not in TIMES | {"validation"}}
+
+
+def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64, tmp_path):
+    config, file = written()
+    whole = train(config, tmp_path / "whole").run
+    (tmp_path / "rows").mkdir()
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", FLOAT64=1, ROWS=tmp_path / "rows")
+    assert job.returncode == 0, job.stderr
+    assert_same_curve(tmp_path / "run", whole, 1e-10)
+
+    records = [record for record in read_metrics(whole / "metrics.jsonl") if "segments" in record]
+    with open_data(config, whole) as data:
+        lanes = Lanes(data.queue, 4, data.tokenizer.eod)
+        for step, record in enumerate(records):
+            rows = lanes.next(8 * record["segments"])
+            parts = [Rows(*np.load(tmp_path / "rows" / f"{step:03d}-{rank}.npy")) for rank in (0, 1)]
+            for name, x in vars(Rows.join(parts)).items():
+                assert np.array_equal(x, getattr(rows, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_any_number_of_processes_gives_the_curve_of_one(written, tmp_path, ranks, how, request):
+    config, file = written(distributed=how)
+    for precision, wishes in ((1e-5, {}), (1e-10, {"FLOAT64": 1})):
+        if wishes:
+            request.getfixturevalue("float64")
+        whole = train(config, tmp_path / f"whole-{precision}").run
+        run = tmp_path / f"run-{precision}"
+        job = torchrun(ranks, "train", "--config", file, "--run", run, **wishes)
+        assert job.returncode == 0, job.stderr
+        assert_same_curve(run, whole, precision)
+        weights = find_model(run) / "model.safetensors"
+        assert weights.stat().st_size == (find_model(whole) / "model.safetensors").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_processes(written, float64, tmp_path, how):
+    """Begun on one, gone on with on four until one of them gets a SIGTERM, then on one and on two."""
+    config, file = written(distributed=how)
+    whole = train(config, tmp_path / "whole").run
+    first, run = tmp_path / "first", tmp_path / "run"
+    assert torchrun(1, "train", "--config", file, "--run", first, FLOAT64=1, STOP="0 3").returncode == 0
+    shutil.copytree(first, run, symlinks=True)
+    job = torchrun(4, "train", "--resume", "--run", run, FLOAT64=1, STOP="3 7")
+    assert job.returncode == 0, job.stderr
+    assert job.stdout == f"{run}: {tokens_at(whole, 7)} tokens in 7 steps\n"
+    shutil.copytree(run, tmp_path / "two", symlinks=True)
+
+    train(config, run, resume=True)
+    assert_same_curve(run, whole, 1e-10)
+    assert torchrun(2, "train", "--resume", "--run", tmp_path / "two", FLOAT64=1).returncode == 0
+    assert_same_curve(tmp_path / "two", whole, 1e-10)
+
+
+def tokens_at(run, step):
+    return next(record["tokens"] for record in read_metrics(run / "metrics.jsonl") if record["step"] == step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_ends_the_step_everywhere_and_saves(written, tmp_path, number, code):
+    _, file = written(tokens=100_000)
+    run = tmp_path / "run"
+    with launched(file, run) as job:
+        job.send_signal(number)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert told.endswith(f"stopped; go on with: rmkv train --resume --run {run}\n")
+    steps = [record["step"] for record in read_metrics(run / "metrics.jsonl")]
+    assert find_model(run, training=True).name == f"step-{steps[-1]:08d}"
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_job_and_is_named(written, tmp_path):
+    _, file = written(tokens=100_000)
+    with launched(file, tmp_path / "run") as job:
+        os.kill(worker(job, rank=1), signal.SIGKILL)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "error: rank 1 ended first (killed by SIGKILL), and the others with it; go on with: rmkv train" in told
+    assert "Traceback" not in told
+
+    with launched(file, tmp_path / "other", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "--") as job:
+        os.kill(worker(job, rank=1), signal.SIGKILL)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "rank      : 1" in told.partition("Root Cause")[2]
+
+
+def launched(file, run, *launcher):
+    """Start a job of two processes, by `--nproc` or by a launcher; return it as soon as it has taken three steps."""
+    launcher, more = (launcher, ()) if launcher else (("-m",), ("--nproc", "2"))
+    command = [sys.executable, *launcher, "rmkv_cli", "train", "--config", file, "--run", run, *more]
+    job = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = run / "metrics.jsonl"
+    while job.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= 3):
+        time.sleep(0.05)
+    return job
+
+
+def worker(job, rank):
+    """Return the process id of a rank, which is a child of the job's."""
+    with open(f"/proc/{job.pid}/task/{job.pid}/children") as children:  # noqa: PTH123
+        for pid in children.read().split():
+            with open(f"/proc/{pid}/environ") as environment:  # noqa: PTH123
+                if f"RANK={rank}" in environment.read().split("\0"):
+                    return int(pid)
+    raise AssertionError(f"no rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written, tmp_path, how):
+    """Rank 1's gradient is poisoned; what is saved is the whole job's."""
+    _, file = written(distributed=how)
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", POISON="1 3")
+    assert job.returncode == 1
+    assert job.stderr.count("error: not a finite number at step 3: loss nan") == 1
+    failed = tmp_path / "run" / "failed" / "step-00000003"
+    assert RMKV.from_pretrained(failed).config.hidden_size == 16
+    rows = load_file(failed / "rows.safetensors")
+    assert {len(x) for x in rows.values()} == {4}
+    report = json.loads((failed / "report.json").read_text())
+    assert {"embedding.weight", "norm.bias"} <= report["gradient_norms"].keys()
+    assert find_model(tmp_path / "run").name == "step-00000002"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_is_told_once(written, tmp_path, tokenizer, data):
+    """Lanes that cannot be shared out evenly, and a mix that comes to its end while rank 0 alone reads it."""
+    _, file = written(batch_size=6, micro_batch_size=2)
+    job = rmkv_train("--config", file, "--run", tmp_path / "run")
+    assert (job.returncode, job.stderr) == (
+        2,
+        "error: train.batch_size = 6 is not a multiple of train.micro_batch_size = 2 times 2 processes; change one of "
+        "them\n",
+    )
+
+    story = {"kind": "files", "name": "story", "weight": 1, "files": ["story.jsonl"], "when_dry": "stop"}
+    (data.parent / "ends.toml").write_text(dump_toml(MixConfig(validation=0.2, sources=[story])))
+    tokenizer.save(tmp_path / "tokenizer.json")
+    places = {"data": None, "mix": str(data.parent / "ends.toml"), "tokenizer": str(tmp_path / "tokenizer.json")}
+    _, file = written(**places, tokens=100_000)
+    job = rmkv_train("--config", file, "--run", tmp_path / "run")
+    assert job.returncode == 2
+    errors = [line for line in job.stderr.splitlines() if not line.startswith(("step", "Holding out"))]
+    assert errors == ["error: the data has come to its end: source 'story' ran dry, and is not to be repeated"]
+
+
+def rmkv_train(*arguments):
+    command = [sys.executable, "-m", "rmkv_cli", "train", "--nproc", "2", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)

@@ -105,7 +105,9 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]
-        self.interrupt.signal = self.ranks.most(self.interrupt.signal or 0) or None
+        asked = self.ranks.most(self.interrupt.signal or 0)
+        if asked:  # else a signal may have come meanwhile, which the next step tells
+            self.interrupt.signal = asked
         seconds = time.perf_counter() - began
         return record | {"tokens_per_second": read / seconds, "data_wait": waited / seconds}
 
@@ -140,7 +142,7 @@ class Trainer:
             with averaged(self.row_loss, last=start + size == lanes):
                 with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bf16"):
                     loss, state = self.row_loss(input_ids, targets, document_ids, self.state.rows(start, size))
-                loss = loss * (self.ranks.count / counted)  # a mean over the ranks
+                loss = self.ranks.count * loss / counted  # of which the mean over the ranks is taken
                 loss.backward()
             total += loss.detach()
             states.append(state)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -96,7 +96,7 @@ def train(
         stderr().print(f"error: {error}", style="red")
         raise typer.Exit(1) from None
     if outcome is None:  # one of several processes, of which the first tells
-        return
+        _leave(0)
     if as_json:
         print_json(
             {
@@ -111,7 +111,19 @@ def train(
         print(f"{outcome.run}: {outcome.tokens:,} tokens in {outcome.step:,} steps")
     if not outcome.finished:
         stderr().print(f"stopped; go on with: rmkv train --resume --run {run}")
-    raise typer.Exit(outcome.exit_code)
+    _leave(outcome.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End with this exit code; as one of several processes at once.
+
+    There threads of the process group may live on (functional collectives keep it), and one that drops a tensor while
+    the interpreter is torn down aborts the process.
+    """
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        os._exit(code)
+    raise typer.Exit(code)
 
 
 def _print_dry_run(report: dict[str, Any]) -> None:

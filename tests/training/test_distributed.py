@@ -22,6 +22,7 @@ from rmkv_cli.training.data import open_data
 from rmkv_cli.training.metrics import read_metrics
 
 TIMES = {"tokens_per_second", "data_wait"}
+OTHER = {"ddp": "fsdp", "fsdp": "ddp"}
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_any_number_of_processes_gives_the_curve_of_one(written, tmp_path, ranks
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_a_run_goes_on_with_another_number_of_processes(written, float64, tmp_path, how):
-    """Begun on one, gone on with on four until one of them gets a SIGTERM, then on one and on two."""
+    """Begun on one, gone on with on four until one of them gets a SIGTERM, then on one, and on two the other way."""
     config, file = written(distributed=how)
     whole = train(config, tmp_path / "whole").run
     first, run = tmp_path / "first", tmp_path / "run"
@@ -111,6 +112,8 @@ def test_a_run_goes_on_with_another_number_of_processes(written, float64, tmp_pa
 
     train(config, run, resume=True)
     assert_same_curve(run, whole, 1e-10)
+    other = config.model_copy(update={"train": config.train.model_copy(update={"distributed": OTHER[how]})})
+    (tmp_path / "two" / "config.toml").write_text(dump_toml(other))
     assert torchrun(2, "train", "--resume", "--run", tmp_path / "two", FLOAT64=1).returncode == 0
     assert_same_curve(tmp_path / "two", whole, 1e-10)
 

@@ -17,10 +17,10 @@ demo: .venv/done
 test test-slow: export OMP_NUM_THREADS = 1
 
 test: .venv/done
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-slow: .venv/done
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 -m slow
 
 lint: .venv/done
 	$(BIN)/ruff check

@@ -21,7 +21,7 @@ from rmkv_cli.training import train
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.metrics import read_metrics
 
-TIMES = {"tokens_per_second", "data_wait"}
+TIMES = {"tokens_per_second", "data_wait", "flops_per_second"}
 OTHER = {"ddp": "fsdp", "fsdp": "ddp"}
 
 

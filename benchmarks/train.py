@@ -5,7 +5,7 @@ python benchmarks/train.py --lengths 2048 --rounds 3
 
 Each model takes a training step (forward and backward pass, without the optimizer) on the same number of tokens, cut
 into rows of the lengths asked for; each in a process of its own, so that its peak of memory is its own, one after the
-other, round after round. It needs `pip install -c constraints.txt -e .[bench]`, and on a CPU a C++ compiler for torch.compile.
+other, round after round. It needs `pip install -c constraints.txt -e .[bench]`, and on a CPU a C++ compiler.
 """
 
 import argparse

@@ -12,11 +12,11 @@ class Balance:
     given the fewest tokens for its weight. So no source is ever ahead by more than its last document.
     """
 
-    def __init__(self, mix: MixConfig, ranks: int = 1) -> None:
-        """Begin with no tokens given; each of so many processes gives its share of the mix's tokens."""
+    def __init__(self, mix: MixConfig) -> None:
+        """Begin with no tokens given."""
         own = {source.name: source.weight for source in mix.sources}
         phases = mix.phases or [Phase(share=1)]
-        share = (mix.tokens or 1) / ranks / sum(phase.share for phase in phases)
+        share = (mix.tokens or 1) / sum(phase.share for phase in phases)
         self._ratios = [_normed(list((own | phase.weights).values())) for phase in phases]
         self._moves = [phase.moves for phase in phases]
         self._ends = [share * sum(phase.share for phase in phases[: i + 1]) for i in range(len(phases))]

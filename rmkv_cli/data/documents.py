@@ -45,10 +45,6 @@ class Documents:
         """Bytes of each document's untrusted text (documents,)."""
         self.sources: npt.NDArray[np.int64] = _join([batch.column("source").to_numpy() for batch in batches])
         """Index of each document's source in `source_names` (documents,)."""
-        self.digests: npt.NDArray[np.uint64] | None = None
-        """By which documents are shared out (documents,); None where the mix was made before there were any."""
-        if all("digest" in batch.schema.names for batch in batches):
-            self.digests = np.concatenate([np.empty(0, np.uint64), *(b.column("digest").to_numpy() for b in batches)])
         self.counts: npt.NDArray[np.int64] = np.where(
             _join([has for *_, has in self._answers]), _join([_sums(*spans) for spans in self._answers]), self.lengths
         )

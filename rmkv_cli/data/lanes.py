@@ -6,8 +6,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rmkv_cli.config import MixConfig, TextSource
-from rmkv_cli.data.balance import Balance
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 
@@ -63,17 +61,16 @@ class Prepared:
     Args:
         documents: the mix's, in its order.
         seed: of the orders after the first.
-        share: the documents, by number, of one of several processes (see `share_of`), in their order; by default all.
     """
 
-    def __init__(self, documents: Documents, seed: int, share: Int64 | None = None) -> None:
+    def __init__(self, documents: Documents, seed: int) -> None:
         self._documents, self._seed = documents, seed
-        self._share = np.arange(len(documents)) if share is None else share
         self._epoch = self._cursor = 0
         self._order = self._permutation()
 
     def _permutation(self) -> Int64:
-        return np.random.default_rng([self._seed, self._epoch]).permutation(self._share) if self._epoch else self._share
+        standing = np.arange(len(self._documents))
+        return np.random.default_rng([self._seed, self._epoch]).permutation(standing) if self._epoch else standing
 
     def next(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
         """Return the next document (see `Queue`)."""
@@ -87,41 +84,15 @@ class Prepared:
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain values, all that `load_state_dict` needs to go on exactly here."""
-        state = {"documents": len(self._share), "seed": self._seed}
+        state = {"documents": len(self._documents), "seed": self._seed}
         return state | {"epoch": self._epoch, "cursor": self._cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; raise `UserError` if there were other documents, or another seed."""
-        for key, here in (("documents", len(self._share)), ("seed", self._seed)):
+        for key, here in (("documents", len(self._documents)), ("seed", self._seed)):
             _require_equal(key, state[key], here)
         self._epoch, self._cursor = state["epoch"], state["cursor"]
         self._order = self._permutation()
-
-
-def share_of(documents: Documents, mix: MixConfig, rank: int, ranks: int) -> Int64:
-    """Return the documents that one of several processes trains on, in the order in which it would stream them.
-
-    They are those whose digest leaves `rank` when divided by `ranks`, balanced anew (see `Mixer`), up to the end of the
-    first source that runs dry.
-
-    Raises:
-        UserError: the mix was made before documents had digests.
-    """
-    if documents.digests is None:
-        raise UserError("the mix cannot be shared out, as it was made before that was thought of; make it again")
-    mine = np.flatnonzero(documents.digests % np.uint64(ranks) == rank)
-    waiting = [iter(mine[documents.sources[mine] == source].tolist()) for source in range(len(mix.sources))]
-    balance, order = Balance(mix, ranks), []
-    while (index := balance.next()) is not None:
-        number, source = next(waiting[index], None), mix.sources[index]
-        if number is not None:
-            balance.count(index, int(documents.lengths[number]))
-            order.append(number)
-        elif isinstance(source, TextSource) and source.when_dry == "drop":
-            balance.drop(index)
-        else:
-            break
-    return np.array(order, np.int64)
 
 
 @dataclass

@@ -86,7 +86,7 @@ def _write(
         mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, splits)
         for index, document in mixer:
             writer = validation if is_held_out(mix, document.digest) else train
-            writer.add(index, document.tokens, document.size, document.answers, document.digest)
+            writer.add(index, document.tokens, document.size, document.answers)
             advance(len(document.tokens))
     tokens = sum(mixer.balance.tokens)
     manifest = Manifest(

@@ -103,8 +103,6 @@ class Mixer:
         submit: Submit,
         ahead: int,
         splits: Splits = "both",
-        rank: int = 0,
-        ranks: int = 1,
         *,
         endless: bool = False,
     ) -> None:
@@ -118,8 +116,6 @@ class Mixer:
             ahead: groups of documents a source that are tokenized before they are asked for.
             splits: which documents are yielded. Training documents are balanced; alone, those of validation.
             endless: go on beyond `mix.tokens`, and repeat sources by default where there are none.
-            rank, ranks: only every document whose digest leaves `rank` when divided by `ranks` is yielded. What all
-                ranks see together is what a single one would.
 
         Raises:
             UserError: a source cannot be opened.
@@ -127,12 +123,12 @@ class Mixer:
         self.mix, self._splits, self._endless = mix, splits, endless
 
         def wanted(digest: int) -> bool:
-            return digest % ranks == rank and (splits == "both" or is_held_out(mix, digest) == (splits == "validation"))
+            return splits == "both" or is_held_out(mix, digest) == (splits == "validation")
 
         opened = feeds(mix, base, tokenizer, submit, ahead, wanted, lambda digest: not is_held_out(mix, digest))
         self.readers = [Reader(source, begin) for source, begin in zip(mix.sources, opened, strict=True)]
-        self.balance = Balance(mix, ranks)
-        self._tokens = None if endless or mix.tokens is None else mix.tokens / ranks
+        self.balance = Balance(mix)
+        self._tokens = None if endless else mix.tokens
         self.ended_by: str | None = None
         """The source that ran dry and so ended the mix."""
 

@@ -23,12 +23,11 @@ def schema(vocab_size: int) -> pa.Schema:
     """Return the columns of a shard.
 
     source is its index; tokens have the narrowest type that holds the vocabulary; size is bytes of text; answers are
-    start, stop, start, stop, ... of the tokens that count in the loss, null where all do; digest tells whose share a
-    document is where several processes train.
+    start, stop, start, stop, ... of the tokens that count in the loss, null where all do.
     """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
     columns = [("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64())]
-    return pa.schema([*columns, ("answers", pa.list_(pa.int32())), ("digest", pa.uint64())])
+    return pa.schema([*columns, ("answers", pa.list_(pa.int32()))])
 
 
 def counted(length: int, answers: Iterable[Iterable[int]] | None) -> npt.NDArray[np.bool_] | None:
@@ -54,14 +53,10 @@ class BatchBuilder:
         self._tokens: list[npt.NDArray[Any]] = []
         self._sizes: list[int] = []
         self._answers: list[npt.NDArray[np.int32] | None] = []
-        self._digests: list[int] = []
         self._length = 0
 
-    def add(
-        self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None = None, digest: int = 0
-    ) -> None:
-        """Take a document: its source's index, ids (length,), bytes of text, spans of ids that alone count, digest."""
-        self._digests.append(digest)
+    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None = None) -> None:
+        """Take a document: its source's index, ids (length,), bytes of text, spans of ids that alone count."""
         self._sources.append(source)
         self._tokens.append(tokens.astype(self._dtype))
         self._sizes.append(size)
@@ -82,9 +77,8 @@ class BatchBuilder:
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
             pa.array(self._sizes, pa.int64()),
             pa.array(self._answers, pa.list_(pa.int32())),
-            pa.array(self._digests, pa.uint64()),
         ]
-        self._sources, self._tokens, self._sizes, self._answers, self._digests, self._length = [], [], [], [], [], 0
+        self._sources, self._tokens, self._sizes, self._answers, self._length = [], [], [], [], 0
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
@@ -102,9 +96,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None, digest: int) -> None:
+    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None) -> None:
         """Write a document; arguments as in `BatchBuilder.add`."""
-        self._batch.add(source, tokens, size, answers, digest)
+        self._batch.add(source, tokens, size, answers)
         self._documents += 1
         self._tokens += len(tokens)
         self._bytes += size

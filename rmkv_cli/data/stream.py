@@ -55,13 +55,10 @@ class Stream:
         base: the folder that its files are relative to.
         tokenizer: of the model.
         workers: processes that tokenize, besides the one that reads.
-        rank, ranks: which share of the documents it gives (see `Mixer`).
     """
 
-    def __init__(
-        self, mix: MixConfig, base: Path, tokenizer: Tokenizer, workers: int = 1, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self._job = (mix, base, tokenizer.to_json(), workers, rank, ranks)
+    def __init__(self, mix: MixConfig, base: Path, tokenizer: Tokenizer, workers: int = 1) -> None:
+        self._job = (mix, base, tokenizer.to_json(), workers)
         self._seen = {
             i: (1, array("Q")) for i, s in enumerate(mix.sources) if isinstance(s, TextSource) and s.deduplicate
         }
@@ -150,8 +147,6 @@ def _serve(
     base: Path,
     tokenizer_json: str,
     workers: int,
-    rank: int,
-    ranks: int,
     state: dict[str, Any] | None,
     seen: dict[int, array],
 ) -> None:
@@ -163,7 +158,7 @@ def _serve(
     tokenizer = Tokenizer.from_json(tokenizer_json)
     try:
         with parallel_encoder(tokenizer, workers) as submit:
-            mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, "train", rank, ranks, endless=True)
+            mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, "train", endless=True)
             if state is not None:
                 mixer.load_state_dict(state)
             for index, known in seen.items():

@@ -3,13 +3,14 @@
 import pickle
 import random
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
 from rmkv_cli.config import MixConfig
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.encoding import parallel_encoder
-from rmkv_cli.data.lanes import EndOfData, Lanes, Prepared, share_of
+from rmkv_cli.data.lanes import EndOfData, Lanes, Prepared
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.stream import Stream
@@ -36,10 +37,10 @@ def mix(write_jsonl):
     )
 
 
-def mixed(mix, base, tokenizer, splits="train", rank=0, ranks=1):
+def mixed(mix, base, tokenizer, splits="train"):
     """All documents of a mix, (source, tokens) each."""
     with parallel_encoder(tokenizer, 1) as submit:
-        mixer = Mixer(mix, base, tokenizer, submit, 2, splits, rank, ranks)
+        mixer = Mixer(mix, base, tokenizer, submit, 2, splits)
         return [(index, tuple(document.tokens.tolist())) for index, document in mixer]
 
 
@@ -88,31 +89,30 @@ def test_rows_of_a_stream_are_those_of_the_prepared_mix_and_go_on_exactly(tmp_pa
 
 
 def test_ranks_see_disjoint_documents_that_are_together_the_single_stream(tmp_path, tokenizer, mix):
-    once = mix.model_copy(update={"tokens": None, "phases": [], "sources": mix.sources[:2]})
-    once = once.model_copy(
-        update={"sources": [source.model_copy(update={"when_dry": "drop"}) for source in once.sources]}
-    )
-    whole = Counter(mixed(once, tmp_path, tokenizer))
-    shares = [Counter(mixed(once, tmp_path, tokenizer, rank=rank, ranks=3)) for rank in range(3)]
-    assert sum(shares, Counter()) == whole
-    assert all(sum(share.values()) > 0.2 * sum(whole.values()) for share in shares)
+    """Each of three ranks is dealt its lanes' part of the rows (see `Trainer`)."""
+    once = [source.model_copy(update={"when_dry": "drop"}) for source in mix.sources[:2]]
+    mix = mix.model_copy(update={"tokens": None, "phases": [], "sources": once})
+    whole = Counter(document for _, document in mixed(mix, tmp_path, tokenizer))
+    lanes = 6
+    seen = [Counter() for _ in range(lanes)]  # the whole documents of each lane
+    begun = [[] for _ in range(lanes)]
+    with Stream(mix, tmp_path, tokenizer) as stream, suppress(EndOfData):
+        rows = Lanes(stream, lanes, EOD)
+        while True:
+            for rank, share in enumerate(rows.next(40).split(3)):
+                for within, (ids, targets) in enumerate(zip(share.input_ids, share.targets, strict=True)):
+                    lane = 2 * rank + within
+                    for token, target in zip(ids.tolist(), targets.tolist(), strict=True):
+                        begun[lane].append(token)
+                        if target == EOD:
+                            seen[lane][tuple(begun[lane])] += 1
+                            begun[lane] = []
     assert max(whole.values()) == 1  # duplicates are left out, wherever they are seen
-
-
-def test_a_rank_s_share_of_the_prepared_mix_is_what_it_would_stream(tmp_path, tokenizer, mix):
-    prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
-    documents = Documents.open(tmp_path / "out", "train")
-    whole = 0
-    for rank in range(2):
-        streamed = mixed(mix, tmp_path, tokenizer, rank=rank, ranks=2)
-        share = share_of(documents, mix, rank, 2)
-        shared = [(int(documents.sources[i]), tuple(documents[i].tolist())) for i in share]
-        both = min(len(streamed), len(shared))
-        assert shared[:both] == streamed[:both]
-        assert both > 0.8 * len(streamed)
-        whole += both
-    assert whole > 0.8 * len(documents)
-    assert share_of(documents, mix, 0, 1).tolist() == list(range(len(documents)))
+    together = sum(seen, Counter())
+    assert max(together.values()) == 1
+    assert not together - whole
+    assert sum(together.values()) > 0.9 * len(whole)  # the rest lies in rows that did not come to their end
+    assert all(sum((seen[2 * rank] + seen[2 * rank + 1]).values()) > 0.2 * len(whole) for rank in range(3))
 
 
 def test_what_is_held_out_never_trains(tmp_path, tokenizer, mix):

@@ -1,0 +1,96 @@
+"""The memory that training is told to need is what its tensors take, within a tenth."""
+
+import weakref
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rmkv_cli.config import Config
+from rmkv_cli.model import RMKV
+from rmkv_cli.model.cost import training_memory
+from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.optimizer import make_optimizers
+
+
+class Peak(TorchDispatchMode):
+    """Adds up the bytes of all tensors that live, and keeps the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.peak = set(), 0, 0
+
+    def note(self, tensor):
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.live:
+            self.live.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key, size):
+        self.live.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor)
+        return output
+
+
+def measured(config, segments):
+    """The peak of the second of two steps; nothing is allocated or computed."""
+    rows = config.train.micro_batch_size
+    with FakeTensorMode(), Peak() as peak:
+        model = RMKV(config.model).train()
+        for parameter in model.parameters():
+            peak.note(parameter)
+        optimizers = make_optimizers(model, config.train)
+        ids = torch.zeros(rows, segments * config.model.segment_length, dtype=torch.long)
+        state = model.initial_state(config.train.batch_size)
+        for _ in range(2):
+            peak.peak = peak.now
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+                before = state.rows(0, rows)
+                loss, after = row_loss(model, ids, ids, ids, before, replay=config.train.replay)
+            loss.backward()
+            del loss, after
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        return peak.peak
+
+
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 192,
+    "segment_length": 64,
+    "lookback": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("segments", "model", "memory", "train"),
+    [
+        (2, {}, {}, {}),
+        (4, {}, {}, {}),
+        (2, {"hidden_size": 128, "segment_length": 128}, {}, {"precision": "bf16"}),
+        (2, {"vocab_size": 4096}, {"slots": 32}, {}),
+        (4, {}, {"store": False}, {"batch_size": 16}),
+        (4, {}, {}, {"replay": False}),
+    ],
+    ids=["rows", "long rows", "bf16", "words and slots", "lanes", "no replay"],
+)
+def test_it_is_what_the_tensors_take(segments, model, memory, train):
+    train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32"} | train
+    config = Config.model_validate({"model": SHAPE | model | {"memory": {"slots": 8} | memory}, "train": train})
+    told = training_memory(config.model, config.train, 4, segments * config.model.segment_length).total
+    assert told == pytest.approx(measured(config, segments), rel=0.1)

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from compare_runs import TIMES
 from job import torchrun
 from safetensors.torch import load_file
 
@@ -21,7 +22,6 @@ from rmkv_cli.training import train
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.metrics import read_metrics
 
-TIMES = {"tokens_per_second", "data_wait", "flops_per_second"}
 OTHER = {"ddp": "fsdp", "fsdp": "ddp"}
 
 
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written
     _, file = written(distributed=how)
     job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", POISON="1 3")
     assert job.returncode == 1
-    assert job.stderr.count("error: not a finite number at step 3: loss nan") == 1
+    assert job.stderr.count("error: step 3: not a finite number: loss nan") == 1
     failed = tmp_path / "run" / "failed" / "step-00000003"
     assert RMKV.from_pretrained(failed).config.hidden_size == 16
     rows = load_file(failed / "rows.safetensors")
@@ -192,8 +192,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written
 
 
 @pytest.mark.slow
-def test_what_cannot_be_is_told_once(written, tmp_path, tokenizer, data):
-    """Lanes that cannot be shared out evenly, and a mix that comes to its end while rank 0 alone reads it."""
+def test_what_cannot_be_is_told_once(written, streams, tmp_path):
+    """Lanes that cannot be shared out evenly, and a record that only rank 0 finds to be broken."""
     _, file = written(batch_size=6, micro_batch_size=2)
     job = rmkv_train("--config", file, "--run", tmp_path / "run")
     assert (job.returncode, job.stderr) == (
@@ -202,15 +202,37 @@ def test_what_cannot_be_is_told_once(written, tmp_path, tokenizer, data):
         "them\n",
     )
 
-    story = {"kind": "files", "name": "story", "weight": 1, "files": ["story.jsonl"], "when_dry": "stop"}
-    (data.parent / "ends.toml").write_text(dump_toml(MixConfig(validation=0.2, sources=[story])))
-    tokenizer.save(tmp_path / "tokenizer.json")
-    places = {"data": None, "mix": str(data.parent / "ends.toml"), "tokenizer": str(tmp_path / "tokenizer.json")}
-    _, file = written(**places, tokens=100_000)
+    _, file = written(**streams('{"text": "a story"}\n' * 99 + '{"text": ', on_error="stop"))
     job = rmkv_train("--config", file, "--run", tmp_path / "run")
     assert job.returncode == 2
-    errors = [line for line in job.stderr.splitlines() if not line.startswith(("step", "Holding out"))]
-    assert errors == ["error: the data has come to its end: source 'story' ran dry, and is not to be repeated"]
+    (line,) = (line for line in job.stderr.splitlines() if not line.startswith("step"))
+    assert line.startswith(f"error: {tmp_path}/story.jsonl:100: is not valid JSON")
+
+
+@pytest.mark.slow
+def test_the_data_s_end_is_the_job_s(written, streams, data, float64, tmp_path):
+    config, file = written(**streams((data.parent / "story.jsonl").read_text(), when_dry="stop"))
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", "--json", FLOAT64=1)
+    assert job.returncode == 0, job.stderr
+    whole = train(config, tmp_path / "whole")
+    assert json.loads(job.stdout)["finished"]
+    assert json.loads(job.stdout)["step"] == whole.step
+    assert_same_curve(tmp_path / "run", whole.run, 1e-10)
+
+
+@pytest.fixture
+def streams(tokenizer, tmp_path):
+    """What a config needs to stream a file with these lines, and to hold out nothing."""
+
+    def make(lines, on_error="skip", **keys):
+        (tmp_path / "story.jsonl").write_text(lines)
+        story = {"kind": "files", "name": "story", "weight": 1, "files": ["story.jsonl"], **keys}
+        (tmp_path / "mix.toml").write_text(dump_toml(MixConfig(validation=0.0, on_error=on_error, sources=[story])))
+        tokenizer.save(tmp_path / "tokenizer.json")
+        places = {"mix": str(tmp_path / "mix.toml"), "tokenizer": str(tmp_path / "tokenizer.json")}
+        return {"data": None, "tokens": 100_000} | places
+
+    return make
 
 
 def rmkv_train(*arguments):

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -36,9 +37,8 @@ def resolve_revision(source: HubSource) -> str:
     """
     set_client_factory(_client)  # the library's own waits for an answer without end
     api = HfApi()
-    return _patiently(
-        source, WAITS_TO_OPEN, lambda: str(api.dataset_info(source.dataset, revision=source.revision).sha)
-    )
+    ask = partial(api.dataset_info, source.dataset, revision=source.revision, timeout=ANSWER_WITHIN)
+    return _patiently(source, WAITS_TO_OPEN, lambda: str(ask().sha))
 
 
 def find_hub_files(source: HubSource) -> list[File]:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import queue
+import signal
+import sys
 import threading
 import traceback
 from array import array
@@ -151,7 +153,13 @@ def _serve(
     seen: dict[int, array],
 ) -> None:
     """Send chunks, and at the end, if there is one, the reason for it as an exception."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
+        sys.exit()
+
     os.setsid()  # Ctrl-C and torchrun's SIGTERM reach all of a session; the parent ends the work
+    signal.signal(signal.SIGTERM, end)
     threading.Thread(target=end_with_parent, daemon=True).start()
     ahead: queue.Queue[_Chunk | Exception] = queue.Queue(CHUNKS_AHEAD)
     threading.Thread(target=_send, args=(sent, ahead), daemon=True).start()

@@ -4,12 +4,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmkv_cli.cli.options import Json, MixName, TokenizerFile, parse_amount, print_json, read_mix
 from rmkv_cli.progress import stderr
+
+if TYPE_CHECKING:
+    from rmkv_cli.data.manifest import SourceReport
+    from rmkv_cli.data.survey import SourceSurvey
 
 app = typer.Typer(no_args_is_help=True, help="Make the sample corpus, mix sources, look into mixes.")
 
@@ -74,10 +78,7 @@ def mix_command(
         stderr().print(
             "No document is held out: `validation` in the mix is the share of those that are.", style="yellow"
         )
-    for source in manifest.sources:
-        if source.skipped:
-            what = f"source '{source.name}': {source.skipped:,} skipped, the first: {source.first_error}"
-            stderr().print(what, style="yellow")
+    _tell_skipped(manifest.sources)
 
 
 @app.command(epilog="Example: rmkv data inspect data")
@@ -110,12 +111,12 @@ def inspect(
     prepared = Path(place).is_dir() or place.endswith(".arrow")
     if prepared:
         surveys = survey_folder(Path(place), samples)
-    elif tokenizer is not None:
-        mix, base = read_mix(place, None)
-        surveys = survey_start(mix, base, samples, Tokenizer.load(tokenizer), tokens)
     else:
         mix, base = read_mix(place, None)
-        surveys = survey_mix(mix, base, samples, documents)
+        if tokenizer is not None:
+            surveys = survey_start(mix, base, samples, Tokenizer.load(tokenizer), tokens)
+        else:
+            surveys = survey_mix(mix, base, samples, documents)
     if as_json:
         print_json([dataclasses.asdict(s) | {"samples": ["".join(text) for text in s.samples]} for s in surveys])
         return
@@ -138,9 +139,14 @@ def inspect(
     for survey in surveys:
         for pieces in survey.samples:
             _print_sample(survey.name, pieces)
-    for survey in surveys:
-        if survey.skipped:
-            what = f"source '{survey.name}': {survey.skipped:,} skipped, the first: {survey.first_error}"
+    _tell_skipped(surveys)
+
+
+def _tell_skipped(sources: "Sequence[SourceReport | SourceSurvey]") -> None:
+    """Say how many records of each source could not be read, and what was wrong with the first."""
+    for source in sources:
+        if source.skipped:
+            what = f"source '{source.name}': {source.skipped:,} skipped, the first: {source.first_error}"
             stderr().print(what, style="yellow")
 
 

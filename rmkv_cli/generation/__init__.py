@@ -1,18 +1,26 @@
 """Writing text: the prompt read once, tokens drawn one by one, stop strings, whole characters; and saved readings."""
 
-from rmkv_cli.generation.generate import Generation, Prompt, StopReason, generate, read_prompt
+from rmkv_cli.generation.decoder import Decoder
+from rmkv_cli.generation.generate import Batch, Generation, generate, together
 from rmkv_cli.generation.notes import load_notes, save_notes
+from rmkv_cli.generation.prompt import Prompt, read_prompt, read_prompts
 from rmkv_cli.generation.sampling import SamplingConfig
+from rmkv_cli.generation.text import StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
 
 __all__ = [
+    "Batch",
+    "Decoder",
     "Generation",
     "Prompt",
     "SamplingConfig",
     "StopReason",
+    "Text",
     "generate",
     "load_notes",
     "read_prompt",
+    "read_prompts",
     "save_notes",
     "text_pieces",
+    "together",
 ]

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, whole_file
-from rmkv_cli.generation.generate import Prompt
+from rmkv_cli.generation.prompt import Prompt
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.tokenizer import Tokenizer
 

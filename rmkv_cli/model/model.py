@@ -110,7 +110,7 @@ class RMKV(nn.Module):
         documents = torch.cat([state.documents, document_ids], dim=1)
         last = document_ids[:, -1]
 
-        x = self.dropout(self._embed(input_ids, position))
+        x = self.dropout(self.embed(input_ids, position))
         own = document_ids == state.store_owner[:, None]
         view = self._view(document_ids, documents, state.owner, own, position, offset, begins, ends, state.filled + T)
         layers = list(state.layers())
@@ -165,8 +165,12 @@ class RMKV(nn.Module):
             filled=0,
         )
 
-    def _embed(self, input_ids: Tensor, position: Tensor) -> Tensor:
-        """Return the token stream's start (B, T, D)."""
+    def embed(self, input_ids: Tensor, position: Tensor) -> Tensor:
+        """Return the token stream's start (B, T, D) for tokens (B, T) at these positions of their documents (B, T).
+
+        Raises:
+            ValueError: a position beyond a learned table.
+        """
         x = self.embedding(input_ids)
         if self.config.position == "sinusoidal":  # scaled to the sinusoids' size, as in Vaswani et al. (2017)
             return x * self.config.hidden_size**0.5 + sinusoids(position, self.config.hidden_size, x.dtype)
@@ -247,12 +251,14 @@ class RMKV(nn.Module):
 def reading(model: RMKV) -> Iterator[None]:
     """Run the model without gradients and without dropout; its training mode is restored at the end."""
     training = model.training
-    model.eval()
+    if training:  # or not, since it takes a while to tell all the modules
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()
 
 
 def reset_memory(state: State) -> State:

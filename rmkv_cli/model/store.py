@@ -79,3 +79,27 @@ class AssociativeStore(nn.Module):
             before = torch.where(own[:, :, -1:], store, self.start)
             after = before + (k * same[:, :, -1, :, None]).mT @ error
         return found.transpose(1, 2).flatten(2).to(v.dtype), after
+
+    def step(
+        self, store: Tensor, recent: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, follows: Tensor
+    ) -> Tensor:
+        """Convolve, write and read one token, in place; return what it finds, (B, 1, D).
+
+        Args:
+            store: W (B, H, d, d), of the token's document.
+            recent: (B, 2H, 4, d), as `convolve` takes it.
+            q, k, v: (B, H, 1, d), before the convolution.
+            gates: (B, 1, 2H), before their sigmoid.
+            follows: (B, 1), True: the token before is of the same document.
+        """
+        H = q.shape[1]
+        terms = torch.cat([torch.cat([q, k], dim=1), recent * follows[:, :, None, None]], dim=2)  # (B, 2H, 5, d)
+        taps = self.taps[:, :, 0].transpose(0, 1)  # (2H, 4, d)
+        recent.copy_(terms[:, :, :TAPS])
+        q, k = (terms[:, :H, :TAPS] * taps[:H]).sum(2, keepdim=True), (terms[:, H:, 1:] * taps[H:]).sum(2, keepdim=True)
+        with torch.autocast(q.device.type, enabled=False):
+            write, read = torch.sigmoid(gates.to(store.dtype)).transpose(1, 2)[..., None].chunk(2, dim=1)
+            q, k = (F.normalize(x.to(store.dtype), dim=-1, eps=1e-6) for x in (q, k))
+            store += k.mT * (write * (v.to(store.dtype) - k @ store))
+            found = self.norm(q @ store) * read
+        return found.transpose(1, 2).flatten(2).to(v.dtype)

@@ -4,7 +4,7 @@ from small_model import make_model
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.errors import UserError
-from rmkv_cli.generation import SamplingConfig, generate, read_prompt
+from rmkv_cli.generation import Decoder, SamplingConfig, Text, generate, read_prompt, read_prompts, together
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special, train_tokenizer
 
@@ -221,3 +221,65 @@ def test_bad_input_is_refused(words):
         generate(model, words, "", GREEDY, 1, [""])
     with pytest.raises(UserError, match="lone surrogate"):
         generate(model, words, "a\udc80", GREEDY, 1)
+
+
+class TestTogether:
+    PROMPTS = ("", "the cat", "the dog sat on the log, and", "the cat sat on the mat. " * 3, "the mat", "a dog, a cat")
+
+    def test_prompts_are_read_as_each_alone(self, words, monkeypatch):
+        model = make_model(vocab_size=words.vocab_size)
+        calls = []
+        hidden = model.hidden
+        monkeypatch.setattr(model, "hidden", lambda ids, *rest: calls.append(ids.shape) or hidden(ids, *rest))
+        together = read_prompts(model, words, [[prompt] for prompt in self.PROMPTS])
+        assert max(shape[0] for shape in calls) > 1
+        assert max(shape[1] for shape in calls) == 5
+        for text, prompt in zip(self.PROMPTS, together, strict=True):
+            alone = read_prompt(model, words, text)
+            assert prompt.tokens == alone.tokens
+            assert torch.equal(prompt.seen, alone.seen)
+            assert torch.allclose(prompt.logits, alone.logits, atol=1e-6)
+            tensors = alone.state.tensors()
+            assert all(torch.allclose(x, tensors[name], atol=1e-9) for name, x in prompt.state.tensors().items())
+
+    @pytest.mark.parametrize("lanes", [1, 2, 4, 10])
+    @pytest.mark.parametrize("config", [GREEDY, WARM, SamplingConfig(repetition_penalty=1.5, seed=3)])
+    def test_each_text_is_what_it_is_alone(self, words, lanes, config):
+        model = make_model(3, vocab_size=words.vocab_size)
+        alone, texts = [], []
+        for i, prompt in enumerate(read_prompts(model, words, [[prompt] for prompt in self.PROMPTS])):
+            how = config.model_copy(update={"seed": config.seed + i}), 5 + 7 * i, ["on"]
+            alone.append(write(model, words, self.PROMPTS[i], *how)[1])
+            texts.append(Text(words, prompt, *how))
+        written = list(together(Decoder(model, lanes), texts))
+        assert {id(text) for text in written} == {id(text) for text in texts}
+        assert [text.ids for text in texts] == [text.ids for text in alone]
+        assert [(text.text, text.stop_reason) for text in texts] == [(text.text, text.stop_reason) for text in alone]
+        for text, other in zip(texts, alone, strict=True):
+            tensors = other.state.tensors()
+            assert all(torch.allclose(x, tensors[name], atol=1e-9) for name, x in text.state.tensors().items())
+
+    def test_nothing_to_read_or_write(self, words):
+        model = make_model(vocab_size=words.vocab_size)
+        assert read_prompts(model, words, []) == []
+        assert list(together(Decoder(model), [])) == []
+
+
+def test_a_special_token_may_end_a_text(bytewise):
+    ids = [*bytewise.encode("ab"), Special.START.id, *bytewise.encode("c")]
+    model = scripted(bytewise, ids)
+    assert write(model, bytewise)[1].text == "ab<start>c"
+    generation = generate(model, bytewise, "", GREEDY, 50, ends=[Special.EOD, Special.START])
+    assert ("".join(generation), generation.stop_reason) == ("ab", "end")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch's compiler itself calls it
+def test_a_compiled_step_writes_the_same(words):
+    model = make_model(3, vocab_size=words.vocab_size)
+    texts = []
+    for compiled in (False, True):
+        generation = generate(model, words, "the cat", WARM, 40, compiled=compiled)
+        texts.append("".join(generation))
+        assert len(generation.ids) > 10
+    assert texts[0] == texts[1]

@@ -1,0 +1,154 @@
+"""Reading prompts into states, a segment at a time."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.model import RMKV, State, reading
+from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that has been read. Any number of texts can go on from it."""
+
+    tokens: int
+    """Tokens read, a document's opening one included; not those that an earlier reading had read."""
+    seconds: float
+    """Time it took to read them."""
+    logits: Tensor
+    """(1, V), of the token that follows."""
+    state: State
+    seen: Tensor
+    """(1, V) bool: which tokens it holds, and what was read before it."""
+
+
+def read_prompt(
+    model: RMKV,
+    tokenizer: Tokenizer,
+    prompt: str | Iterable[Piece],
+    after: Prompt | None = None,
+    advance: Callable[[float], None] = lambda tokens: None,
+) -> Prompt:
+    """Read the beginning of a document, or what goes on `after` an earlier reading; "" is a document's bare beginning.
+
+    The pieces are taken as they are needed, so a stream of them (see `text_pieces`) may be of any length. `advance` is
+    called with the number of tokens just read.
+
+    Raises:
+        UserError: the model cannot generate, the tokenizer does not fit it, the text is not valid Unicode or is longer
+            than learned positions, or the model's weights give no numbers.
+    """
+    _require_fit(model, tokenizer)
+    config = model.config
+    start, read = time.perf_counter(), 0
+    state, logits = (after.state, after.logits) if after else (None, None)
+    device = model.memory.device
+    seen = after.seen.clone() if after else torch.zeros(1, config.vocab_size, dtype=torch.bool, device=device)
+    pieces = [prompt] if isinstance(prompt, str) else prompt
+    begun = [] if after else [tokenizer.eod]
+    for ids in _segments(tokenizer, pieces, begun, config.segment_length, state.filled if state else 0):
+        require_positions(model, state, len(ids))
+        logits, state = _read(model, torch.tensor([ids], device=device), state)
+        seen[:, ids] = True
+        read += len(ids)
+        advance(len(ids))
+    assert state is not None
+    assert logits is not None
+    _require_numbers(logits)
+    return Prompt(read, time.perf_counter() - start, logits, state, seen)
+
+
+def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[Piece]]) -> list[Prompt]:
+    """Read the beginnings of documents together; each is read as `read_prompt` reads it.
+
+    Whole segments are read side by side, and then the rests that are equally long. A prompt's `seconds` are its share,
+    by tokens, of the time it took to read all.
+
+    Raises:
+        UserError: as `read_prompt` does.
+    """
+    _require_fit(model, tokenizer)
+    start, S, device = time.perf_counter(), model.config.segment_length, model.memory.device
+    documents = tokenizer.encode_documents(prompts)
+    order = sorted(range(len(documents)), key=lambda i: len(documents[i]), reverse=True)
+    ids = [documents[i] for i in order]  # the longest first: those that go on are the batch's first rows
+    state = model.initial_state(len(ids))
+    states, logits = [state.rows(i, 1) for i in range(len(ids))], [torch.empty(0)] * len(ids)
+
+    def read(part: slice, rows: list[int], state: State) -> State:
+        require_positions(model, state, len(ids[rows[0]][part]))
+        found, state = _read(model, torch.tensor([ids[i][part] for i in rows], device=device), state)
+        for row, i in enumerate(rows):
+            logits[i], states[i] = found[row : row + 1], state.rows(row, 1)
+        return state
+
+    for at in range(S, len(ids[0]) + 1 if ids else 0, S):
+        rows = [i for i, document in enumerate(ids) if len(document) >= at]
+        state = read(slice(at - S, at), rows, state.rows(0, len(rows)))
+    for rest in {len(document) % S for document in ids} - {0}:
+        rows = [i for i, document in enumerate(ids) if len(document) % S == rest]
+        read(slice(-rest, None), rows, State.join([states[i] for i in rows]))
+    a_token = (time.perf_counter() - start) / max(sum(map(len, ids)), 1)
+    prompts_read = {}
+    for place, document, after, follows in zip(order, ids, states, logits, strict=True):
+        _require_numbers(follows)
+        seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=device)
+        seen[:, document] = True
+        prompts_read[place] = Prompt(len(document), a_token * len(document), follows, after, seen)
+    return [prompts_read[place] for place in range(len(ids))]
+
+
+def _read(model: RMKV, input_ids: Tensor, state: State | None) -> tuple[Tensor, State]:
+    """Return the logits (B, V) after the last of the tokens (B, T), and the state."""
+    with reading(model):
+        hidden, state = model.hidden(input_ids, state)
+        return model.head(hidden[:, -1]).float(), state
+
+
+def _segments(
+    tokenizer: Tokenizer, pieces: Iterable[Piece], ids: list[int], length: int, filled: int
+) -> Iterator[list[int]]:
+    """Yield `ids` and those of the pieces, cut where segments of `length` end, `filled` tokens of the first read."""
+    room = length - filled
+    for piece in pieces:
+        ids += (piece.id,) if isinstance(piece, Special) else tokenizer.encode(piece)
+        start = 0
+        while len(ids) - start >= room:
+            yield ids[start : start + room]
+            start, room = start + room, length
+        ids = ids[start:]
+    if ids:
+        yield ids
+
+
+def _require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` if the model cannot generate, or not with this tokenizer."""
+    if model.config.memory.carry == "layers":
+        raise UserError(
+            "this model cannot generate: its memory goes through layers (memory.carry = 'layers'), so it "
+            "is not causal: each token is read with what comes after it"
+        )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: they are not "
+            "of one training"
+        )
+
+
+def _require_numbers(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not numbers: its weights are damaged, or its training diverged")
+
+
+def require_positions(model: RMKV, state: State | None, tokens: int) -> None:
+    """Raise `UserError` if so many more tokens pass the end of learned positions."""
+    read, known = int(state.position.max()) if state else 0, model.config.max_position_embeddings
+    if model.config.position == "learned" and read + tokens > known:
+        raise UserError(
+            f"prompt and text are longer than the model's learned positions, {known} tokens (max_position_embeddings)"
+        )

@@ -1,0 +1,93 @@
+"""A text that is being written: which tokens come, and what is certain of its characters."""
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation.prompt import Prompt
+from rmkv_cli.generation.sampling import SamplingConfig, sample
+from rmkv_cli.generation.stop import StopStrings
+from rmkv_cli.tokenizer import Special, Tokenizer
+
+StopReason = Literal["end", "stop", "length"]
+"""The model ended the text; a stop string came; `max_tokens` were written."""
+
+NEVER_WRITTEN = [Special.PAD.id, Special.UNK.id]
+END = (Special.EOD,)
+
+
+class Text:
+    """A text being written after a prompt: it draws its tokens, and gives its characters as soon as they are certain.
+
+    The same prompt, config and seed draw the same tokens, whatever is written beside it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        config: SamplingConfig,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        ends: Collection[Special] = END,
+    ) -> None:
+        """Begin a text.
+
+        Args:
+            tokenizer: the model's.
+            prompt: what was read.
+            config: how tokens are drawn.
+            max_tokens: the most that are written.
+            stop: strings, before the first of which the text ends.
+            ends: the special tokens that end it.
+
+        Raises:
+            UserError: a wrong `max_tokens`; an empty stop string.
+        """
+        if max_tokens < 1:
+            raise UserError(f"max_tokens: should be 1 or more, got {max_tokens}")
+        self.logits = prompt.logits
+        """(1, V), of the first token."""
+        self.text = ""
+        self.ids: list[int] = []
+        """Tokens written, those of a stop string included, one that ends the text not."""
+        self.stop_reason: StopReason | None = None
+        self.state = prompt.state
+        """All that was read, once the text has ended: the prompt and, of the text, all tokens but the last."""
+        self._tokenizer, self._config, self._max_tokens = tokenizer, config, max_tokens
+        self._ends = {special.id for special in ends}
+        self._stop, self._stream = StopStrings(stop), tokenizer.stream()
+        self._seen = prompt.seen.clone()
+        self._generator = torch.Generator(prompt.logits.device).manual_seed(config.seed)
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Return the next token, (1,), for its logits (1, V); nothing waits for the device."""
+        logits = logits.clone()
+        logits[:, NEVER_WRITTEN] = -torch.inf
+        logits[:, self._tokenizer.vocab_size :] = -torch.inf  # ids that only pad the model's vocabulary
+        token = sample(logits, self._config, self._generator, self._seen)
+        self._seen.scatter_(1, token[:, None], True)
+        return token
+
+    def push(self, token: int) -> str:
+        """Take the token that was drawn; return the characters that are certain now.
+
+        After it `stop_reason` is set if the text is at its end; what stands before a stop string is all of it.
+        """
+        if token in self._ends:
+            self.stop_reason = "end"
+            piece = ""
+        else:
+            self.ids.append(token)
+            piece = self._stop.push(self._stream.step(token))
+            if self._stop.found is not None:
+                self.stop_reason = "stop"
+            elif len(self.ids) == self._max_tokens:
+                self.stop_reason = "length"
+        if self.stop_reason and self._stop.found is None:
+            piece += self._stop.push(self._stream.end()) + self._stop.end()
+        self.text += piece
+        return piece

@@ -2,6 +2,8 @@
 
 import secrets
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +18,7 @@ from rmkv_cli.files import require_file
 from rmkv_cli.progress import progress, stderr
 
 if TYPE_CHECKING:
-    from rmkv_cli.generation import Generation
+    from rmkv_cli.generation import Generation, SamplingConfig
 
 LONG = 100_000  # characters of prompt from which on reading it shows its progress
 
@@ -30,6 +32,14 @@ def generate(
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file that holds it; - is standard input.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help='Take --file as JSON lines, {"prompt": …} or {"messages": …}, and write a line with a text for each.',
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="With --out: texts written side by side.")] = 8,
     max_tokens: Annotated[int, typer.Option(metavar="N", help="Write at most N tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
@@ -38,7 +48,9 @@ def generate(
         float, typer.Option(help="Leave out tokens less than this share as likely as the likeliest.")
     ] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: rather tokens not seen yet.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same text. [default: random]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed, the same text. [default: random; with --out 0]")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; any number of times.")
     ] = None,
@@ -46,6 +58,12 @@ def generate(
     state: Annotated[
         Path | None, typer.Option(metavar="NOTES", help="Go on from what `rmkv read` saved; the prompt follows it.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the step that writes a token: a minute, for long texts.")
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Tell what share of the memory's bandwidth writing reached.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -55,12 +73,14 @@ def generate(
     """
     if num_samples < 1:
         raise UserError(f"num_samples: should be 1 or more, got {num_samples}")
-    text = _prompt(prompt, file)
+    if out is not None and (file is None or prompt is not None or state is not None):
+        raise UserError("--out takes its prompts from --file FILE alone, a JSON object a line")
+    text = "" if out else _prompt(prompt, file)
 
-    from rmkv_cli.generation import SamplingConfig, load_notes, read_prompt
+    from rmkv_cli.generation import SamplingConfig, bandwidth_share, load_notes, read_prompt
     from rmkv_cli.generation import generate as write
 
-    first_seed = secrets.randbelow(2**31) if seed is None else seed
+    first_seed = seed if seed is not None else 0 if out else secrets.randbelow(2**31)
     values = {
         "repetition_penalty": repetition_penalty,
         "temperature": temperature,
@@ -69,18 +89,22 @@ def generate(
         "min_p": min_p,
     }
     configs = [parse(SamplingConfig, values | {"seed": first_seed + i}, "sampling") for i in range(num_samples)]
+    if out is not None and file is not None:
+        _write_file(model, device, file, out, configs, max_tokens, stop or (), batch_size, compiled, as_json)
+        return
     rmkv, tokenizer = load_model(model, device)
     earlier = load_notes(state, rmkv, tokenizer) if state else None
     long = len(text) >= LONG
     with progress("reading the prompt", None, "tokens") if long else nullcontext(lambda tokens: None) as advance:
         beginning = read_prompt(rmkv, tokenizer, text, earlier, advance)
-    samples = [write(rmkv, tokenizer, beginning, config, max_tokens, stop or ()) for config in configs]
+    samples = [write(rmkv, tokenizer, beginning, c, max_tokens, stop or (), compiled=compiled) for c in configs]
     for i, (sample, config) in enumerate(zip(samples, configs, strict=True)):
         if num_samples > 1 and not as_json:
             stderr().print(f"--- {i + 1} of {num_samples}, seed {config.seed} ---", style="bold")
         _write(sample, to_stdout=not as_json)
     tokens, seconds = sum(len(s.ids) for s in samples), sum(s.seconds for s in samples)
     read_rate, write_rate = beginning.tokens / beginning.seconds, tokens / seconds
+    share = bandwidth_share(rmkv, write_rate) if stats else None
     if as_json:
         print_json(
             {
@@ -93,6 +117,7 @@ def generate(
                 "sampling": values,
                 "tokens_per_second_reading": read_rate,
                 "tokens_per_second_writing": write_rate,
+                **({"bandwidth_share": share} if stats else {}),
             }
         )
     else:
@@ -101,6 +126,40 @@ def generate(
             f"ended by {', '.join(str(s.stop_reason) for s in samples)}; seed {first_seed}",
             style="dim",
         )
+        if share is not None:
+            stderr().print(f"writing took {share:.0%} of the memory's bandwidth", style="dim")
+
+
+def _write_file(
+    model: Path,
+    device: str,
+    file: Path,
+    out: Path,
+    configs: "Sequence[SamplingConfig]",
+    max_tokens: int,
+    stop: Sequence[str],
+    batch_size: int,
+    compiled: bool,
+    as_json: bool,
+) -> None:
+    """Write a text for each line of a file, and print how many there are and how fast they came."""
+    if batch_size < 1:
+        raise UserError(f"batch_size: should be 1 or more, got {batch_size}")
+
+    from rmkv_cli.generation import Decoder, read_lines, write_lines
+
+    lines = read_lines(file)
+    rmkv, tokenizer = load_model(model, device)
+    decoder = Decoder(rmkv, batch_size, compiled=compiled)
+    start = time.perf_counter()
+    with progress(f"writing {out}", len(lines) * len(configs), "texts") as advance:
+        tokens = write_lines(rmkv, tokenizer, lines, out, configs, max_tokens, stop, decoder, advance)
+    rate = tokens / (time.perf_counter() - start)
+    figures = {"out": str(out), "texts": len(lines) * len(configs), "tokens": tokens, "tokens_per_second": rate}
+    if as_json:
+        print_json(figures)
+    else:
+        print(f"{out}: {figures['texts']:,} texts; {tokens:,} tokens were written at {rate:,.0f}/s, reading included")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -1,7 +1,9 @@
 """Writing text: the prompt read once, tokens drawn one by one, stop strings, whole characters; and saved readings."""
 
+from rmkv_cli.generation.bandwidth import bandwidth_share
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import Batch, Generation, generate, together
+from rmkv_cli.generation.lines import read_lines, write_lines
 from rmkv_cli.generation.notes import load_notes, save_notes
 from rmkv_cli.generation.prompt import Prompt, read_prompt, read_prompts
 from rmkv_cli.generation.sampling import SamplingConfig
@@ -16,11 +18,14 @@ __all__ = [
     "SamplingConfig",
     "StopReason",
     "Text",
+    "bandwidth_share",
     "generate",
     "load_notes",
+    "read_lines",
     "read_prompt",
     "read_prompts",
     "save_notes",
     "text_pieces",
     "together",
+    "write_lines",
 ]

@@ -17,6 +17,8 @@ StopReason = Literal["end", "stop", "length"]
 
 NEVER_WRITTEN = [Special.PAD.id, Special.UNK.id]
 END = (Special.EOD,)
+ANSWER_ENDS = (Special.EOD, Special.START)
+"""What ends an answer in a conversation: the document's end, or the next turn."""
 
 
 class Text:

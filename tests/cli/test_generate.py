@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from small_run import TEXT, error_of, rmkv, save_small_model
@@ -12,6 +14,7 @@ from rmkv_cli.cli import generate as command
 from rmkv_cli.cli.main import main
 from rmkv_cli.config import MemoryConfig
 from rmkv_cli.generation import SamplingConfig, generate
+from rmkv_cli.tokenizer import Special
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +144,92 @@ def test_the_options_default_to_the_librarys_values():
     defaults = {name: p.default for name, p in inspect.signature(command.generate).parameters.items()}
     library = SamplingConfig().model_dump(exclude={"seed"})
     assert {name: defaults[name] for name in library} == library
+
+
+def test_stats_tell_the_share_of_the_memory_s_bandwidth(saved, monkeypatch, capsys):
+    options = ["--model", saved[0], "--prompt", TEXT, "--seed", 7, "--max-tokens", 10, "--stats"]
+    assert 0 < json.loads(run(monkeypatch, capsys, *options, "--json").out)["bandwidth_share"] < 1
+    assert "of the memory's bandwidth" in run(monkeypatch, capsys, *options).err
+
+
+class TestManyPrompts:
+    LINES = (
+        {"prompt": "the cat", "id": 7},
+        {"prompt": ""},
+        {"messages": [{"role": "user", "content": "the dog"}, {"role": "assistant", "content": ""}]},
+        {"prompt": TEXT * 3},
+    )
+
+    @pytest.fixture
+    def prompts(self, tmp_path):
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in self.LINES))
+        return path
+
+    def options(self, saved, prompts, out):
+        return ["--model", saved[0], "--file", prompts, "--out", out, "--max-tokens", 20, "--seed", 5]
+
+    def test_each_gets_the_text_that_it_gets_alone(self, saved, prompts, tmp_path, monkeypatch, capsys):
+        _, model, tokenizer = saved
+        out = tmp_path / "texts.jsonl"
+        options = [*self.options(saved, prompts, out), "--num-samples", 2, "--batch-size", 3, "--json"]
+        figures = json.loads(run(monkeypatch, capsys, *options).out)
+        written = [json.loads(line) for line in out.read_text().splitlines()]
+        beginnings = ("the cat", "", [Special.START, "the dog", Special.END], TEXT * 3)
+        expected = []
+        for line, beginning in zip(self.LINES, beginnings, strict=True):
+            for seed in (5, 6):
+                ends = [Special.EOD, Special.START] if "messages" in line else [Special.EOD]
+                alone = generate(model, tokenizer, beginning, SamplingConfig(seed=seed), 20, ends=ends)
+                text = "".join(alone)
+                told = {"text": text, "tokens": len(alone.ids), "stop_reason": alone.stop_reason, "seed": seed}
+                expected.append(line | told)
+        assert written == expected
+        assert (figures["texts"], figures["tokens"]) == (8, sum(line["tokens"] for line in written))
+        assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "texts.jsonl"}
+
+    def test_a_start_that_was_killed_is_gone_on_with(self, saved, prompts, tmp_path, monkeypatch, capsys):
+        whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
+        run(monkeypatch, capsys, *self.options(saved, prompts, whole))
+        texts, part = [], Path(f"{out}.part")
+
+        def kill(*_):
+            texts.append(1)
+            if len(texts) == 3:
+                with part.open("a") as file:
+                    file.write('[[3, 0], {"prompt": "cut o')  # what a kill in the middle of a line leaves
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "progress", lambda *_: nullcontext(kill))
+            patch.setattr(sys, "argv", ["rmkv", "generate", *map(str, self.options(saved, prompts, out))])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert ended.value.code == 130
+        assert part.exists()
+        assert not out.exists()
+        assert "with other prompts or settings" in error_of(
+            monkeypatch, capsys, "generate", *self.options(saved, prompts, out), "--top-k", 3
+        )
+        again = json.loads(run(monkeypatch, capsys, *self.options(saved, prompts, out), "--json").out)
+        assert out.read_text() == whole.read_text()
+        assert again["tokens"] < sum(json.loads(line)["tokens"] for line in whole.read_text().splitlines())
+        assert not part.exists()
+
+    def test_bad_input_is_said(self, saved, prompts, tmp_path, monkeypatch, capsys):
+        out = tmp_path / "texts.jsonl"
+        options = self.options(saved, prompts, out)
+        for arguments, message in (
+            (["--batch-size", 0], "batch_size: should be 1 or more"),
+            (["--prompt", "a"], "--out takes its prompts from --file FILE alone"),
+            (["--state", "a"], "--out takes its prompts from --file FILE alone"),
+        ):
+            assert message in error_of(monkeypatch, capsys, "generate", *options, *arguments)
+        prompts.write_text('{"prompt": "a"}\n{"text": "a"}\nno\n{"prompt": 3}\n')
+        done = rmkv("generate", *options)
+        assert done.returncode == 2
+        for line, message in ((2, 'an object with either "prompt" or "messages"'), (3, "value"), (4, "be a string")):
+            assert any(f"{prompts}:{line}: " in text and message in text for text in done.stderr.splitlines())
+        prompts.write_text('{"prompt": "a"}\n')
+        out.touch()
+        assert "already exists" in error_of(monkeypatch, capsys, "generate", *options)

@@ -1,0 +1,125 @@
+"""Prompts from a file, a JSON object a line, and what was written after them, line by line."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmkv_cli.data.chat import pieces_of, read_messages
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_file, require_new, write_text
+from rmkv_cli.generation.decoder import Decoder
+from rmkv_cli.generation.generate import together
+from rmkv_cli.generation.prompt import read_prompts
+from rmkv_cli.generation.sampling import SamplingConfig
+from rmkv_cli.generation.text import ANSWER_ENDS, END, Text
+from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Piece, Tokenizer
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of prompts: each has a `prompt`, a text, or else `messages`, a conversation.
+
+    Raises:
+        UserError: the file is absent or empty, or a line is something else; all such lines are told, up to ten.
+    """
+    require_file(path)
+    lines, wrong = [], []
+    with path.open(encoding="utf-8-sig", errors="strict") as file:
+        try:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    try:
+                        lines.append(json.loads(text))
+                        pieces(lines[-1])
+                    except ValueError as error:
+                        wrong.append(f"{path}:{number}: {error}")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not valid UTF-8: {error.reason}") from None
+    if wrong:
+        more = f"\nand {len(wrong) - 10} more lines" if len(wrong) > 10 else ""
+        raise UserError("\n".join(wrong[:10]) + more)
+    return lines
+
+
+def pieces(line: Any) -> tuple[Piece, ...]:
+    """Return the pieces of a line's prompt; raise ValueError if it has none."""
+    if not isinstance(line, dict) or ("prompt" in line) == ("messages" in line):
+        raise ValueError('should be an object with either "prompt" or "messages"')
+    if "messages" in line:
+        return pieces_of(read_messages(line["messages"]))
+    if not isinstance(line["prompt"], str):
+        raise ValueError('"prompt" should be a string')
+    return (line["prompt"],)
+
+
+def write_lines(
+    model: RMKV,
+    tokenizer: Tokenizer,
+    lines: Sequence[dict[str, Any]],
+    out: Path,
+    configs: Sequence[SamplingConfig],
+    max_tokens: int,
+    stop: Sequence[str],
+    decoder: Decoder,
+    advance: Callable[[float], None] = lambda texts: None,
+) -> int:
+    """Write a text after each line's prompt with each of the configs, as many at once as the decoder has lanes.
+
+    `out` gets a line a text, in the prompts' order: the prompt's own keys, `text`, `tokens`, `stop_reason` and `seed`.
+    What is written lies beside it, in OUT.part, until all is; a start with the same prompts and settings goes on from
+    there. `advance` is called with 1 for each text that is there.
+
+    Returns:
+        The number of tokens written by this start.
+
+    Raises:
+        UserError: `out` exists, or OUT.part is of other prompts or settings; as `read_prompts` and `Text` do.
+    """
+    require_new(out)
+    part = out.with_name(out.name + ".part")
+    job = [lines, [config.model_dump() for config in configs], max_tokens, list(stop), tokenizer.hash]
+    written = _begin(part, hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
+    advance(len(written))
+    places: dict[Text, tuple[int, int]] = {}
+
+    def texts() -> Iterator[Text]:
+        todo = [i for i in range(len(lines)) if any((i, c) not in written for c in range(len(configs)))]
+        for start in range(0, len(todo), decoder.lanes):
+            group = todo[start : start + decoder.lanes]
+            for i, prompt in zip(group, read_prompts(model, tokenizer, [pieces(lines[i]) for i in group]), strict=True):
+                ends = ANSWER_ENDS if "messages" in lines[i] else END
+                for c, config in enumerate(configs):
+                    if (i, c) not in written:
+                        text = Text(tokenizer, prompt, config, max_tokens, stop, ends)
+                        places[text] = i, c
+                        yield text
+
+    tokens = 0
+    with part.open("a", encoding="utf-8") as file:
+        for text in together(decoder, texts()):
+            i, c = place = places.pop(text)
+            figures = {"tokens": len(text.ids), "stop_reason": text.stop_reason, "seed": configs[c].seed}
+            written[place] = lines[i] | {"text": text.text} | figures
+            file.write(json.dumps([place, written[place]], ensure_ascii=False) + "\n")
+            file.flush()
+            tokens += len(text.ids)
+            advance(1)
+    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for _, line in sorted(written.items())))
+    part.unlink()
+    return tokens
+
+
+def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
+    """Return what an earlier start has written into `part`, by line and config; make it if there is none."""
+    if not part.exists():
+        write_text(part, json.dumps({"job": job}) + "\n")
+        return {}
+    head, *rest = part.read_text(encoding="utf-8").splitlines(keepends=True)
+    if json.loads(head) != {"job": job}:
+        raise UserError(f"{part}: was begun with other prompts or settings; remove it, or choose another --out")
+    whole = [line for line in rest if line.endswith("\n")]  # the last one may be cut off
+    if len(whole) < len(rest):
+        write_text(part, head + "".join(whole))
+    return {tuple(place): line for place, line in map(json.loads, whole)}

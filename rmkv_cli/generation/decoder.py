@@ -37,7 +37,7 @@ class Decoder:
         self._recent = like.new_zeros(L, B, 2 * H, TAPS, d)
         self._position = torch.zeros(B, dtype=torch.int64, device=like.device)
         self._offset, self._filled = torch.zeros_like(self._position), torch.zeros_like(self._position)
-        self._rows = torch.arange(B, device=like.device)
+        self._turns = rotation(torch.arange(self._length, device=like.device)[None], d, like.dtype)  # by offset
         self._states: list[State] = []  # as last put in
         self._read_since: list[int] = []  # tokens of them
         self._step = self._read
@@ -70,7 +70,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Read the next token of each of the B texts held, (B,); return the logits after them, (B, V) float32."""
-        tokens = tokens.to(self._rows.device)
+        tokens = tokens.to(self._seen.device)
         with reading(self._model):
             full = [lane for lane in range(len(self)) if self._filled_of(lane) == self._length - 1]
             closed = [self._model.hidden(tokens[lane, None, None], self.state(lane)) for lane in full]
@@ -144,21 +144,20 @@ class Decoder:
     def _read(self, tokens: Tensor) -> Tensor:
         """Read a token of each text, (B,), inside their segments; return what the head reads, (B, D)."""
         model, B = self._model, len(tokens)
-        rows, filled = self._rows[:B], self._filled[:B]
-        place = self._first + filled
-        position, offset = self._position[:B, None], self._offset[:B, None]
-        seen = self._seen[:B]
-        seen[rows, 0, 0, place] = True
+        position, filled = self._position[:B, None], self._filled[:B, None, None]
+        place = (self._first + filled)[..., None]
+        seen = self._seen[:B].scatter_(3, place, True)
         by = None
         if model.config.position == "rotary":
-            by = rotation(offset, model.config.head_size, self._keys.dtype)
+            cos, sin = (turns[:, 0, self._offset[:B]].view(B, 1, 1, -1) for turns in self._turns)
+            by = cos, sin
         x = model.embed(tokens[:, None], position)
         for i, block in enumerate(self._blocks):
             h = block.norm(x)
             q, k, v = block.attention.project(h)
             rotated_q, rotated_k = (q, k) if by is None else (rotate(q, by), rotate(k, by))
-            keys, values = self._keys[i, :B], self._values[i, :B]
-            keys[rows, :, place], values[rows, :, place] = rotated_k[:, :, 0], v[:, :, 0]
+            at = place.expand_as(k)
+            keys, values = self._keys[i, :B].scatter_(2, at, rotated_k), self._values[i, :B].scatter_(2, at, v)
             heads = block.attention(rotated_q, keys, values, seen)
             if block.store is not None:
                 store, recent = self._store[i, :B], self._recent[i, :B]
@@ -166,7 +165,7 @@ class Decoder:
                 heads = heads + block.store.step(store, recent, q, k, v, gates, position > 0)
             y = block.attention.out(heads)
             residual = x + y
-            self._stream[i, rows, filled] = (y if block.published else residual)[:, 0]
+            self._stream[i, :B].scatter_(1, filled.expand_as(x), y if block.published else residual)
             x = residual
             if block.feed_forward is not None and block.feed_forward_norm is not None:
                 x = x + block.feed_forward(block.feed_forward_norm(x))

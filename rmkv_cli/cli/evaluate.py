@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rmkv_cli.cli.evaluate_harness import evaluate_harness
 from rmkv_cli.cli.evaluate_task import evaluate_task
 from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Json, Model, print_json
@@ -48,20 +49,41 @@ def evaluate(
     examples: Annotated[int, typer.Option(metavar="N", help="Documents for each of the task's difficulties.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the task's documents.")] = 0,
     picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the task's accuracies.")] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="TASK,TASK", help="Ask tasks of lm-evaluation-harness instead, for instance piqa."),
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where tasks of your own for --harness are, as its YAML files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Ask only the first N documents of each harness task.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Solved examples before each question of a harness task.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte on held-out documents or on any file, and what the memory does.
 
-    With --task: how often the model answers right, by load and by distance.
+    With --task: how often the model answers right, by load and by distance. With --harness: its scores in the tasks of
+    lm-evaluation-harness.
     """
+    if harness is not None:
+        if data or task or max_tokens is not None or split != "validation" or overrides or picture or text:
+            raise UserError("--harness goes with --include, --limit and --num-fewshot alone: its tasks have their data")
+        evaluate_harness(model, harness, include, limit, num_fewshot, device, as_json)
+        return
+    if include or limit is not None or num_fewshot is not None:
+        raise UserError("--include, --limit and --num-fewshot are for --harness")
     if task:
         if max_tokens is not None or split != "validation":
             raise UserError("--max-tokens and --split are not for --task, which makes documents of its own")
         evaluate_task(model, task, data, overrides or (), text or (), examples, seed, picture, device, as_json)
         return
     if data is None:
-        raise UserError("give what to read: --data PATH; or a task to solve: --task recall")
+        raise UserError("give what to read: --data PATH; or a task to solve: --task recall, or --harness piqa")
     if overrides or picture or text:
         raise UserError("--set, --text and --picture are for a task: --task recall, for instance")
 

@@ -1,0 +1,59 @@
+"""`rmkv eval --harness`."""
+
+import os
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmkv_cli.cli.loading import load_model
+from rmkv_cli.cli.options import print_json
+from rmkv_cli.cli.tables import console, table
+from rmkv_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from rmkv_cli.evaluation.harness_tasks import HarnessReport
+
+
+def evaluate_harness(
+    model: Path,
+    names: str,
+    include: Path | None,
+    limit: int | None,
+    num_fewshot: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Ask a model the tasks of lm-evaluation-harness, named with commas between them, and print its scores."""
+    if find_spec("lm_eval") is None:
+        raise UserError("--harness needs lm-evaluation-harness: pip install 'rmkv[harness]'")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its own bars; read when tqdm is imported, which torch does
+    from rmkv_cli.evaluation.harness import HarnessModel
+    from rmkv_cli.evaluation.harness_tasks import harness_scores
+
+    tasks = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
+    if not tasks:
+        raise UserError("--harness: names no task; give one, for instance --harness hellaswag,piqa")
+    asked = HarnessModel(*load_model(model, device))
+    report = harness_scores(asked, tasks, include, limit=limit, num_fewshot=num_fewshot)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        _print(report)
+
+
+def _print(report: "HarnessReport") -> None:
+    scores = table("task", "n-shot", "documents", "metric", "value", "standard error")
+    for score in report.scores:
+        scores.add_row(
+            score.task,
+            "" if score.num_fewshot is None else f"{score.num_fewshot}",
+            f"{score.documents:,}",
+            score.metric if score.filter == "none" else f"{score.metric} ({score.filter})",
+            f"{score.value:.4f}",
+            "" if score.standard_error is None else f"{score.standard_error:.4f}",
+        )
+    screen = console()
+    screen.print(scores)
+    cut = "" if report.limit is None else f" At most {report.limit:,} documents of each task: no scores to publish."
+    screen.print(f"lm_eval {report.lm_eval}.{cut}")

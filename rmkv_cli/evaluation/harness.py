@@ -17,10 +17,13 @@ from torch import Tensor
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.reading import LOGITS, batches, going_on, require_fits, steps
-from rmkv_cli.generation import SamplingConfig, generate, read_prompt
+from rmkv_cli.generation import Decoder, SamplingConfig, Text, read_prompts, together
 from rmkv_cli.model import RMKV, State, reading
 from rmkv_cli.progress import progress
 from rmkv_cli.tokenizer import Tokenizer
+
+LANES = 16
+"""Answers that are written side by side."""
 
 K = TypeVar("K", bound=Hashable)
 Ids = tuple[int, ...]
@@ -120,20 +123,30 @@ class HarnessModel(TemplateLM):
         is its seed.
 
         Raises:
-            UserError: an option is wrong; or as `rmkv_cli.generation.read_prompt` does.
+            UserError: an option is wrong; or as `rmkv_cli.generation.read_prompts` does.
         """
-        texts = [""] * len(requests)
+        places: dict[Text, int] = {}
+        contexts = list(_places(request.args[0] for request in requests).items())
+
+        def texts() -> Iterator[Text]:
+            for start in range(0, len(contexts), LANES):
+                group = contexts[start : start + LANES]
+                read = read_prompts(self.model, self.tokenizer, [[context] for context, _ in group])
+                for (_, asked), prompt in zip(group, read, strict=True):
+                    for i in asked:
+                        options = normalize_gen_kwargs(requests[i].args[1])
+                        stop = [string for string in options["until"] if string]
+                        sampling = _sampling(options, seed=i)
+                        text = Text(self.tokenizer, prompt, sampling, options["max_gen_toks"], stop)
+                        places[text] = i
+                        yield text
+
+        written = [""] * len(requests)
         with progress("writing answers", len(requests), "answers") as advance:
-            for context, places in _places(request.args[0] for request in requests).items():
-                prompt = read_prompt(self.model, self.tokenizer, context)
-                for i in places:
-                    options = normalize_gen_kwargs(requests[i].args[1])
-                    stop = [string for string in options["until"] if string]
-                    sampling = _sampling(options, seed=i)
-                    most = options["max_gen_toks"]
-                    texts[i] = "".join(generate(self.model, self.tokenizer, prompt, sampling, most, stop))
-                    advance(1)
-        return texts
+            for text in together(Decoder(self.model, LANES), texts()):
+                written[places.pop(text)] = text.text
+                advance(1)
+        return written
 
     def _read(self, contexts: list[Ids], advance: Callable[[float], None]) -> Iterator[tuple[list[Ids], Tensor, State]]:
         """Read contexts, shortest first, side by side and without padding.

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
+from speed import compare
 from train import SHAPE, llama, rmkv_model, size
 
 from rmkv_cli.config import load_config, preset_path
@@ -25,20 +25,6 @@ from rmkv_cli.model import RMKV, State
 
 CONTEXTS = (1024, 8192, 65536, 524288)
 PARTS = ("context", "memory", "llama", "window", "prefill", "bandwidth")
-
-
-def compare(title: str, unit: int, work: dict[str, Callable[[], object]], rounds: int = 7) -> None:
-    """Print each work's rate in tokens per second, `unit` tokens a call, and its ratio to the first one's."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds + 1):
-        for name, call in work.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    rates = {name: unit / median(seconds[1:]) for name, seconds in times.items()}  # the first round warms up
-    print(title)
-    for name, rate in rates.items():
-        print(f"  {name:<44} {rate:>9,.1f} tokens/s   {rate / next(iter(rates.values())):.2f}x", flush=True)
 
 
 @torch.inference_mode()

@@ -35,6 +35,7 @@ WORK = Path("runs/memory")
 OFF = ["model.memory.slots=0", "model.memory.store=false"]
 VARIANTS = {
     "slots and store": [],
+    "slots and store, Muon": ["train.optimizer=muon"],
     "store, slots never updated": ["model.memory.update=none"],
     "store, slots never updated, wider": ["model.memory.update=none", "model.intermediate_size=$wider"],
     "store alone": ["model.memory.slots=0"],
@@ -61,6 +62,7 @@ QUESTIONS: dict[str, list[tuple[str, list[str]]]] = {  # of each study: what is 
     "needle": [("needle", ["depth=[0,0.5,1]", "segments=[16,64]"])],
     "facts": [("facts", ["segments=[4,16,64]", "queries=1", "along=false"])],
     "text": [],
+    "short": [],
 }
 TABLES = {  # of each study: which figures stand in a table
     "recall": [
@@ -75,6 +77,7 @@ TABLES = {  # of each study: which figures stand in a table
         ["loss", *(f"from {first}" for first in (0, 64, 128, 512, 2048, 4096, 8192))],
         ["reset costs", "another's costs", "parameters"],
     ],
+    "short": [["loss", "from 0", "from 512", "from 4096", "reset costs", "parameters"]],
 }
 HELD_OUT = sorted(Path(sympy.__file__).parent.glob("core/[a-e]*.py"))
 WHOLE = 512  # tokens a segment, and as many of look-back, of the control that attends to everything
@@ -85,6 +88,7 @@ TOKENIZERS = {  # of each study: the mix that its tokenizer learns from, and its
     "facts": ("words", 2048),
     "text": ("text", 2048),
 }
+SHORT = {"short": ("text", ["train.tokens=1000000"])}  # studies that are another one, with these settings
 STORIES = 5000  # that the tokenizer for facts learns from, so that their words are tokens
 
 
@@ -124,26 +128,27 @@ def stories() -> Iterator[str]:
 def run(study: str, variant: str, seed: int) -> dict[str, Any]:
     """Train a variant with a seed, or go on with it, and return its figures."""
     name = f"{study}-{variant.replace(',', '').replace(' ', '-')}-{seed}"
-    model = tomllib.loads((STUDIES / f"{study}.toml").read_text())["model"]
+    files, more = SHORT.get(study, (study, []))
+    model = tomllib.loads((STUDIES / f"{files}.toml").read_text())["model"]
     values = {
         "$twice": 2 * model["lookback"],
         "$whole": WHOLE,
         # by as many weights as a GRU (6 D² + 6 D) and the pooling (m D) have, at 3 D a unit
         "$wider": model["intermediate_size"] + (6 * model["hidden_size"] + 6 + model["memory"]["slots"]) // 3,
     }
-    settings = [f"train.seed={seed}", *VARIANTS[variant]]
+    settings = [f"train.seed={seed}", *more, *VARIANTS[variant]]
     for key, value in values.items():
         settings = [setting.replace(key, str(value)) for setting in settings]
     if (WORK / name / "config.toml").exists():
         rmkv("train", "--run", name, "--resume")
     else:
         overrides = [word for setting in settings for word in ("--set", setting)]
-        rmkv("train", "--config", f"{study}.toml", "--data", f"{study}-data", "--run", name, *overrides)
+        rmkv("train", "--config", f"{files}.toml", "--data", f"{files}-data", "--run", name, *overrides)
     steps = [json.loads(line) for line in (WORK / name / "metrics.jsonl").read_text().splitlines()]
     result: dict[str, Any] = {"study": study, "variant": variant, "seed": seed}
     costs = json.loads(rmkv("params", "--config", f"{name}/config.toml", "--json"))
     result |= {"tokens": steps[-1]["tokens"], "parameters": costs["parameters"]}
-    if study == "text":
+    if files == "text":
         report = json.loads(rmkv("eval", "--model", name, "--data", "text-data", "--max-tokens", "200000", "--json"))
         return result | {key: report[key] for key in ("loss", "by_position", "memory")}
     return result | {"accuracy": list(ask(study, name, variant))}
@@ -227,7 +232,7 @@ def main() -> None:
     """Run what is missing, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("studies", nargs="*", default=list(QUESTIONS))
+    parser.add_argument("studies", nargs="*", default=list(QUESTIONS), metavar="STUDY", help=", ".join(QUESTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     options = parser.parse_args()
@@ -237,7 +242,7 @@ def main() -> None:
         return
     WORK.mkdir(parents=True, exist_ok=True)
     for study in options.studies:
-        prepare(study)
+        prepare(SHORT.get(study, (study,))[0])
         for seed in options.seeds:
             for variant in options.variants:
                 key = {"study": study, "variant": variant, "seed": seed}

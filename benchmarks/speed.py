@@ -1,4 +1,4 @@
-"""Ratios of times, each pair measured in turns within one run: does a long context cost more, what does replay cost?
+"""Ratios of times, each pair measured in turns within one run: what does the memory cost, and what does replay?
 
 python benchmarks/speed.py
 """
@@ -11,16 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from rmkv_cli.config import load_config, preset_path
-from rmkv_cli.model import RMKV, State
+from rmkv_cli.model import RMKV
 from rmkv_cli.training.loss import row_loss
 
-ROUNDS = 7
 
-
-def compare(title: str, unit: int, work: dict[str, Callable[[], object]]) -> None:
+def compare(title: str, unit: int, work: dict[str, Callable[[], object]], rounds: int = 7) -> None:
     """Print each work's rate in tokens per second, `unit` tokens a call, and its ratio to the first one's."""
     times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         for name, call in work.items():
             start = time.perf_counter()
             call()
@@ -28,20 +26,7 @@ def compare(title: str, unit: int, work: dict[str, Callable[[], object]]) -> Non
     rates = {name: unit / median(seconds[1:]) for name, seconds in times.items()}  # the first round warms up
     print(title)
     for name, rate in rates.items():
-        print(f"  {name:<32} {rate:>9,.0f} tokens/s   {rate / next(iter(rates.values())):.2f}x")
-
-
-def decode(model: RMKV, state: State, tokens: int) -> Callable[[], object]:
-    """Return a call that writes so many tokens from the state."""
-
-    @torch.inference_mode()
-    def call() -> None:
-        at, token = state, torch.zeros(1, 1, dtype=torch.int64)
-        for _ in range(tokens):
-            logits, at = model(token, at)
-            token = logits[:, -1:].argmax(-1)
-
-    return call
+        print(f"  {name:<44} {rate:>9,.1f} tokens/s   {rate / next(iter(rates.values())):.2f}x", flush=True)
 
 
 def main() -> None:
@@ -49,22 +34,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = RMKV(load_config(preset_path("tiny")).model)
     S = model.config.segment_length
-    text = torch.randint(model.config.vocab_size, (1, 65536 + 1))
-
-    states, state = {}, None
-    with torch.inference_mode():
-        for start, stop in ((0, 1024), (1024, 8192), (8192, 65536)):
-            _, state = model.hidden(text[:, start:stop], state)
-            states[f"after {stop:,} tokens of context"] = state
-    compare("Writing, by length of the context", S, {name: decode(model, s, S) for name, s in states.items()})
-
-    @torch.inference_mode()
-    def recompute() -> None:
-        for length in range(1024, 1024 + 4):
-            model.head(model.hidden(text[:, :length])[0][:, -1])
-
-    works = {"going on from the state": decode(model, states["after 1,024 tokens of context"], 4)}
-    compare("Writing at 1,024 tokens", 4, works | {"reading the text again each time": recompute})
+    text = torch.randint(model.config.vocab_size, (1, 16 * 8 * S))
 
     config = model.config
     shapes = {
@@ -91,7 +61,7 @@ def main() -> None:
     compare("Reading, by what is carried", batch.numel(), {name: read(m) for name, m in models.items()})
     compare("Training, by what is carried", batch.numel(), {name: learn(m) for name, m in models.items()})
 
-    rows = text[:, : 16 * 8 * S].view(16, -1)
+    rows = text.view(16, -1)
     zeros = torch.zeros_like(rows)
 
     def replay() -> None:

@@ -31,8 +31,8 @@ tags:
 
 # {name}
 
-A causal language model of {model.count_parameters():,} parameters with a memory of fixed size (RMKV): attention over
-a short window, and slots and an associative store that each layer carries through the text.
+A causal language model of {model.count_parameters():,} parameters (RMKV): attention over a short window, and a memory
+of fixed size that each layer carries through the text.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -61,7 +61,8 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 def chat_template() -> str:
     """Return `rmkv_cli.data.chat.pieces_of` as a Jinja template over messages of a role and a content."""
-    marked = "".join(f" | replace('{special}', '<\\ue000{special[1:]}')" for special in Special)
+    mark = f"\\u{ord(MARK):04x}"
+    marked = "".join(f" | replace('{special}', '<{mark}{special[1:]}')" for special in Special)
     return f"""\
 {{%- macro plain(text) -%}}{{{{ text{marked} }}}}{{%- endmacro -%}}
 {{{{- '{Special.EOD}' -}}}}

@@ -106,9 +106,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
+            there = (self.root / name).exists()
             (self.root / name).mkdir(parents=True, exist_ok=True)
-            self.private |= {name} if asked.get("visibility") == "private" else set()
-            return self.send_json({"url": f"{here}/{name}"})
+            if asked.get("visibility") == "private" and not there:
+                self.private.add(name)
+            return self.send(409 if there else 200, json.dumps({"url": f"{here}/{name}"}).encode())
         if self.path == "/api/validate-yaml":
             front = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
             wrong = [] if front else [{"message": "no metadata"}]

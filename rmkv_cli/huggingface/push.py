@@ -13,10 +13,11 @@ from rmkv_cli.huggingface.folder import require_exported
 def push_folder(folder: Path, repo: str, private: bool) -> str:
     """Upload a folder that `export_folder` wrote, in one commit; return the address of what is there now.
 
-    A repository that is absent is made; one that is there keeps its other files, and stays as public as it is.
+    A repository that is absent is made; one that is there keeps its other files.
 
     Raises:
-        UserError: the folder is something else, the name is none, or the hub refuses or cannot be reached.
+        UserError: the folder is something else, the name is none, the repository is public and should be `private`, or
+            the hub refuses or cannot be reached.
     """
     require_exported(folder)
     hub = constants.ENDPOINT
@@ -25,6 +26,8 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
     api = HfApi()
     try:
         repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+        if private and not api.model_info(repo).private:
+            raise UserError(f"{repo} is there already, and public: make it private at {hub}/{repo}/settings")
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by rmkv push").commit_url)
     except HFValidationError:
         raise UserError(f"'{repo}' is no name of a repository; wants OWNER/NAME") from None
@@ -36,7 +39,9 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
         raise UserError(_refusal(error, repo)) from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
         what = error.__cause__ if isinstance(error, RuntimeError) else error  # how a large file that failed is told
-        raise UserError(f"the hub at {hub} cannot be reached ({what}); is there a network?") from None
+        raise UserError(
+            f"the hub at {hub} cannot be reached ({' '.join(str(what).split())}); is there a network?"
+        ) from None
 
 
 def _refusal(error: HfHubHTTPError, repo: str) -> str:

@@ -52,6 +52,11 @@ def test_a_refusal_is_one_line_that_says_what_to_do(models, exported, hub, tmp_p
         (tmp_path / "bad" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "bad" / "README.md").write_text("# A card without metadata")
     assert "README.md: Invalid metadata in README.md. - no metadata" in error(folder=tmp_path / "bad")
+    HfApi().create_repo("someone/public")
+    assert "is there already, and public" in error_of(
+        monkeypatch, capsys, "push", exported, "someone/public", "--private"
+    )
+    assert not list((tmp_path / "hub" / "someone" / "public").iterdir())
     monkeypatch.setenv("HF_TOKEN", "reader")
     assert "the token has no right to write to someone/small" in error()
     monkeypatch.setenv("HF_TOKEN", "nobody")

@@ -1,8 +1,10 @@
-"""A small hub on loopback that speaks the Hugging Face hub's protocol for data sets, and fails when it is told to.
+"""A small hub on loopback that speaks the Hugging Face hub's protocol, and fails when it is told to.
 
-A process of its own (`python tests/hub.py ROOT PORT`), that it can be killed. ROOT holds OWNER/NAME/files.
+A process of its own (`python tests/hub.py ROOT PORT`), that it can be killed. ROOT holds OWNER/NAME/files of data sets,
+and of models, which who has the token "writer" may upload.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -70,6 +72,8 @@ class Handler(BaseHTTPRequestHandler):
     root: Path
     faults: list
     seen: list
+    large: dict
+    private: set
 
     def do_HEAD(self):
         self.answer()
@@ -82,8 +86,52 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/_fail":
             self.faults.append(json.loads(body))
             self.send(200, b"{}")
+        elif re.match("/api/(repos/create|validate-yaml)|.*/(preupload|commit)/main|.*/info/lfs/", self.path):
+            self.write(body)
         else:
             self.answer(body)
+
+    def do_PUT(self):
+        self.large[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send(200, b"")
+
+    def write(self, body):
+        """Answer a request of an upload: it has a repository made, tells its files, sends the large and the rest."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in ("reader", "writer"):
+            return self.error(401, "", "Invalid username or password.")
+        if token == "reader":
+            return self.error(403, "", "You don't have the rights to write.")
+        here = f"http://{self.headers['Host']}"
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            there = (self.root / name).exists()
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+            if asked.get("visibility") == "private" and not there:
+                self.private.add(name)
+            return self.send(409 if there else 200, json.dumps({"url": f"{here}/{name}"}).encode())
+        if self.path == "/api/validate-yaml":
+            front = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
+            wrong = [] if front else [{"message": "no metadata"}]
+            return self.send(400 if wrong else 200, json.dumps({"errors": wrong, "warnings": []}).encode())
+        if "/preupload/" in self.path:
+            sent = [(file["path"], "lfs" if file["path"].endswith(".safetensors") else "regular")
+                    for file in json.loads(body)["files"]]  # fmt: skip
+            return self.send_json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in sent]})
+        if "/info/lfs/" in self.path:
+            objects = json.loads(body)["objects"]
+            told = [x | {"actions": {"upload": {"href": f"{here}/_large/{x['oid']}"}}} for x in objects]
+            return self.send_json({"transfer": "basic", "objects": told})
+        repo = self.root / re.match("/api/models/(.*)/commit/main", self.path)[1]
+        for line in map(json.loads, body.splitlines()):
+            match line:
+                case {"key": "file", "value": {"path": path, "content": content}}:
+                    (repo / path).write_bytes(base64.b64decode(content))
+                case {"key": "lfsFile", "value": {"path": path, "oid": oid}}:
+                    (repo / path).write_bytes(self.large[f"/_large/{oid}"])
+        sha = commit(repo)
+        return self.send_json({"commitOid": sha, "commitUrl": f"{here}/{repo.relative_to(self.root)}/commit/{sha}"})
 
     def answer(self, body=b""):
         path = unquote(urlsplit(self.path).path)
@@ -96,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
                     return None
                 break
         kinds = "resolve|tree|revision|paths-info"
-        found = re.fullmatch(rf"(?:/api)?/datasets/([^/]+/[^/]+)(?:/({kinds})/([^/]+)/?(.*))?", path)
+        found = re.fullmatch(rf"(?:/api)?/(?:datasets/|models/)?([^/]+/[^/]+)(?:/({kinds})/([^/]+)/?(.*))?", path)
         repo = self.root / found[1] if found else None
         if repo is None or not repo.is_dir():
             return self.error(401, "RepoNotFound", "Invalid username or password.")
@@ -108,7 +156,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_file(repo / rest, sha)
         if kind in (None, "revision"):
             siblings = [{"rfilename": str(file.relative_to(repo))} for file in files(repo)]
-            return self.send_json({"id": name, "sha": sha, "private": False, "gated": False, "siblings": siblings})
+            return self.send_json(
+                {"id": name, "sha": sha, "private": name in self.private, "gated": False, "siblings": siblings}
+            )
         if kind == "tree":
             if rest and not (repo / rest).is_dir():
                 return self.error(404, "EntryNotFound", f"{rest} does not exist")
@@ -191,6 +241,7 @@ def tree(repo, folder, deep):
 
 if __name__ == "__main__":
     Handler.root, Handler.faults, Handler.seen = Path(sys.argv[1]), [], []
+    Handler.large, Handler.private = {}, set()
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler)
     print(server.server_port, flush=True)
     server.serve_forever()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli import config, data, demo, evaluate, generate, inspect, params, read, tokenizer, train
+from rmkv_cli.cli import config, data, demo, evaluate, generate, huggingface, inspect, params, read, tokenizer, train
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 
@@ -43,10 +43,13 @@ def build() -> typer.Typer:
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
     app.command("demo", epilog="Example: rmkv demo")(demo.demo)
+    app.command("push", epilog="Example: rmkv push exported my-name/my-model --private")(huggingface.push)
     app.add_typer(tokenizer.app, name="tokenizer")
     app.add_typer(data.app, name="data")
     app.add_typer(config.app, name="config")
     app.add_typer(inspect.app, name="inspect")
+    app.add_typer(huggingface.export_app, name="export")
+    app.add_typer(huggingface.import_app, name="import")
     app.add_typer(model, name="model")
     return app
 

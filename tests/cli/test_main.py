@@ -27,7 +27,7 @@ def test_the_commands_are_these():
     assert {" ".join(path) for path in COMMANDS} == {
         *("train", "eval", "generate", "read", "params", "count-params", "demo"),
         *("model train", "model eval", "model generate", "model read", "model params"),
-        "inspect memory",
+        *("inspect memory", "export hf", "import hf", "push"),
         *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
         *("data sample", "data mix", "data inspect"),
         *("config show", "config validate", "config list"),

@@ -1,0 +1,121 @@
+"""The model card: what the model is, what it was trained on and how, how good it is, how to load it."""
+
+from pathlib import Path
+
+from rmkv_cli.config import Config, MixConfig, ModelConfig, dump_toml, load_config, load_mix
+from rmkv_cli.data.manifest import Manifest, SourceReport
+from rmkv_cli.errors import UserError
+from rmkv_cli.model import RMKV
+from rmkv_cli.training.data import MIX
+from rmkv_cli.training.metrics import read_metrics
+
+
+def model_card(name: str, folder: Path, model: RMKV) -> str:
+    """Return the README.md of a model called `name`; where its folder is a run's checkpoint, the run is told, too."""
+    parts = [_what_it_is(name, model)]
+    run = folder.resolve().parents[1]
+    if folder.resolve().parent.name == "checkpoints" and (run / "config.toml").is_file():
+        config = load_config(run / "config.toml")
+        parts += [*_data(config, run), *_evaluation(run, folder), _training(config)]
+    return "\n".join(parts)
+
+
+def _what_it_is(name: str, model: RMKV) -> str:
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- rmkv
+---
+
+# {name}
+
+A causal language model of {model.count_parameters():,} parameters (RMKV): attention over a short window, and a memory
+of fixed size that each layer carries through the text.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+The code beside the weights needs PyTorch and transformers 5, and no other package.
+
+## Config
+
+{_table(["key", "value"], _settings(model.config))}
+"""
+
+
+def _settings(config: ModelConfig) -> list[list[str]]:
+    settings = config.model_dump()
+    memory = settings.pop("memory")
+    return [[key, str(x)] for key, x in [*settings.items(), *((f"memory.{key}", x) for key, x in memory.items())]]
+
+
+def _data(config: Config, run: Path) -> list[str]:
+    """Return the part about the data, if they are still there."""
+    try:
+        if config.train.data is not None:
+            manifest = Manifest.load(Path(config.train.data))
+            tokens = sum(source.tokens for source in manifest.sources)
+            rows = [_source(source) for source in manifest.sources]
+            table = _table(["source", "documents", "tokens", "share of tokens", "epochs"], rows)
+            return [f"## Data\n\n{tokens:,} tokens, prepared by `rmkv data mix`.\n\n{table}\n"]
+        return [f"## Data\n\nStreamed.\n\n{_table(['source', 'weight'], _weights(load_mix(run / MIX)))}\n"]
+    except UserError:
+        return []
+
+
+def _source(source: SourceReport) -> list[str]:
+    return [
+        source.name,
+        f"{source.documents:,}",
+        f"{source.tokens:,}",
+        f"{source.achieved:.1%}",
+        str(source.epochs),
+    ]
+
+
+def _weights(mix: MixConfig) -> list[list[str]]:
+    return [[source.name, f"{source.weight:g}"] for source in mix.sources]
+
+
+def _evaluation(run: Path, folder: Path) -> list[str]:
+    """Return the part with the checkpoint's figures on held-out documents, if it was evaluated."""
+    step = int(folder.resolve().name.removeprefix("step-"))
+    records = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] == step and "validation" in r]
+    if not records:
+        return []
+    figures = [[name.replace("_", " "), f"{x:.4f}"] for name, x in records[-1]["validation"].items() if x is not None]
+    about = f"On held-out documents, after {records[-1]['tokens']:,} tokens in {step:,} steps; loss in nats per token."
+    return [f"## Evaluation\n\n{about}\n\n{_table(['measure', 'value'], figures)}\n"]
+
+
+def _training(config: Config) -> str:
+    """Return the part that tells the command. Of paths it tells the last part alone."""
+    train = config.train
+    named = {key: Path(path).name for key in ("data", "mix", "tokenizer") if (path := getattr(train, key)) is not None}
+    config = config.model_copy(update={"train": train.model_copy(update=named)})
+    return f"""\
+## Training
+
+```console
+$ rmkv train --config config.toml
+```
+
+with this config.toml:
+
+```toml
+{dump_toml(config).strip()}
+```
+"""
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

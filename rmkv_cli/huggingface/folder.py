@@ -1,0 +1,107 @@
+"""Model folders to Hugging Face folders, and back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from rmkv_cli.config import MemoryConfig, ModelConfig, parse
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.generation.text import NEVER_WRITTEN
+from rmkv_cli.huggingface.card import model_card
+from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
+from rmkv_cli.huggingface.tokenizer import read_tokenizer, write_tokenizer
+from rmkv_cli.model import RMKV, find_model
+from rmkv_cli.model.pretrained import CONFIG, WEIGHTS, assign, save_tensors
+from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.training.checkpoint import write_model
+
+ARCHITECTURE = "RMKVForCausalLM"
+PREFIX = "model."
+"""Of the weights' names, which are else ours."""
+
+
+def export_folder(model: Path, out: Path) -> None:
+    """Write a folder that transformers loads without this package; `model` is a model folder, a checkpoint or a run.
+
+    Raises:
+        UserError: `out` exists, there is no whole model, or it is not causal.
+    """
+    require_new(out)
+    source = find_model(model)
+    rmkv, tokenizer = RMKV.from_pretrained(source), Tokenizer.load(source)
+    config = rmkv.config
+    if config.memory.carry == "layers":
+        raise UserError(f"{model}: is not causal (memory.carry = 'layers'), so it cannot generate and is not exported")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"{model}: its tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+    ids = {"bos_token_id": Special.EOD.id, "eos_token_id": Special.EOD.id, "pad_token_id": Special.PAD.id}
+    described = {
+        "model_type": "rmkv",
+        "architectures": [ARCHITECTURE],
+        "auto_map": {
+            "AutoConfig": f"{CONFIGURATION}.RMKVConfig",
+            "AutoModelForCausalLM": f"{MODELING}.{ARCHITECTURE}",
+        },
+        "dtype": "float32",
+        **ids,
+        **config.model_dump(),
+    }
+    never = [*NEVER_WRITTEN, *range(tokenizer.vocab_size, config.vocab_size)]
+    with whole_directory(out) as aside:
+        _write_json(aside / CONFIG, described)
+        _write_json(aside / "generation_config.json", ids | {"suppress_tokens": never})
+        save_tensors({f"{PREFIX}{name}": x.detach() for name, x in rmkv.state_dict().items()}, aside / WEIGHTS)
+        write_tokenizer(aside, tokenizer, config.max_position_embeddings if config.position == "learned" else None)
+        for name, text in exported_modules().items():
+            (aside / name).write_text(text, encoding="utf-8")
+        (aside / "README.md").write_text(model_card(out.resolve().name, source, rmkv), encoding="utf-8")
+
+
+def import_folder(folder: Path, out: Path) -> None:
+    """Write the model folder of a Hugging Face folder; its weights are the same, bit for bit.
+
+    Raises:
+        UserError: `out` exists, or `folder` holds something else or is damaged.
+    """
+    require_new(out)
+    config = require_exported(folder)
+    path = folder / WEIGHTS
+    try:
+        weights = load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise UserError(f"{path}: damaged or missing weights: {error}") from None
+    with torch.device("meta"):
+        model = RMKV(config)
+    assign(model, {name.removeprefix(PREFIX): x.float() for name, x in weights.items()}, folder)
+    tokenizer = read_tokenizer(folder)
+    with whole_directory(out) as aside:
+        write_model(aside, model, tokenizer)
+
+
+def require_exported(folder: Path) -> ModelConfig:
+    """Return the config of a folder that `export_folder` wrote; raise `UserError` if it is something else."""
+    path = folder / CONFIG
+    try:
+        described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = described.get("architectures") or [described.get("model_type")]
+    except FileNotFoundError:
+        raise UserError(f"{folder}: is no Hugging Face folder (it has no {CONFIG})") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: is damaged: {error}") from None
+    if kind == ["RMKV"]:
+        raise UserError(f"{folder}: is a model folder of rmkv; `rmkv export hf` makes a Hugging Face folder of it")
+    if kind != [ARCHITECTURE]:
+        raise UserError(f"{folder}: holds another kind of model ({kind[0]}); wants a folder that `rmkv export hf` made")
+    keys = {name: x for name, x in described.items() if name in ModelConfig.model_fields}
+    if isinstance(memory := keys.get("memory"), dict):
+        keys["memory"] = {name: x for name, x in memory.items() if name in MemoryConfig.model_fields}
+    return parse(ModelConfig, keys, str(path))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

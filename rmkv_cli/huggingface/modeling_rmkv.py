@@ -1,0 +1,138 @@
+"""RMKV in transformers: a causal language model around the layers of rmkv_cli.model; goes into an exported folder."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from rmkv_cli.huggingface.configuration_rmkv import RMKVConfig
+from rmkv_cli.model.model import RMKV
+from rmkv_cli.model.state import State
+
+Group = tuple[Tensor, State]
+"""Rows of a batch, (n,), that stand at the same place in their segments, and their state."""
+
+
+class RMKVCache:
+    """What the rows of a batch carry: of fixed size, whatever was read.
+
+    Rows that were padded by different amounts are of different groups. A forward pass returns a new cache and leaves
+    the old one as it was, so that several texts can go on from it.
+    """
+
+    is_compileable = False
+
+    def __init__(self, groups: list[Group], length: int) -> None:
+        self.groups, self.length = groups, length
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens of each row were read, its pads included."""
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let row i go on from what row beam_idx[i] has read."""
+        groups = []
+        for rows, state in self.groups:
+            new, at = (beam_idx[:, None] == rows).nonzero(as_tuple=True)
+            if len(new):
+                groups.append((new, _select(state, at)))
+        self.groups = groups
+
+
+class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
+    """RMKV with transformers' interface.
+
+    A row is read as one document; masked tokens, before it or within, are passed over as if they were not there.
+    """
+
+    config_class = RMKVConfig
+    _is_stateful = True
+
+    def __init__(self, config: RMKVConfig) -> None:
+        super().__init__(config)
+        self.model = RMKV(_shape(config))
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave all weights: the layers draw their first ones themselves."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the tokens' embeddings."""
+        return self.model.embedding
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the head; None where it is the embeddings' own matrix."""
+        return self.model.unembedding
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: RMKVCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Read tokens; return their logits, and what was carried after them.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), or (B, all tokens so far), of which the last T count; 0: a pad, whose logits are 0.
+            past_key_values: what came before; a document's beginning where none is given.
+            labels: (B, T); -100: not counted. Where given, the loss is returned.
+            use_cache: False: what is carried after the tokens is not returned.
+            logits_to_keep: of so many last tokens only; 0: of all.
+            kwargs: `num_items_in_batch`, for the loss. Positions are the state's, whatever is given.
+        """
+        if self.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(f"RMKV needs float32 weights, these are {self.dtype}; for speed, use torch.autocast")
+        B, T = input_ids.shape
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if past_key_values is None:
+            past_key_values = RMKVCache([(torch.arange(B, device=input_ids.device), self.model.initial_state(B))], 0)
+        hidden, groups = self._read(input_ids, attention_mask[:, -T:].bool(), past_key_values.groups)
+        logits = self.model.head(hidden[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        cache: Any = None if use_cache is False else RMKVCache(groups, past_key_values.length + T)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _read(self, input_ids: Tensor, mask: Tensor, before: list[Group]) -> tuple[Tensor, list[Group]]:
+        """Return what the head reads, (B, T, D), and the groups after it; rows of one mask are read together."""
+        hidden = self.model.memory.new_zeros(*input_ids.shape, self.config.hidden_size)
+        after = []
+        for rows, state in before:
+            patterns, which = mask[rows].unique(dim=0, return_inverse=True)
+            for i, pattern in enumerate(patterns):
+                at, tokens = (which == i).nonzero()[:, 0], pattern.nonzero()[:, 0]
+                part, carried = rows[at], _select(state, at) if len(patterns) > 1 else state
+                if len(tokens):
+                    read, carried = self.model.hidden(input_ids[part[:, None], tokens], carried)
+                    hidden[part[:, None], tokens] = read.to(hidden.dtype)
+                after.append((part, carried))
+        return hidden, after
+
+
+def _select(state: State, rows: Tensor) -> State:
+    return state.map(lambda x, batch: x.index_select(batch, rows))
+
+
+def _shape(config: RMKVConfig) -> Any:
+    """Return what stands for `rmkv_cli.config.ModelConfig`, with the same attributes."""
+    keys = config.to_dict()
+    memory = SimpleNamespace(**keys["memory"])
+    memory.updated = memory.slots > 0 and memory.update != "none"
+    head_size = config.hidden_size // config.num_attention_heads
+    return SimpleNamespace(**keys | {"memory": memory, "head_size": head_size})

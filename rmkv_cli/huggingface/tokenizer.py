@@ -1,0 +1,81 @@
+"""A tokenizer's files as transformers reads them, and the way back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import normalizers, processors
+
+from rmkv_cli.data.chat import ASSISTANT
+from rmkv_cli.errors import UserError
+from rmkv_cli.tokenizer import Special, Tokenizer
+
+MARK = "\ue000"
+"""Of private use. Behind its "<", the chat template tells text that spells a special token from the token."""
+
+
+def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder.
+
+    A text is encoded as a document: END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks.
+
+    Args:
+        directory: the folder.
+        tokenizer: ours.
+        longest: the most tokens that the model reads; None: any number.
+
+    Raises:
+        UserError: the tokenizer changes texts in a way of its own.
+    """
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    if library.normalizer is not None or library.post_processor is not None:
+        raise UserError("its tokenizer.json has a normalizer or a post-processor; `rmkv tokenizer train` makes none")
+    eod = str(Special.EOD)
+    library.normalizer = normalizers.Replace(f"<{MARK}", "<")
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{eod} $A", pair=f"{eod} $A $B", special_tokens=[(eod, tokenizer.eod)]
+    )
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": eod,
+        "eos_token": eod,
+        "pad_token": str(Special.PAD),
+        "unk_token": str(Special.UNK),
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    if longest is not None:
+        config["model_max_length"] = longest
+    (directory / "tokenizer.json").write_text(library.to_str(), encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """Return the tokenizer that `write_tokenizer` wrote; raise `UserError` as `Tokenizer.load` does."""
+    described = json.loads(Tokenizer.load(directory).to_json())
+    return Tokenizer.from_json(json.dumps(described | {"normalizer": None, "post_processor": None}))
+
+
+def chat_template() -> str:
+    """Return `rmkv_cli.data.chat.pieces_of` as a Jinja template over messages of a role and a content."""
+    mark = f"\\u{ord(MARK):04x}"
+    marked = "".join(f" | replace('{special}', '<{mark}{special[1:]}')" for special in Special)
+    return f"""\
+{{%- macro plain(text) -%}}{{{{ text{marked} }}}}{{%- endmacro -%}}
+{{{{- '{Special.EOD}' -}}}}
+{{%- for message in messages -%}}
+{{%- if message.role in {sorted(ASSISTANT)} -%}}
+{{%- set thought = message.content.lstrip().partition('{Special.END_THINK}') -%}}
+{{%- if thought[1] and thought[0].startswith('{Special.THINK}') -%}}
+{{{{- '{Special.THINK}' + plain(thought[0][{len(Special.THINK)}:]) + '{Special.END_THINK}' + plain(thought[2]) -}}}}
+{{%- else -%}}
+{{{{- plain(message.content) -}}}}
+{{%- endif -%}}
+{{%- elif message.content -%}}
+{{{{- '{Special.START}' + plain(message.content) + '{Special.END}' -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+"""

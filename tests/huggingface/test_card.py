@@ -1,0 +1,73 @@
+import json
+import re
+import tomllib
+
+import pytest
+from small_run import save_small_model
+
+from rmkv_cli.config import Config, MixConfig, dump_toml
+from rmkv_cli.data.mix import prepare
+from rmkv_cli.huggingface import export_folder
+from rmkv_cli.model.pretrained import write_checksums
+
+
+@pytest.fixture
+def card_of(tmp_path):
+    """Exports the checkpoint of a run with these keys of `train`, which was evaluated; returns its card."""
+
+    def make(streamed=None, **train):
+        run = tmp_path / "run"
+        checkpoint = run / "checkpoints" / "step-00000040"
+        model, _ = save_small_model(checkpoint)
+        write_checksums(checkpoint)
+        (run / "config.toml").write_text(dump_toml(Config.model_validate({"model": model.config, "train": train})))
+        if streamed:
+            (run / "mix.toml").write_text(dump_toml(streamed))
+        figures = [{"loss": loss, "perplexity": 9.0, "bits_per_byte": None} for loss in (2.5, 2.25)]
+        records = [{"step": 20 * i, "tokens": 1000 * i, "validation": x} for i, x in enumerate(figures, 1)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        export_folder(run, tmp_path / "mine")
+        return (tmp_path / "mine" / "README.md").read_text()
+
+    return make
+
+
+def texts(**keys):
+    return MixConfig(
+        sources=[{"kind": "files", "name": n, "weight": w, "files": ["a.jsonl"]} for n, w in (("one", 3), ("two", 1))],
+        **keys,
+    )
+
+
+def test_a_run_s_card_tells_model_data_evaluation_and_command_but_no_path(card_of, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "the cat sat on log {i}"}}\n' for i in range(40)))
+    _, tokenizer = save_small_model(tmp_path / "model")
+    manifest = prepare(texts(validation=0.2), tmp_path, tokenizer, tmp_path / "data", workers=1)
+    card = card_of(data=str(tmp_path / "data"), learning_rate=1e-3, tokens=2000)
+    front, title = re.match(r"---\n(.*?)\n---\n\n# (\w+)\n", card, re.DOTALL).groups()
+    assert front.splitlines() == ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- rmkv"]
+    assert title == "mine"
+    assert "| memory.slots | 2 |" in card
+    one = manifest.sources[0]
+    assert f"| one | {one.documents:,} | {one.tokens:,} | {one.achieved:.1%} | {one.epochs} |" in card
+    assert "after 2,000 tokens in 40 steps" in card
+    assert "| loss | 2.2500 |" in card
+    assert "$ rmkv train --config config.toml" in card
+    (config,) = re.findall(r"```toml\n(.*?)```", card, re.DOTALL)
+    told = Config.model_validate(tomllib.loads(config)).train
+    assert (told.data, told.learning_rate) == ("data", 1e-3)
+    assert str(tmp_path) not in card
+
+
+def test_the_card_of_a_streamed_run_tells_the_weights(card_of):
+    card = card_of(texts(), mix="mixes/mix.toml")
+    assert "| one | 3 |\n| two | 1 |\n" in card
+
+
+def test_data_that_are_gone_and_runs_that_are_none_are_not_told(card_of, tmp_path):
+    assert "## Data" not in card_of(data=str(tmp_path / "gone"))
+    save_small_model(tmp_path / "model")
+    export_folder(tmp_path / "model", tmp_path / "alone")
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert "## Config" in card
+    assert "## Training" not in card

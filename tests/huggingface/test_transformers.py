@@ -1,0 +1,129 @@
+"""transformers alone, in a process that cannot import rmkv_cli, computes, writes and encodes what rmkv does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers_alone import NEW, SAVED_AGAIN, STARTS, alone
+
+from rmkv_cli.data.chat import pieces_of
+from rmkv_cli.generation import SamplingConfig, generate
+from rmkv_cli.huggingface import export_folder, import_folder
+from rmkv_cli.tokenizer import Special
+
+NAMES = ("usual", "other")
+WAYS = {"greedy": {"do_sample": False}, "beams": {"do_sample": False, "num_beams": 3}}
+TEXTS = [
+    "the cat sat on 1234 logs.\n\n\tdef f(x): return 'ж'  ",
+    "it ends: <eod>, </think>; <pad><start> and <\n",
+    "",
+]
+CHATS = [
+    [{"role": "user", "content": "the cat?"}],
+    [
+        {"role": "system", "content": " Be <end> brief.\n"},
+        {"role": "user", "content": "What is <eod>, or <<end>>? {{ x }} <|eot_id|> "},
+        {"role": "assistant", "content": "\n <think>It is <end> </think> The </think> end.\n"},
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": " no <think>thought</think>"},
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def place(models, tmp_path_factory):
+    """A folder of exported folders."""
+    place = tmp_path_factory.mktemp("exported")
+    for name in NAMES:
+        export_folder(models[0] / name, place / name)
+    return place
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(7, 280, (2, 45), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def answers(place, ids):
+    asked = {"ids": ids, "lengths": [1, 7, 20, 1, 1, 15], "ways": WAYS, "texts": TEXTS, "chats": CHATS}
+    folders = {name: str(place / name) for name in NAMES}
+    answers = alone(place, folders.values(), asked, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    return {name: answers[folder] for name, folder in folders.items()}
+
+
+@pytest.fixture(params=NAMES)
+def both(request, models, answers):
+    """Our model and tokenizer, and what transformers answered."""
+    return *models[1][request.param], answers[request.param]
+
+
+def test_the_logits_and_the_loss_are_the_same(both, ids):
+    model, _, found = both
+    with torch.no_grad():
+        logits = model(ids)[0]
+    assert torch.allclose(found["logits"], logits, atol=1e-5)
+    assert torch.allclose(found["last"], logits[:, -1:], atol=1e-5)
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item())
+
+
+def test_the_cache_goes_on_from_any_place_and_can_be_branched(both):
+    found = both[-1]
+    assert torch.allclose(found["pieces"], found["logits"], atol=1e-5)
+    assert found["read"] == 45
+    assert found["same twice"]
+    assert found["from a cache"] == 2 * [found["greedy"][1]]
+
+
+def test_a_padded_row_writes_what_rmkv_writes(both):
+    model, tokenizer, found = both
+    assert sorted({row[0] for row in found["padding"]}) == [0, 1]
+    for start, written, piped in zip(STARTS, found["greedy"], found["pipeline"], strict=True):
+        ours = generate(model, tokenizer, start, SamplingConfig(temperature=0), NEW)
+        text = "".join(ours)
+        assert [token for token in written if token != tokenizer.eod] == ours.ids
+        assert piped[0]["generated_text"] == text
+    assert len({tuple(row) for row in found["greedy"]}) == len(STARTS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_padded_row_writes_what_it_writes_alone_with_and_without_the_cache(both, way):
+    found = both[-1]
+    assert found[way] == found[f"{way}, alone"] == found[f"{way}, no cache"]
+
+
+def test_beams_find_other_texts_than_greedy(answers):
+    assert any(found["beams"] != found["greedy"] for found in answers.values())
+
+
+def test_samples_differ_and_hold_no_id_that_is_never_written(both):
+    _, tokenizer, found = both
+    written = {token for row in found["sampled"] for token in row}
+    assert len({tuple(row) for row in found["sampled"]}) == 8 * len(STARTS)
+    assert len(written) > 100
+    assert not written & {Special.PAD.id, Special.UNK.id}
+    assert max(written) < tokenizer.vocab_size
+
+
+def test_texts_and_conversations_have_the_same_ids_whatever_they_spell(both):
+    _, tokenizer, found = both
+    assert found["texts"] == [tokenizer.encode_document([text]) for text in TEXTS]
+    assert found["decoded"] == [str(Special.EOD) + text for text in TEXTS]
+    turns = [[(message["role"], message["content"]) for message in chat] for chat in CHATS]
+    assert found["chats"] == [tokenizer.encode_document(pieces_of(chat)) for chat in turns]
+
+
+def test_a_conversation_is_answered(both):
+    said = both[-1]["chat"][0]["generated_text"]
+    assert said[:-1] == CHATS[0]
+    assert said[-1]["role"] == "assistant"
+
+
+def test_weights_that_are_no_float32_are_refused_in_one_line(both):
+    assert "RMKV needs float32 weights, these are torch.bfloat16" in both[-1]["bfloat16"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_transformers_has_saved_comes_back_the_same(models, place, answers, tmp_path, name):
+    import_folder(place / f"{name}-{SAVED_AGAIN}", tmp_path / "back")
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "back" / file).read_bytes() == (models[0] / name / file).read_bytes()

@@ -94,15 +94,16 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 8192, 32768])
     parser.add_argument("--tokens", type=int, default=32768, help="a step")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         measure(options.only, options.lengths[0], options.tokens)
         return
     for length in options.lengths:
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in MODELS}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in options.models}
         for _ in range(options.rounds):
-            for name in MODELS:
+            for name in options.models:
                 told = ["--only", name, "--lengths", str(length), "--tokens", str(options.tokens)]
                 done = subprocess.run([sys.executable, __file__, *told], capture_output=True, text=True, check=False)
                 if done.returncode:  # most often out of memory

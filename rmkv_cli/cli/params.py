@@ -15,18 +15,23 @@ def params(
     overrides: Overrides = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows at once. [default: micro_batch_size]")] = None,
     row_tokens: Annotated[int | None, typer.Option(min=1, help="Row length. [default: segments_max segments]")] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Show what train.tokens take as well: FLOPs, and hours by card.")
+    ] = False,
     groups: Annotated[bool, typer.Option("--groups", help="Show the optimizer's parameter groups as well.")] = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters by part, work per token, bytes of state and of training, without allocating the weights."""
     resolved = read_config(preset, config, overrides)
-    train, model = resolved.train, resolved.model
 
     from rmkv_cli.model.cost import describe
 
-    report = describe(
-        resolved, batch or train.micro_batch_size, row_tokens or train.segments_max * model.segment_length
-    )
+    longest = resolved.train.segments_max * resolved.model.segment_length
+    report = describe(resolved, batch or resolved.train.micro_batch_size, row_tokens or longest)
+    if train:
+        from rmkv_cli.training.utilization import training_budget
+
+        report["training"] = training_budget(resolved)
     if groups:
         from rmkv_cli.training.optimizer import describe_groups
 
@@ -67,6 +72,14 @@ def _print_report(report: dict[str, Any]) -> None:
     console = Console()
     console.print(parts)
     console.print(costs)
+    if "training" in report:
+        budget = report["training"]
+        title = f"{amount(budget['tokens'])} tokens, {budget['flops']:.2e} FLOPs without replay, in bf16 at an assumed MFU"
+        hours = Table("one card", title=f"{title} of {budget['assumed_mfu']:.0%}", title_justify="left")
+        hours.add_column("hours", justify="right")
+        for card, expected in budget["hours"].items():
+            hours.add_row(card, f"{expected:,.0f}")
+        console.print(hours)
     if "groups" in report:
         groups = Table("group", "optimizer", title="Parameter groups", title_justify="left")
         for column in ("parameters", "learning rate", "weight decay"):

@@ -16,7 +16,7 @@ def params(
     batch: Annotated[int | None, typer.Option(min=1, help="Rows at once. [default: micro_batch_size]")] = None,
     row_tokens: Annotated[int | None, typer.Option(min=1, help="Row length. [default: segments_max segments]")] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Show what train.tokens take as well: FLOPs, and hours by card.")
+        bool, typer.Option("--train", help="Show the training's budget as well: tokens, FLOPs, hours by card.")
     ] = False,
     groups: Annotated[bool, typer.Option("--groups", help="Show the optimizer's parameter groups as well.")] = False,
     as_json: Json = False,
@@ -74,12 +74,14 @@ def _print_report(report: dict[str, Any]) -> None:
     console.print(costs)
     if "training" in report:
         budget = report["training"]
-        title = f"{amount(budget['tokens'])} tokens, {budget['flops']:.2e} FLOPs without replay, in bf16 at an assumed MFU"
-        hours = Table("one card", title=f"{title} of {budget['assumed_mfu']:.0%}", title_justify="left")
-        hours.add_column("hours", justify="right")
-        for card, expected in budget["hours"].items():
-            hours.add_row(card, f"{expected:,.0f}")
-        console.print(hours)
+        training = Table("training", title="Training budget", title_justify="left")
+        training.add_column("amount", justify="right")
+        training.add_row("tokens", amount(budget["tokens"]))
+        training.add_row("FLOPs, replay left out", f"{budget['flops']:.3g}")
+        training.add_section()
+        for card, hours in budget["hours"].items():
+            training.add_row(f"hours on one {card}, bf16, at an MFU of {budget['assumed_mfu']:.0%}", f"{hours:,.1f}")
+        console.print(training)
     if "groups" in report:
         groups = Table("group", "optimizer", title="Parameter groups", title_justify="left")
         for column in ("parameters", "learning rate", "weight decay"):

@@ -60,7 +60,9 @@ class Documents:
         offsets = self._offsets[batch]
         tokens = self._values[batch][offsets[within] : offsets[within + 1]]
         if tokens.max() >= self.vocab_size:  # which no embedding has
-            raise UserError(f"document {index} of the data is damaged (it holds token {tokens.max()}); make the mix again")
+            raise UserError(
+                f"document {index} of the data is damaged (it holds token {tokens.max()}); make the mix again"
+            )
         return tokens
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:

@@ -15,7 +15,7 @@ PEAKS = {  # FLOPs per second of dense bfloat16 products that add up in float32,
     "NVIDIA GeForce RTX 4090": 165e12,  # Ada architecture white paper
     "NVIDIA GeForce RTX 3090": 71e12,  # Ampere GA102 architecture white paper
 }
-ASSUMED_MFU = 0.4  # what well-tuned trainings of such sizes reach; a run tells its own
+ASSUMED_MFU = 0.4  # for budgets; a run tells its own
 
 
 def training_flops_per_token(config: ModelConfig) -> float:
@@ -25,7 +25,7 @@ def training_flops_per_token(config: ModelConfig) -> float:
 
 
 def training_budget(config: Config) -> dict[str, Any]:
-    """Return a training's tokens and FLOPs, and the hours that one card of each kind takes for them at an assumed MFU."""
+    """Return a training's tokens, their FLOPs, and the hours that one card of each kind takes at an assumed MFU."""
     tokens = config.train.tokens
     flops = training_flops_per_token(config.model) * tokens
     hours = {

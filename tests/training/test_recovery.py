@@ -1,6 +1,5 @@
 """What damages a run, its disk or its data is told in a line, and the run goes on and ends as if it had not been."""
 
-import os
 import resource
 import shutil
 import signal
@@ -19,7 +18,6 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.model import find_model
 from rmkv_cli.tokenizer import train_tokenizer
 from rmkv_cli.training import loop, resolve_device, train
-from rmkv_cli.training.metrics import read_metrics
 from rmkv_cli.training.trainer import Trainer
 
 
@@ -112,9 +110,7 @@ def limited(what, most):
     [(100, "metrics.jsonl"), (6_000, "model.safetensors"), (70_000, "training")],
     ids=["metrics", "weights", "optimizer"],
 )
-def test_a_disk_that_fills_up_during_a_training_costs_no_checkpoint(
-    config, whole, tmp_path, monkeypatch, size, file
-):
+def test_a_disk_that_fills_up_during_a_training_costs_no_checkpoint(config, whole, tmp_path, monkeypatch, size, file):
     """From step 5 on no file can pass a size: what is written next, or at the next checkpoint, finds no room."""
     run, take = tmp_path / "run", Trainer.train_step
 
@@ -143,9 +139,10 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_checkpoint_before(config
             signal.raise_signal(signal.SIGINT)
         fill(self, folder)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(loop._Job, "fill", interrupted)
-        train(config, run)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     train(config, run, resume=True)
     assert_same_run(whole, run)
@@ -198,7 +195,9 @@ def test_data_that_were_moved_are_found_where_data_says(config, whole, copied, t
     copied.rename(tmp_path / "elsewhere")
     line = error_of(monkeypatch, capsys, "train", "--resume", "--run", run)
     assert line == f"error: {copied}: is not a mix (it has no manifest.json); `rmkv data mix` makes one"
-    monkeypatch.setattr(sys, "argv", ["rmkv", "train", "--resume", "--run", str(run), "--data", f"{tmp_path}/elsewhere"])
+    monkeypatch.setattr(
+        sys, "argv", ["rmkv", "train", "--resume", "--run", str(run), "--data", f"{tmp_path}/elsewhere"]
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
@@ -207,7 +206,7 @@ def test_data_that_were_moved_are_found_where_data_says(config, whole, copied, t
 
 def test_another_tokenizer_is_refused(config, copied, tmp_path):
     train_tokenizer(iter(["other words"]), 263).save(copied / "tokenizer.json")
-    with pytest.raises(UserError, match="its tokenizer.json is not the one that the data was made with"):
+    with pytest.raises(UserError, match=r"its tokenizer\.json is not the one that the data was made with"):
         train(on(config, copied), tmp_path / "run")
 
 

@@ -69,14 +69,14 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(make_config, mixes, tmp_pat
 
 @pytest.fixture
 def mixes(data, tokenizer, tmp_path):
-    """Makes a mix of two phases, the second with rows of three segments, or one that is read several times over."""
+    """Makes a mix of two phases, the second with rows of three segments, or one that is read over and over."""
 
     def make(name):
-        documents = 8 if name == "epochs" else None
+        documents = 4 if name == "epochs" else None
         lines = (data.parent / "story.jsonl").read_text().splitlines(keepends=True)[:documents]
         (tmp_path / "story.jsonl").write_text("".join(lines))
         story = {"kind": "files", "name": "story", "weight": 1, "files": ["story.jsonl"]}
-        phases = [{"share": 1, "segments_max": 2}, {"share": 1, "segments_min": 3, "segments_max": 3}]
+        phases = [{"share": 1, "segments_max": 2}, {"share": 4, "segments_min": 3, "segments_max": 3}]
         more = {"tokens": 1000, "phases": phases} if name == "phases" else {}
         prepare(MixConfig(validation=0.2, sources=[story], **more), tmp_path, tokenizer, tmp_path / name, workers=1)
         return str(tmp_path / name)
@@ -209,8 +209,9 @@ def test_a_checkpoint_of_an_older_version_is_told_in_a_line(make_config, tmp_pat
         train(make_config(tokens=100), run, resume=True)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_config, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_config, tmp_path, capsys):
     whole = train(make_config(), tmp_path / "whole")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 9')
     assert_same_run(whole.run, train(make_config(), tmp_path / "run", resume=True).run)
+    assert "run: was stopped before its first checkpoint; starting anew" in capsys.readouterr().err

@@ -1,10 +1,15 @@
-"""The figures of docs/memory.md are those of the bench that it names."""
+"""What the docs tell is so: figures are those of the command beside them, and each fault has its test."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rmkv_cli.config import load_config, preset_path
+from rmkv_cli.training.utilization import training_budget
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,3 +20,26 @@ def test_the_memory_s_tables_are_the_bench_s(study):
     tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert "| slots and store |" in tables
     assert tables in (ROOT / "docs/memory.md").read_text(encoding="utf-8")
+
+
+def test_each_fault_has_a_test_with_the_words_that_are_seen():
+    lines = (ROOT / "docs/faults.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "::" in line]
+    assert len({fault for fault, *_ in rows}) >= 20
+    for fault, seen, _, _, place in rows:
+        file, _, test = place.strip("`").partition("::")
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        functions = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+        assert test in functions, f"{fault}: {file} has no {test}"
+        plain = source.replace("\\", "")  # of what is matched as a pattern
+        for quoted in re.findall(r"`(.*?)`", seen):
+            for words in quoted.split("…"):
+                assert words.strip() in plain, f"{fault}: {file} does not ask for {words!r}"
+
+
+def test_the_hours_are_those_that_params_tells():
+    told = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    small, large = (training_budget(load_config(preset_path(name))) for name in ("125m", "600m"))
+    assert f"at an assumed MFU of {small['assumed_mfu']:.0%}" in told
+    for card, hours in small["hours"].items():
+        assert f"| {card} | {hours:,.1f} | {large['hours'][card]:,.1f} |\n" in told

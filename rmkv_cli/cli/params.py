@@ -15,18 +15,23 @@ def params(
     overrides: Overrides = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows at once. [default: micro_batch_size]")] = None,
     row_tokens: Annotated[int | None, typer.Option(min=1, help="Row length. [default: segments_max segments]")] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Show the training's budget as well: tokens, FLOPs, hours by card.")
+    ] = False,
     groups: Annotated[bool, typer.Option("--groups", help="Show the optimizer's parameter groups as well.")] = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters by part, work per token, bytes of state and of training, without allocating the weights."""
     resolved = read_config(preset, config, overrides)
-    train, model = resolved.train, resolved.model
 
     from rmkv_cli.model.cost import describe
 
-    report = describe(
-        resolved, batch or train.micro_batch_size, row_tokens or train.segments_max * model.segment_length
-    )
+    longest = resolved.train.segments_max * resolved.model.segment_length
+    report = describe(resolved, batch or resolved.train.micro_batch_size, row_tokens or longest)
+    if train:
+        from rmkv_cli.training.utilization import training_budget
+
+        report["training"] = training_budget(resolved)
     if groups:
         from rmkv_cli.training.optimizer import describe_groups
 
@@ -67,6 +72,16 @@ def _print_report(report: dict[str, Any]) -> None:
     console = Console()
     console.print(parts)
     console.print(costs)
+    if "training" in report:
+        budget = report["training"]
+        training = Table("training", title="Training budget", title_justify="left")
+        training.add_column("amount", justify="right")
+        training.add_row("tokens", amount(budget["tokens"]))
+        training.add_row("FLOPs, replay left out", f"{budget['flops']:.3g}")
+        training.add_section()
+        for card, hours in budget["hours"].items():
+            training.add_row(f"hours on one {card}, bf16, at an MFU of {budget['assumed_mfu']:.0%}", f"{hours:,.1f}")
+        console.print(training)
     if "groups" in report:
         groups = Table("group", "optimizer", title="Parameter groups", title_justify="left")
         for column in ("parameters", "learning rate", "weight decay"):

@@ -58,7 +58,12 @@ class Documents:
             raise IndexError(f"document {index} of {len(self)}")
         batch, within = self._locate(index)
         offsets = self._offsets[batch]
-        return self._values[batch][offsets[within] : offsets[within + 1]]
+        tokens = self._values[batch][offsets[within] : offsets[within + 1]]
+        if tokens.max() >= self.vocab_size:  # which no embedding has
+            raise UserError(
+                f"document {index} of the data is damaged (it holds token {tokens.max()}); make the mix again"
+            )
+        return tokens
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self[i] for i in range(len(self)))

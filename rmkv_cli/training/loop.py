@@ -35,7 +35,7 @@ from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
-from rmkv_cli.training.memory import memory_full
+from rmkv_cli.training.memory import told_when_full
 from rmkv_cli.training.metrics import Metrics
 from rmkv_cli.training.trainer import Trainer
 
@@ -67,14 +67,11 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         UserError: the config, the data, the tokenizer and the run do not fit together.
         BadStepError: by the config, or as the last of too many; what led to it lies in the run's folder `failed`.
     """
-    try:
-        with joined(config.train.device) as ranks:
-            if ranks.first:
-                return _lead(config, run, ranks, resume, allow_noncausal)
-            _follow(config, ranks)
-            return None
-    except torch.OutOfMemoryError:
-        raise memory_full(config) from None
+    with told_when_full(config), joined(config.train.device) as ranks:
+        if ranks.first:
+            return _lead(config, run, ranks, resume, allow_noncausal)
+        _follow(config, ranks)
+        return None
 
 
 def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal: bool) -> Outcome:

@@ -3,6 +3,8 @@
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -11,12 +13,19 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.model.cost import training_memory
 
 
-def memory_full(config: Config) -> UserError:
-    """Return the error that tells how to need less of a GPU's memory."""
-    return UserError(
-        f"the GPU's memory is full: lower train.micro_batch_size ({config.train.micro_batch_size}), or "
-        f"model.segment_length; `rmkv params` estimates the need"
-    )
+@contextmanager
+def told_when_full(config: Config) -> Iterator[None]:
+    """Raise `UserError`, which tells how to need less, where torch finds no memory for a tensor."""
+    try:
+        yield
+    except RuntimeError as error:
+        gpu = isinstance(error, torch.OutOfMemoryError)
+        if not gpu and "DefaultCPUAllocator" not in str(error):  # by no class of its own
+            raise
+        raise UserError(
+            f"the {'GPU' if gpu else 'machine'}'s memory is full: lower train.micro_batch_size "
+            f"({config.train.micro_batch_size}), or model.segment_length; `rmkv params` estimates the need"
+        ) from None
 
 
 def estimated_memory(config: Config, segments: int) -> int:

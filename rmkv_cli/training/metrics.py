@@ -1,9 +1,11 @@
 """metrics.jsonl: a line a record, in the order of steps, continued exactly when a run goes on."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rmkv_cli.errors import UserError
 from rmkv_cli.files import write_text
 
 
@@ -18,9 +20,12 @@ class Metrics:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a record."""
+        """Append a record; raise `UserError` if it cannot be written (a full disk)."""
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            self._file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def has_validation(self, step: int) -> bool:
         """Return whether the model of this step was evaluated."""
@@ -32,7 +37,8 @@ class Metrics:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # a record that could not be written, which was told
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -40,9 +46,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):  # half a line, from a kill or a full disk, or damage
             records.append(json.loads(line))
-        except json.JSONDecodeError:  # a kill while the last line was written
-            break
     return records

@@ -19,7 +19,7 @@ from rmkv_cli.training.data import open_data
 from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
 from rmkv_cli.training.distribution import Ranks, resolve_device
 from rmkv_cli.training.loop import checked
-from rmkv_cli.training.memory import estimated_memory, memory_full, peak_memory, require_memory, total_memory
+from rmkv_cli.training.memory import estimated_memory, peak_memory, require_memory, told_when_full, total_memory
 from rmkv_cli.training.optimizer import mean_segments, most_segments
 from rmkv_cli.training.trainer import Trainer
 
@@ -119,11 +119,9 @@ def _trial(config: Config) -> Iterator[Trainer]:
     device = resolve_device(config.train.device)
     with tempfile.TemporaryDirectory(prefix="rmkv-") as folder, open_data(config, Path(folder)) as data:
         require_memory(config, most_segments(config.train, data.phases), device)
-        try:
-            lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
+        lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
+        with told_when_full(config):
             yield Trainer(config, lanes, Ranks(device), data.phases)
-        except torch.OutOfMemoryError:
-            raise memory_full(config) from None
 
 
 def _step(trainer: Trainer, segments: int) -> dict[str, Any]:

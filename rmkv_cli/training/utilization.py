@@ -1,10 +1,11 @@
 """How much of what a device can compute a training uses: MFU, the share of its peak that the model's own FLOPs are."""
 
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 
-from rmkv_cli.config import ModelConfig
+from rmkv_cli.config import Config, ModelConfig
 from rmkv_cli.model.cost import forward_flops_per_token
 
 PEAKS = {  # FLOPs per second of dense bfloat16 products that add up in float32, by NVIDIA's data sheets
@@ -14,12 +15,23 @@ PEAKS = {  # FLOPs per second of dense bfloat16 products that add up in float32,
     "NVIDIA GeForce RTX 4090": 165e12,  # Ada architecture white paper
     "NVIDIA GeForce RTX 3090": 71e12,  # Ampere GA102 architecture white paper
 }
+ASSUMED_MFU = 0.4  # for budgets; a run tells its own
 
 
 def training_flops_per_token(config: ModelConfig) -> float:
     """Return three forward passes' FLOPs: the backward pass counts twice, the replay does not (PaLM: Chowdhery et al.,
     2022, appendix B)."""
     return 3 * sum(forward_flops_per_token(config).values())
+
+
+def training_budget(config: Config) -> dict[str, Any]:
+    """Return a training's tokens, their FLOPs, and the hours that one card of each kind takes at an assumed MFU."""
+    tokens = config.train.tokens
+    flops = training_flops_per_token(config.model) * tokens
+    hours = {
+        name.removeprefix("NVIDIA ").rstrip("*"): flops / (ASSUMED_MFU * peak) / 3600 for name, peak in PEAKS.items()
+    }
+    return {"tokens": tokens, "flops": flops, "assumed_mfu": ASSUMED_MFU, "hours": hours}
 
 
 def peak_flops(name: str) -> float | None:

@@ -65,11 +65,14 @@ def test_params_and_config_report_as_tables_and_as_json():
         report = json.loads(rmkv(name, "--preset", "600m", "--json").stdout)
         assert sum(report["by_part"].values()) == report["parameters"]
     assert f"{report['parameters']:,}" in rmkv("params", "--preset", "600m").stdout
-    muon = ("params", "--preset", "600m", "--set", "train.optimizer=muon", "--groups")
-    groups = json.loads(rmkv(*muon, "--json").stdout)["groups"]
+    muon = ("params", "--preset", "600m", "--set", "train.optimizer=muon", "--groups", "--train")
+    report = json.loads(rmkv(*muon, "--json").stdout)
+    groups = report["groups"]
     assert [group["name"] for group in groups] == ["matrices", "others"]
     assert sum(group["parameters"] for group in groups) == report["parameters"]
-    assert all(f"{group['parameters']:,}" in rmkv(*muon).stdout for group in groups)
+    shown = rmkv(*muon).stdout
+    assert all(f"{group['parameters']:,}" in shown for group in groups)
+    assert all(f" {hours:,.1f} " in shown for hours in report["training"]["hours"].values())
     shown = json.loads(rmkv("config", "show", "--preset", "tiny", "--set", "model.memory.slots=5", "--json").stdout)
     assert shown["model"]["memory"]["slots"] == 5
     assert json.loads(rmkv("config", "list", "--json").stdout).keys() == {"tiny", "125m", "600m", "600m-published"}

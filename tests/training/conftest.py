@@ -24,7 +24,7 @@ def data(tokenizer, tmp_path_factory):
     return folder / "data"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config(data):
     """A run of 12 steps or so on `data`, with a checkpoint every 2 and a validation every 4."""
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from compare_runs import TIMES
+from compare_runs import TIMES, assert_same_run
 from job import torchrun
 from safetensors.torch import load_file
 
@@ -116,6 +116,22 @@ def test_a_run_goes_on_with_another_number_of_processes(written, float64, tmp_pa
     (tmp_path / "two" / "config.toml").write_text(dump_toml(other))
     assert torchrun(2, "train", "--resume", "--run", tmp_path / "two", FLOAT64=1).returncode == 0
     assert_same_curve(tmp_path / "two", whole, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_stopped_and_resumed_on_as_many_processes_is_bit_for_bit_the_same(written, tmp_path, how):
+    """Each of two processes accumulates two micro-batches a step; one of them gets a SIGTERM in step 3."""
+    _, file = written(distributed=how)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for start, wishes in (
+        (("--config", file, "--run", whole), {}),
+        (("--config", file, "--run", run), {"STOP": "1 3"}),
+        (("--resume", "--run", run), {}),
+    ):
+        job = torchrun(2, "train", *start, **wishes)
+        assert job.returncode == 0, job.stderr
+    assert_same_run(whole, run)
 
 
 def tokens_at(run, step):

@@ -63,7 +63,7 @@ def rare_token(data, segments):
     return min(((token, at) for token, at in sorted(where.items()) if at[0] > 2), key=lambda found: len(found[1]))
 
 
-def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, monkeypatch):
+def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, monkeypatch, capsys):
     """The embedding of a rare token is infinite: so is what becomes of each row that holds it, and of no other."""
     config = make_config(on_bad_step="skip", model={"tie_word_embeddings": False}, keep_last=99, checkpoint_every=1)
     plain = train(config, tmp_path / "plain")
@@ -71,6 +71,7 @@ def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, mo
     poke_at(monkeypatch, 1, lambda model: model.embedding.weight[token].fill_(math.inf))
     whole = train(config, tmp_path / "whole")
     bad = [record for record in curve(whole.run) if "bad_step" in record]
+    assert capsys.readouterr().err.count("gradient norm nan; passed over\n") == len(bad)
     assert [(record["step"], record["bad_steps"]) for record in bad] == [(step, i + 1) for i, step in enumerate(steps)]
     assert len(steps) < whole.step / 2
     assert (whole.step, whole.tokens) == (plain.step, plain.tokens)
@@ -92,12 +93,15 @@ def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, mo
     ],
     ids=["infinite", "spike"],
 )
-def test_a_rollback_restores_the_last_checkpoint_and_reads_on(make_config, tmp_path, monkeypatch, poke, reason, keys):
+def test_a_rollback_restores_the_last_checkpoint_and_reads_on(
+    make_config, tmp_path, monkeypatch, capsys, poke, reason, keys
+):
     config = make_config(on_bad_step="rollback", tokens=2600, keep_last=99, **keys)
     poke_at(monkeypatch, 25, poke)
     whole = train(config, tmp_path / "whole")
     (bad,) = [record for record in curve(whole.run) if "bad_step" in record]
     assert reason in bad["bad_step"]
+    assert "; passed over, back to the weights of step 24" in capsys.readouterr().err
     assert (bad["step"], bad["rolled_back_to"]) == (25, 24)
     good, anew = (whole.run / "checkpoints" / f"step-{step:08d}" for step in (24, 25))
     left, right = (load_file(path / "model.safetensors") for path in (good, anew))

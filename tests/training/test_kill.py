@@ -18,14 +18,33 @@ from rmkv_cli.model import find_model
 from rmkv_cli.training import train
 
 
-def rmkv_train(*arguments):
+def rmkv_train(*arguments, stderr=subprocess.DEVNULL):
     command = [sys.executable, "-m", "rmkv_cli", "train", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
 
 
 def steps(run):
     path = run / "metrics.jsonl"
     return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp_path):
+    """A kill, the end of its terminal, and then a signal upon which it saves, each while steps are taken."""
+    file, run = tmp_path / "config.toml", tmp_path / "run"
+    config = make_config(tokens=2000, checkpoint_every=5, eval_every=10)
+    file.write_text(dump_toml(config))
+    begin = ["--config", file]
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGHUP, -1), (signal.SIGINT, 130)):
+        before = steps(run)
+        with rmkv_train(*begin, "--run", run, stderr=subprocess.PIPE) as process:
+            while steps(run) <= before + 3 and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(number)
+            last = process.stderr.read().splitlines()[-1]
+        assert process.returncode == code
+        begin = ["--resume"]
+    assert last == f"stopped; go on with: rmkv train --resume --run {run}"
+    assert_same(train(config, run, resume=True).run, train(config, tmp_path / "whole").run)
 
 
 @pytest.mark.slow

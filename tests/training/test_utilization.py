@@ -11,7 +11,7 @@ from rmkv_cli.model.cost import TRAINED, forward_flops_per_token
 from rmkv_cli.training import train
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.metrics import read_metrics
-from rmkv_cli.training.utilization import device_peak, peak_flops, training_flops_per_token
+from rmkv_cli.training.utilization import device_peak, peak_flops, training_budget, training_flops_per_token
 
 
 def test_a_step_is_three_forward_passes_and_a_replayed_one_four():
@@ -41,6 +41,13 @@ def test_records_tell_flops_per_second(make_config, tmp_path):
             forward = sum(forward_flops_per_token(config.model).values())
             assert record["flops_per_second"] == pytest.approx(3 * forward * record["tokens_per_second"])
             assert "mfu" not in record  # of a CPU no peak is known
+
+
+def test_a_budget_is_the_work_of_all_tokens_at_a_share_of_the_peak(make_config):
+    config = make_config(tokens=10**12)
+    budget = training_budget(config)
+    assert budget["flops"] == 10**12 * training_flops_per_token(config.model)
+    assert budget["hours"]["A100"] == pytest.approx(budget["flops"] / 312e12 / 0.4 / 3600)
 
 
 def test_peaks_are_those_of_the_card_that_torch_names():

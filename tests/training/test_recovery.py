@@ -1,0 +1,225 @@
+"""What damages a run, its disk or its data is told in a line, and the run goes on and ends as if it had not been."""
+
+import resource
+import shutil
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from compare_runs import assert_same_run, curve, stop_at
+from small_run import error_of
+
+from rmkv_cli.cli.main import main
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.errors import UserError
+from rmkv_cli.model import find_model
+from rmkv_cli.tokenizer import train_tokenizer
+from rmkv_cli.training import loop, resolve_device, train
+from rmkv_cli.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def config(make_config):
+    return make_config(tokens=600)
+
+
+@pytest.fixture(scope="module")
+def runs(config, tmp_path_factory):
+    """Two runs: `whole`, to which nothing happened, and `stopped` after 7 of its steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(config, folder / "whole")
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(patched, 7)
+        train(config, folder / "stopped")
+    return folder
+
+
+@pytest.fixture
+def whole(runs):
+    return runs / "whole"
+
+
+@pytest.fixture
+def stopped(runs, tmp_path):
+    """A copy, to be damaged; its newest checkpoints are those of steps 4, 6 and 7."""
+    return Path(shutil.copytree(runs / "stopped", tmp_path / "stopped", symlinks=True))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", cut),
+        ("model.safetensors", flip),
+        ("training/__0_0.distcp", flip),
+        ("training/.metadata", cut),
+        ("training/progress.pt", Path.unlink),
+        ("checksums.json", Path.unlink),
+    ],
+    ids=["weights cut", "a bit of the weights", "optimizer", "index", "progress gone", "checksums gone"],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_said(config, whole, stopped, capsys, name, damage):
+    newest = find_model(stopped)
+    damage(newest / name)
+    train(config, stopped, resume=True)
+    assert f"{newest}: {name} is damaged; going back to the checkpoint before" in capsys.readouterr().err
+    assert_same_run(whole, stopped)
+
+
+def test_links_that_are_gone_are_made_again(config, whole, stopped):
+    (stopped / "latest").unlink()
+    (stopped / "best").unlink()
+    train(config, stopped, resume=True)
+    assert_same_run(whole, stopped)
+    assert (stopped / "latest").resolve() == find_model(stopped).resolve()
+
+
+def test_a_damaged_line_of_the_metrics_costs_no_other(config, whole, stopped):
+    """Bytes that are no text in the middle, and a last line that a kill cut in half."""
+    first, second, *rest = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_bytes(b"".join([first, b"\xff" + second, *rest, b'{"step": 8, "lo']))
+    train(config, stopped, resume=True)
+    assert curve(stopped) == [record for record in curve(whole) if record["step"] != 2]
+
+
+@contextmanager
+def limited(what, most):
+    """Lower a limit of this process for a while."""
+    soft, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "file"),
+    [(100, "metrics.jsonl"), (6_000, "model.safetensors"), (70_000, "training")],
+    ids=["metrics", "weights", "optimizer"],
+)
+def test_a_disk_that_fills_up_during_a_training_costs_no_checkpoint(config, whole, tmp_path, monkeypatch, size, file):
+    """From step 5 on no file can pass a size: what is written next, or at the next checkpoint, finds no room."""
+    run, take = tmp_path / "run", Trainer.train_step
+
+    def filling(self):
+        if self.step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return take(self)
+
+    with monkeypatch.context() as patched, limited(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY):
+        patched.setattr(Trainer, "train_step", filling)
+        with pytest.raises(UserError, match=f"{file}: cannot be written: ") as error:
+            train(config, run)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    train(config, run, resume=True)
+    assert_same_run(whole, run)
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_checkpoint_before(config, whole, tmp_path, monkeypatch):
+    """Both come while the checkpoint of step 6 is written."""
+    run, fill = tmp_path / "run", loop._Job.fill
+
+    def interrupted(self, folder):
+        if self.trainer.step == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        fill(self, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Job, "fill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    train(config, run, resume=True)
+    assert_same_run(whole, run)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads how much memory this process has")
+def test_memory_that_is_full_is_told(make_config, tmp_path):
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    config = make_config(model={"segment_length": 8192}, batch_size=64, micro_batch_size=64, segments_min=4)
+    with (
+        limited(resource.RLIMIT_AS, taken + 250_000_000),
+        pytest.raises(UserError, match=r"the machine's memory is full: lower train.micro_batch_size \(64\), or model"),
+    ):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="wants a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_told():
+    with pytest.raises(UserError, match="device = 'cuda': PyTorch finds no GPU here; use 'auto' or 'cpu'"):
+        resolve_device("cuda")
+
+
+def test_a_damaged_config_is_told_and_mended(config, whole, stopped, monkeypatch, capsys):
+    file = stopped / "config.toml"
+    before = file.read_bytes()
+    cut(file)
+    line = error_of(monkeypatch, capsys, "train", "--resume", "--run", stopped)
+    assert line.startswith(f"error: {file}: not valid TOML: ")
+    file.write_bytes(before)
+    train(config, stopped, resume=True)
+    assert_same_run(whole, stopped)
+
+
+@pytest.fixture
+def copied(data, tmp_path):
+    """A copy of the data, to be damaged."""
+    return Path(shutil.copytree(data, tmp_path / "data"))
+
+
+def on(config, data):
+    """The config with other data."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"data": str(data)})})
+
+
+def test_data_that_were_moved_are_found_where_data_says(config, whole, copied, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3)
+        run = train(on(config, copied), tmp_path / "run").run
+    capsys.readouterr()
+    copied.rename(tmp_path / "elsewhere")
+    line = error_of(monkeypatch, capsys, "train", "--resume", "--run", run)
+    assert line == f"error: {copied}: is not a mix (it has no manifest.json); `rmkv data mix` makes one"
+    monkeypatch.setattr(
+        sys, "argv", ["rmkv", "train", "--resume", "--run", str(run), "--data", f"{tmp_path}/elsewhere"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert_same_run(whole, run)
+
+
+def test_another_tokenizer_is_refused(config, copied, tmp_path):
+    train_tokenizer(iter(["other words"]), 263).save(copied / "tokenizer.json")
+    with pytest.raises(UserError, match=r"its tokenizer\.json is not the one that the data was made with"):
+        train(on(config, copied), tmp_path / "run")
+
+
+def test_tokens_that_no_vocabulary_has_are_told(config, copied, whole, tmp_path):
+    """Bytes of a shard are overwritten."""
+    shard = copied / "train-00000.arrow"
+    documents = Documents.open(copied, "train")
+    before, tokens = shard.read_bytes(), documents[8].tobytes()
+    damaged = before.replace(tokens, b"\xff" * len(tokens))
+    assert damaged != before
+    shard.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"document 8 of the data is damaged \(it holds token 65535\); make the mix"):
+        train(on(config, copied), tmp_path / "run")
+    shard.write_bytes(before)
+    train(on(config, copied), tmp_path / "run", resume=True)
+    assert_same_run(whole, tmp_path / "run")

@@ -3,7 +3,7 @@
 from rmkv_cli.model.attention import AttentionPooling, QKVBlock
 from rmkv_cli.model.block import RMKVBlock
 from rmkv_cli.model.cells import RecurrentMemoryCell
-from rmkv_cli.model.model import RMKV, reading, reset_memory, swap_memory
+from rmkv_cli.model.model import RMKV, reading, reset_memory, reset_recent, swap_memory
 from rmkv_cli.model.pretrained import find_model
 from rmkv_cli.model.state import State
 from rmkv_cli.model.store import AssociativeStore
@@ -19,5 +19,6 @@ __all__ = [
     "find_model",
     "reading",
     "reset_memory",
+    "reset_recent",
     "swap_memory",
 ]

@@ -270,6 +270,16 @@ def reset_memory(state: State) -> State:
     return replace(state, owner=nobody, store_owner=nobody)
 
 
+def reset_recent(state: State) -> State:
+    """Return the state with its memory kept, slots and store, and what was recent forgotten.
+
+    The tokens that follow see neither the look-back nor the open segment's tokens, and at the segment's end the slots
+    take in the new ones alone; the store has taken in all of them. The position is kept.
+    """
+    recent = None if state.recent is None else torch.zeros_like(state.recent)
+    return replace(state, documents=torch.full_like(state.documents, NONE), recent=recent)
+
+
 def swap_memory(state: State, order: Tensor) -> State:
     """Return the state with each row's memory, its store included, taken from row order[b] of the batch; all else is
     kept."""

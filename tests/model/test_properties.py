@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_model import CELLS, MEMORIES, POSITIONS, PUBLISHED, make_model
 
-from rmkv_cli.model import RMKV, State, reset_memory, swap_memory
+from rmkv_cli.model import RMKV, State, reset_memory, reset_recent, swap_memory
 
 EVERY = list(itertools.product(MEMORIES, POSITIONS, (0, 3, 5)))
 
@@ -137,6 +137,30 @@ def test_memory_can_be_reset_and_swapped():
     assert model(rest, reset_memory(state))[1].position.tolist() == [10, 10]
     crossed = torch.cat([ids.flip(0)[:, :5], rest], dim=1)
     torch.testing.assert_close(swapped, model(crossed)[0][:, 5:], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("memory", MEMORIES, ids=str)
+def test_what_is_recent_can_be_forgotten(memory):
+    """With the memory reset as well nothing is left; the memory alone is the same whatever the recent tokens were."""
+    model = make_model(memory=memory)
+    ids = tokens(2, 20)
+    rest = ids[:, 10:]
+    _, state = model(ids[:, :10])
+    fresh = model(rest)[0]
+    torch.testing.assert_close(model(rest, reset_memory(reset_recent(state)))[0], fresh, atol=1e-12, rtol=0)
+    if model.config.memory.updated or model.config.memory.store:
+        assert not torch.allclose(model(rest, reset_recent(state))[0], fresh)
+    _, state = model(ids[:, :12])  # inside a segment
+    m = 2 * model.config.memory.slots  # their keys and values stand first, and are kept
+
+    def noisy(layers):
+        return tuple(torch.cat([x[:, :, :m], torch.randn_like(x[:, :, m:])], dim=2) for x in layers)
+
+    stream = tuple(map(torch.randn_like, state.stream))
+    other = replace(state, keys=noisy(state.keys), values=noisy(state.values), stream=stream)
+    kept = model(ids[:, 12:], reset_recent(state))
+    torch.testing.assert_close(model(ids[:, 12:], reset_recent(other))[0], kept[0], atol=1e-12, rtol=0)
+    assert kept[1].position.tolist() == [20, 20]
 
 
 @pytest.mark.parametrize("lookback", [0, 2])

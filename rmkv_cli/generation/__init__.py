@@ -1,6 +1,7 @@
 """Writing text: the prompt read once, tokens drawn one by one, stop strings, whole characters; and saved readings."""
 
 from rmkv_cli.generation.bandwidth import bandwidth_share
+from rmkv_cli.generation.chat import Conversation
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import Batch, Generation, generate, together
 from rmkv_cli.generation.lines import read_lines, write_lines
@@ -12,6 +13,7 @@ from rmkv_cli.generation.texts import text_pieces
 
 __all__ = [
     "Batch",
+    "Conversation",
     "Decoder",
     "Generation",
     "Prompt",

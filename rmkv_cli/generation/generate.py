@@ -39,7 +39,9 @@ class Batch:
         Those that end leave the batch.
         """
         logits = self._decoder.step(torch.tensor([text.ids[-1] for text in self.texts]))
-        drawn = torch.cat([text.draw(row) for text, row in zip(self.texts, logits.split(1), strict=True)])
+        for text, row in zip(self.texts, logits.split(1), strict=True):
+            text.logits = row
+        drawn = torch.cat([text.draw(text.logits) for text in self.texts])
         pieces = [(text, text.push(token)) for text, token in zip(self.texts, drawn.tolist(), strict=True)]
         for text, _ in pieces:
             if text.stop_reason is not None:

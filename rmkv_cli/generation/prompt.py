@@ -63,6 +63,20 @@ def read_prompt(
     return Prompt(read, time.perf_counter() - start, logits, state, seen)
 
 
+def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt) -> Prompt:
+    """Read tokens that go on `after` an earlier reading, one at least; errors as in `read_prompt`.
+
+    Tokens that were drawn need not be those that their text is encoded as.
+    """
+    start = time.perf_counter()
+    require_positions(model, after.state, len(ids))
+    logits, state = _read(model, torch.tensor([ids], device=model.memory.device), after.state)
+    _require_numbers(logits)
+    seen = after.seen.clone()
+    seen[:, ids] = True
+    return Prompt(len(ids), time.perf_counter() - start, logits, state, seen)
+
+
 def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[Piece]]) -> list[Prompt]:
     """Read the beginnings of documents together; each is read as `read_prompt` reads it.
 

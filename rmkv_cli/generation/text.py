@@ -52,13 +52,13 @@ class Text:
         if max_tokens < 1:
             raise UserError(f"max_tokens: should be 1 or more, got {max_tokens}")
         self.logits = prompt.logits
-        """(1, V), of the first token."""
+        """(1, V), of the token that is drawn next; at the end, of the one that followed `state`."""
         self.text = ""
         self.ids: list[int] = []
         """Tokens written, those of a stop string included, one that ends the text not."""
         self.stop_reason: StopReason | None = None
         self.state = prompt.state
-        """All that was read, once the text has ended: the prompt and, of the text, all tokens but the last."""
+        """All that was read, once the text has ended: the prompt, and all tokens but the last one drawn."""
         self._tokenizer, self._config, self._max_tokens = tokenizer, config, max_tokens
         self._ends = {special.id for special in ends}
         self._stop, self._stream = StopStrings(stop), tokenizer.stream()

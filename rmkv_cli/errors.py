@@ -1,4 +1,4 @@
-"""The one exception that users see, and how the nearest right word is found."""
+"""The one exception that users see, what errors say, and how the nearest right word is found."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,14 @@ class UserError(Exception):
 
     It says what is wrong, where (file, line, key), and what would be right.
     """
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says; of the system's errors, where and why."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror.lower()}"
+    return str(error)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

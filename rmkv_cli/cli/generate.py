@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmkv_cli.cli.loading import Device, load_model
-from rmkv_cli.cli.options import Json, Model, print_json
+from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, print_json
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file
@@ -41,13 +41,11 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="With --out: texts written side by side.")] = 8,
     max_tokens: Annotated[int, typer.Option(metavar="N", help="Write at most N tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that hold this much probability.")] = 0.95,
-    min_p: Annotated[
-        float, typer.Option(help="Leave out tokens less than this share as likely as the likeliest.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: rather tokens not seen yet.")] = 1.0,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     seed: Annotated[
         int | None, typer.Option(help="The same seed, the same text. [default: random; with --out 0]")
     ] = None,

@@ -9,8 +9,21 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli import config, data, demo, evaluate, generate, huggingface, inspect, params, read, tokenizer, train
-from rmkv_cli.errors import UserError
+from rmkv_cli.cli import (
+    chat,
+    config,
+    data,
+    demo,
+    evaluate,
+    generate,
+    huggingface,
+    inspect,
+    params,
+    read,
+    tokenizer,
+    train,
+)
+from rmkv_cli.errors import UserError, one_line
 from rmkv_cli.progress import stderr
 
 
@@ -39,6 +52,7 @@ def build() -> typer.Typer:
         home.command("generate", epilog="Example: rmkv generate --model runs/tiny --prompt 'Once upon a time'")(
             generate.generate
         )
+        home.command("chat", epilog="Example: rmkv chat --model runs/tiny --state notes.rmkv")(chat.chat)
         home.command("read", epilog="Example: rmkv read book.txt --model runs/tiny --out book.rmkv")(read.read)
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
@@ -76,12 +90,5 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):  # `rmkv … | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        stderr().print(f"error: {_one_line(error)}", style="red")
+        stderr().print(f"error: {one_line(error)}", style="red")
         sys.exit(2)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror.lower()}"
-    return str(error)

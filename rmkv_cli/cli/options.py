@@ -20,8 +20,11 @@ Overrides = Annotated[
 Model = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="A model folder, a checkpoint, or a run (its latest).")
 ]
-
-
+Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest that hold this much probability.")]
+MinP = Annotated[float, typer.Option(help="Leave out tokens less than this share as likely as the likeliest.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: rather tokens not seen yet.")]
 MixName = Annotated[
     str | None,
     typer.Argument(metavar="MIX", help="Sources and weights: a mix.toml, or the name of a shipped one."),

@@ -1,0 +1,195 @@
+"""`rmkv chat`."""
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP
+from rmkv_cli.config import parse
+from rmkv_cli.errors import UserError, did_you_mean, one_line
+from rmkv_cli.files import require_file, require_new
+from rmkv_cli.progress import progress, stderr
+
+if TYPE_CHECKING:
+    from rmkv_cli.generation import Conversation
+
+COMMANDS = {
+    "/help": ("", "show this"),
+    "/read": ("FILE", "have a text read, of any length, as a message that is not answered"),
+    "/save": ("FILE", "save what the model carries, for --state, /load and `rmkv generate --state`"),
+    "/load": ("FILE", "go on from what was saved, or from what `rmkv read` made, instead"),
+    "/reset": ("", "forget everything but --system"),
+    "/stats": ("", "tell what was read, the state's size, and the last turn's rates"),
+    "/quit": ("", "end, as Ctrl-D does"),
+}
+KEYS = "Alt-Enter: a new line; Ctrl-C: stop the answer. A message that begins with / wants a space before it."
+
+
+def chat(
+    model: Model,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="NOTES", help="Go on from this file if there is one, and save into it at the end."),
+    ] = None,
+    mode: Annotated[
+        Literal["single", "instruct", "chat"],
+        typer.Option(
+            help="chat: each turn is read after all before it. instruct: the same, but earlier turns are known by the "
+            "memory alone, no token of them is seen. single: each message on its own, and no turn leaves a trace."
+        ),
+    ] = "chat",
+    system: Annotated[
+        str, typer.Option(metavar="TEXT", help="What is set before a new conversation's first message.")
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Write at most N tokens an answer.")] = 256,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed and messages, the same answers. [default: random]")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Talk with a model whose memory carries on between turns and, with --state, between sessions.
+
+    Where standard input is not a terminal, each of its lines is a message or a command, and stdout gets the answers.
+    """
+    typed = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    if typed:
+        try:
+            from rmkv_cli.cli.terminal import CommandCompleter, typed_messages
+        except ModuleNotFoundError:
+            raise UserError("typing needs prompt_toolkit: pip install 'rmkv[chat]'; or pipe lines in") from None
+        with_file = {name for name, (argument, _) in COMMANDS.items() if argument}
+        messages = typed_messages(CommandCompleter(COMMANDS, with_file))
+    else:
+        messages = _lines()
+
+    from rmkv_cli.generation import Conversation, SamplingConfig
+
+    values = {
+        "repetition_penalty": repetition_penalty,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": secrets.randbelow(2**31) if seed is None else seed,
+    }
+    config = parse(SamplingConfig, values, "sampling")
+    rmkv, tokenizer = load_model(model, device)
+    conversation = Conversation(rmkv, tokenizer, config, max_tokens, mode, system)
+    if state is not None and state.exists():
+        conversation.load(state)
+        _tell(f"going on from {state}" + ("; --system is not set again" if system else ""))
+    if typed:
+        _tell(f"/help shows the commands. {KEYS}")
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup does
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))  # a terminal that is closed ends it as SIGTERM does
+    try:
+        _converse(conversation, messages, typed, state)
+    finally:
+        if state is not None:
+            conversation.save(state)
+            _tell(f"saved {state}")
+
+
+def _lines() -> Iterator[str]:
+    """Yield standard input's lines; bytes that are not UTF-8 become what the tokenizer refuses."""
+    if sys.stdin is not None:
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
+def _converse(conversation: "Conversation", messages: Iterator[str], typed: bool, state: Path | None) -> None:
+    """Answer messages and do commands until there are no more; what goes wrong is told, and it goes on."""
+    for message in messages:
+        try:
+            if message.strip() == "/quit":
+                return
+            if message.startswith("/"):
+                _command(conversation, message, state)
+            elif message.strip():
+                _answer(conversation, message.strip())
+        except BrokenPipeError:
+            raise
+        except (UserError, OSError) as error:
+            stderr().print(f"error: {one_line(error)}", style="red")
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            _tell("stopped")
+
+
+def _answer(conversation: "Conversation", message: str) -> None:
+    """Write the answer on stdout as it comes, and a newline at its end, also where Ctrl-C ends it."""
+    with closing(conversation.say(message)) as pieces:
+        try:
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        finally:
+            print(flush=True)
+
+
+def _command(conversation: "Conversation", line: str, state: Path | None) -> None:
+    """Do what a command says; raise `UserError` if there is none such, or it cannot be done."""
+    name, _, argument = line.strip().partition(" ")
+    if name not in COMMANDS:
+        raise UserError(f"{name}: no such command{did_you_mean(name, COMMANDS) or '; /help shows them'}")
+    wanted, _ = COMMANDS[name]
+    if bool(argument) != bool(wanted):
+        raise UserError(f"{name}: should be `{name} {wanted}`" if wanted else f"{name}: takes nothing after it")
+    path = Path(os.path.expanduser(argument.strip()))  # noqa: PTH111 - Path's raises where there is no such user
+    match name:
+        case "/help":
+            for command, (takes, does) in COMMANDS.items():
+                _tell(f"{command} {takes}".ljust(12) + does)
+            _tell(KEYS)
+        case "/read":
+            _read(conversation, path)
+        case "/save":
+            if path != state:
+                require_new(path)
+            conversation.save(path)
+            _tell(f"saved {path}")
+        case "/load":
+            conversation.load(path)
+            _tell(f"going on from {path}")
+        case "/reset":
+            conversation.reset()
+            _tell("begun anew")
+        case "/stats":
+            _stats(conversation)
+
+
+def _read(conversation: "Conversation", path: Path) -> None:
+    from rmkv_cli.generation import text_pieces
+
+    require_file(path)
+    with path.open("rb") as file, progress(f"reading {path}", path.stat().st_size, "bytes") as advance:
+        reading = conversation.read(text_pieces(file, str(path), advance))
+    _tell(f"read {reading.tokens:,} tokens at {reading.tokens / reading.seconds:,.0f}/s")
+
+
+def _stats(conversation: "Conversation") -> None:
+    carried, question, answer = conversation.memory.state, conversation.question, conversation.answer
+    _tell(f"{int(carried.position):,} tokens so far, in a state of {carried.size():,} bytes")
+    if question is not None and answer is not None and answer.ids:
+        _tell(
+            f"last turn: read {question.tokens:,} tokens at {question.tokens / question.seconds:,.0f}/s, "
+            f"wrote {len(answer.ids):,} at {len(answer.ids) / answer.seconds:,.0f}/s"
+        )
+
+
+def _tell(message: str) -> None:
+    stderr().print(message, style="dim")

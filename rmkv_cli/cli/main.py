@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli import config, data, demo, evaluate, generate, inspect, params, read, tokenizer, train
+from rmkv_cli.cli import config, data, demo, evaluate, generate, inspect, params, read, serve, tokenizer, train
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 
@@ -40,6 +40,7 @@ def build() -> typer.Typer:
             generate.generate
         )
         home.command("read", epilog="Example: rmkv read book.txt --model runs/tiny --out book.rmkv")(read.read)
+        home.command("serve", epilog="Example: rmkv serve --model runs/tiny")(serve.serve)
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
     app.command("demo", epilog="Example: rmkv demo")(demo.demo)

@@ -3,7 +3,7 @@
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import Batch, Generation, generate, together
 from rmkv_cli.generation.notes import load_notes, save_notes
-from rmkv_cli.generation.prompt import Prompt, read_prompt, read_prompts
+from rmkv_cli.generation.prompt import Prompt, read_by_segments, read_prompt, read_prompts, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
@@ -18,8 +18,10 @@ __all__ = [
     "Text",
     "generate",
     "load_notes",
+    "read_by_segments",
     "read_prompt",
     "read_prompts",
+    "require_positions",
     "save_notes",
     "text_pieces",
     "together",

@@ -55,7 +55,7 @@ class Writing:
     """The pieces that a text is, once it is read like a prompt."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # a prompt is shown in no message
 class Job:
     """A prompt to read, after an earlier reading or as a document's beginning, and what to write after it, if anything.
 
@@ -164,9 +164,11 @@ class Engine:
             self._read_on(*self._reading.popleft())
         if self._batch.texts:
             owners: dict[Text, tuple[Job, Choice]] = {x: (job, x) for job in self._running for x in job.texts}
-            for text, piece in self._batch.step():
+            pieces = self._batch.step()
+            for text, piece in pieces:
                 self._tell(*owners[text], piece)
-                self._end_written(owners[text][0])
+            for job in {owners[text][0] for text, _ in pieces}:
+                self._end_written(job)
 
     def _give_up(self) -> None:
         """End the jobs that nobody wants any more, or whose time is over."""

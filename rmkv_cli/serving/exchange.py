@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from rmkv_cli.serving.choice import Said
 from rmkv_cli.serving.engine import Done, Engine, Event, Job
-from rmkv_cli.serving.errors import ApiError
+from rmkv_cli.serving.errors import ApiError, as_api_error
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Exchange:
             job.cancelled = True
 
     async def said(self) -> AsyncIterator[Said]:
-        """Yield what is said until all jobs are done; raise what one of them fails of."""
+        """Yield what is said until all jobs are done; raise `ApiError` if one of them fails."""
         left = len(self._jobs)
         while left:
             event = await self._events.get()
@@ -57,7 +57,7 @@ class Exchange:
             elif isinstance(event, Done):
                 self.read, self.written, left = self.read + event.read, self.written + event.written, left - 1
             else:
-                raise event
+                raise as_api_error(event)
 
 
 class EventStream(StreamingResponse):

@@ -34,7 +34,7 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
         yield
         service.engine.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, max_body_size=service.limits.max_body)
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
     handle_errors(app)
     _add_protocol(app, service)
     _add_memories(app, service)
@@ -48,7 +48,7 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": METRICS})
 
-    return Gate(app, service.metrics, key, hosts)
+    return Gate(app, service.metrics, service.limits.max_body, key, hosts)
 
 
 def _add_protocol(app: FastAPI, service: Service) -> None:

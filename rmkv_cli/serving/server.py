@@ -3,6 +3,7 @@
 import ipaddress
 import signal
 import socket
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -53,12 +54,14 @@ def bind(host: str, port: int) -> socket.socket:
     taken."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        with ExitStack() as undo:
+            bound = undo.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            undo.pop_all()
+        return bound
     except OSError as error:
         raise UserError(f"{host}:{port}: cannot be listened at: {str(error.strerror).lower()}") from None
-    return bound
 
 
 def serve(service: Service, bound: socket.socket, key: str | None, *, public: bool) -> None:

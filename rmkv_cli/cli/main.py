@@ -20,6 +20,7 @@ from rmkv_cli.cli import (
     inspect,
     params,
     read,
+    serve,
     tokenizer,
     train,
 )
@@ -54,6 +55,7 @@ def build() -> typer.Typer:
         )
         home.command("chat", epilog="Example: rmkv chat --model runs/tiny --state notes.rmkv")(chat.chat)
         home.command("read", epilog="Example: rmkv read book.txt --model runs/tiny --out book.rmkv")(read.read)
+        home.command("serve", epilog="Example: rmkv serve --model runs/tiny")(serve.serve)
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
     app.command("demo", epilog="Example: rmkv demo")(demo.demo)

@@ -6,7 +6,7 @@ from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import Batch, Generation, generate, together
 from rmkv_cli.generation.lines import read_lines, write_lines
 from rmkv_cli.generation.notes import load_notes, save_notes
-from rmkv_cli.generation.prompt import Prompt, read_prompt, read_prompts
+from rmkv_cli.generation.prompt import Prompt, read_by_segments, read_prompt, read_prompts, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
@@ -23,9 +23,11 @@ __all__ = [
     "bandwidth_share",
     "generate",
     "load_notes",
+    "read_by_segments",
     "read_lines",
     "read_prompt",
     "read_prompts",
+    "require_positions",
     "save_notes",
     "text_pieces",
     "together",

@@ -1,7 +1,7 @@
 """Reading prompts into states, a segment at a time."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,24 +43,43 @@ def read_prompt(
         UserError: the model cannot generate, the tokenizer does not fit it, the text is not valid Unicode or is longer
             than learned positions, or the model's weights give no numbers.
     """
+    reading = read_by_segments(model, tokenizer, prompt, after)
+    while True:
+        try:
+            advance(next(reading))
+        except StopIteration as end:
+            read: Prompt = end.value
+            return read
+
+
+def read_by_segments(
+    model: RMKV, tokenizer: Tokenizer, prompt: str | Iterable[Piece], after: Prompt | None = None
+) -> Generator[int, None, Prompt]:
+    """Read as `read_prompt` does; yield after each segment the number of its tokens, and return what was read.
+
+    What the caller does in between does not count as time.
+    """
     _require_fit(model, tokenizer)
     config = model.config
-    start, read = time.perf_counter(), 0
+    seconds, read = 0.0, 0
     state, logits = (after.state, after.logits) if after else (None, None)
     device = model.memory.device
     seen = after.seen.clone() if after else torch.zeros(1, config.vocab_size, dtype=torch.bool, device=device)
     pieces = [prompt] if isinstance(prompt, str) else prompt
     begun = [] if after else [tokenizer.eod]
+    start = time.perf_counter()
     for ids in _segments(tokenizer, pieces, begun, config.segment_length, state.filled if state else 0):
         require_positions(model, state, len(ids))
         logits, state = _read(model, torch.tensor([ids], device=device), state)
         seen[:, ids] = True
         read += len(ids)
-        advance(len(ids))
+        seconds += time.perf_counter() - start
+        yield len(ids)
+        start = time.perf_counter()
     assert state is not None
     assert logits is not None
     _require_numbers(logits)
-    return Prompt(read, time.perf_counter() - start, logits, state, seen)
+    return Prompt(read, seconds + time.perf_counter() - start, logits, state, seen)
 
 
 def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt) -> Prompt:

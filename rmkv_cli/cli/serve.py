@@ -1,0 +1,71 @@
+"""`rmkv serve`."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.options import Model, parse_amount
+from rmkv_cli.config import parse
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import stderr
+
+KEY = "RMKV_API_KEY"
+
+
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    lanes: Annotated[int, typer.Option(metavar="N", help="Write at most N texts at once.")] = 8,
+    queue: Annotated[int, typer.Option(metavar="N", help="Let at most N more texts wait.")] = 64,
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="The most that a request may ask for.")] = 4096,
+    max_seconds: Annotated[float, typer.Option(help="The most that a request may take.")] = 600,
+    max_body: Annotated[
+        int, typer.Option(parser=parse_amount, metavar="BYTES", help="The largest request that is read.")
+    ] = 16_000_000,
+    max_memories: Annotated[int, typer.Option(metavar="N", help="Keep at most N named memories.")] = 100,
+    max_memory_bytes: Annotated[
+        int, typer.Option(parser=parse_amount, metavar="BYTES", help="The most that all of them may take, such as 2G.")
+    ] = 1_000_000_000,
+    allow_anyone: Annotated[
+        bool, typer.Option("--allow-anyone", help="Listen beyond this machine without an API key.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Serve a model over HTTP in the OpenAI protocol, with named memories, and a page to try it on.
+
+    Clients must show the API key that the environment variable RMKV_API_KEY holds, if it holds one. SIGTERM and Ctrl-C
+    let answers end within ten seconds.
+    """
+    key = os.environ.get(KEY, "").strip() or None
+    try:
+        from rmkv_cli.serving import Limits, Service, bind, is_loopback
+        from rmkv_cli.serving import serve as run
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
+            raise
+        raise UserError(f"{error.name} is not installed; pip install 'rmkv[serve]'") from None
+
+    if not is_loopback(host) and key is None and not allow_anyone:
+        raise UserError(
+            f"--host {host}: others could use the model; set {KEY} to a secret that clients must show, or say "
+            "--allow-anyone"
+        )
+    values = {
+        "lanes": lanes,
+        "queue": queue,
+        "max_tokens": max_tokens,
+        "max_seconds": max_seconds,
+        "max_body": max_body,
+        "max_memories": max_memories,
+        "max_memory_bytes": max_memory_bytes,
+    }
+    limits = parse(Limits, values, "serve")
+    with bind(host, port) as bound:
+        name = model.resolve().name
+        service = Service(*load_model(model, device), name, limits)
+        place = f"[{host}]" if ":" in host else host
+        stderr().print(f"serving {name} at http://{place}:{bound.getsockname()[1]}; Ctrl-C ends it")
+        run(service, bound, key, public=not is_loopback(host))

@@ -1,0 +1,124 @@
+"""The routes."""
+
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp
+
+from rmkv_cli.serving.errors import ApiError, handle_errors
+from rmkv_cli.serving.gate import Gate
+from rmkv_cli.serving.protocol import ChatRequest, CompletionRequest, MemoryRequest, TextRequest
+from rmkv_cli.serving.service import Service
+
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def create_app(service: Service, key: str | None = None, hosts: Collection[str] = ()) -> ASGIApp:
+    """Return the application that serves; it runs the service's engine while it runs itself.
+
+    Args:
+        service: the model, and all that goes with it.
+        key: what clients must show; None: nothing.
+        hosts: without a key, the names that the server answers to; none: to all.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        yield
+        service.engine.close()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    handle_errors(app)
+    _add_protocol(app, service)
+    _add_memories(app, service)
+    _add_page(app)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), headers={"Content-Type": METRICS})
+
+    return Gate(app, service.metrics, service.limits.max_body, key, hosts)
+
+
+def _add_protocol(app: FastAPI, service: Service) -> None:
+    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "rmkv"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name}")
+    async def one_model(name: str) -> dict[str, Any]:
+        if name != service.name:
+            raise ApiError(404, f"there is no model '{name}'; this server has '{service.name}'", "model_not_found")
+        return model
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: Request, asked: CompletionRequest) -> dict[str, Any] | Response:
+        return await service.write(request, asked)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Request, asked: ChatRequest) -> dict[str, Any] | Response:
+        return await service.write(request, asked)
+
+
+def _add_memories(app: FastAPI, service: Service) -> None:
+    memories = service.memories
+
+    @app.get("/v1/memories")
+    async def all_memories() -> dict[str, Any]:
+        return {"object": "list", "data": memories.list(), "room": memories.room}
+
+    @app.post("/v1/memories", status_code=201)
+    async def create(request: Request, asked: MemoryRequest) -> dict[str, Any]:
+        await service.read(request, asked.text, None, memories.create(asked.name))
+        return memories.describe(asked.name)
+
+    @app.get("/v1/memories/{name}")
+    async def one_memory(name: str) -> dict[str, Any]:
+        return memories.describe(name)
+
+    @app.post("/v1/memories/{name}")
+    async def read_on(request: Request, name: str, asked: TextRequest) -> dict[str, Any]:
+        await service.read(request, asked.text, *memories.hold(name))
+        return memories.describe(name)
+
+    @app.delete("/v1/memories/{name}")
+    async def delete(name: str) -> dict[str, Any]:
+        memories.delete(name)
+        return {"object": "memory.deleted", "name": name, "deleted": True}
+
+
+def _add_page(app: FastAPI) -> None:
+    page = (files("rmkv_cli.serving") / "page.html").read_text(encoding="utf-8")
+
+    def own(tag: str) -> str:
+        """Return what the policy says of the page's own scripts or styles: those with these hashes, no others."""
+        bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(x.encode()).digest()).decode()}'" for x in bodies)
+
+    policy = (
+        f"default-src 'none'; script-src {own('script')}; style-src {own('style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+
+    @app.get("/")
+    async def show_page() -> Response:
+        return Response(page, headers=headers, media_type="text/html")

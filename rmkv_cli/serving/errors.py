@@ -1,0 +1,83 @@
+"""Errors as the OpenAI protocol tells them: {"error": {"message", "type", "param", "code"}}."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from rmkv_cli.errors import UserError
+
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """A request that is not answered: the HTTP status, one clear line, and for programs a code."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    def body(self) -> dict[str, Any]:
+        """Return the error as the protocol tells it."""
+        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the answer; whoever comes too early or without a key is told what to do."""
+        more = {429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Bearer"}}
+        # Escaped, since a key of the request's that it names may be no valid Unicode.
+        content = json.dumps(self.body())
+        return Response(content, self.status, {**more.get(self.status, {}), **(headers or {})}, "application/json")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Return what a client is told of any exception; of one that is a fault of the server, nothing."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return ApiError(400, str(error))
+    return ApiError(500, "the server failed at this request; its log says more", "internal_error")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Make the application answer every error in the protocol's form."""
+
+    async def tell(request: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+        return ApiError(error.status_code, message).response(error.headers)
+
+    async def of_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _of_problems(error.errors()).response()
+
+    for kind in (ApiError, UserError, Exception):
+        app.add_exception_handler(kind, tell)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, of_validation)
+
+
+def _of_problems(problems: Sequence[Any]) -> ApiError:
+    """Return the error for the first of pydantic's problems with a request."""
+    problem = problems[0]
+    kind, place = problem["type"], [str(part) for part in problem["loc"][1:]]  # the first says: the body
+    if kind == "unsupported_parameter":
+        place.append(problem["ctx"]["param"])
+    if kind == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}", "invalid_json")
+    if not place:
+        return ApiError(400, "the body should be a JSON object, sent with Content-Type: application/json")
+    param = ".".join(place)
+    if kind == "missing":
+        return ApiError(400, f"{param}: is missing", "missing_required_parameter", param)
+    if kind == "extra_forbidden":
+        return ApiError(400, f"Unrecognized request argument supplied: {param}", "unknown_parameter", param)
+    message = problem["msg"].removeprefix("Value error, ")
+    code = kind if kind == "unsupported_parameter" else "invalid_value"
+    return ApiError(400, f"{param}: {message[:1].lower()}{message[1:]}", code, param)

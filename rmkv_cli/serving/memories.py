@@ -1,0 +1,132 @@
+"""Named memories: what was read and said under a name, to go on from."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rmkv_cli.generation import Prompt
+from rmkv_cli.model import RMKV
+from rmkv_cli.model.cost import state_bytes
+from rmkv_cli.serving.errors import ApiError
+from rmkv_cli.serving.limits import Limits
+
+Keep = Callable[[Prompt | None], None]
+"""Puts a reading in a memory's place, or with None leaves all as it was; called once, from any thread."""
+
+
+@dataclass(frozen=True)
+class _Memory:
+    prompt: Prompt
+    tokens: int
+    created: int
+    updated: int
+
+
+class Memories:
+    """All memories of a server. They are readings that nothing changes: any number of texts goes on from one at once.
+
+    A memory is written by one request at a time; another that wants to write it, or to delete it, is refused.
+    """
+
+    def __init__(self, model: RMKV, limits: Limits) -> None:
+        """Hold as many as `limits` allow; each is counted at the most that its state can take."""
+        config, element = model.config, model.memory.element_size()
+        self.bytes_at_most = state_bytes(config, element)[1] + 5 * config.vocab_size  # logits, tokens seen
+        """Of one memory, however long its text is."""
+        self.room = min(limits.max_memories, limits.max_memory_bytes // self.bytes_at_most)
+        """How many there can be."""
+        self._lock = threading.Lock()
+        self._memories: dict[str, _Memory] = {}
+        self._written: set[str] = set()  # those that a request is writing; a new one is not yet in the others
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._memories)
+
+    def create(self, name: str) -> Keep:
+        """Return how the reading that is to have this name is put there.
+
+        Raises:
+            ApiError: 409: the name is taken; 507: there is no room.
+        """
+        with self._lock:
+            if name in self._memories or name in self._written:
+                raise ApiError(
+                    409, f"memory '{name}' exists; POST /v1/memories/{name} goes on with it", "memory_exists"
+                )
+            if len(self._memories.keys() | self._written) >= self.room:
+                message = f"there is room for {self.room} memories of {self.bytes_at_most:,} bytes; delete one first"
+                raise ApiError(507, message, "no_room_for_memory")
+            self._written.add(name)
+        return lambda prompt: self._put(name, prompt)
+
+    def get(self, name: str) -> Prompt:
+        """Return the reading of this name; raise `ApiError` 404 if there is none."""
+        return self._get(name).prompt
+
+    def hold(self, name: str) -> tuple[Prompt, Keep]:
+        """Return the reading of this name, and how the one that follows it is put in its place.
+
+        Raises:
+            ApiError: 404: there is none; 409: another request is writing it.
+        """
+        with self._lock:
+            memory = self._get(name)
+            self._require_free(name)
+            self._written.add(name)
+        return memory.prompt, lambda prompt: self._put(name, prompt)
+
+    def delete(self, name: str) -> None:
+        """Forget a memory; errors as in `hold`."""
+        with self._lock:
+            self._get(name)
+            self._require_free(name)
+            del self._memories[name]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return a memory's figures; raise `ApiError` 404 if there is none."""
+        memory = self._get(name)
+        prompt = memory.prompt
+        return {
+            "object": "memory",
+            "name": name,
+            "tokens": memory.tokens,
+            "bytes": prompt.state.size() + prompt.logits.nbytes + prompt.seen.nbytes,
+            "bytes_at_most": self.bytes_at_most,
+            "created": memory.created,
+            "updated": memory.updated,
+        }
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return the figures of all, the last updated first."""
+        with self._lock:
+            names = sorted(self._memories, key=lambda name: self._memories[name].updated, reverse=True)
+            return [self.describe(name) for name in names]
+
+    def _get(self, name: str) -> _Memory:
+        memory = self._memories.get(name)
+        if memory is None:
+            raise ApiError(404, f"there is no memory '{name}'; POST /v1/memories makes one", "memory_not_found")
+        return memory
+
+    def _require_free(self, name: str) -> None:
+        if name in self._written:
+            raise ApiError(409, f"another request is writing the memory '{name}'; try again later", "memory_busy")
+
+    def _put(self, name: str, prompt: Prompt | None) -> None:
+        memory = None
+        if prompt is not None:
+            # Copies: a state's tensors may be parts of larger ones.
+            own = replace(
+                prompt,
+                logits=prompt.logits.clone(),
+                state=prompt.state.map(lambda x, _: x.clone()),
+            )
+            memory = _Memory(own, int(prompt.state.position), int(time.time()), int(time.time()))
+        with self._lock:
+            self._written.remove(name)
+            if memory is not None:
+                before = self._memories.get(name, memory)
+                self._memories[name] = replace(memory, created=before.created)

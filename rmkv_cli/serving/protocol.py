@@ -1,0 +1,173 @@
+"""What clients may ask: the OpenAI protocol's requests, as far as an RMKV can honour them, and named memories."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from rmkv_cli.config import Section
+from rmkv_cli.generation import SamplingConfig
+
+IGNORED = {
+    *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"),
+    *("annotations", "name", "refusal"),  # of messages
+}
+"""The protocol's fields that change nothing of the text."""
+NEUTRAL = {
+    "audio": None,
+    "best_of": 1,
+    "echo": False,
+    "frequency_penalty": 0,
+    "function_call": "none",
+    "functions": [],
+    "logit_bias": {},
+    "modalities": ["text"],
+    "parallel_tool_calls": True,
+    "prediction": None,
+    "presence_penalty": 0,
+    "reasoning_effort": "none",
+    "response_format": {"type": "text"},
+    "suffix": "",
+    "tool_calls": [],
+    "tool_choice": "none",
+    "tools": [],
+    "verbosity": "medium",
+    "web_search_options": None,
+}
+"""The protocol's fields that this server does not know how to honour, with the value that asks for nothing."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Asked(Section):
+    """What all parts of a request share: strict types; null is as good as absent."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        own = {key: value for key, value in data.items() if value is not None}
+        for key in own.keys() & NEUTRAL.keys() - cls.model_fields.keys():
+            if own.pop(key) != NEUTRAL[key]:
+                raise PydanticCustomError("unsupported_parameter", "is not supported; leave it out", {"param": key})
+        return {key: value for key, value in own.items() if key in cls.model_fields or key not in IGNORED}
+
+
+class StreamOptions(Asked):
+    """How a stream is sent."""
+
+    include_usage: bool = False
+    """Send the usage in a chunk of its own before the end."""
+    include_obfuscation: bool = False
+    """Taken, and not done: there is nothing to hide on the way."""
+
+
+class Request(SamplingConfig, Asked):
+    """What completions and chats have in common; the sampling's defaults are those of `rmkv generate`."""
+
+    seed: int = Field(default_factory=lambda: secrets.randbelow(2**31), ge=0, lt=2**63)
+    model: str | None = None
+    max_tokens: int = Field(256, ge=1)
+    n: int = Field(1, ge=1, le=128)
+    stop: list[Stop] = Field([], max_length=4)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    memory: Name | None = None
+    """Go on from the memory of this name."""
+    keep: bool = False
+    """Put into that memory what is read and written here."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong between the fields."""
+        if fields.get("seed", 0) + fields.get("n", 1) > 2**63:
+            yield "seed + n should be at most 2**63: the texts are written with seed, seed + 1, ..."
+        if fields.get("stream_options") and not fields.get("stream", True):
+            yield "is only for streams (stream = true)"
+        if fields.get("keep") and not fields.get("memory"):
+            yield "needs the name of a memory"
+        if fields.get("keep") and fields.get("n", 1) > 1:
+            yield "goes with n = 1: only one text can be what was said"
+
+    def configs(self) -> list[SamplingConfig]:
+        """Return how each of the n texts is drawn: with seed, seed + 1, ..."""
+        values = {name: getattr(self, name) for name in SamplingConfig.model_fields}
+        return [SamplingConfig(**values | {"seed": self.seed + i}) for i in range(self.n)]
+
+
+class CompletionRequest(Request):
+    """POST /v1/completions."""
+
+    prompt: list[str] = Field(min_length=1)
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        prompts = [value] if isinstance(value, str) else value
+        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError("should be a text or a list of texts (token ids are not taken)")
+        return prompts
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong between the fields."""
+        yield from Request.broken_rules(fields)
+        if fields.get("keep") and len(fields.get("prompt", ())) > 1:
+            yield "keep goes with one prompt: only one text can be what was said"
+
+
+class Message(Asked):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        """Join the parts of a content that is a list of texts; leave all else to be refused."""
+        if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+            texts = [part.get("text") for part in value]
+            if all(isinstance(text, str) for text in texts):
+                return "".join(texts)
+        return value
+
+
+class ChatRequest(Request):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong between the fields."""
+        yield from Request.broken_rules(fields)
+        if fields.get("top_logprobs") and not fields.get("logprobs", True):
+            yield "needs logprobs = true"
+
+
+class TextRequest(Asked):
+    """POST /v1/memories/{name}."""
+
+    text: str
+
+
+class MemoryRequest(TextRequest):
+    """POST /v1/memories."""
+
+    name: Name

@@ -1,0 +1,136 @@
+"""From requests to the engine's jobs, and back to answers."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request, Response
+
+from rmkv_cli.data.chat import answer, pieces_of
+from rmkv_cli.generation import Prompt
+from rmkv_cli.model import RMKV
+from rmkv_cli.serving.choice import Said
+from rmkv_cli.serving.engine import Engine, Job, Writing
+from rmkv_cli.serving.errors import ApiError, as_api_error
+from rmkv_cli.serving.exchange import EventStream, Exchange, while_connected
+from rmkv_cli.serving.limits import Limits
+from rmkv_cli.serving.memories import Keep, Memories
+from rmkv_cli.serving.metrics import Metrics
+from rmkv_cli.serving.protocol import ChatRequest, CompletionRequest
+from rmkv_cli.serving.replies import Replies, usage
+from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+
+
+class Service:
+    """A model that is served under a name, and all that its requests share."""
+
+    def __init__(self, model: RMKV, tokenizer: Tokenizer, name: str, limits: Limits) -> None:
+        self.tokenizer, self.name, self.limits = tokenizer, name, limits
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.engine = Engine(model, tokenizer, limits, self.metrics)
+        self.memories = Memories(model, limits)
+        self.metrics.memories.set_function(lambda: len(self.memories))
+
+    async def write(self, request: Request, asked: CompletionRequest | ChatRequest) -> dict[str, Any] | Response:
+        """Answer a completion or a chat, whole or as a stream; raise `ApiError` or `UserError` if it cannot be."""
+        exchange = Exchange()
+        exchange.submit(self.engine, self._jobs(asked, exchange))
+        replies = Replies(self.name, self.tokenizer, chat=isinstance(asked, ChatRequest))
+        said = exchange.said()
+        try:
+            if not asked.stream:
+                parts = await while_connected(request, _all(said))
+                return replies.whole(parts, usage(exchange.read, exchange.written), scored=_scores(asked) is not None)
+            first = await while_connected(request, anext(said))  # what fails before it is told by a status of its own
+        except BaseException:
+            exchange.cancel()
+            raise
+        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        return EventStream(exchange, _events(first, said, exchange, replies, with_usage))
+
+    async def read(self, request: Request, text: str, after: Prompt | None, keep: Keep) -> None:
+        """Read a text, after an earlier reading or as a document's beginning, and keep the result; errors as above."""
+        exchange = Exchange()
+        exchange.submit(self.engine, [Job((text,), exchange.send, self.limits.max_seconds, after, keep=keep)])
+        try:
+            await while_connected(request, _all(exchange.said()))
+        finally:
+            exchange.cancel()
+
+    def _jobs(self, asked: CompletionRequest | ChatRequest, exchange: Exchange) -> list[Job]:
+        """Return a job for each prompt."""
+        limits, chat = self.limits, isinstance(asked, ChatRequest)
+        if asked.model not in (None, self.name):
+            message = f"there is no model '{asked.model}'; this server has '{self.name}'"
+            raise ApiError(404, message, "model_not_found", "model")
+        prompts: list[tuple[Piece, ...]]
+        if isinstance(asked, ChatRequest):
+            prompts = [pieces_of([(message.role, message.content) for message in asked.messages])]
+        else:
+            prompts = [(prompt,) for prompt in asked.prompt]
+        texts = asked.n * len(prompts)
+        if texts > limits.lanes:
+            message = f"n: a request may ask for {limits.lanes} texts on this server, got {texts}"
+            raise ApiError(400, message, "invalid_value", "n")
+        writing = Writing(
+            configs=asked.configs(),
+            max_tokens=self._max_tokens(asked),
+            stop=asked.stop,
+            ends=(Special.EOD, Special.START) if chat else (Special.EOD,),
+            scores=_scores(asked),
+            remembered=answer if chat else lambda text: (text,),
+        )
+        after, keep = None, None
+        if asked.memory is not None and asked.keep:
+            after, keep = self.memories.hold(asked.memory)
+        elif asked.memory is not None:
+            after = self.memories.get(asked.memory)
+        return [
+            Job(pieces, exchange.send, limits.max_seconds, after, writing, keep, first=i * asked.n)
+            for i, pieces in enumerate(prompts)
+        ]
+
+    def _max_tokens(self, asked: CompletionRequest | ChatRequest) -> int:
+        field, wanted, most = "max_tokens", asked.max_tokens, self.limits.max_tokens
+        if isinstance(asked, ChatRequest) and asked.max_completion_tokens is not None:
+            field, wanted = "max_completion_tokens", asked.max_completion_tokens
+        if field not in asked.model_fields_set:
+            return min(wanted, most)
+        if wanted > most:
+            message = f"{field}: should be {most} or less on this server, got {wanted}"
+            raise ApiError(400, message, "invalid_value", field)
+        return wanted
+
+
+def _scores(asked: CompletionRequest | ChatRequest) -> int | None:
+    """Return how many of the likeliest tokens are to be told with each, None for no scores at all."""
+    if isinstance(asked, ChatRequest):
+        return asked.top_logprobs if asked.logprobs else None
+    return asked.logprobs
+
+
+async def _all(said: AsyncIterator[Said]) -> list[Said]:
+    return [part async for part in said]
+
+
+async def _events(
+    first: Said, said: AsyncIterator[Said], exchange: Exchange, replies: Replies, with_usage: bool
+) -> AsyncIterator[str]:
+    """Yield a stream's server-sent events, from its first part; an error is told in an event that is its last."""
+    empty = {"usage": None} if with_usage else {}
+    try:
+        yield _event(replies.chunk(first) | empty)
+        async for part in said:
+            if part.text or part.score or part.stop_reason:
+                yield _event(replies.chunk(part) | empty)
+        if with_usage:
+            yield _event(replies.usage(usage(exchange.read, exchange.written)))
+        yield "data: [DONE]\n\n"
+    except Exception as error:
+        yield _event(as_api_error(error).body())
+
+
+def _event(value: Any) -> str:
+    return f"data: {json.dumps(value)}\n\n"

@@ -1,0 +1,192 @@
+"""What a server refuses, whom it lets in, what it counts, and that who leaves takes nothing with him."""
+
+import json
+import threading
+import time
+
+import httpx2
+import openai
+import pytest
+from small_server import running
+
+CAT = {"model": "small", "prompt": "the cat", "max_tokens": 12, "seed": 3}
+LONG = CAT | {"max_tokens": 4096}
+TEXT = "the dog sat on the log. "
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def narrow(loaded):
+    with running(*loaded, lanes=1, queue=1) as server:
+        yield server
+
+
+class TestQueue:
+    def test_who_finds_it_full_is_told_to_come_again(self, narrow):
+        with narrow.client() as client, narrow.client(max_retries=20) as patient:
+            writing = client.completions.create(**LONG, stream=True)
+            next(writing)
+            waiting = threading.Thread(target=lambda: patient.completions.create(**CAT))
+            waiting.start()
+            wait_for(lambda: narrow.metric("rmkv_queue_length") == 1)
+            with pytest.raises(openai.RateLimitError) as refused:
+                client.completions.create(**CAT)
+            assert refused.value.code == "queue_full"
+            assert refused.value.response.headers["Retry-After"] == "1"
+            writing.close()
+            waiting.join()
+            assert client.completions.create(**CAT).usage.completion_tokens == 12
+
+    def test_memories_wait_in_it_too(self, narrow):
+        with narrow.client() as client:
+            writing = [client.completions.create(**LONG, stream=True)]
+            next(writing[0])
+            waiting = threading.Thread(
+                target=narrow.ask, args=("POST", "/v1/memories"), kwargs={"json": {"name": "a", "text": TEXT}}
+            )
+            waiting.start()
+            wait_for(lambda: narrow.metric("rmkv_queue_length") == 1)
+            refused = narrow.ask("POST", "/v1/memories", json={"name": "b", "text": TEXT})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+            writing[0].close()
+            waiting.join()
+            assert narrow.ask("POST", "/v1/memories", json={"name": "b", "text": TEXT}).status_code == 201
+
+    def test_a_long_reading_does_not_stop_who_writes(self, loaded):
+        with running(*loaded, lanes=2) as server, server.client() as client:
+            read = threading.Thread(
+                target=server.ask, args=("POST", "/v1/memories"), kwargs={"json": {"name": "a", "text": TEXT * 2000}}
+            )
+            read.start()
+            wait_for(lambda: server.metric("rmkv_lanes_busy") == 1)
+            assert client.completions.create(**CAT).usage.completion_tokens == 12
+            assert server.metric("rmkv_lanes_busy") == 1
+            assert read.is_alive()
+            server.service.engine.shut(0)
+            read.join()
+
+
+class TestTime:
+    def test_a_request_has_so_much(self, loaded):
+        with running(*loaded, max_seconds=0.5) as server, server.client() as client:
+            with pytest.raises(openai.InternalServerError) as late:
+                client.completions.create(**LONG)
+            assert (late.value.status_code, late.value.code) == (504, "timeout")
+            with pytest.raises(openai.APIError, match=r"took longer than the 0.5 s") as cut:
+                list(client.completions.create(**LONG, stream=True))
+            assert cut.value.code == "timeout"
+            assert server.metric("rmkv_lanes_busy") == 0
+
+
+class TestBody:
+    def test_it_has_so_many_bytes(self, loaded):
+        with running(*loaded, max_body=1000) as server:
+            fits = json.dumps(CAT).encode().ljust(1000)
+            how = {"headers": {"Content-Type": "application/json"}}
+            assert server.ask("POST", "/v1/completions", content=fits, **how).status_code == 200
+            for body in (fits + b" ", iter([fits, b" "])):  # its length told before, or not
+                refused = server.ask("POST", "/v1/completions", content=body, **how)
+                assert refused.status_code == 413
+                assert refused.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.fixture(scope="module")
+def locked(loaded):
+    with running(*loaded, key="sésame") as server:
+        yield server
+
+
+class TestKey:
+    @pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer no", "Basic sésame", "sésame"])
+    def test_who_has_none_is_not_let_in(self, locked, given):
+        headers = {} if given is None else {"Authorization": given.encode()}
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/metrics"), ("GET", "/no")):
+            refused = locked.ask(method, path, headers=headers, content=b"not read")
+            assert refused.status_code == 401
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+            error = refused.json()["error"]
+            assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+
+    def test_who_has_it_is(self, locked):
+        headers = {"Authorization": "Bearer sésame".encode()}
+        assert locked.ask("POST", "/v1/completions", json=CAT, headers=headers).status_code == 200
+        elsewhere = headers | {"Host": "example.org"}
+        assert locked.ask("GET", "/v1/models", headers=elsewhere).status_code == 200
+
+    def test_health_and_the_page_are_open(self, locked):
+        assert locked.ask("GET", "/health").json() == {"status": "ok"}
+        assert locked.ask("GET", "/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:80", 200), ("evil.example", 403), ("127.0.0.1.evil", 403)],
+)
+def test_without_a_key_it_answers_to_its_own_names_alone(server, host, status):
+    """Else a page of another site, whose name leads here, could use it."""
+    assert server.ask("GET", "/v1/models", headers={"Host": host}).status_code == status
+
+
+def test_the_page_may_use_nothing_from_elsewhere(server):
+    page = server.ask("GET", "/")
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
+    assert (policy["default-src"], policy["connect-src"]) == ("'none'", "'self'")
+    assert all(policy[kind].startswith("'sha256-") for kind in ("script-src", "style-src"))
+    assert "http" not in page.text.replace("http://www.w3.org/2000/svg", "")
+
+
+class TestLeaving:
+    def test_who_leaves_a_stream_frees_the_lane(self, loaded):
+        with running(*loaded) as server, server.client() as client:
+            for _ in range(3):
+                stream = client.completions.create(**LONG, stream=True)
+                next(stream)
+                assert server.metric("rmkv_lanes_busy") == 1
+                stream.close()
+                wait_for(lambda: server.metric("rmkv_lanes_busy") == 0)
+            assert server.metric("rmkv_tokens_written_total") < 4096
+
+    def test_who_leaves_an_answer_does(self, loaded):
+        with running(*loaded) as server:
+            with pytest.raises(httpx2.ReadTimeout):
+                httpx2.post(f"{server.url}/v1/completions", json=LONG, timeout=0.5, trust_env=False)
+            wait_for(lambda: server.metric("rmkv_lanes_busy") == 0)
+            assert server.metric("rmkv_tokens_written_total") < 4096
+            assert 'rmkv_requests_total{route="/v1/completions",status="499"} 1.0' in server.ask("GET", "/metrics").text
+
+    def test_who_leaves_the_queue_does(self, narrow):
+        with narrow.client() as client:
+            stream = client.completions.create(**LONG, stream=True)
+            next(stream)
+            with pytest.raises(httpx2.ReadTimeout):
+                httpx2.post(f"{narrow.url}/v1/completions", json=LONG, timeout=0.5, trust_env=False)
+            wait_for(lambda: narrow.metric("rmkv_queue_length") == 0)
+            stream.close()
+
+
+def test_metrics_count_what_was_done(loaded):
+    with running(*loaded, lanes=3) as server, server.client() as client:
+        first = client.completions.create(**CAT, n=2)
+        client.completions.create(**CAT, stop=first.choices[0].text[3:5])
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(**CAT, n=4)
+        server.ask("POST", "/v1/memories", json={"name": "a", "text": TEXT})
+        read = 2 * len(loaded[1].encode_document(["the cat"])) + len(loaded[1].encode_document([TEXT]))
+        assert server.metric("rmkv_tokens_read_total") == read
+        assert 24 < server.metric("rmkv_tokens_written_total") < 36
+        assert (server.metric("rmkv_lanes"), server.metric("rmkv_memories")) == (3, 1)
+        assert server.metric("rmkv_first_token_seconds_count") == 2
+        text = server.ask("GET", "/metrics").text
+        for line in (
+            'rmkv_requests_total{route="/v1/completions",status="200"} 2.0',
+            'rmkv_requests_total{route="/v1/completions",status="400"} 1.0',
+            'rmkv_requests_total{route="/v1/memories",status="201"} 1.0',
+            'rmkv_request_seconds_count{route="/v1/completions"} 3.0',
+        ):
+            assert line in text

@@ -1,0 +1,48 @@
+"""A real server at a port of this machine, for tests."""
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx2
+import openai
+
+from rmkv_cli.model import RMKV
+from rmkv_cli.serving import Limits, Server, Service, bind
+from rmkv_cli.tokenizer import Tokenizer
+
+
+@dataclass
+class Running:
+    """The server, in a thread, and how it is asked."""
+
+    model: RMKV
+    tokenizer: Tokenizer
+    url: str
+    service: Service
+
+    def client(self, key="none", **more):
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 60} | more)
+
+    def ask(self, method, path, **more):
+        return httpx2.request(method, self.url + path, timeout=60, trust_env=False, **more)
+
+    def metric(self, name):
+        """The sum of a metric's values over its labels."""
+        lines = [line.rpartition(" ") for line in self.ask("GET", "/metrics").text.splitlines()]
+        return sum(float(value) for key, _, value in lines if key == name or key.startswith(name + "{"))
+
+
+@contextmanager
+def running(model, tokenizer, key=None, **limits):
+    service = Service(model, tokenizer, "small", Limits(**limits))
+    server = Server(service, key)
+    with bind("127.0.0.1", 0) as bound:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            yield Running(model, tokenizer, f"http://127.0.0.1:{bound.getsockname()[1]}", service)
+        finally:
+            service.engine.shut(0)
+            server.should_exit = True
+            thread.join()

@@ -1,9 +1,9 @@
 # make demo: set up, then tokenizer, mix, training, evaluation and text, offline, in minutes
-# make test: set up, then all tests but the slow ones
+# make test: set up, then all tests but the slow ones; make test-all: those, too
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-all lint bench docs clean
 
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,13 +14,13 @@ demo: .venv/done
 	$(BIN)/rmkv demo
 
 # One thread: the tests are small, and threads that wait for each other are slow on a busy machine.
-test test-slow: export OMP_NUM_THREADS = 1
+test test-all: export OMP_NUM_THREADS = 1
 
 test: .venv/done
 	$(BIN)/pytest -n 2
 
-test-slow: .venv/done
-	$(BIN)/pytest -n 2 -m slow
+test-all: .venv/done
+	$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
 
 lint: .venv/done
 	$(BIN)/ruff check

@@ -35,7 +35,11 @@ WORK = Path("runs/memory")
 OFF = ["model.memory.slots=0", "model.memory.store=false"]
 VARIANTS = {
     "slots and store": [],
+    "slots and store, rate 1e-3": ["train.learning_rate=1e-3"],
+    "slots and store, rate 1e-2": ["train.learning_rate=1e-2"],
     "slots and store, Muon": ["train.optimizer=muon"],
+    "slots and store, Muon, rate 1e-3": ["train.optimizer=muon", "train.learning_rate=1e-3"],
+    "slots and store, Muon, rate 1e-2": ["train.optimizer=muon", "train.learning_rate=1e-2"],
     "store, slots never updated": ["model.memory.update=none"],
     "store, slots never updated, wider": ["model.memory.update=none", "model.intermediate_size=$wider"],
     "store alone": ["model.memory.slots=0"],

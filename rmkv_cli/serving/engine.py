@@ -272,6 +272,8 @@ class Engine:
         for text in job.texts:
             if text in self._batch.texts:
                 self._batch.remove(text)
+        # Now, since whoever still knows the job may be garbage that is collected late: states are large.
+        job.pieces, job.after, job.prompt, job.texts = (), None, None, []
         if job.keep is not None:
             job.keep(kept)
         job.send(event)

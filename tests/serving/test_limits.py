@@ -1,5 +1,6 @@
 """What a server refuses, whom it lets in, what it counts, and that who leaves takes nothing with him."""
 
+import gc
 import json
 import threading
 import time
@@ -8,6 +9,8 @@ import httpx2
 import openai
 import pytest
 from small_server import running
+
+from rmkv_cli.serving.choice import Choice
 
 CAT = {"model": "small", "prompt": "the cat", "max_tokens": 12, "seed": 3}
 LONG = CAT | {"max_tokens": 4096}
@@ -190,3 +193,17 @@ def test_metrics_count_what_was_done(loaded):
             'rmkv_request_seconds_count{route="/v1/completions"} 3.0',
         ):
             assert line in text
+
+
+def test_what_was_written_is_let_go_of_at_once(loaded):
+    """Not when the garbage collector comes by, which counts objects and not the bytes of their states."""
+    with running(*loaded, max_seconds=1) as server:
+        server.ask("POST", "/v1/completions", json=CAT)
+        gc.collect()
+        gc.disable()
+        try:
+            for asked in (CAT, CAT | {"n": 2}, LONG):
+                server.ask("POST", "/v1/completions", json=asked)
+            wait_for(lambda: not any(type(kept) is Choice for kept in gc.get_objects()))
+        finally:
+            gc.enable()

@@ -47,6 +47,7 @@ VARIANTS = {
     "slots, published update": ["model.memory.store=false", "model.memory.update=published"],
     "slots never updated": ["model.memory.store=false", "model.memory.update=none"],
     "no memory, twice the look-back": [*OFF, "model.lookback=$twice"],
+    "no memory, twice the look-back, Muon": [*OFF, "model.lookback=$twice", "train.optimizer=muon"],
     "full attention": [
         *OFF,
         "model.segment_length=$whole",

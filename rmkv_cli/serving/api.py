@@ -42,6 +42,8 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
 
     @app.get("/health")
     async def health() -> dict[str, str]:
+        if not service.engine.open:
+            raise ApiError(503, "the server takes no requests any more", "shutting_down")
         return {"status": "ok"}
 
     @app.get("/metrics")

@@ -109,6 +109,11 @@ class Engine:
         """Begin to work."""
         self._thread.start()
 
+    @property
+    def open(self) -> bool:
+        """Whether it takes in jobs."""
+        return self._last is None and not self._closed
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take in jobs, all or none.
 
@@ -118,7 +123,7 @@ class Engine:
         lanes, queue = self._limits.lanes, self._limits.queue
         wanted = sum(job.lanes for job in jobs)
         with self._changed:
-            if self._last is not None or self._closed:
+            if not self.open:
                 raise _shutting_down()
             if self._texts + wanted > lanes + queue:
                 raise ApiError(
@@ -140,16 +145,20 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._wait():
-            try:
-                self._round()
-            except Exception as error:  # whatever broke the step: what runs is lost, what waits goes on
-                traceback.print_exc()
-                self._batch = Batch(Decoder(self._model, self._limits.lanes))
-                for job in list(self._running):
-                    self._end(job, error)
-        for job in [*self._running, *self._waiting]:
-            self._end(job, _shutting_down())
+        try:
+            while self._wait():
+                try:
+                    self._round()
+                except Exception as error:  # whatever broke the step: what runs is lost, what waits goes on
+                    traceback.print_exc()
+                    self._batch = Batch(Decoder(self._model, self._limits.lanes))
+                    for job in list(self._running):
+                        self._end(job, error)
+        finally:  # also if even that breaks: nobody is left waiting
+            with self._changed:
+                self._closed = True
+            for job in [*self._running, *self._waiting]:
+                self._end(job, _shutting_down())
 
     def _wait(self) -> bool:
         """Wait until there is work, and tell whether there is; there is none once the engine is closed."""

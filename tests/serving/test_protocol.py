@@ -1,6 +1,7 @@
 """The OpenAI protocol, spoken by the official client with a real server."""
 
 import json
+import threading
 
 import openai
 import pytest
@@ -8,7 +9,7 @@ import torch
 from small_run import rmkv
 from small_server import running
 
-from rmkv_cli.generation import SamplingConfig, generate, read_prompt
+from rmkv_cli.generation import Decoder, SamplingConfig, generate, read_prompt
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special
 
@@ -289,6 +290,19 @@ class TestErrors:
             monkeypatch.undo()
             assert client.completions.create(**CAT).usage.completion_tokens == 12
         assert "no more memory" in capsys.readouterr().err
+
+    def test_an_engine_that_is_beyond_repair_leaves_nobody_waiting(self, loaded, monkeypatch):
+        def broken(*_):
+            raise RuntimeError("no more memory")
+
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)
+        with running(*loaded) as server, server.client() as client:
+            assert server.ask("GET", "/health").status_code == 200
+            for part in ("step", "__init__"):
+                monkeypatch.setattr(Decoder, part, broken)
+            for _ in range(2):
+                assert error_of(lambda: client.completions.create(**CAT), 503)["code"] == "shutting_down"
+            assert server.ask("GET", "/health").status_code == 503
 
 
 def test_reading_pauses_at_segments_and_gives_the_same(loaded):

@@ -167,6 +167,7 @@ class Terminal:
 PROMPT = r"\x1b\[\?2004h"  # pasted text is told apart from here on
 
 
+@pytest.mark.slow
 def test_a_conversation_at_a_terminal(saved, tmp_path):
     notes, home = tmp_path / "notes.rmkv", tmp_path / "home"
     options = ["chat", "--model", saved[0], "--state", notes, "--seed", 1]

@@ -37,6 +37,7 @@ def served(folder, *options):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_lets_answers_end(folder, number, code):
     with served(folder) as (process, client):
@@ -52,6 +53,7 @@ def test_a_signal_lets_answers_end(folder, number, code):
         assert client.completions.create(**CAT, max_tokens=200).choices[0].text == alone
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_cuts_them_off_with_an_error(folder):
     with served(folder, "--max-tokens", 10**6) as (process, client):
         stream = client.completions.create(**CAT, max_tokens=10**6, stream=True)

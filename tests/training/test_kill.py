@@ -28,6 +28,7 @@ def steps(run):
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp_path):
     """A kill, the end of its terminal, and then a signal upon which it saves, each while steps are taken."""
     file, run = tmp_path / "config.toml", tmp_path / "run"

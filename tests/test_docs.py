@@ -14,12 +14,15 @@ from rmkv_cli.training.utilization import training_budget
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("study", ["recall", "copy", "needle", "facts", "text"])
-def test_the_memory_s_tables_are_the_bench_s(study):
+@pytest.mark.parametrize(
+    ("study", "page"),
+    [*((study, "memory.md") for study in ("recall", "copy", "needle", "facts", "text")), ("short", "training.md")],
+)
+def test_the_tables_are_the_bench_s(study, page):
     command = [sys.executable, ROOT / "benchmarks/memory.py", "table", study]
     tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert "| slots and store |" in tables
-    assert tables in (ROOT / "docs/memory.md").read_text(encoding="utf-8")
+    assert tables in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 def test_each_fault_has_a_test_with_the_words_that_are_seen():

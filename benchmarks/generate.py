@@ -136,6 +136,19 @@ def reading() -> None:
     compare("Reading a prompt", 65536, works, rounds=3)
 
 
+@torch.inference_mode()
+def products() -> float:
+    """Return the bytes of weights a second that PyTorch's products with one vector read, at best."""
+    weights = [torch.randn(2304, 768) for _ in range(60)]  # 425 MB
+    vector, best = torch.randn(1, 1, 768), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        for weight in weights:
+            torch.nn.functional.linear(vector, weight)
+        best = min(best, time.perf_counter() - start)
+    return sum(weight.nbytes for weight in weights) / best
+
+
 def bandwidth() -> None:
     """What share of the memory's bandwidth one text takes, with the preset 125m."""
     model = RMKV(load_config(preset_path("125m")).model).eval()
@@ -149,8 +162,13 @@ def bandwidth() -> None:
         rate = 16 / (time.perf_counter() - start)
         shares.append((rate * bytes_per_token(model) / best, rate, best))
     share, rate, best = sorted(shares)[len(shares) // 2]
+    alone = products()
     print(f"Preset 125m, {size(model):,} parameters, {bytes_per_token(model) / 1e6:,.0f} MB a token")
     print(f"  {rate:.1f} tokens/s of {best / 1e9:.1f} GB/s: {share:.0%} of the bandwidth")
+    taken = rate * bytes_per_token(model) / alone
+    print(
+        f"  products of a vector with as many matrices alone: {alone / 1e9:.1f} GB/s, of which writing takes {taken:.0%}"
+    )
 
 
 def main() -> None:

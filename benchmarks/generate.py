@@ -166,9 +166,7 @@ def bandwidth() -> None:
     print(f"Preset 125m, {size(model):,} parameters, {bytes_per_token(model) / 1e6:,.0f} MB a token")
     print(f"  {rate:.1f} tokens/s of {best / 1e9:.1f} GB/s: {share:.0%} of the bandwidth")
     taken = rate * bytes_per_token(model) / alone
-    print(
-        f"  products of a vector with as many matrices alone: {alone / 1e9:.1f} GB/s, of which writing takes {taken:.0%}"
-    )
+    print(f"  products with one vector alone: {alone / 1e9:.1f} GB/s, of which writing takes {taken:.0%}")
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def llama_writing(model: torch.nn.Module, context: int, tokens: int, *, static: 
 
 
 def peak_memory(context: int) -> int:
-    """Print the peak of this process's memory in bytes, having read a context and written 256 tokens."""
+    """Return the peak of this process's memory in bytes, having read a context and written 256 tokens."""
     model = rmkv_model().eval()
     writing(model, after(model, context), 256)()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -104,7 +104,7 @@ def beside_llama() -> None:
     ours, theirs = rmkv_model().eval(), llama().eval()
     print(f"RMKV {size(ours):,} parameters, Llama {size(theirs):,}")
     for context, tokens in ((1024, 64), (65536, 8)):
-        works = {"RMKV": writing(ours, after(ours, 1024), tokens)}
+        works = {"RMKV": writing(ours, after(ours, context), tokens)}
         works["Llama, cache that grows"] = llama_writing(theirs, context, tokens, static=False)
         works["Llama, static cache"] = llama_writing(theirs, context, tokens, static=True)
         compare(f"Writing after {context:,} tokens", tokens, works)

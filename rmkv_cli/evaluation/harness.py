@@ -106,7 +106,7 @@ class HarnessModel(TemplateLM):
                     for part in batches(ends[which], self.batch_tokens, self.model):
                         at, branch = which[part], torch.from_numpy(branches[part]).to(hidden.device)
                         logprobs[at], greedy[at] = self._go_on(
-                            [continuations[i] for i in at], hidden[branch], _branch(state, branch), advance
+                            [continuations[i] for i in at], hidden[branch], state.select(branch), advance
                         )
         return list(zip(logprobs.tolist(), greedy.tolist(), strict=True))
 
@@ -209,11 +209,6 @@ def _places(keys: Iterable[K]) -> dict[K, list[int]]:
     for i, key in enumerate(keys):
         places[key].append(i)
     return places
-
-
-def _branch(state: State, rows: Tensor) -> State:
-    """Return the state of these rows of the batch, any of them more than once."""
-    return state.map(lambda x, batch: x.index_select(batch, rows))
 
 
 def _sampling(options: dict[str, Any], seed: int) -> SamplingConfig:

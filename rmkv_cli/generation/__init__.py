@@ -8,10 +8,12 @@ from rmkv_cli.generation.lines import read_lines, write_lines
 from rmkv_cli.generation.notes import load_notes, save_notes
 from rmkv_cli.generation.prompt import Prompt, read_by_segments, read_prompt, read_prompts, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.generation.text import StopReason, Text
+from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
 
 __all__ = [
+    "ANSWER_ENDS",
+    "END",
     "Batch",
     "Conversation",
     "Decoder",

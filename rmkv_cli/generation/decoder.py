@@ -62,9 +62,10 @@ class Decoder:
     def remove(self, lane: int) -> None:
         """Let go of a text; the batch's last one takes its place."""
         last = len(self) - 1
-        for buffer, batch in self._buffers():
-            buffer.select(batch, lane).copy_(buffer.select(batch, last))
-        self._states[lane], self._read_since[lane] = self._states[last], self._read_since[last]
+        if lane != last:
+            for buffer, batch in self._buffers():
+                buffer.select(batch, lane).copy_(buffer.select(batch, last))
+            self._states[lane], self._read_since[lane] = self._states[last], self._read_since[last]
         del self._states[last], self._read_since[last]
 
     @torch.inference_mode()

@@ -122,6 +122,5 @@ def generate(
     """
     if not isinstance(prompt, Prompt):
         prompt = read_prompt(model, tokenizer, prompt)
-    generation = Generation(Decoder(model, compiled=compiled), tokenizer, prompt, config, max_tokens, stop, ends)
     require_positions(model, prompt.state, max_tokens - 1)
-    return generation
+    return Generation(Decoder(model, compiled=compiled), tokenizer, prompt, config, max_tokens, stop, ends)

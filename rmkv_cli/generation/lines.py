@@ -11,6 +11,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, require_new, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
+from rmkv_cli.generation.notes import model_hash
 from rmkv_cli.generation.prompt import read_prompts
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import ANSWER_ENDS, END, Text
@@ -26,7 +27,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     require_file(path)
     lines, wrong = [], []
-    with path.open(encoding="utf-8-sig", errors="strict") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
             for number, text in enumerate(file, 1):
                 if text.strip():
@@ -68,18 +69,25 @@ def write_lines(
     """Write a text after each line's prompt with each of the configs, as many at once as the decoder has lanes.
 
     `out` gets a line a text, in the prompts' order: the prompt's own keys, `text`, `tokens`, `stop_reason` and `seed`.
-    What is written lies beside it, in OUT.part, until all is; a start with the same prompts and settings goes on from
-    there. `advance` is called with 1 for each text that is there.
+    What is written lies beside it, in OUT.part, until all is; a start with the same model, prompts and settings goes on
+    from there. `advance` is called with 1 for each text that is there.
 
     Returns:
         The number of tokens written by this start.
 
     Raises:
-        UserError: `out` exists, or OUT.part is of other prompts or settings; as `read_prompts` and `Text` do.
+        UserError: `out` exists, or OUT.part is of another model, prompts or settings; as `read_prompts` and `Text` do.
     """
     require_new(out)
     part = out.with_name(out.name + ".part")
-    job = [lines, [config.model_dump() for config in configs], max_tokens, list(stop), tokenizer.hash]
+    job = [
+        lines,
+        [config.model_dump() for config in configs],
+        max_tokens,
+        list(stop),
+        tokenizer.hash,
+        model_hash(model),
+    ]
     written = _begin(part, hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
     advance(len(written))
     places: dict[Text, tuple[int, int]] = {}
@@ -118,7 +126,9 @@ def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
         return {}
     head, *rest = part.read_text(encoding="utf-8").splitlines(keepends=True)
     if json.loads(head) != {"job": job}:
-        raise UserError(f"{part}: was begun with other prompts or settings; remove it, or choose another --out")
+        raise UserError(
+            f"{part}: was begun with another model, prompts or settings; remove it, or choose another --out"
+        )
     whole = [line for line in rest if line.endswith("\n")]  # the last one may be cut off
     if len(whole) < len(rest):
         write_text(part, head + "".join(whole))

@@ -39,7 +39,7 @@ class RMKVCache:
         for rows, state in self.groups:
             new, at = (beam_idx[:, None] == rows).nonzero(as_tuple=True)
             if len(new):
-                groups.append((new, _select(state, at)))
+                groups.append((new, state.select(at)))
         self.groups = groups
 
 
@@ -117,16 +117,12 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
             patterns, which = mask[rows].unique(dim=0, return_inverse=True)
             for i, pattern in enumerate(patterns):
                 at, tokens = (which == i).nonzero()[:, 0], pattern.nonzero()[:, 0]
-                part, carried = rows[at], _select(state, at) if len(patterns) > 1 else state
+                part, carried = rows[at], state.select(at) if len(patterns) > 1 else state
                 if len(tokens):
                     read, carried = self.model.hidden(input_ids[part[:, None], tokens], carried)
                     hidden[part[:, None], tokens] = read.to(hidden.dtype)
                 after.append((part, carried))
         return hidden, after
-
-
-def _select(state: State, rows: Tensor) -> State:
-    return state.map(lambda x, batch: x.index_select(batch, rows))
 
 
 def _shape(config: RMKVConfig) -> Any:

@@ -109,6 +109,10 @@ class State:
         """Return the state of `count` rows of the batch from row `start`."""
         return self.map(lambda x, batch: x.narrow(batch, start, count))
 
+    def select(self, rows: Tensor) -> "State":
+        """Return the state of these rows of the batch (n,), in their order, any of them more than once."""
+        return self.map(lambda x, batch: x.index_select(batch, rows))
+
     @classmethod
     def join(cls, states: "list[State]") -> "State":
         """Return one state for the rows of all `states`, which must stand at the same place in their segments."""
@@ -119,10 +123,6 @@ class State:
             if name != "filled"
         }
         return cls.from_tensors(joined | {"filled": parts[0]["filled"]})
-
-    def repeat(self, n: int) -> "State":
-        """Return a state of batch B n: each row n times."""
-        return self.map(lambda x, batch: x.repeat_interleave(n, dim=batch))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, as `from_tensors` takes them."""

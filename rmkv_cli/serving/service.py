@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from rmkv_cli.data.chat import answer, pieces_of
-from rmkv_cli.generation import Prompt
+from rmkv_cli.generation import ANSWER_ENDS, END, Prompt
 from rmkv_cli.model import RMKV
 from rmkv_cli.serving.choice import Said
 from rmkv_cli.serving.engine import Engine, Job, Writing
@@ -19,7 +19,7 @@ from rmkv_cli.serving.memories import Keep, Memories
 from rmkv_cli.serving.metrics import Metrics
 from rmkv_cli.serving.protocol import ChatRequest, CompletionRequest
 from rmkv_cli.serving.replies import Replies, usage
-from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+from rmkv_cli.tokenizer import Piece, Tokenizer
 
 
 class Service:
@@ -78,7 +78,7 @@ class Service:
             configs=asked.configs(),
             max_tokens=self._max_tokens(asked),
             stop=asked.stop,
-            ends=(Special.EOD, Special.START) if chat else (Special.EOD,),
+            ends=ANSWER_ENDS if chat else END,
             scores=_scores(asked),
             remembered=answer if chat else lambda text: (text,),
         )

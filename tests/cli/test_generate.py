@@ -208,8 +208,12 @@ class TestManyPrompts:
         assert ended.value.code == 130
         assert part.exists()
         assert not out.exists()
-        assert "with other prompts or settings" in error_of(
+        assert "with another model, prompts or settings" in error_of(
             monkeypatch, capsys, "generate", *self.options(saved, prompts, out), "--top-k", 3
+        )
+        save_small_model(tmp_path / "other", hidden_size=32)
+        assert "with another model, prompts or settings" in error_of(
+            monkeypatch, capsys, "generate", *self.options([tmp_path / "other"], prompts, out)
         )
         again = json.loads(run(monkeypatch, capsys, *self.options(saved, prompts, out), "--json").out)
         assert out.read_text() == whole.read_text()

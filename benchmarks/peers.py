@@ -1,0 +1,149 @@
+"""Models of other kinds, by transformers, trained as RMKV is: same rows, same order, optimizer and schedule."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmkv_cli.config import Config
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.lanes import IGNORED, Lanes, Prepared, Rows
+from rmkv_cli.model import RMKV
+from rmkv_cli.training.optimizer import learning_rate
+
+
+def size(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def same_size(make: Callable[[int], nn.Module], parameters: int) -> int:
+    """Return the width of the feed-forward with which a model comes nearest to so many parameters."""
+    with torch.device("meta"):
+        least = size(make(8))
+        a_unit = size(make(9)) - least
+    return 8 + round((parameters - least) / a_unit)
+
+
+def llama(config: Config, inner: int) -> nn.Module:
+    """Return a model of full attention, of RMKV's width and depth: Llama (Touvron et al., 2023)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            **_shape(config),
+            intermediate_size=inner,
+            num_attention_heads=config.model.num_attention_heads,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+def gated_delta_net(config: Config, inner: int) -> nn.Module:
+    """Return Gated DeltaNet (Yang et al., 2025), of RMKV's width and depth: the linear layers of Qwen3.5 alone.
+
+    As in the paper values are twice as wide as keys. In PyTorch's own operations, so that it runs without a GPU.
+    """
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    model = config.model
+    return Qwen3_5ForCausalLM(
+        Qwen3_5TextConfig(
+            **_shape(config),
+            intermediate_size=inner,
+            layer_types=["linear_attention"] * model.num_hidden_layers,
+            linear_num_key_heads=model.num_attention_heads,
+            linear_num_value_heads=model.num_attention_heads,
+            linear_key_head_dim=model.head_size,
+            linear_value_head_dim=2 * model.head_size,
+        )
+    )
+
+
+def _shape(config: Config) -> dict[str, int | bool]:
+    model = config.model
+    shape = {name: getattr(model, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    return shape | {"tie_word_embeddings": True, "use_cache": False}
+
+
+def train(model: nn.Module, config: Config, data: Path) -> Iterator[int]:
+    """Train a model on rows of the config's longest length, and yield the number of tokens after each step.
+
+    Each piece of a document within a row is read alone, from its start.
+    """
+    train = config.train
+    torch.manual_seed(train.seed)
+    documents = Documents.open(data, "train")
+    lanes = Lanes(Prepared(documents, train.seed), train.batch_size, documents.eod)
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in tables]
+    others = [p for p in model.parameters() if p.ndim != 2 or id(p) in tables]
+    optimizers = [
+        torch.optim.Muon(
+            matrices, lr=train.learning_rate, weight_decay=train.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(
+            others, lr=train.learning_rate, betas=(train.beta1, train.beta2), weight_decay=0.0, fused=True
+        ),
+    ]
+    model.train()
+    tokens = 0
+    while tokens < train.tokens:
+        rows = lanes.next(train.segments_max * config.model.segment_length)
+        tokens += rows.input_ids.size
+        rows_loss(model, rows).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(train, min(1.0, tokens / train.tokens))
+            optimizer.step()
+            optimizer.zero_grad()
+        yield tokens
+
+
+def rows_loss(model: nn.Module, rows: Rows) -> Tensor:
+    """Return the mean loss in nats of the targets that count."""
+    pieces = [
+        (row, start, stop)
+        for row, ids in enumerate(rows.document_ids)
+        for start, stop in _stretches(ids)
+        if (rows.targets[row, start:stop] != IGNORED).any()
+    ]
+    total = torch.zeros(())
+    half = rows.input_ids.shape[1] // 2
+    for group in ([p for p in pieces if p[2] - p[1] > half], [p for p in pieces if p[2] - p[1] <= half]):
+        if group:  # two batches, so that short pieces are not padded to the length of long ones
+            longest = max(stop - start for _, start, stop in group)
+            ids, targets = np.zeros((len(group), longest), np.int64), np.full((len(group), longest), IGNORED)
+            for i, (row, start, stop) in enumerate(group):
+                ids[i, : stop - start] = rows.input_ids[row, start:stop]
+                targets[i, : stop - start] = rows.targets[row, start:stop]
+            logits = model(input_ids=torch.from_numpy(ids)).logits
+            total = total + F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten(), reduction="sum")
+    return total / int((rows.targets != IGNORED).sum())
+
+
+def _stretches(ids: np.ndarray) -> Iterator[tuple[int, int]]:
+    edges = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
+    yield from pairwise(edges)
+
+
+def logits(model: nn.Module, input_ids: Tensor, window: int) -> Tensor:
+    """Return the logits (T, V) of a text (T,), read from its start.
+
+    Attention sees what it has been trained to see: `window` tokens at most, and half of them at least.
+    """
+    if isinstance(model, RMKV):
+        return model(input_ids[None])[0][0]
+    if "Llama" not in type(model).__name__:
+        return model(input_ids=input_ids[None]).logits[0]
+    found = [model(input_ids=input_ids[None, :window]).logits[0]]
+    half = window // 2
+    for start in range(window, len(input_ids), half):
+        seen = input_ids[None, start - half : start + half]
+        found.append(model(input_ids=seen).logits[0, half:])
+    return torch.cat(found)

@@ -8,19 +8,24 @@ from typer.cli import get_docs_for_click
 
 from rmkv_cli.cli.main import build
 
-PAGE = Path(__file__).parent / "cli.md"
+FOLDER = Path(__file__).parent
 
 
-def main() -> None:
-    """Write the page, or with `--check` compare it."""
+def write(name: str, text: str) -> None:
+    """Write a page, or with `--check` compare it."""
+    page = FOLDER / name
+    if "--check" not in sys.argv:
+        page.write_text(text, encoding="utf-8")
+    elif not page.exists() or page.read_text(encoding="utf-8") != text:
+        sys.exit(f"{page} is not up to date: run `make docs`")
+
+
+def reference() -> str:
+    """Return the page."""
     command = typer.main.get_command(build())
     with command.make_context("rmkv", [], resilient_parsing=True) as context:
-        page = get_docs_for_click(obj=command, ctx=context, name="rmkv", title="Command-line reference")
-    if "--check" not in sys.argv:
-        PAGE.write_text(page, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page:
-        sys.exit(f"{PAGE} is not up to date: run `make docs`")
+        return get_docs_for_click(obj=command, ctx=context, name="rmkv", title="Command-line reference")
 
 
 if __name__ == "__main__":
-    main()
+    write("cli.md", reference())

@@ -18,15 +18,20 @@ class TextSource(Section):
     """
 
     name: str = Field(min_length=1)
+    """What phases, reports and tasks' `text` call it; each source has its own."""
     weight: float = Field(ge=0)
     """Its share of the mix's tokens is weight / (sum of all weights). 0: only phases, or tasks as noise, use it."""
     format: Literal["text", "prompt_response", "messages"] = "text"
     """text: one column. prompt_response: a question and its answer, which may begin with <think>...</think>. messages:
     a list of {role, content}, or a text with Llama-3 headers; all but the assistant's become prompts."""
     text_column: str = "text"
+    """Of text."""
     prompt_column: str = "prompt"
+    """Of prompt_response: the question."""
     response_column: str = "response"
+    """Of prompt_response: the answer."""
     messages_column: str = "messages"
+    """Of messages."""
     answer_column: str | None = None
     """Of messages: the column of the assistant's last answer, where it stands beside them."""
     when_dry: Literal["repeat", "drop", "stop"] | None = None
@@ -61,6 +66,7 @@ class HubSource(TextSource):
     dataset: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
     """Its id, for instance HuggingFaceFW/fineweb."""
     config: str | None = None
+    """A configuration of the data set, where it has several."""
     split: str = "train"
     """To mix splits, make a source of each."""
     revision: str = "main"
@@ -72,7 +78,9 @@ class NoiseSource(Section):
 
     kind: Literal["noise"]
     name: str = Field(min_length=1)
+    """What phases and reports call it."""
     weight: float = Field(gt=0)
+    """Its share of the mix's tokens is weight / (sum of all weights)."""
     vocab: int = Field(ge=2)
     """Distinct tokens, the end-of-document token among them: documents are `vocab` tokens long on average."""
 
@@ -102,6 +110,7 @@ class MixConfig(Section):
     """Sources and the ratio of their tokens."""
 
     seed: int = Field(0, ge=0)
+    """Of the documents' order, of noise and tasks, and of what is held out."""
     tokens: int | None = Field(None, ge=1)
     """Length of the mix; sources that run dry are repeated. Without it the mix ends when the first one runs dry."""
     validation: float = Field(0.01, ge=0, lt=1)
@@ -111,6 +120,7 @@ class MixConfig(Section):
     phases: list[Phase] = Field(default_factory=list)
     """Stretches of the mix, one after the other; none: one with the sources' own weights."""
     sources: list[Source] = Field(min_length=1)
+    """What is mixed, a table each."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:

@@ -36,9 +36,13 @@ class ModelConfig(Section):
     """The shape of an RMKV; the defaults are the `600m` preset's."""
 
     vocab_size: int = Field(32768, ge=8)
+    """Ids of tokens; as many as the tokenizer has, or more."""
     hidden_size: int = Field(1152, ge=2)
+    """Width of the token stream (D)."""
     num_hidden_layers: int = Field(24, ge=1)
+    """Layers, each with a memory of its own."""
     num_attention_heads: int = Field(9, ge=1)
+    """Heads of attention, and of the store; they divide hidden_size."""
     intermediate_size: int = Field(3072, ge=0)
     """Width of the gated feed-forward; 0: none, as published."""
     segment_length: int = Field(512, ge=1)
@@ -46,10 +50,13 @@ class ModelConfig(Section):
     lookback: int = Field(128, ge=0)
     """Tokens of the previous segment still attended to, 0 to segment_length."""
     position: Literal["rotary", "sinusoidal", "learned"] = "rotary"
+    """How attention knows the tokens' order."""
     max_position_embeddings: int = Field(131072, ge=1)
     """Rows of the table of learned positions; the other kinds are computed and know no limit."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Of embeddings, attention and feed-forward, in training."""
     tie_word_embeddings: bool = True
+    """The output layer is the embeddings' matrix."""
     memory: MemoryConfig = MemoryConfig()
 
     @property

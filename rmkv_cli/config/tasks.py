@@ -18,6 +18,7 @@ class TaskSource(Section):
     """
 
     name: str = Field("task", min_length=1)
+    """What phases and reports call it; by default its kind."""
     weight: float = Field(1, gt=0)
     """Its share of the mix's tokens, noise among them, is weight / (sum of all weights)."""
     segments: list[Annotated[int, Field(ge=0)]] = Field(list(range(8)), min_length=1)
@@ -40,6 +41,7 @@ class RecallSource(TaskSource):
     kind: Literal["recall"] = "recall"
     name: str = Field("recall", min_length=1)
     pairs: list[Count] = Field([1], min_length=1)
+    """Keys that are given a value."""
     keys: int = Field(64, ge=1)
     """How many different keys there are."""
     values: int = Field(64, ge=2)
@@ -100,6 +102,7 @@ class NeedleSource(TaskSource):
     queries: int = Field(1, ge=1)
     """How many of them are asked for, one after the other; more teach more."""
     value: Literal["number", "uuid", "word"] = "number"
+    """What a key's value is: seven digits, a UUID, or a word."""
 
 
 class FactsSource(TaskSource):

@@ -31,7 +31,9 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Of the matrices of attention and feed-forward; all else is AdamW's."""
     learning_rate: float = Field(6e-4, gt=0)
+    """The highest, after the warm-up."""
     final_learning_rate: float = Field(6e-5, ge=0)
+    """Of the last step."""
     schedule: Literal["cosine", "wsd"] = "wsd"
     """After the warm-up: a half cosine, or stable and then a linear decay over the last `decay` of the tokens."""
     warmup: float = Field(0.01, ge=0, lt=1)
@@ -41,7 +43,9 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.1, ge=0)
     """On matrices only: never on gates, norms, embeddings, biases or slots."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the mean of the gradients."""
     beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's decay of the mean of their squares."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
@@ -59,16 +63,21 @@ class TrainConfig(Section):
     """Compile the layers for the shape of training (torch.compile): slow to start, then faster. On a CPU it needs a C++
     compiler."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     distributed: Literal["ddp", "fsdp"] = "ddp"
     """On several processes: each holds all weights, or (FSDP2) a part of weights, gradients and optimizer state."""
     seed: int = Field(0, ge=0)
+    """Of the first weights, dropout, the rows' lengths, and prepared documents' order from the second epoch on."""
     log_every: int = Field(10, ge=1)
+    """Steps from record to record in metrics.jsonl."""
     loggers: list[Literal["tensorboard", "trackio", "wandb"]] = Field([])
     """Where records are sent beside the run's metrics.jsonl."""
     eval_every: int = Field(500, ge=1)
+    """Steps from validation to validation; a multiple of checkpoint_every."""
     eval_tokens: int = Field(1_000_000, ge=1)
     """At most so many tokens of held-out documents a validation."""
     checkpoint_every: int = Field(500, ge=1)
+    """Steps from checkpoint to checkpoint."""
     keep_last: int = Field(3, ge=1)
     """Checkpoints kept, besides the best."""
 

@@ -1,0 +1,145 @@
+"""Writes docs/configuration.md from the config's own fields; `--check` fails if it is not up to date."""
+
+import ast
+import inspect
+import json
+from collections.abc import Container, Iterator
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from make_cli_reference import write
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rmkv_cli.config import (
+    Config,
+    MemoryConfig,
+    MixConfig,
+    ModelConfig,
+    Phase,
+    Section,
+    TaskSource,
+    TextSource,
+    TrainConfig,
+    list_presets,
+    load_config,
+    preset_path,
+)
+from rmkv_cli.config.load import SOURCES
+
+START = """\
+# Configuration: every key
+
+A run has a config: what it trains, `[model]`, and how, `[train]`. It is a preset, or a TOML file of your own that says
+what differs from the defaults, and then what `--set` changes; the run's folder keeps it whole, as config.toml. A mix,
+which says what is read, is a file of its own.
+
+```console
+$ rmkv config list                                                    # the presets
+$ rmkv config show --preset tiny --set model.memory.slots=32 > my.toml
+$ rmkv config validate my.toml                                        # every error at once, each with its key
+```
+
+"In presets" has the values that are not the default. A key that is not here is refused. The page is written by
+`make docs` from the classes in `rmkv_cli/config`, which check what they read.
+"""
+SHARED: dict[type[Section], str] = {TextSource: "`files` and `hub`", TaskSource: "tasks"}
+BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
+
+
+def meanings(section: type[Section]) -> dict[str, str]:
+    """Return the docstrings that stand below the fields, those of base classes included."""
+    found: dict[str, str] = {}
+    for cls in reversed(section.__mro__):
+        if cls is not Section and issubclass(cls, Section):
+            body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
+            for field, after in pairwise(body):
+                match field, after:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found[name] = " ".join(text.split()).replace("<", "\\<")
+    return found
+
+
+def type_of(annotation: Any, constraints: list[Any]) -> str:
+    """Return a type and its bounds as words."""
+    if get_origin(annotation) is Annotated:
+        inner, *inner_constraints = get_args(annotation)
+        return type_of(inner, [x for c in inner_constraints for x in getattr(c, "metadata", [c])])
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+        return " or ".join(type_of(kind, constraints) for kind in kinds)
+    arguments = get_args(annotation)
+    match get_origin(annotation):
+        case origin if origin is Literal:
+            return ", ".join(f"`{json.dumps(value)}`" for value in arguments)
+        case origin if origin is list:
+            return f"list of {type_of(arguments[0], [])}"
+        case origin if origin is dict:
+            return f"table of {type_of(arguments[1], [])}"
+    bounds = [(sign, getattr(c, name)) for c in constraints for kind, (name, sign) in BOUNDS.items() if type(c) is kind]
+    return ", ".join([annotation.__name__, *(f"{sign} {value}" for sign, value in bounds)])
+
+
+def value_of(value: Any) -> str:
+    """Return a value as it stands in TOML; a number as it is read best."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1_000_000:
+        return f"`{value:_}`"
+    return "none" if value is None else "`{}`".format(json.dumps(value).replace("|", "\\|"))
+
+
+def default_of(field: FieldInfo) -> str:
+    """Return a field's default, or that it must be given."""
+    default = field.get_default(call_default_factory=True)
+    return "must be given" if default is PydanticUndefined else value_of(default)
+
+
+def row(name: str, field: FieldInfo, meaning: str, in_presets: str | None = None) -> str:
+    """Return a key's row."""
+    cells = [f"`{name}`", type_of(field.annotation, field.metadata), default_of(field)]
+    cells += [meaning] if in_presets is None else [in_presets, meaning]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def table(section: type[Section], but: Container[str] = (), presets: dict[str, Section] | None = None) -> str:
+    """Return a section's keys, but for tables and `but`, with their values in the presets where there are any."""
+    heads = ["key", "type", "default", *(["in presets"] if presets else []), "meaning"]
+    text = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
+    told = meanings(section)
+    for name, field in section.model_fields.items():
+        if name in but or (inspect.isclass(field.annotation) and issubclass(field.annotation, Section)):
+            continue
+        values = {preset: getattr(config, name) for preset, config in (presets or {}).items()}
+        shown = ", ".join(f"{preset} {value_of(x)}" for preset, x in values.items() if x != field.default)
+        text += row(name, field, told[name], shown if presets else None)
+    return text
+
+
+def page() -> Iterator[str]:
+    """Yield the page's parts."""
+    configs = {name: load_config(preset_path(name)) for name in list_presets()}
+    yield START
+    yield "\n## The run\n"
+    models: dict[str, Section] = {name: config.model for name, config in configs.items()}
+    memories: dict[str, Section] = {name: config.model.memory for name, config in configs.items()}
+    trains: dict[str, Section] = {name: config.train for name, config in configs.items()}
+    assert Config.model_fields.keys() == {"model", "train"}
+    yield f"\n### [model]\n\n{table(ModelConfig, presets=models)}"
+    yield f"\n### [model.memory]\n\n{table(MemoryConfig, presets=memories)}"
+    yield f"\n### [train]\n\n{table(TrainConfig, presets=trains)}"
+    yield f"\n## The mix\n\n[data.md](data.md) tells how a mix is read.\n\n{table(MixConfig, ('phases', 'sources'))}"
+    yield f"\n### [[phases]]\n\n{meanings(MixConfig)['phases']}\n\n{table(Phase)}"
+    yield f"\n### [[sources]]\n\n{meanings(MixConfig)['sources']} Its keys depend on its `kind`.\n"
+    for base, kinds in SHARED.items():
+        yield f"\n### [[sources]]: what {kinds} share\n\n{inspect.getdoc(base)}\n\n{table(base)}"
+    for kind, source in SOURCES.items():
+        assert issubclass(source, Section)
+        base = next((base for base in SHARED if issubclass(source, base)), Section)
+        more = f"Besides what {SHARED[base]} share:\n\n" if base in SHARED else ""
+        keys = table(source, {"kind", *base.model_fields})
+        yield f'\n### [[sources]]: kind = "{kind}"\n\n{inspect.getdoc(source)}\n\n{more}{keys}'
+
+
+if __name__ == "__main__":
+    write("configuration.md", "".join(page()))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rmkv_cli.config import load_config, preset_path
+from rmkv_cli.model.cost import training_memory
 from rmkv_cli.training.utilization import training_budget
 
 ROOT = Path(__file__).parents[1]
@@ -25,19 +26,23 @@ def test_the_tables_are_the_bench_s(study, page):
     assert tables in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
-def test_each_fault_has_a_test_with_the_words_that_are_seen():
-    lines = (ROOT / "docs/faults.md").read_text(encoding="utf-8").splitlines()
+def test_each_message_and_fault_has_a_test_with_the_words_that_are_seen():
+    lines = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "::" in line]
-    assert len({fault for fault, *_ in rows}) >= 20
-    for fault, seen, _, _, place in rows:
+    messages = [row for row in rows if len(row) == 3]  # what is seen, what to do, test
+    faults = [row for row in rows if len(row) == 5]  # fault, what is seen, exit code, lost, test
+    assert len(messages) + len(faults) == len(rows)
+    assert len({fault for fault, *_ in faults}) >= 20
+    assert len({seen for seen, *_ in messages}) >= 10
+    for seen, place in [(seen, place) for seen, _, place in messages] + [(row[1], row[4]) for row in faults]:
         file, _, test = place.strip("`").partition("::")
         source = (ROOT / "tests" / file).read_text(encoding="utf-8")
         functions = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
-        assert test in functions, f"{fault}: {file} has no {test}"
+        assert test in functions, f"{seen}: {file} has no {test}"
         plain = source.replace("\\", "")  # of what is matched as a pattern
         for quoted in re.findall(r"`(.*?)`", seen):
             for words in quoted.split("…"):
-                assert words.strip() in plain, f"{fault}: {file} does not ask for {words!r}"
+                assert words.strip() in plain, f"{seen}: {file} does not ask for {words!r}"
 
 
 def test_the_hours_are_those_that_params_tells():
@@ -46,3 +51,14 @@ def test_the_hours_are_those_that_params_tells():
     assert f"at an assumed MFU of {small['assumed_mfu']:.0%}" in told
     for card, hours in small["hours"].items():
         assert f"| {card} | {hours:,.1f} | {large['hours'][card]:,.1f} |\n" in told
+
+
+def test_the_gigabytes_of_the_cards_are_those_that_params_tells():
+    told = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", told, re.MULTILINE)
+    assert len(rows) >= 3
+    for count, *cells in rows:
+        for preset, cell in zip(("125m", "600m"), cells, strict=True):
+            config = load_config(preset_path(preset), [f"train.micro_batch_size={count}"])
+            row = config.train.segments_max * config.model.segment_length
+            assert cell == f"{training_memory(config.model, config.train, int(count), row).total / 1e9:.1f}"

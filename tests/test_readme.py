@@ -2,25 +2,24 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from documented import blocks, session
 from small_run import rmkv
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+README = Path(__file__).parents[1] / "README.md"
 
 
 def test_it_starts_with_the_two_commands():
-    assert re.findall(r"^    (make \w+) ", README, re.MULTILINE) == ["make demo", "make test"]
+    assert re.findall(r"^    (make \w+) ", README.read_text(encoding="utf-8"), re.MULTILINE) == [
+        "make demo",
+        "make test",
+    ]
 
 
 def test_the_python_example_runs(capsys):
-    (example,) = blocks("python")
+    (example,) = blocks(README, "python")
     exec(example, {})
     assert re.fullmatch(r"[\d,]+ parameters, a state of [\d,]+ bytes\n", capsys.readouterr().out)
 
@@ -28,7 +27,7 @@ def test_the_python_example_runs(capsys):
 @pytest.mark.timeout(200)
 def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mix, task = blocks("toml")
+    mix, task = blocks(README, "toml")
     Path("mix.toml").write_text(mix)
     Path("books").mkdir()
     for i in range(100):
@@ -38,14 +37,14 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
             worked = {"prompt": f"What is {i} + 2?", "response": f"<think>{i} + 2 = {i + 2}.</think>{i + 2}"}
             file.write(json.dumps(worked) + "\n")
     Path("prompts.jsonl").write_text('{"prompt": "Book"}\n{"prompt": "The quick"}\n')
-    for line in "".join(blocks("console")).splitlines():
-        words = shlex.split(line.removeprefix("$ rmkv "), comments=True)
+    for command in session(README):
+        words = command.words
         if words[0] == "serve":  # until it is stopped: tests/serving
             continue
         if words[0] == "train":  # the same, but shorter
             words += ["--set", "train.tokens=3000", "--set", "train.segments_max=2"]
         done = rmkv(*words, stdin=b"Hello.\n" if words[0] == "chat" else b"")
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.returncode == 0, f"{command.line}\n{done.stderr}"
         assert done.stdout
     Path("task.toml").write_text(task.replace("4_000_000", "9_000"))
     done = rmkv("data", "mix", "task.toml", "--tokenizer", "tokenizer.json", "--out", "task")

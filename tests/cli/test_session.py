@@ -2,12 +2,12 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documented import session
 from hub import Hub
 from hub_data import write_real_sets
 
@@ -21,19 +21,19 @@ train.micro_batch_size=4 train.segments_max=2 train.eval_tokens=500 train.precis
 
 @pytest.mark.timeout(200)
 def test_the_documented_session_runs(tmp_path):
-    lines = "".join(re.findall(r"```console\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)).splitlines()
+    documented = session(DOCS)
     write_real_sets(tmp_path / "sets")
-    assert sum("train --preset" in line for line in lines) == 3
+    assert sum("train --preset" in command.line for command in documented) == 3
     with Hub(tmp_path / "sets") as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
-        for line in lines:
-            words = shlex.split(line.removeprefix("$ rmkv "))
+        for typed in documented:
+            words = typed.words
             if words[0] == "train":
                 words += [word for setting in SMALL.split() for word in ("--set", setting)]
             words = ["50k" if word == "5M" else word for word in words]
             command = [sys.executable, "-m", "rmkv_cli", *words]
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            assert done.returncode == 0, f"{typed.line}\n{done.stderr}"
             assert done.stdout
     losses = [
         re.findall(r'"loss": ([\d.]+), "learning_rate"', (tmp_path / "runs" / run / "metrics.jsonl").read_text())

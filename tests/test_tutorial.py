@@ -1,0 +1,48 @@
+"""The first hour, as docs/tutorial.md tells it: every command in its order, with less training."""
+
+import re
+from pathlib import Path
+
+import pytest
+from documented import blocks, rmkv_stopped, session
+from small_run import rmkv
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/tutorial.md"
+SHORTER = {
+    "--set train.tokens=300000": "--set train.tokens=3000 --set train.eval_tokens=2000",
+    "--max-tokens 20000": "--max-tokens 1000",
+}
+
+
+def but_for_numbers(text):
+    return re.sub(r"[\d,.]+", "0", text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_newcomer_can_follow_it_line_by_line(tmp_path, monkeypatch):
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
+    (tmp_path / "first-hour").mkdir()
+    monkeypatch.chdir(tmp_path / "first-hour")
+    for text in blocks(PAGE, "toml"):
+        Path(text.partition("\n")[0].removeprefix("# ")).write_text(text)
+    commands = session(PAGE)
+    assert len(commands) > 15
+    for long in SHORTER:
+        assert any(long in command.line for command in commands)
+    for command in commands:
+        for long, short in SHORTER.items():
+            command.line = command.line.replace(long, short)
+        if command.stopped:
+            code, told = rmkv_stopped(*command.words)
+            assert code == 130, told
+        else:
+            done = rmkv(*command.words, stdin=command.typed.encode())
+            assert done.returncode == 0, f"{command.line}\n{done.stderr}"
+            assert done.stdout
+            told = done.stdout + done.stderr
+        for line in command.shown:
+            assert but_for_numbers(line) in but_for_numbers(told).splitlines(), f"{command.line}\n{told}"
+    assert Path("runs/first/latest/model.safetensors").exists()

@@ -31,8 +31,11 @@ lint: .venv/done
 bench: .venv/done
 	$(BIN)/python benchmarks/speed.py
 
+# The references, then the site of all pages, in site/: a link or an anchor that leads nowhere is an error.
 docs: .venv/done
 	$(BIN)/python docs/make_cli_reference.py
+	$(BIN)/python docs/make_config_reference.py
+	$(BIN)/sphinx-build -qEW docs site
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

@@ -4,6 +4,7 @@ from rmkv_cli.evaluation.inspect import LayerMemory, MemoryReport, inspect_memor
 from rmkv_cli.evaluation.measure import PositionLoss, Report, Score, measure
 from rmkv_cli.evaluation.memory import MemoryEffect, memory_effect
 from rmkv_cli.evaluation.ngram import NGram, texts
+from rmkv_cli.evaluation.sample import write_sample
 from rmkv_cli.evaluation.tasks import Cell, TaskReport, find_task, held_out_text, task_accuracy
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "memory_effect",
     "task_accuracy",
     "texts",
+    "write_sample",
 ]

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from rmkv_cli.config import Config, dump_toml
 from rmkv_cli.data.lanes import EndOfData, Lanes
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation import measure
+from rmkv_cli.evaluation import measure, write_sample
 from rmkv_cli.files import whole_directory, write_text
 from rmkv_cli.model import find_model
 from rmkv_cli.model.pretrained import list_checkpoints, save_tensors
@@ -199,7 +199,7 @@ class _Job:
         _on_all(trainer, "save", folder)
 
     def evaluate(self) -> None:
-        """Measure the held-out loss if it is due at this step and not yet known, and mark the best checkpoint."""
+        """Measure the held-out loss and write a sample if that is due at this step and not done; mark the best."""
         config, trainer = self.trainer.config.train, self.trainer
         due = trainer.step % config.eval_every == 0 or trainer.finished
         if self.data.held_out is None or not trainer.step or not due or self.metrics.has_validation(trainer.step):
@@ -211,7 +211,9 @@ class _Job:
         if best:  # before it is recorded: should a kill come between, it is done again
             mark_best(self.run, self.run / "checkpoints" / f"step-{trainer.step:08d}")
         figures = {"loss": report.loss, "perplexity": report.perplexity, "bits_per_byte": report.bits_per_byte}
-        self.add({"step": trainer.step, "tokens": trainer.tokens, "validation": figures})
+        sample = write_sample(model, self.data.held_out, tokenizer)
+        record = {"step": trainer.step, "tokens": trainer.tokens, "validation": figures}
+        self.add(record | ({"sample": sample} if sample else {}))
         bits = f", {report.bits_per_byte:.3f} bits per byte" if report.bits_per_byte is not None else ""
         self.display.say(f"step {trainer.step:,}: validation loss {report.loss:.4f}{bits}{' (best)' if best else ''}")
 

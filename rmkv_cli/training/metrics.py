@@ -10,7 +10,7 @@ from rmkv_cli.files import write_text
 
 
 class Metrics:
-    """The records of a run. A training step's has `loss`; a validation's has `validation`."""
+    """The records of a run. A training step's has `loss`; a validation's has `validation`, and what was written then."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Open the file and drop what came after `step` (it will come again), a half-written line included."""
@@ -42,11 +42,13 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the whole records of a metrics.jsonl; none where there is no file."""
+    """Return the whole records of a metrics.jsonl, each with its `step` and `tokens`; none where there is no file."""
     if not path.exists():
         return []
     records = []
     for line in path.read_bytes().splitlines():
         with suppress(ValueError):  # half a line, from a kill or a full disk, or damage
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if isinstance(record, dict) and {"step", "tokens"} <= record.keys():
+                records.append(record)
     return records

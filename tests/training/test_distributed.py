@@ -58,7 +58,8 @@ def assert_same_curve(run, other, precision):
 
 
 def flatten(record):
-    return {key: x for key, x in (record | record.get("validation", {})).items() if key not in TIMES | {"validation"}}
+    left_out = TIMES | {"validation", "sample"}  # a sample is words, and rounding may change a draw
+    return {key: x for key, x in (record | record.get("validation", {})).items() if key not in left_out}
 
 
 def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64, tmp_path):

@@ -3,13 +3,14 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
 
 import pytest
 import torch
-from compare_runs import assert_same_run, curve, stop_at
+from compare_runs import assert_same_run, curve, stop_at, weights
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -82,6 +83,21 @@ def mixes(data, tokenizer, tmp_path):
         return str(tmp_path / name)
 
     return make
+
+
+def test_each_validation_writes_on_from_the_same_beginning_and_disturbs_nothing(make_config, tmp_path, monkeypatch):
+    config = make_config(model={"dropout": 0.2})
+    told = [r["sample"] for r in curve(train(config, tmp_path / "run").run) if "validation" in r]
+    assert len(told) > 2
+    (prompt,) = {sample["prompt"] for sample in told}
+    assert re.match(r"Line \d+ of a short story", prompt)
+    assert len({sample["text"] for sample in told}) == len(told)
+    monkeypatch.setattr(loop, "write_sample", lambda *_: None)
+    without = train(config, tmp_path / "without").run
+    assert not any("sample" in record for record in curve(without))
+    assert [{k: x for k, x in r.items() if k != "sample"} for r in curve(tmp_path / "run")] == curve(without)
+    one, other = weights(tmp_path / "run"), weights(without)
+    assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
 def test_resuming_a_finished_run_changes_nothing(make_config, tmp_path):

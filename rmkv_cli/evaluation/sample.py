@@ -1,0 +1,28 @@
+"""What a model writes on its way: the beginning of a held-out document, continued."""
+
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation import Decoder, Generation, SamplingConfig, read_prompt
+from rmkv_cli.generation.prompt import read_tokens, require_positions
+from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Tokenizer
+
+PROMPT_TOKENS, TEXT_TOKENS = 32, 64
+
+
+def write_sample(model: RMKV, documents: Documents, tokenizer: Tokenizer) -> dict[str, str] | None:
+    """Return a `prompt` and the `text` that the model goes on with; None where the model cannot write.
+
+    The prompt is the beginning of the first document that is longer, so the same at every call. The draws are seeded on
+    their own: no other random number is touched, and the model's training mode is restored.
+    """
+    ids = documents[int((documents.lengths > PROMPT_TOKENS).argmax())][1 : PROMPT_TOKENS + 1].tolist()
+    try:
+        prompt = read_prompt(model, tokenizer, "")
+        if ids:
+            prompt = read_tokens(model, ids, prompt)
+        require_positions(model, prompt.state, TEXT_TOKENS - 1)
+    except UserError:  # not causal, diverged, or with learned positions that end here
+        return None
+    text = "".join(Generation(Decoder(model), tokenizer, prompt, SamplingConfig(), TEXT_TOKENS))
+    return {"prompt": tokenizer.decode(ids), "text": text}

@@ -9,7 +9,8 @@ import typer
 
 from rmkv_cli.cli.evaluate_harness import evaluate_harness
 from rmkv_cli.cli.evaluate_task import evaluate_task
-from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.keep import keep
+from rmkv_cli.cli.loading import Device, find_and_load
 from rmkv_cli.cli.options import Json, Model, print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
@@ -88,8 +89,9 @@ def evaluate(
         raise UserError("--set, --text and --picture are for a task: --task recall, for instance")
 
     from rmkv_cli.evaluation import measure, memory_effect
+    from rmkv_cli.evaluation.kept import DocumentsReport, documents_name
 
-    rmkv, tokenizer = load_model(model, device)
+    checkpoint, rmkv, tokenizer = find_and_load(model, device)
     documents = _open(data, split, tokenizer, model)
     if rmkv.config.memory.carry == "layers":
         stderr().print(
@@ -109,10 +111,13 @@ def evaluate(
                 effect = memory_effect(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
         except UserError as reason:
             stderr().print(f"note: {reason}", style="yellow")
+    whole = DocumentsReport(**vars(report), memory=effect)
     if as_json:
-        print_json(asdict(report) | {"memory": asdict(effect) if effect else None})
+        print_json(asdict(whole))
     else:
         _print(report, effect)
+    if checkpoint != model:
+        keep(model, documents_name(model, data, split), checkpoint, whole)
 
 
 def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path) -> "Documents":

@@ -6,13 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmkv_cli.cli.loading import load_model
+from rmkv_cli.cli.keep import keep
+from rmkv_cli.cli.loading import find_and_load
 from rmkv_cli.cli.options import print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from rmkv_cli.evaluation.harness_tasks import HarnessReport
+    from rmkv_cli.evaluation.harness_report import HarnessReport
 
 
 def evaluate_harness(
@@ -34,12 +35,15 @@ def evaluate_harness(
     tasks = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
     if not tasks:
         raise UserError("--harness: names no task; give one, for instance --harness hellaswag,piqa")
-    asked = HarnessModel(*load_model(model, device))
+    checkpoint, rmkv, tokenizer = find_and_load(model, device)
+    asked = HarnessModel(rmkv, tokenizer)
     report = harness_scores(asked, tasks, include, limit=limit, num_fewshot=num_fewshot)
     if as_json:
         print_json(asdict(report))
     else:
         _print(report)
+    if checkpoint != model:
+        keep(model, " ".join(["harness", *tasks]), checkpoint, report)
 
 
 def _print(report: "HarnessReport") -> None:

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmkv_cli.cli.loading import load_model
+from rmkv_cli.cli.keep import keep
+from rmkv_cli.cli.loading import find_and_load
 from rmkv_cli.cli.options import print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
@@ -51,7 +52,7 @@ def evaluate_task(
         task = task.model_copy(update={"text": ", ".join(map(str, texts))})
     elif task.text is not None and mix is None:
         raise UserError(f"--set text={task.text}: names a source of a mix; give the mix's folder by --data")
-    rmkv, tokenizer = load_model(model, device)
+    checkpoint, rmkv, tokenizer = find_and_load(model, device)
     if "segment_length" not in settings:
         task = task.model_copy(update={"segment_length": rmkv.config.segment_length})
     text: Sequence[Any] | None = None
@@ -68,6 +69,8 @@ def evaluate_task(
         print_json(asdict(report))
     else:
         _print(report)
+    if checkpoint != model:
+        keep(model, " ".join([kind, *overrides]), checkpoint, report)
 
 
 def _setting(override: str) -> tuple[str, Any]:

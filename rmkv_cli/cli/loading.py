@@ -15,7 +15,12 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GP
 
 
 def load_model(directory: Path, device: str) -> "tuple[RMKV, Tokenizer]":
-    """Return the model and tokenizer of a model folder, a checkpoint or a run, on the device.
+    """Return the model and tokenizer of a model folder, a checkpoint or a run, on the device; errors as below."""
+    return find_and_load(directory, device)[1:]
+
+
+def find_and_load(directory: Path, device: str) -> "tuple[Path, RMKV, Tokenizer]":
+    """Return the model folder that `directory` means (of a run, its latest checkpoint), its model and tokenizer.
 
     Raises:
         UserError: one of them is absent or damaged, they do not fit each other, or there is no such device.
@@ -32,4 +37,4 @@ def load_model(directory: Path, device: str) -> "tuple[RMKV, Tokenizer]":
             f"{directory}: its tokenizer does not fit its model: {tokenizer.vocab_size} tokens, the model has "
             f"{model.config.vocab_size}"
         )
-    return model, tokenizer
+    return directory, model, tokenizer

@@ -5,7 +5,6 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -19,40 +18,11 @@ from lm_eval.tasks import TaskManager
 
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.evaluation.harness import HarnessModel
+from rmkv_cli.evaluation.harness_report import HarnessReport, HarnessScore
 from rmkv_cli.progress import progress
 
 BOOTSTRAPS = 1000  # a standard error that has no formula is then off by about 2%
 UNVERSIONED = ConfigurableTask.VERSION  # "Yaml"
-
-
-@dataclass(frozen=True)
-class HarnessScore:
-    """One metric of one task, or of a group of tasks."""
-
-    task: str
-    version: str | None
-    """Scores of different versions of a task are not comparable. None: the task, or group, tells of none."""
-    num_fewshot: int | None
-    """Solved examples before each question. None: a group whose tasks differ."""
-    documents: int
-    """Those that were asked."""
-    metric: str
-    filter: str
-    """What was done to the answers before they were judged; "none"."""
-    value: float
-    standard_error: float | None
-    higher_is_better: bool | None
-
-
-@dataclass(frozen=True)
-class HarnessReport:
-    """What lm-evaluation-harness found."""
-
-    lm_eval: str
-    """Its version."""
-    limit: int | None
-    """Only so many documents of each task were asked: such scores are for trying things out."""
-    scores: list[HarnessScore]
 
 
 def harness_scores(

@@ -10,7 +10,7 @@ from rmkv_cli.files import write_text
 
 
 class Metrics:
-    """The records of a run. A training step's has `loss`; a validation's has `validation`, and what was written then."""
+    """The records of a run. A training step's has `loss`; a validation's has `validation`, and perhaps `sample`."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Open the file and drop what came after `step` (it will come again), a half-written line included."""

@@ -1,0 +1,73 @@
+"""What `rmkv eval` finds of a run stays in the run's folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from small_run import rmkv
+from trained_run import make_data, train_small_run
+
+from rmkv_cli.evaluation.kept import kept_evaluations
+
+TASK = ["--task", "recall", "--set", "segments=[0,1]", "--set", "pairs=[1,2]", "--set", "segment_length=40"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("kept") / "story")
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    return train_small_run(data, data.parent / "run")
+
+
+def names(run):
+    return {path.name for path in (run / "evaluations").glob("*")}
+
+
+def test_a_run_keeps_what_json_prints_with_step_and_command(run, data, printed):
+    printed_report = json.loads(printed("eval", "--model", run, "--data", data, "--json"))
+    kept = json.loads((run / "evaluations" / "validation.json").read_text())
+    step = int((run / "latest").resolve().name.removeprefix("step-"))
+    assert kept == {
+        "step": step,
+        "command": f"rmkv eval --model {run} --data {data} --json",
+        "report": printed_report,
+    }
+    assert printed_report["memory"]["tokens"] > 0
+    assert json.loads(printed("eval", "--model", run, "--data", data, "--max-tokens", 50, "--json"))["tokens"] == 50
+    assert kept_evaluations(run)["validation"].report.tokens == 50  # the same evaluation again takes its place
+
+
+def test_other_data_other_splits_and_tasks_have_names_of_their_own(run, data, printed, monkeypatch):
+    before = {path: path.read_bytes() for path in (run / "evaluations").glob("*")}
+    shutil.copytree(data, data.parent / "else", dirs_exist_ok=True)
+    printed("eval", "--model", run, "--data", data, "--split", "train", "--no-memory")
+    printed("eval", "--model", run, "--data", data.parent / "else", "--no-memory")
+    printed("eval", "--model", run, "--data", data.parent / "story.jsonl", "--no-memory")
+    printed("eval", "--model", run, *TASK, "--examples", 2)
+    new = {"train.json", "validation-else.json", "file-story.jsonl.json"}
+    task = "recall-segments=-0-1-pairs=-1-2-segment_length=40.json"
+    assert names(run) - {path.name for path in before} == new | {task}
+    assert all(path.read_bytes() == text for path, text in before.items())
+    report = kept_evaluations(run)[task.removesuffix(".json")].report
+    assert [(cell.row, cell.segments) for cell in report.cells] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+def test_a_model_that_is_no_run_keeps_nothing(run, data):
+    checkpoint = (run / "latest").resolve()
+    before = sorted(Path(run).rglob("*"))
+    done = rmkv("eval", "--model", checkpoint, "--data", data, "--no-memory")
+    assert (done.returncode, "kept" in done.stderr) == (0, False)
+    assert sorted(Path(run).rglob("*")) == before
+
+
+def test_where_it_cannot_be_kept_the_results_are_printed_with_a_note(run, data, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other, symlinks=True, ignore=shutil.ignore_patterns("evaluations"))
+    (other / "evaluations").touch()
+    done = rmkv("eval", "--model", other, "--data", data, "--no-memory")
+    assert (done.returncode, "bits per byte" in done.stdout) == (0, True)
+    assert f"note: not kept for `rmkv report`: {other / 'evaluations'}" in done.stderr

@@ -20,6 +20,7 @@ from rmkv_cli.cli import (
     inspect,
     params,
     read,
+    report,
     serve,
     tokenizer,
     train,
@@ -58,6 +59,7 @@ def build() -> typer.Typer:
         home.command("serve", epilog="Example: rmkv serve --model runs/tiny")(serve.serve)
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
+    app.command("report", epilog="Example: rmkv report runs/tiny")(report.report)
     app.command("demo", epilog="Example: rmkv demo")(demo.demo)
     app.command("push", epilog="Example: rmkv push exported my-name/my-model --private")(huggingface.push)
     app.add_typer(tokenizer.app, name="tokenizer")

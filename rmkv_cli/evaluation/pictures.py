@@ -25,18 +25,31 @@ def require_matplotlib() -> None:
 
 def draw_heat_map(report: TaskReport, png: Path) -> None:
     """Write a picture of a task's accuracy, its rows by its segments; errors as in `require_matplotlib`."""
+    with _picture(png, *heat_map_size(report)) as figure:
+        paint_heat_map(report, figure)
+
+
+def heat_map_size(report: TaskReport) -> tuple[float, float]:
+    """Return how wide and how high the picture of a task should be, in inches."""
+    rows, columns = ({getattr(cell, axis) for cell in report.cells} for axis in ("row", "segments"))
+    return 2 + 0.75 * len(columns), 1.4 + 0.45 * len(rows)
+
+
+def paint_heat_map(report: TaskReport, figure: "Figure") -> None:
+    """Paint a task's accuracy, its rows by its segments, on an empty figure."""
     rows = list(dict.fromkeys(cell.row for cell in report.cells))
     columns = list(dict.fromkeys(cell.segments for cell in report.cells))
     accuracy = np.array([cell.accuracy for cell in report.cells]).reshape(len(rows), len(columns))
-    with _picture(png, 2 + 0.75 * len(columns), 1.4 + 0.45 * len(rows)) as figure:
-        axes = figure.subplots()
-        image = axes.imshow(accuracy, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-        axes.set_xticks(range(len(columns)), [f"{column:,}" for column in columns])
-        axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
-        axes.set(xlabel="segments of noise", ylabel=report.axis, title=report.task["kind"])
-        for (y, x), value in np.ndenumerate(accuracy):
-            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
-        figure.colorbar(image, label="accuracy")
+    axes = figure.subplots()
+    image = axes.imshow(accuracy, vmin=0, vmax=1, cmap="viridis", aspect="auto")  # told apart in print, too
+    axes.set_xticks(range(len(columns)), [f"{column:,}" for column in columns])
+    axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
+    axes.set(xlabel="segments of noise", ylabel=report.axis, title=report.task["kind"])
+    axes.grid(visible=False)
+    for (y, x), value in np.ndenumerate(accuracy):
+        ink = "#111111" if value > 0.55 else "#ffffff"
+        axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
+    figure.colorbar(image, label="accuracy")
 
 
 def draw_memory(report: MemoryReport, png: Path) -> None:

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from rmkv_cli.config import Config, MixConfig, ModelConfig, dump_toml, load_config, load_mix
-from rmkv_cli.data.manifest import Manifest, SourceReport
+from rmkv_cli.config import Config, ModelConfig, dump_toml, load_config, load_mix
+from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
+from rmkv_cli.markdown import table
 from rmkv_cli.model import RMKV
+from rmkv_cli.report.data import data_table
 from rmkv_cli.training.data import MIX
 from rmkv_cli.training.metrics import read_metrics
 
@@ -47,7 +49,7 @@ The code beside the weights needs PyTorch and transformers 5, and no other packa
 
 ## Config
 
-{_table(["key", "value"], _settings(model.config))}
+{table(["key", "value"], _settings(model.config))}
 """
 
 
@@ -63,26 +65,10 @@ def _data(config: Config, run: Path) -> list[str]:
         if config.train.data is not None:
             manifest = Manifest.load(Path(config.train.data))
             tokens = sum(source.tokens for source in manifest.sources)
-            rows = [_source(source) for source in manifest.sources]
-            table = _table(["source", "documents", "tokens", "share of tokens", "epochs"], rows)
-            return [f"## Data\n\n{tokens:,} tokens, prepared by `rmkv data mix`.\n\n{table}\n"]
-        return [f"## Data\n\nStreamed.\n\n{_table(['source', 'weight'], _weights(load_mix(run / MIX)))}\n"]
+            return [f"## Data\n\n{tokens:,} tokens, prepared by `rmkv data mix`.\n\n{data_table(manifest)}\n"]
+        return [f"## Data\n\nStreamed.\n\n{data_table(load_mix(run / MIX))}\n"]
     except UserError:
         return []
-
-
-def _source(source: SourceReport) -> list[str]:
-    return [
-        source.name,
-        f"{source.documents:,}",
-        f"{source.tokens:,}",
-        f"{source.achieved:.1%}",
-        str(source.epochs),
-    ]
-
-
-def _weights(mix: MixConfig) -> list[list[str]]:
-    return [[source.name, f"{source.weight:g}"] for source in mix.sources]
 
 
 def _evaluation(run: Path, folder: Path) -> list[str]:
@@ -93,7 +79,7 @@ def _evaluation(run: Path, folder: Path) -> list[str]:
         return []
     figures = [[name.replace("_", " "), f"{x:.4f}"] for name, x in records[-1]["validation"].items() if x is not None]
     about = f"On held-out documents, after {records[-1]['tokens']:,} tokens in {step:,} steps; loss in nats per token."
-    return [f"## Evaluation\n\n{about}\n\n{_table(['measure', 'value'], figures)}\n"]
+    return [f"## Evaluation\n\n{about}\n\n{table(['measure', 'value'], figures)}\n"]
 
 
 def _training(config: Config) -> str:
@@ -114,8 +100,3 @@ with this config.toml:
 {dump_toml(config).strip()}
 ```
 """
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,12 +1,12 @@
 """The loss curve of a run, as a PNG and in the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.training.metrics import read_metrics
 
-Points = tuple[list[int], list[float]]
+Points = tuple[list[float], list[float]]
 
 
 def draw_loss_curve(run: Path, png: Path) -> str:
@@ -23,7 +23,7 @@ def draw_loss_curve(run: Path, png: Path) -> str:
     records = read_metrics(run / "metrics.jsonl")
     if not records:
         raise UserError(f"{run}: has no metrics yet")
-    train = _points(_smooth([(r["tokens"], r["loss"]) for r in records if "loss" in r]))
+    train = _points(smooth([(r["tokens"], r["loss"]) for r in records if "loss" in r]))
     held_out = _points([(r["tokens"], r["validation"]["loss"]) for r in records if "validation" in r])
 
     mpl.use("agg")
@@ -49,12 +49,12 @@ def draw_loss_curve(run: Path, png: Path) -> str:
     return str(plotext.uncolorize(screen.build().string())).rstrip()
 
 
-def _smooth(pairs: list[tuple[Any, Any]], most: int = 100) -> list[tuple[Any, Any]]:
+def smooth(pairs: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[float, float]]:
     """Return the means of consecutive pairs, at most about `most` of them: a step's loss alone is mostly chance."""
     size = -(-len(pairs) // most)
     groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def _points(pairs: list[tuple[Any, Any]]) -> Points:
+def _points(pairs: Sequence[tuple[float, float]]) -> Points:
     return [x for x, _ in pairs], [y for _, y in pairs]

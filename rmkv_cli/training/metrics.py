@@ -49,6 +49,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         with suppress(ValueError):  # half a line, from a kill or a full disk, or damage
             record = json.loads(line)
-            if isinstance(record, dict) and {"step", "tokens"} <= record.keys():
+            if isinstance(record, dict) and all(isinstance(record.get(key), int) for key in ("step", "tokens")):
                 records.append(record)
     return records

@@ -18,7 +18,7 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is put.")] = Path("demo"),
     tokens: Annotated[int | None, typer.Option(min=1, help="Train on so many tokens. [default: the preset's]")] = None,
 ) -> None:
-    """Learn to write from nothing: corpus, tokenizer, mix, training, evaluation, text. Offline, minutes on a CPU.
+    """Learn to write from nothing, from a corpus to text and a report of the run. Offline, minutes on a CPU.
 
     What is there already is not made again, so a demo that was stopped goes on.
     """
@@ -41,6 +41,7 @@ def demo(
     for prompt in ("This function returns", "import"):
         _run("generate", "--model", run, "--prompt", prompt, "--max-tokens", 80, "--temperature", 0.5, "--seed", 0)
     _conclude(directory, data, run)
+    _run("report", run)
 
 
 def _run(*words: object) -> None:
@@ -80,7 +81,7 @@ def _conclude(directory: Path, data: Path, run: Path) -> None:
         ("corpus/", "the texts and mix.toml"),
         ("tokenizer.json", "the tokenizer"),
         ("data/", "the tokens, and manifest.json"),
-        ("run/", "config.toml, metrics.jsonl, checkpoints"),
+        ("run/", "config.toml, metrics.jsonl, checkpoints, and soon report/index.html"),
         ("loss.png", "the loss curve"),
     ):
         print(f"  {path:<16} {what}")

@@ -40,7 +40,7 @@ class Evaluation:
 
 def keep_evaluation(run: Path, name: str, evaluation: Evaluation) -> Path:
     """Write an evaluation into a run's folder in place of the one of that name; return the file."""
-    slug = re.sub(r"[^\w.=-]+", "-", name).strip("-.")
+    slug = re.sub(r"[^\w.=,-]+", "-", name.replace("[", "").replace("]", "")).strip("-.")
     if len(slug) > LONGEST:  # many tasks at once: what tells them apart may stand at the end
         slug = f"{slug[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     path = run / FOLDER / f"{slug}.json"

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 INKS = ("#2a7fd4", "#d0600a", "#1d9a58", "#b8569e", "#a37c00", "#7d74d8", "#c8515a", "#6f8088")
 """Lines' colours: each has a contrast of 3 or more to white and to the page's dark ground (WCAG 2, 1.4.11)."""
 DASHES = ("-", "--", "-.", ":")  # told apart in print, too
-WIDTH, HEIGHT = 5.0, 3.1  # inches: on a telephone, 4 of 5 of that, its words are still of 8 pixels
-MOST_POINTS = 200  # of a line; the means of more
+WIDTH, HEIGHT = 5.0, 3.1  # inches: on a telephone it has 2 thirds of that, and its words are still of 8 pixels
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,21 @@ class Picture:
 def curves(runs: Sequence[Run]) -> list[Picture]:
     """Return the pictures over the tokens read: loss, bits per byte, learning rate, gradient norm, speed, data wait.
 
-    Those that no run has figures for are left out; so is the training loss where there are several runs to compare.
+    Those that no run has figures for are left out. A line has some 100 points, each the mean of those that follow one
+    another.
     """
     kinds: list[tuple[str, str, str, str | None, dict[str, Any]]] = [
         ("training-loss", "training loss, nats a token", "loss", None, {}),
         ("validation-loss", "validation loss, nats a token", "loss", "validation", {"marker": "o"}),
         ("bits-per-byte", "validation, bits per byte", "bits_per_byte", "validation", {"marker": "o"}),
         ("learning-rate", "learning rate", "learning_rate", None, {}),
-        ("gradient-norm", "norm of the gradient", "grad_norm", None, {"yscale": "log"}),
+        ("gradient-norm", "norm of the gradient", "grad_norm", None, {"bottom": 0}),
         ("tokens-per-second", "tokens per second", "tokens_per_second", None, {"bottom": 0}),
         ("data-wait", "share of time waiting for data", "data_wait", None, {"bottom": 0}),
     ]
     drawn = []
     for name, title, key, part, how in kinds:
-        lines = {run.name: smooth(points, MOST_POINTS) for run in runs if (points := run.points(key, part))}
+        lines = {run.name: smooth(points) for run in runs if (points := run.points(key, part))}
         bad = [record["tokens"] for run in runs for record in run.bad_steps()] if not part and len(runs) == 1 else []
         if lines:
             drawn.append(_lines(name, title, "tokens read", lines, bad=bad, names=[run.name for run in runs], **how))
@@ -89,7 +89,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
 def positions(found: dict[str, Points]) -> Picture:
     """Return the picture of the loss by position in the document, a line a name; points are (position, loss)."""
     title = "loss by position in the document, nats a token"
-    return _lines("loss-by-position", title, "position", found, names=list(found), marker="o", xscale="log")
+    return _lines("loss-by-position", title, "position", found, names=list(found), marker="o", by_doublings=True)
 
 
 def heat_map(name: str, whose: str, report: TaskReport) -> Picture:
@@ -111,8 +111,7 @@ def _lines(
     names: list[str],
     bad: Sequence[float] = (),
     marker: str | None = None,
-    xscale: str = "linear",
-    yscale: str = "linear",
+    by_doublings: bool = False,
     bottom: float | None = None,
 ) -> Picture:
     """Draw a line a name, in the colour of its place in `names`; steps that were passed over are marked at the foot."""
@@ -133,21 +132,20 @@ def _lines(
         if bad:
             foot = axes.get_xaxis_transform()
             drawn += axes.plot(bad, [0.02] * len(bad), "x", color=INKS[6], markersize=5, transform=foot)
-        _label(axes, title, across, xscale, yscale, bottom)
+        _label(axes, title, across, by_doublings, bottom)
         labels = [" ".join(label.split()) for label in (*lines, *(["bad steps"] if bad else ()))]
         if len(labels) > 1:  # a space before it, as matplotlib leaves out what begins with an underscore
-            figure.legend(drawn, [f" {label}" for label in labels], loc="outside lower center", ncols=2)
+            figure.legend(drawn, [f" {label}" for label in labels], loc="outside lower center", ncols=3)
     ends = "; ".join(f"{line}: from {points[0][1]:.4g} to {points[-1][1]:.4g}" for line, points in lines.items())
     return Picture(name, f"{title}, by {across}. {ends}", figure)
 
 
-def _label(axes: "Axes", title: str, across: str, xscale: str, yscale: str, bottom: float | None) -> None:
-    from matplotlib.ticker import EngFormatter
+def _label(axes: "Axes", title: str, across: str, by_doublings: bool, bottom: float | None) -> None:
+    from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
-    if xscale == "log":
+    if by_doublings:
         axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_yscale(yscale)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}") if by_doublings else EngFormatter(sep=""))
     if bottom is not None:
         axes.set_ylim(bottom, None)
     axes.set(xlabel=across, title=title)

@@ -195,6 +195,8 @@ def _data(runs: Sequence[Run]) -> Iterator[str]:
                 f"{span(str(digest))}, tokenizer of {data.vocab_size:,} tokens {span(data.tokenizer_hash)}. {splits}."
             )
         yield data_table(data)
+        yield "Its mix.toml, whose files are relative to the folder in which it lies:"
+        yield code(dump_toml(data if isinstance(data, MixConfig) else data.mix).strip(), "toml")
 
 
 def _config(runs: Sequence[Run]) -> str:
@@ -210,18 +212,14 @@ def _commands(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         if len(runs) > 1:
             yield f"**{escape(run.name)}**"
-        lines, new = [], str(run.folder) + "-again"
-        train = run.config.train
-        if not isinstance(run.data, MixConfig) and train.data is not None:
-            mixing = ["data", "mix", "mix.toml", "--tokenizer", run.folder / "tokenizer.json", "--out", train.data]
-            lines.append(_line(*mixing) + "    # if the data are gone: with the mix below")
-        lines.append(_line("train", "--config", run.folder / "config.toml", "--run", new))
+        lines, train = [], run.config.train
+        if train.data is not None:
+            mixing = _line("data", "mix", "mix.toml", "--tokenizer", run.folder / "tokenizer.json", "--out", train.data)
+            lines.append(f"{mixing}  # where the data are gone: of the mix that Data tells")
+        lines.append(_line("train", "--config", run.folder / "config.toml", "--run", f"{run.folder}-again"))
         lines += [evaluation.command for evaluation in run.evaluations.values()]
         lines.append(_line("report", run.folder))
-        yield code("\n".join(f"$ {' '.join(line.split())}" for line in lines), "console")
-        if run.data is not None:
-            yield "with this mix.toml, whose files are relative to where it lies:"
-            yield code(dump_toml(run.data if isinstance(run.data, MixConfig) else run.data.mix).strip(), "toml")
+        yield code("\n".join(f"$ {line}" for line in lines), "console")
 
 
 def _missing(runs: Sequence[Run], *option: str) -> str:

@@ -49,7 +49,7 @@ def test_other_data_other_splits_and_tasks_have_names_of_their_own(run, data, pr
     printed("eval", "--model", run, "--data", data.parent / "story.jsonl", "--no-memory")
     printed("eval", "--model", run, *TASK, "--examples", 2)
     new = {"train.json", "validation-else.json", "file-story.jsonl.json"}
-    task = "recall-segments=-0-1-pairs=-1-2-segment_length=40.json"
+    task = "recall-segments=0,1-pairs=1,2-segment_length=40.json"
     assert names(run) - {path.name for path in before} == new | {task}
     assert all(path.read_bytes() == text for path, text in before.items())
     report = kept_evaluations(run)[task.removesuffix(".json")].report

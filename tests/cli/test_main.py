@@ -25,7 +25,7 @@ COMMANDS = dict(every_command(typer.main.get_command(build())))
 
 def test_the_commands_are_these():
     assert {" ".join(path) for path in COMMANDS} == {
-        *("train", "eval", "generate", "chat", "serve", "read", "params", "count-params", "demo"),
+        *("train", "eval", "generate", "chat", "serve", "read", "params", "count-params", "demo", "report"),
         *("model train", "model eval", "model generate", "model chat", "model serve"),
         *("model read", "model params"),
         *("inspect memory", "export hf", "import hf", "push"),

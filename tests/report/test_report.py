@@ -1,0 +1,176 @@
+"""The report of one run."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+from report_pages import Page, data_of, records_of, section, write_records
+from small_run import rmkv
+
+from rmkv_cli.config import load_config
+from rmkv_cli.data.manifest import Manifest
+from rmkv_cli.errors import UserError
+from rmkv_cli.model.cost import count_by_part
+from rmkv_cli.report import write_report
+from rmkv_cli.training.utilization import training_flops_per_token
+
+NASTY = "<script>alert(1)</script>\n```\n# no heading\n~~~~ | a | *b* &amp; <!-- `c` \\ ![x](http://example.org/x.png)"
+
+
+def report_of(run):
+    written = write_report([run], run / "report")
+    return written.markdown.read_text(encoding="utf-8"), Page(written.html), written
+
+
+def test_it_tells_what_the_run_wrote(evaluated):
+    run, found = evaluated
+    markdown, page, written = report_of(run)
+    records, config, manifest = records_of(run), load_config(run / "config.toml"), Manifest.load(data_of(run))
+    validations = [record for record in records if "validation" in record]
+    figures = written.runs["first"]
+    parameters = sum(count_by_part(config.model).values())
+    assert (figures["parameters"], figures["tokens"]) == (parameters, records[-1]["tokens"])
+    assert figures["validation_loss"] == validations[-1]["validation"]["loss"]
+    assert figures["training_flops"] == training_flops_per_token(config.model) * records[-1]["tokens"]
+    assert figures["memory_reset_cost"] == found["validation"].memory.reset_cost
+    assert f"| bits per byte, last | {validations[-1]['validation']['bits_per_byte']:.4f} |" in markdown
+    for part in found["validation"].by_position:
+        assert f"| from {part.first:,} | {part.loss:.4f} |" in section(markdown, "Loss by position")
+    assert f"| reset costs | {found['validation'].memory.reset_cost:+.4f} |" in section(markdown, "Memory")
+    told = [f"{cell.accuracy:.2f} at {cell.row:g} and {cell.segments}" for cell in found["recall"].cells]
+    assert ", ".join(told) in section(markdown, "Tasks")
+    assert f"| all | {parameters:,} |" in section(markdown, "Parameters and FLOPs")
+    data = section(markdown, "Data")
+    assert manifest.tokenizer_hash in data
+    assert f"| story | {manifest.sources[0].documents:,} |" in data
+    assert f"learning_rate = {config.train.learning_rate}" in section(markdown, "Config")
+    again = section(markdown, "To reproduce")
+    assert f"$ rmkv train --config {run}/config.toml" in again
+    assert "$ rmkv eval --recall\n$ rmkv eval --validation\n" in again
+    samples = [record["sample"] for record in validations]
+    assert len(samples) >= 3
+    shown = [text.removesuffix("\n") for text in page.texts["pre"]]
+    assert samples[0]["prompt"] in shown
+    assert len(page.texts["h2"]) == 11
+
+
+def test_both_files_tell_the_same_and_need_nothing_else(evaluated):
+    run, _ = evaluated
+    markdown, page, written = report_of(run)
+    names = re.findall(r"^!\[.*\]\((.+)\)$", markdown, re.MULTILINE)
+    assert len(names) >= 9
+    assert {path.name for path in written.html.parent.iterdir()} == {"index.html", "report.md", *names}
+    assert page.tags.count("svg") == len(names)
+    assert len(page.values("aria-labelledby")) == len(names)
+    assert not {"script", "img", "link", "iframe", "object"} & set(page.tags)
+    assert all(link.startswith("#") for name in ("href", "src") for link in page.values(name))
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.values("href")} <= set(ids)
+    titles = re.findall(r"^## (.+)$", markdown, re.MULTILINE)
+    assert page.texts["h2"] == titles
+    assert page.values("lang") == ["en"]
+    cells = [cell.strip() for line in markdown.splitlines() if line.startswith("| ") for cell in line.split(" | ")]
+    assert len(cells) > len(titles)
+    assert "default-src 'none'" in "".join(page.values("content"))
+
+
+def test_the_run_s_words_are_shown_as_they_are(run):
+    named = run.parent / "_a $x$ <b> `c` | *d* é猫"
+    shutil.copytree(run, named, symlinks=True)
+    records = records_of(named)
+    for record in records:
+        if "sample" in record:
+            record["sample"]["text"] = NASTY
+    bad = {"step": records[-1]["step"] + 1, "tokens": records[-1]["tokens"] + 8, "bad_step": NASTY, "bad_steps": 1}
+    write_records(named, [*records, bad])
+    markdown, page, _ = report_of(named)
+    assert f"{NASTY}\n" in page.texts["pre"]
+    assert page.texts["h1"] == [f"Report of {named.name}"]
+    assert page.texts["title"][0] == f"Report of {named.name}"
+    assert " ".join(NASTY.split()) in page.texts["blockquote"][0]
+    assert named.name in page.texts["th"]
+    assert not {"script", "b", "em", "img"} & set(page.tags)
+    assert f"````text\n{NASTY}\n````" in markdown
+
+
+def test_what_was_not_measured_is_told_with_the_command_that_adds_it(run):
+    markdown, _, _ = report_of(run)
+    for title in ("Loss by position", "Memory"):
+        assert f"$ rmkv eval --model {run} --data {data_of(run)}\n" in section(markdown, title)
+    assert f"$ rmkv eval --model {run} --task recall\n" in section(markdown, "Tasks")
+    assert f"$ rmkv eval --model {run} --harness hellaswag,piqa\n" in section(markdown, "Benchmarks")
+    assert rmkv("eval", "--model", run, "--data", data_of(run)).returncode == 0
+    markdown, _, _ = report_of(run)
+    for title in ("Loss by position", "Memory"):
+        assert "Not measured yet" not in section(markdown, title)
+    assert "| reset costs | " in section(markdown, "Memory")
+
+
+def test_scores_of_the_harness_are_in_it(run):
+    (run / "evaluations").mkdir()
+    score = {"task": "a_b", "version": "1", "num_fewshot": 0, "documents": 7, "metric": "acc", "filter": "none"}
+    score |= {"value": 0.5, "standard_error": None, "higher_is_better": True}
+    report = {"lm_eval": "0.4", "limit": None, "scores": [score]}
+    kept = {"step": 4, "command": "rmkv eval --harness a_b", "report": report}
+    (run / "evaluations" / "harness-a_b.json").write_text(json.dumps(kept))
+    assert "| first | a_b | 7 | acc | 0.5000 |  |" in section(report_of(run)[0], "Benchmarks")
+
+
+def test_damage_bad_steps_and_an_unfinished_run_are_told(run):
+    records = [record for record in records_of(run) if record["step"] <= 5]
+    bad = {"step": 6, "tokens": records[-1]["tokens"] + 8, "bad_step": "not a finite number: loss nan", "bad_steps": 1}
+    write_records(run, [*records, bad, {"step": 7, "tokens": bad["tokens"] + 8, "loss": float("nan")}])
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(
+            b'7\nnull\n{"step": 8}\n\xff\xfe\n{"step": 9, "tokens": 9, "validation": 3, "sample": 4}\n{"step": 10, "lo'
+        )
+    markdown, page, written = report_of(run)
+    (note,) = page.texts["blockquote"]
+    assert "5 lines of metrics.jsonl are damaged" in note
+    assert "passed over step 6 (not a finite number: loss nan)" in note
+    assert f"it goes on with rmkv train --resume --run {run}" in note
+    assert written.runs["first"]["bad_steps"] == 1
+    assert "nan" not in section(markdown, "Figures")
+    assert "bad steps" in (run / "report" / "index.html").read_text()
+
+
+def test_a_run_without_validation_and_one_without_a_step_have_reports(run):
+    write_records(run, [record for record in records_of(run) if "validation" not in record])
+    markdown, _, _ = report_of(run)
+    assert "There is no validation yet" in section(markdown, "Curves")
+    assert "No validation has written a sample. `rmkv generate --model" in section(markdown, "Samples")
+    (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "checkpoints")
+    markdown, page, written = report_of(run)
+    assert "has not taken a step yet" in page.texts["blockquote"][0]
+    assert "No step is written down yet" in section(markdown, "Curves")
+    assert {path.name for path in (run / "report").iterdir()} == {"index.html", "report.md"}  # no older picture
+    assert written.runs["first"]["steps"] == 0
+
+
+def test_data_that_are_gone_are_told(run):
+    text = (run / "config.toml").read_text().replace(str(data_of(run)), str(run / "gone"))
+    (run / "config.toml").write_text(text)
+    assert f"not there any more, in `{run / 'gone'}`" in section(report_of(run)[0], "Data")
+
+
+def test_what_cannot_be_reported_is_said(run, monkeypatch):
+    def error(folders, out=run / "report"):
+        with pytest.raises(UserError) as told:
+            write_report(folders, out)
+        return str(told.value)
+
+    assert error([run / "absent"]) == f"{run / 'absent'}: no such folder; wants a run"
+    assert "is no run (it has no config.toml)" in error([run.parent])
+    assert "is given twice" in error([run, run / ".." / run.name])
+    assert "holds other things and is no report; choose another --out" in error([run], run)
+    assert "holds other things" in error([run], run / "config.toml")
+    assert not (run / "report").exists()
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "mine.json").write_text("{}")
+    assert "mine.json: is no evaluation that this version of rmkv kept; remove it" in error([run])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'rmkv[plot]'" in error([run])

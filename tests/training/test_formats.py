@@ -81,9 +81,12 @@ def break_at(monkeypatch):
     return at
 
 
-def test_the_files_of_a_run(make_config, streamed, tmp_path, break_at):
+def test_the_files_of_a_run(make_config, data, streamed, tmp_path, break_at):
     profile(make_config(), tmp_path / "prepared", 1)
     prepared = train(make_config(loggers=["tensorboard"]), tmp_path / "prepared").run
+    assert rmkv("eval", "--model", prepared, "--data", data, "--no-memory").returncode == 0
+    assert rmkv("report", prepared).returncode == 0
+    assert json.loads((prepared / "evaluations/validation.json").read_text()).keys() == named("An evaluation")
     live = train(streamed(), tmp_path / "live").run
     break_at(5)
     with pytest.raises(BadStepError):
@@ -119,8 +122,9 @@ def test_the_records_of_a_run(make_config, tmp_path, break_at):
     assert keys(steps) == named("A step") - ONLY_ON_A_GPU
     assert keys(bad) == named("A bad step")
     assert keys(validations) == named("A validation")
-    (told,) = re.findall(r"^\| `validation` \| (.*) \|$", PAGE, re.MULTILINE)
-    assert keys(record["validation"] for record in validations) == set(re.findall(r"`(.*?)`", told))
+    for key in ("validation", "sample"):
+        (told,) = re.findall(rf"^\| `{key}` \| (.*) \|$", PAGE, re.MULTILINE)
+        assert keys(record[key] for record in validations) == set(re.findall(r"`(.*?)`", told))
 
 
 def test_the_files_of_a_mix(data):

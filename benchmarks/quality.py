@@ -309,7 +309,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     if options.what == "table":
-        print(table([*CONTROLS, *PEERS]), table(["RMKV", *CHOICES]), sep="\n\n")
+        print(table([*CONTROLS, *PEERS]))
+        if any(result["row"] in CHOICES for result in results()):
+            print("", table(["RMKV", *CHOICES]), sep="\n")
         return
     prepare()
     if options.what == "cost":

@@ -26,6 +26,15 @@ def test_the_tables_are_the_bench_s(study, page):
     assert tables in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
+def test_the_table_beside_other_models_is_the_bench_s():
+    pytest.importorskip("transformers")
+    command = [sys.executable, ROOT / "benchmarks/quality.py", "table"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert "| RMKV |" in told
+    for table in told.split("\n\n"):
+        assert table in (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+
+
 def test_each_message_and_fault_has_a_test_with_the_words_that_are_seen():
     lines = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "::" in line]

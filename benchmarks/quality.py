@@ -248,7 +248,7 @@ def cost(rounds: int) -> None:
 def _step(model: nn.Module, rows: Any) -> None:
     if isinstance(model, RMKV):
         row = (torch.from_numpy(x) for x in (rows.input_ids, rows.targets, rows.document_ids))
-        loss, _ = row_loss(model, *row, model.initial_state(len(rows.input_ids)))
+        loss, _ = row_loss(model, *row, model.initial_state(len(rows.input_ids)), replay=False)
         loss.backward()
     else:
         peers.rows_loss(model, rows).backward()

@@ -19,13 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
 import peers
 import torch
 import torch.nn.functional as F
+from memory import spread
 from torch import nn
 
 from rmkv_cli.config import Config, RecallSource, load_config
@@ -264,7 +265,7 @@ def carried(row: str, tokens: int) -> int:
     shape = config.model
     if row == "Llama":  # keys and values
         return 4 * 2 * shape.num_hidden_layers * shape.hidden_size * tokens
-    convolved = 3 * 4 * shape.hidden_size  # the last inputs of the convolution over queries, keys and values
+    convolved = 4 * (1 + 1 + 2) * shape.hidden_size  # the last inputs of the convolution: queries, keys, values
     return 4 * shape.num_hidden_layers * (2 * shape.hidden_size * shape.head_size + convolved)
 
 
@@ -281,7 +282,7 @@ def figures(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     yield f"from {BEYOND}", bits["beyond"]
     yield "rare words", bits["rare words"]
     for segments, accuracy in result["recall"].items():
-        yield f"recall @{segments}", accuracy
+        yield f"recall @{segments}", float(accuracy)
 
 
 def table(rows: list[str]) -> str:
@@ -295,8 +296,7 @@ def table(rows: list[str]) -> str:
         if not lines:
             names = ["", "seeds", *columns[0], "parameters"]
             lines = ["| " + " | ".join(names) + " |", "| " + " | ".join(["---"] * len(names)) + " |"]
-        spread = [[column[name] for column in columns] for name in columns[0]]
-        cells = [f"{mean(v):.3f}" + (f" ± {stdev(v):.3f}" if len(v) > 1 else "") for v in spread]
+        cells = [spread([column[name] for column in columns]) for name in columns[0]]
         lines.append(f"| {row} | {len(runs)} | {' | '.join(cells)} | {runs[0]['parameters']:,} |")
     return "\n".join(lines)
 

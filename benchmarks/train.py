@@ -18,6 +18,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+from peers import same_size, size
 from published import Published
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
@@ -35,11 +36,6 @@ def rmkv_model(*, store: bool = True) -> RMKV:
     return RMKV(ModelConfig(**SHAPE, intermediate_size=INNER, segment_length=SEGMENT, lookback=64, memory=memory))
 
 
-def size(model: torch.nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def llama() -> torch.nn.Module:
     """Return a Llama whose feed-forward is as wide as it takes for RMKV's number of parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -48,10 +44,9 @@ def llama() -> torch.nn.Module:
         rest = {"tie_word_embeddings": True, "use_cache": False, "max_position_embeddings": 131072}
         return LlamaForCausalLM(LlamaConfig(**SHAPE, intermediate_size=inner, attn_implementation="sdpa", **rest))
 
-    a_unit = 3 * SHAPE["hidden_size"] * SHAPE["num_hidden_layers"]
     with torch.device("meta"):
-        missing = size(rmkv_model()) - size(make(INNER))
-    return make(INNER + round(missing / a_unit))
+        wanted = size(rmkv_model())
+    return make(same_size(make, wanted))
 
 
 def step_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:

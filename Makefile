@@ -17,7 +17,7 @@ demo: .venv/done
 test test-all: export OMP_NUM_THREADS = 1
 
 test: .venv/done
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: .venv/done
 	$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"

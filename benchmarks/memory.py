@@ -32,20 +32,22 @@ STUDIES = HERE / "memory"
 RESULTS = STUDIES / "results.jsonl"
 WORK = Path("runs/memory")
 
-OFF = ["model.memory.slots=0", "model.memory.store=false"]
+OFF = ["model.memory.slots=0", "model.memory.store=0"]
+EACH = "model.memory.store=4"  # a store in each layer, of which no model here has more
 VARIANTS = {
-    "slots and store": [],
-    "slots and store, rate 1e-3": ["train.learning_rate=1e-3"],
-    "slots and store, rate 1e-2": ["train.learning_rate=1e-2"],
-    "slots and store, Muon": ["train.optimizer=muon"],
-    "slots and store, Muon, rate 1e-3": ["train.optimizer=muon", "train.learning_rate=1e-3"],
-    "slots and store, Muon, rate 1e-2": ["train.optimizer=muon", "train.learning_rate=1e-2"],
-    "store, slots never updated": ["model.memory.update=none"],
-    "store, slots never updated, wider": ["model.memory.update=none", "model.intermediate_size=$wider"],
-    "store alone": ["model.memory.slots=0"],
-    "slots": ["model.memory.store=false"],
-    "slots, published update": ["model.memory.store=false", "model.memory.update=published"],
-    "slots never updated": ["model.memory.store=false", "model.memory.update=none"],
+    "slots and one store": [],
+    "slots and stores": [EACH],
+    "slots and stores, rate 1e-3": [EACH, "train.learning_rate=1e-3"],
+    "slots and stores, rate 1e-2": [EACH, "train.learning_rate=1e-2"],
+    "slots and stores, Muon": [EACH, "train.optimizer=muon"],
+    "slots and stores, Muon, rate 1e-3": [EACH, "train.optimizer=muon", "train.learning_rate=1e-3"],
+    "slots and stores, Muon, rate 1e-2": [EACH, "train.optimizer=muon", "train.learning_rate=1e-2"],
+    "stores, slots never updated": [EACH, "model.memory.update=none"],
+    "stores, slots never updated, wider": [EACH, "model.memory.update=none", "model.intermediate_size=$wider"],
+    "stores alone": [EACH, "model.memory.slots=0"],
+    "slots": ["model.memory.store=0"],
+    "slots, published update": ["model.memory.store=0", "model.memory.update=published"],
+    "slots never updated": ["model.memory.store=0", "model.memory.update=none"],
     "no memory, twice the look-back": [*OFF, "model.lookback=$twice"],
     "no memory, twice the look-back, Muon": [*OFF, "model.lookback=$twice", "train.optimizer=muon"],
     "full attention": [

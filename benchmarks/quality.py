@@ -43,23 +43,35 @@ CONFIG, RESULTS = HERE / "quality.toml", HERE / "results.jsonl"
 WORK = Path("runs/quality")
 DATA, TOKENIZER = WORK / "data", WORK / "tokenizer.json"
 
-OFF = ["model.memory.slots=0", "model.memory.store=false"]
+OFF = ["model.memory.slots=0", "model.memory.store=0"]
 CONTROLS = {  # RMKV with other settings, and a feed-forward so wide that the parameters are as many
     "RMKV": [],
     "no memory, twice the look-back": [*OFF, "model.lookback=32"],
-    "slots never updated, no store": ["model.memory.store=false", "model.memory.update=none"],
+    "slots never updated, no store": ["model.memory.store=0", "model.memory.update=none"],
     "sliding window, a layer more": [*OFF, "model.lookback=64", "model.num_hidden_layers=5"],
 }
 PEERS = {"Llama": peers.llama, "Gated DeltaNet": peers.gated_delta_net}
+HIGHER = ", rate 1e-2"  # than 3e-3
+RATED = {row + HIGHER: [*CONTROLS.get(row, []), "train.learning_rate=1e-2"] for row in (*CONTROLS, *PEERS)}
+DEEP = ["model.num_hidden_layers=8", "model.hidden_size=96"]
 CHOICES = {  # what a preset could be instead, one change a row
-    "no feed-forward, 7 layers": ["model.intermediate_size=0", "model.num_hidden_layers=7"],
+    "no feed-forward, 7 layers of width 132": [
+        "model.intermediate_size=0",
+        "model.num_hidden_layers=7",
+        "model.hidden_size=132",
+        "model.num_attention_heads=3",
+    ],
     "cell: LSTM": ["model.memory.cell=lstm"],
     "cell: MinimalRNN": ["model.memory.cell=minimal"],
     "slots never updated": ["model.memory.update=none"],
     "no slots": ["model.memory.slots=0"],
     "4 slots": ["model.memory.slots=4"],
     "64 slots": ["model.memory.slots=64"],
-    "no store": ["model.memory.store=false"],
+    "no store": ["model.memory.store=0"],
+    "a store in the first two layers": ["model.memory.store=2"],
+    "a store in each layer": ["model.memory.store=4"],
+    "8 layers of width 96": DEEP,
+    "8 layers of width 96, a store in each": [*DEEP, "model.memory.store=8"],
     "look-back 0": ["model.lookback=0"],
     "look-back 64": ["model.lookback=64"],
     "segments of 32": ["model.segment_length=32", "train.segments_min=32", "train.segments_max=32"],
@@ -69,9 +81,9 @@ CHOICES = {  # what a preset could be instead, one change a row
     "2 heads": ["model.num_attention_heads=2"],
     "rows of 1 to 16 segments": ["train.segments_min=1", "train.segments_max=16"],
     "AdamW": ["train.optimizer=adamw"],
-    "learning rate 1e-2": ["train.learning_rate=1e-2"],
 }
-ROWS = [*CONTROLS, *PEERS, *CHOICES]
+SETTINGS = CONTROLS | RATED | CHOICES
+ROWS = [*CONTROLS, *PEERS, *RATED, *CHOICES]
 
 READ = 2048  # tokens of each held-out document, at most
 INSIDE, BEYOND = 64, 128  # positions of a document: all that a window of RMKV's size sees, and what it does not reach
@@ -82,7 +94,7 @@ DISTANCES, PAIRS, EXAMPLES = (1, 3, 7, 15, 31), 8, 32
 
 def config_of(row: str, seed: int) -> Config:
     """Return a row's config, with as many parameters as RMKV has, as near as a feed-forward's width can bring it."""
-    settings = [f"train.seed={seed}", *(CONTROLS | CHOICES).get(row, [])]
+    settings = [f"train.seed={seed}", *SETTINGS.get(row, [])]
     config = load_config(CONFIG, settings)
     if not config.model.intermediate_size:
         return config
@@ -100,8 +112,8 @@ def build(row: str, config: Config) -> nn.Module:
     with torch.device("meta"):
         wanted = RMKV(load_config(CONFIG).model).count_parameters()
     torch.manual_seed(config.train.seed)
-    if row in PEERS:
-        make = partial(PEERS[row], config)
+    if peer := PEERS.get(row.removesuffix(HIGHER)):
+        make = partial(peer, config)
         return make(peers.same_size(make, wanted))
     return RMKV(config.model)
 
@@ -128,7 +140,7 @@ def prepare() -> None:
 def run(row: str, seed: int) -> dict[str, Any]:
     """Train a row with a seed, and return its figures."""
     config = config_of(row, seed)
-    if row in PEERS:
+    if row.removesuffix(HIGHER) in PEERS:
         model = build(row, config)
         for tokens in peers.train(model, config, DATA):
             if tokens % 100_000 < config.train.batch_size * 1024:
@@ -138,7 +150,7 @@ def run(row: str, seed: int) -> dict[str, Any]:
         if (folder / "config.toml").exists():
             rmkv("train", "--run", str(folder), "--resume")
         else:
-            settings = [f"train.seed={seed}", *(CONTROLS | CHOICES)[row]]
+            settings = [f"train.seed={seed}", *SETTINGS[row]]
             settings.append(f"model.intermediate_size={config.model.intermediate_size}")
             changes = [word for setting in settings for word in ("--set", setting)]
             rmkv("train", "--config", str(CONFIG), "--data", str(DATA), "--run", str(folder), *changes)
@@ -309,9 +321,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     if options.what == "table":
-        print(table([*CONTROLS, *PEERS]))
-        if any(result["row"] in CHOICES for result in results()):
-            print("", table(["RMKV", *CHOICES]), sep="\n")
+        print(table([*CONTROLS, *PEERS]), table(list(RATED)), table(["RMKV", *CHOICES]), sep="\n\n")
         return
     prepare()
     if options.what == "cost":

@@ -38,10 +38,11 @@ def main() -> None:
 
     config = model.config
     shapes = {
-        "with slots and store": {},
-        "slots never updated, store": {"update": "none"},
-        "slots, no store": {"store": False},
-        "no memory": {"slots": 0, "store": False},
+        "with slots and one store": {},
+        "slots never updated, one store": {"update": "none"},
+        "slots, a store in each layer": {"store": config.num_hidden_layers},
+        "slots, no store": {"store": 0},
+        "no memory": {"slots": 0, "store": 0},
     }
     models = {
         name: RMKV(config.model_copy(update={"memory": config.memory.model_copy(update=shape)}))

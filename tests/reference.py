@@ -49,8 +49,7 @@ def recurrent_cell(w, prefix, kind, x, hidden, cell):
 class Carried:
     """A layer's store, one matrix a head, read and written token by token."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self):
         self.stores = None  # before its first use: the learned start
         self.queries, self.keys = [], []  # of all tokens so far
 
@@ -60,7 +59,7 @@ class Carried:
 
     def found(self, w, row, attended, query, key, value):
         """What a token finds, having written its value under the key before it; its gates see what it attended to."""
-        if not self.config.memory.store:
+        if "store.start" not in w:
             return 0
         if self.stores is None:
             self.stores = w["store.start"].copy()
@@ -91,7 +90,7 @@ class Reference:
         memory = [w["memory"][0 if layers_carry else at].copy() for at in range(L)]
         cell = [np.zeros((m, D)) for _ in range(L)]
         before = [[] for _ in range(L)]  # the look-back: (key, value, place relative to the next segment's start)
-        carried = [Carried(config) for _ in range(L)]
+        carried = [Carried() for _ in range(L)]
         outputs, position = [], 0
         for length in lengths:
             x = np.stack([self.embed(tokens[position + i], position + i) for i in range(length)])

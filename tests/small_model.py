@@ -8,13 +8,14 @@ from rmkv_cli.model import RMKV
 CELLS = ("gru", "lstm", "minimal")
 MEMORIES = (
     *({"cell": cell} for cell in CELLS),
-    *({"cell": cell, "store": False} for cell in CELLS),
+    *({"cell": cell, "store": 0} for cell in CELLS),
+    {"store": 2},
     {"update": "published"},
     {"update": "none"},
     {"slots": 0},
-    {"slots": 0, "store": False},
+    {"slots": 0, "store": 0},
 )
-PUBLISHED = {"carry": "layers", "update": "published", "store": False}
+PUBLISHED = {"carry": "layers", "update": "published", "store": 0}
 POSITIONS = ("rotary", "sinusoidal", "learned")
 
 

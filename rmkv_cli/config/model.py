@@ -23,8 +23,9 @@ class MemoryConfig(Section):
     they were learned, whatever the text: a control."""
     horizon: float = Field(200.0, ge=1)
     """Segments; keep-gate biases start as log(Uniform(1, horizon)) (Tallec & Ollivier, 2018). 1: not spread."""
-    store: bool = True
-    """An associative store beside the slots: a matrix a head that holds values under keys."""
+    store: int = Field(1, ge=0)
+    """Layers, from the first, that have an associative store beside the slots: a matrix a head that holds values under
+    keys. 0: none; more than there are: all."""
 
     @property
     def updated(self) -> bool:
@@ -60,6 +61,11 @@ class ModelConfig(Section):
     memory: MemoryConfig = MemoryConfig()
 
     @property
+    def stores(self) -> int:
+        """How many layers have a store: the first ones."""
+        return min(self.memory.store, self.num_hidden_layers)
+
+    @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
@@ -79,7 +85,7 @@ class ModelConfig(Section):
             case {"memory": MemoryConfig(carry="layers", slots=slots, update=update, store=store)} if (
                 store or not slots or update == "none"
             ):
-                yield "memory.carry = 'layers' needs slots that are updated, and memory.store = false"
+                yield "memory.carry = 'layers' needs slots that are updated, and memory.store = 0"
         match fields:
             case {"segment_length": length, "lookback": lookback} if lookback > length:
                 yield f"lookback = {lookback} is longer than segment_length = {length}; allowed are 0 to {length}"

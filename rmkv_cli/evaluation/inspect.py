@@ -17,7 +17,11 @@ from rmkv_cli.evaluation.watch import Watched, watch
 from rmkv_cli.model import RMKV, RMKVBlock, State, reading
 from rmkv_cli.tokenizer import Tokenizer
 
-CARRIED = ("memory", "cell", "store")  # the parts of a `State` that are memory, each (L, B, ...)
+CARRIED = (
+    "memory",
+    "cell",
+    "store",
+)  # the parts of a `State` that are memory: (L, B, ...), with a store as many as have one
 TOP = 5  # tokens that are told of each query
 
 
@@ -163,7 +167,7 @@ def _forget(state: State, fresh: State, forgotten: Tensor) -> State:
     changed: dict[str, Any] = {}
     for name in CARRIED:
         if (x := getattr(state, name)) is not None:
-            where = forgotten.view(*forgotten.shape, *[1] * (x.ndim - 2))
+            where = forgotten[: len(x)].view(*x.shape[:2], *[1] * (x.ndim - 2))
             changed[name] = torch.where(where, getattr(fresh, name), x)
     return replace(state, **changed)
 

@@ -33,10 +33,10 @@ class Watched:
         """(U,): tokens of each kind."""
         self.slot_ranks = torch.zeros(L, dtype=torch.float64, device=device)
         """(L,): effective rank of the slots at a segment's end."""
-        self.store_ranks = torch.zeros(L, config.num_attention_heads, dtype=torch.float64, device=device)
-        """(L, H): effective rank of the store."""
-        self.log_left = torch.zeros(L, config.num_attention_heads, dtype=torch.float64, device=device)
-        """(L, H): log of what writing leaves of what was stored, on the mean of all directions."""
+        self.store_ranks = torch.zeros(config.stores, config.num_attention_heads, dtype=torch.float64, device=device)
+        """(layers with a store, H): effective rank of the store."""
+        self.log_left = torch.zeros_like(self.store_ranks)
+        """The same shape: log of what writing leaves of what was stored, on the mean of all directions."""
         self._written = torch.zeros_like(self.log_left)
         self._segment = torch.zeros(0, dtype=torch.int64, device=device)
         self._last: tuple[Tensor, ...] = ()

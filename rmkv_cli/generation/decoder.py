@@ -33,8 +33,8 @@ class Decoder:
         self._keys, self._values = like.new_zeros(L, B, H, K, d), like.new_zeros(L, B, H, K, d)
         self._seen = torch.zeros(B, 1, 1, K, dtype=torch.bool, device=like.device)
         self._stream = like.new_zeros(L, B, self._length, config.hidden_size)
-        self._store = like.new_zeros(L, B, H, d, d)
-        self._recent = like.new_zeros(L, B, 2 * H, TAPS, d)
+        self._store = like.new_zeros(config.stores, B, H, d, d)
+        self._recent = like.new_zeros(config.stores, B, 2 * H, TAPS, d)
         self._position = torch.zeros(B, dtype=torch.int64, device=like.device)
         self._offset, self._filled = torch.zeros_like(self._position), torch.zeros_like(self._position)
         self._turns = rotation(torch.arange(self._length, device=like.device)[None], d, like.dtype)  # by offset

@@ -131,4 +131,5 @@ def _shape(config: RMKVConfig) -> Any:
     memory = SimpleNamespace(**keys["memory"])
     memory.updated = memory.slots > 0 and memory.update != "none"
     head_size = config.hidden_size // config.num_attention_heads
-    return SimpleNamespace(**keys | {"memory": memory, "head_size": head_size})
+    stores = min(memory.store, config.num_hidden_layers)
+    return SimpleNamespace(**keys | {"memory": memory, "head_size": head_size, "stores": stores})

@@ -57,9 +57,12 @@ class View:
 
 
 class RMKVBlock(nn.Module):
-    """A layer of RMKV: attention over memory and tokens, pooling, the memory's cell, and the feed-forward if any."""
+    """A layer of RMKV: attention over memory and tokens, pooling, the memory's cell, and the feed-forward if any.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Its index, from 0, tells whether it has a store.
+    """
+
+    def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
         self.slots, self.lookback = config.memory.slots, config.lookback
         self.published = config.memory.update == "published"
@@ -67,7 +70,7 @@ class RMKVBlock(nn.Module):
         self.attention = QKVBlock(config)
         self.pooling = AttentionPooling(config) if config.memory.updated else None
         self.cell = RecurrentMemoryCell(config) if config.memory.updated else None
-        self.store = AssociativeStore(config) if config.memory.store else None
+        self.store = AssociativeStore(config) if index < config.stores else None
         self.feed_forward = FeedForward(config) if config.intermediate_size else None
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size) if config.intermediate_size else None
 

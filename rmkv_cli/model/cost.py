@@ -78,10 +78,9 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
         "attention_scores": 4 * D * keys,
         "feed_forward": 6 * D * F,
         "memory": (8 * m * D * D + update * config.memory.updated) / S,  # keys and values of 2m slots, and the update
-        "store": store * config.memory.store,
     }
     work = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
-    return work | {"head": 2.0 * D * config.vocab_size}
+    return work | {"store": float(config.stores * store), "head": 2.0 * D * config.vocab_size}
 
 
 def state_bytes(config: ModelConfig, element_size: int, window_size: int | None = None) -> tuple[int, int]:
@@ -93,8 +92,8 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
     memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
-    memory += config.num_hidden_layers * D * config.head_size * config.memory.store
-    window = config.num_hidden_layers * (2 * lookback + 8 * config.memory.store) * D  # a store keeps 4 queries and keys
+    memory += config.stores * D * config.head_size
+    window = (2 * config.num_hidden_layers * lookback + 8 * config.stores) * D  # a store keeps 4 queries and keys
     inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D * window_size + (S - 1) * D * element_size)
     counters = 8 * (5 + 1)  # two owners, document, position, offset, filled
     boundary = memory * element_size + window * window_size + 8 * lookback + counters
@@ -111,9 +110,9 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
     # are fitted to what models of many shapes take (tests/training/test_memory.py), to 10%; some are float32 under
     # autocast as well.
     layer = D * (10 * element + 8 * 4) + 5 * F * element
-    store = 4 * (23 * D + 3.5 * S * config.num_attention_heads) * config.memory.store
+    store = 4 * (23 * D + 3.5 * S * config.num_attention_heads)
     slots = config.memory.slots * D * (40 * element + 7 * 4)
-    a_token = config.num_hidden_layers * (layer + store + slots / S) + 13 * config.vocab_size
+    a_token = config.num_hidden_layers * (layer + slots / S) + config.stores * store + 13 * config.vocab_size
     others = 0 if train.replay else segments - 1  # segments whose forward pass alone is kept: 0.6 of it
     return TrainingMemory(
         weights=(6 if train.precision == "bf16" else 4) * parameters,

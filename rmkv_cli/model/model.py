@@ -37,7 +37,7 @@ class RMKV(nn.Module):
         # What a document's memory is before its first segment has ended; the slots' identities.
         self.memory = nn.Parameter(torch.empty(1 if self.through_layers else layers, config.memory.slots, D))
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(RMKVBlock(config) for _ in range(layers))
+        self.blocks = nn.ModuleList(RMKVBlock(config, index) for index in range(layers))
         self._compiled: list[Any] = []  # the same blocks; a list, so that they are not counted twice
         self.norm = nn.LayerNorm(D)
         self.unembedding = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
@@ -143,7 +143,7 @@ class RMKV(nn.Module):
         dtype = self.memory.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        B, L, D, H, d = batch_size, len(self.blocks), config.hidden_size, config.num_attention_heads, config.head_size
+        B, D, H, d = batch_size, config.hidden_size, config.num_attention_heads, config.head_size
         empty = tuple(torch.zeros(B, H, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
         memory = self.memory.detach()[:, None].repeat(1, B, 1, 1)
         starts = [store.start.detach() for block in self.blocks if isinstance(store := block.store, AssociativeStore)]
@@ -152,7 +152,7 @@ class RMKV(nn.Module):
             memory=memory,
             cell=torch.zeros_like(memory) if config.memory.updated and config.memory.cell == "lstm" else None,
             store=torch.stack(starts)[:, None].repeat(1, B, 1, 1, 1) if starts else None,
-            recent=torch.zeros(L, B, 2 * H, TAPS, d, device=device, dtype=dtype) if starts else None,
+            recent=torch.zeros(len(starts), B, 2 * H, TAPS, d, device=device, dtype=dtype) if starts else None,
             keys=empty,
             values=empty,
             stream=tuple(memory.new_zeros(B, 0, D) for _ in self.blocks),

@@ -14,15 +14,16 @@ from rmkv_cli.files import require_file
 from rmkv_cli.model.block import Layer
 from rmkv_cli.model.pretrained import save_tensors
 
-STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers, (L, B, ...)
+STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers that have it, (L, B, ...)
 
 
 @dataclass(frozen=True)
 class State:
     """What an RMKV carries. Reading returns a new state and leaves the old one as it was, so a state can be branched.
 
-    Shapes: L layers (of which `memory` has one where it is carried through layers), batch B, m slots, H heads of width
-    d, n tokens remembered (the look-back, then the open segment's), t tokens in the open segment.
+    Shapes: L layers (of which `memory` has one where it is carried through layers), the first K with a store, batch B,
+    m slots, H heads of width d, n tokens remembered (the look-back, then the open segment's), t tokens in the open
+    segment.
     """
 
     memory: Tensor
@@ -30,9 +31,9 @@ class State:
     cell: Tensor | None
     """(L, B, m, D), the LSTM's cell state."""
     store: Tensor | None
-    """(L, B, H, d, d), the associative store, written by all tokens read."""
+    """(K, B, H, d, d), the associative store, written by all tokens read."""
     recent: Tensor | None
-    """(L, B, 2H, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
+    """(K, B, 2H, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
     keys: tuple[Tensor, ...]
     """A layer: (B, H, n, d); inside a segment, the slots' and the fresh slots' keys (2m) stand before the tokens'."""
     values: tuple[Tensor, ...]
@@ -57,7 +58,7 @@ class State:
         """Return each layer's part; a memory that goes through the layers stands in all of them."""
 
         def at(stacked: Tensor | None, i: int) -> Tensor | None:
-            return None if stacked is None else stacked[i]
+            return None if stacked is None or i >= len(stacked) else stacked[i]
 
         return [
             Layer(

@@ -77,7 +77,7 @@ def test_a_mix_toml_is_read_from_its_sources(place, monkeypatch, capsys):
 
 
 def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, monkeypatch, capsys):
-    save_small_model(tmp_path, memory=MemoryConfig(slots=2, carry="layers", store=False))
+    save_small_model(tmp_path, memory=MemoryConfig(slots=2, carry="layers", store=0))
     monkeypatch.setattr(
         "sys.argv", ["rmkv", "eval", "--model", str(tmp_path), "--data", str(place / "mix"), "--split", "train"]
     )

@@ -134,7 +134,7 @@ def test_bad_input_is_said_in_one_line(saved, monkeypatch, capsys, tmp_path):
     ):
         assert message in error(*arguments)
     assert "no such folder" in error("--prompt", "a", model=tmp_path / "absent")
-    save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=False))
+    save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=0))
     assert "this model cannot generate" in error("--prompt", "a", model=tmp_path / "published")
     (tmp_path / "published" / "tokenizer.json").unlink()
     assert "tokenizer.json: no such file" in error("--prompt", "a", model=tmp_path / "published")

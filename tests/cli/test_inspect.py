@@ -34,7 +34,7 @@ def test_json_of_a_model_without_slots_and_its_picture(book, printed):
 
 
 def test_a_model_without_memory_gets_an_answer(book, printed):
-    save_small_model(book / "none", memory=MemoryConfig(slots=0, store=False))
+    save_small_model(book / "none", memory=MemoryConfig(slots=0, store=0))
     file = ["--file", book / "book.txt", "--picture", book / "none.png"]
     assert "+0.0000" in printed("inspect", "memory", "--model", book / "none", *file)
     assert (book / "none.png").read_bytes().startswith(b"\x89PNG")

@@ -70,6 +70,6 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys, tmp_path):
     wrong = "one.rmkv: another model made these notes"
     assert wrong in error(place / "two.txt", *out, *state, model=tmp_path / "other")
     assert wrong in error(None, "--prompt", "x", *state, model=tmp_path / "other", command="generate")
-    save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=False))
+    save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=0))
     assert "is not causal" in error(place / "two.txt", *out, model=tmp_path / "published")
     assert not (tmp_path / "out").exists()

@@ -56,7 +56,7 @@ def read(model, monkeypatch):
 
 class TestLikelihoods:
     @pytest.mark.parametrize("batch_tokens", [1, 40, 8192])
-    @pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"slots": 0, "store": False}])
+    @pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"slots": 0, "store": 0}])
     def test_they_are_those_of_one_forward_pass(self, memory, batch_tokens):
         lm = make(batch_tokens, memory=memory)
         contexts = [[EOD], *([EOD, *random_ids(n, seed=n)] for n in (3, 3, 4, 9, 37))]
@@ -80,7 +80,7 @@ class TestLikelihoods:
     def test_what_lies_beyond_the_window_is_told_by_the_memory_alone(self, monkeypatch):
         contexts = [[EOD, first, *random_ids(90)] for first in (20, 21)]
         asked = [(("", ""), context, [30, 31]) for context in contexts]
-        remembering, forgetting = make(), make(memory={"slots": 0, "store": False})
+        remembering, forgetting = make(), make(memory={"slots": 0, "store": 0})
         shapes = read(remembering.model, monkeypatch)
         one, other = remembering._loglikelihood_tokens(asked)
         assert abs(one[0] - other[0]) > 1e-6
@@ -154,7 +154,7 @@ class TestWriting:
 
 def test_models_that_cannot_be_asked_are_refused():
     with pytest.raises(UserError, match="not causal"):
-        make(memory={"carry": "layers", "store": False})
+        make(memory={"carry": "layers", "store": 0})
     lm = make(position="learned")
     with pytest.raises(UserError, match="has 65 tokens, but the model's learned positions end at 64"):
         lm._loglikelihood_tokens([(("", ""), [EOD, *random_ids(60)], random_ids(5))])

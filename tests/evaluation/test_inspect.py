@@ -91,7 +91,7 @@ def test_what_is_watched_adds_up_and_the_model_is_left_alone():
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "minimal"])
 def test_half_lives(kind):
-    model = make_model(memory={"cell": kind})
+    model = make_model(memory={"cell": kind, "store": 2})
     for block in model.blocks:
         cell, keep = block.cell.cell, slice(12, 24)
         if kind == "minimal":
@@ -128,7 +128,7 @@ def test_a_query_that_looks_for_one_token_is_seen_to():
         assert len(slot.pools) == len(slot.attends) == TOP
 
 
-@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"slots": 0}, {"store": False}, {"update": "none"}])
+@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}, {"store": 2}, {"update": "none"}])
 def test_costs_agree_with_plain_loops(memory):
     model = make_model(memory=memory)
     documents = random_documents([4, 17, 12])
@@ -138,7 +138,7 @@ def test_costs_agree_with_plain_loops(memory):
         def forget(state):
             changed = {}
             for name in ("memory", "cell", "store"):
-                if getattr(state, name) is not None:
+                if getattr(state, name) is not None and i < len(getattr(state, name)):
                     changed[name] = getattr(state, name).clone()
                     changed[name][i] = getattr(fresh, name)[i]
             return replace(state, **changed)
@@ -168,11 +168,11 @@ def test_costs_agree_with_plain_loops(memory):
 
 def test_memories_without_slots_without_store_and_with_neither():
     documents = random_documents([16])
-    none = inspect(make_model(memory={"slots": 0, "store": False}), documents)
+    none = inspect(make_model(memory={"slots": 0, "store": 0}), documents)
     for layer in none.layers:
         assert (layer.slots, layer.effective_rank, layer.store) == ([], None, None)
         assert layer.cost_without == pytest.approx(0, abs=1e-9)
-    fixed = inspect(make_model(memory={"update": "none", "store": False}), documents)
+    fixed = inspect(make_model(memory={"update": "none", "store": 0}), documents)
     assert [layer.slots for layer in fixed.layers] == [[], []]
     assert 1 < fixed.layers[0].effective_rank <= 3
     assert fixed.cost_without == pytest.approx(0, abs=1e-9)
@@ -185,7 +185,7 @@ def test_memories_without_slots_without_store_and_with_neither():
 
 
 def test_the_rank_of_slots_that_are_all_alike_is_one():
-    model = make_model(memory={"store": False})
+    model = make_model(memory={"store": 0})
     model.memory.data[:] = model.memory[:, :1].clone()
     for block in model.blocks:
         block.pooling.queries.data[:] = block.pooling.queries[:1].clone()
@@ -205,4 +205,4 @@ def test_what_cannot_be_inspected_is_refused():
     with pytest.raises(UserError, match=r"more than a segment \(5 tokens\)"):
         inspect(make_model(), random_documents([50]), max_tokens=5)
     with pytest.raises(UserError, match="not causal"):
-        inspect(make_model(memory={"carry": "layers", "store": False}), random_documents([50]))
+        inspect(make_model(memory={"carry": "layers", "store": 0}), random_documents([50]))

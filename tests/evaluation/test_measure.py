@@ -29,7 +29,7 @@ def losses_one_by_one(model, documents):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 37, 8192])
-@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"carry": "layers", "store": False}])
+@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"carry": "layers", "store": 0}])
 def test_it_agrees_with_one_forward_a_document(memory, batch_tokens):
     model, documents = make_model(memory=memory), random_documents(LENGTHS, sources=SOURCES)
     expected = losses_one_by_one(model, documents)

@@ -149,4 +149,4 @@ def test_a_budget_that_leaves_one_document_is_refused():
 
 def test_a_model_that_is_not_causal_is_refused():
     with pytest.raises(UserError, match="not causal"):
-        memory_effect(make_model(memory={"carry": "layers", "store": False}), random_documents([20, 20]))
+        memory_effect(make_model(memory={"carry": "layers", "store": 0}), random_documents([20, 20]))

@@ -37,7 +37,7 @@ def test_where_all_documents_are_short_the_first_is_the_prompt(tmp_path):
 
 
 def test_a_model_that_cannot_write_is_none(tmp_path):
-    layers = MemoryConfig(slots=2, carry="layers", store=False)
+    layers = MemoryConfig(slots=2, carry="layers", store=0)
     for shape in ({"memory": layers}, {"position": "learned", "max_position_embeddings": 50}):
         model, tokenizer = save_small_model(tmp_path / next(iter(shape)), **shape)
         assert write_sample(model, documents_of(tokenizer, "the cat " * 40), tokenizer) is None

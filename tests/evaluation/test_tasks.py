@@ -137,7 +137,7 @@ def test_the_standard_error_takes_a_document_as_one_draw():
 
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(UserError, match="sees the answers"):
-        task_accuracy(small_model(memory={"carry": "layers", "store": False}), RECALL, TOKENIZER)
+        task_accuracy(small_model(memory={"carry": "layers", "store": 0}), RECALL, TOKENIZER)
     with pytest.raises(UserError, match="lower keys, values or noise"):
         task_accuracy(small_model(), RecallSource(keys=1000), TOKENIZER)
     learned = small_model(position="learned", max_position_embeddings=20)

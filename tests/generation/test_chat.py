@@ -19,7 +19,7 @@ WARM = SamplingConfig(temperature=1, top_p=1, seed=3)
 FORMS = [
     {"memory": {"cell": "lstm"}},
     {"memory": {"slots": 0}, "lookback": 0},
-    {"memory": {"cell": "minimal", "store": False}, "lookback": 5, "position": "sinusoidal"},
+    {"memory": {"cell": "minimal", "store": 0}, "lookback": 5, "position": "sinusoidal"},
 ]
 
 

@@ -17,7 +17,7 @@ TEXTS = st.text("the catsondmlg. \n", min_size=1, max_size=60)
 MODELS = [
     make_model(vocab_size=280, memory={"cell": "lstm"}),
     make_model(vocab_size=280, memory={"slots": 0}, lookback=0),
-    make_model(vocab_size=280, memory={"cell": "minimal", "store": False}, lookback=5, position="sinusoidal"),
+    make_model(vocab_size=280, memory={"cell": "minimal", "store": 0}, lookback=5, position="sinusoidal"),
 ]
 
 

@@ -189,7 +189,7 @@ class TestTheModel:
     @pytest.mark.parametrize(
         ("shape", "message"),
         [
-            ({"memory": {"carry": "layers", "store": False}}, "cannot generate: .* not causal"),
+            ({"memory": {"carry": "layers", "store": 0}}, "cannot generate: .* not causal"),
             ({"vocab_size": 270}, "the tokenizer has 280 tokens, the model 270"),
             ({"position": "learned", "max_position_embeddings": 20}, "than the model's learned positions, 20 tokens"),
         ],

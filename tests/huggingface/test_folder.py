@@ -39,7 +39,7 @@ def test_what_cannot_be_exported_or_imported_is_said_in_one_line(models, tmp_pat
     assert "already exists" in error("export", "hf", out, "--model", ours)
     assert "already exists" in error("import", "hf", out, "--out", ours)
     assert "absent: no such folder" in error("export", "hf", tmp_path / "new", "--model", tmp_path / "absent")
-    save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=False))
+    save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=0))
     assert "is not causal" in error("export", "hf", tmp_path / "new", "--model", tmp_path / "published")
     save_small_model(tmp_path / "narrow", vocab_size=100)
     assert "has 280 tokens, the model 100" in error("export", "hf", tmp_path / "new", "--model", tmp_path / "narrow")

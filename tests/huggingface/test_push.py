@@ -25,6 +25,7 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
+@pytest.mark.slow
 def test_transformers_loads_what_was_pushed_from_the_hub(models, exported, hub, tmp_path, monkeypatch):
     here = hub.environment(tmp_path / "home")
     for name, value in here.items():

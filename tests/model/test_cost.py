@@ -41,11 +41,11 @@ def test_parts_add_up_to_the_model(shape):
 def test_touched_per_token_counted_by_hand():
     """Two layers of width 12, feed-forward 16, vocabulary 13: matrices, a store for 3 heads with gates, convolution,
     norm and start, norms, the head and one row of the table."""
-    layer = 4 * 12 * 12 + 3 * 12 * 16 + 4 * 12 + (25 * 6 + 4 * 2 * 12 + 4 + 3 * 4 * 4)
-    assert touched_per_token(make_model().config) == 2 * layer + 2 * 12 + 13 * 12 + 12
+    layer, store = 4 * 12 * 12 + 3 * 12 * 16 + 4 * 12, 25 * 6 + 4 * 2 * 12 + 4 + 3 * 4 * 4
+    assert touched_per_token(make_model().config) == 2 * layer + store + 2 * 12 + 13 * 12 + 12
 
 
-@pytest.mark.parametrize("memory", [*({"cell": cell} for cell in CELLS), {"store": False}, {"slots": 0}])
+@pytest.mark.parametrize("memory", [*({"cell": cell} for cell in CELLS), {"store": 0}, {"store": 9}, {"slots": 0}])
 @pytest.mark.parametrize("lookback", [0, 64])
 def test_flops_are_those_that_torch_counts(memory, lookback):
     shape = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200}
@@ -54,7 +54,7 @@ def test_flops_are_those_that_torch_counts(memory, lookback):
     ids = torch.zeros(1, 64, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(ids)
-    systems = 3 * 64 * 64 * 64 * memory.get("store", True)  # which torch does not count: S^2 D a layer
+    systems = model.config.stores * 64 * 64 * 64  # which torch does not count: S^2 D a store
     mine = sum(forward_flops_per_token(model.config).values()) * 64 - systems
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -67,7 +67,7 @@ def test_under_autocast_only_the_window_is_narrower():
     assert state.size() == state_bytes(model.config, 4, 2)[0]
 
 
-@pytest.mark.parametrize("memory", [{"cell": "gru"}, {"cell": "lstm"}, {"store": False}, {"slots": 0}])
+@pytest.mark.parametrize("memory", [{"cell": "gru"}, {"cell": "lstm"}, {"store": 0}, {"store": 2}, {"slots": 0}])
 def test_state_bytes_are_those_of_the_state(memory):
     model = make_model(memory=memory)
     boundary, most = state_bytes(model.config, element_size=8)

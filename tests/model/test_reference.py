@@ -44,7 +44,7 @@ def test_agrees_in_every_shape(shape):
 
 @pytest.mark.parametrize(("cell", "update"), list(itertools.product(CELLS, ("carry", "published"))))
 def test_published_wiring_agrees_with_the_reference(cell, update):
-    model = make_model(num_hidden_layers=3, memory={"cell": cell, "update": update, "carry": "layers", "store": False})
+    model = make_model(num_hidden_layers=3, memory={"cell": cell, "update": update, "carry": "layers", "store": 0})
     ids = random_tokens(18)
     expected = Reference(model).read(ids[0].tolist(), segments(18))
     np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)

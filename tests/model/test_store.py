@@ -14,7 +14,7 @@ H, D = 2, 8
 @pytest.fixture
 def store():
     torch.manual_seed(0)
-    config = ModelConfig(hidden_size=H * D, num_attention_heads=H, memory=MemoryConfig(store=True))
+    config = ModelConfig(hidden_size=H * D, num_attention_heads=H, memory=MemoryConfig(store=1))
     return AssociativeStore(config).double().requires_grad_(False)
 
 
@@ -105,9 +105,17 @@ def test_a_key_tells_up_to_three_tokens_before_it_in_its_document(store):
     assert k[0, 0, :, 0].tolist() == [56]
 
 
+@pytest.mark.parametrize(("told", "have"), [(0, 0), (1, 1), (2, 2), (9, 3)])
+def test_the_first_layers_have_a_store(told, have):
+    model = make_model(num_hidden_layers=3, memory={"store": told})
+    assert [block.store is not None for block in model.blocks] == [i < have for i in range(3)]
+    stores = model.initial_state(1).store
+    assert (0 if stores is None else len(stores)) == have
+
+
 def test_a_document_s_beginning_and_a_reset_memory_read_the_start():
     ids = torch.randint(13, (1, 10), generator=torch.Generator().manual_seed(0))
-    model, other = (make_model() for _ in range(2))
+    model, other = (make_model(memory={"store": 2}) for _ in range(2))
     _, state = model(ids[:, :5])
     for block in other.blocks:
         block.store.start.mul_(-1)

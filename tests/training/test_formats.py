@@ -81,6 +81,7 @@ def break_at(monkeypatch):
     return at
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run(make_config, data, streamed, tmp_path, break_at):
     profile(make_config(), tmp_path / "prepared", 1)
     prepared = train(make_config(loggers=["tensorboard"]), tmp_path / "prepared").run

@@ -50,7 +50,7 @@ def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("way", "tokens", "kills"), [("make_config", 40_000, 10), ("streamed", 12_000, 4)])
+@pytest.mark.parametrize(("way", "tokens", "kills"), [("make_config", 20_000, 6), ("streamed", 8_000, 3)])
 def test_killed_many_times_it_ends_as_if_it_had_not_been(way, tokens, kills, request, tmp_path):
     file = tmp_path / "config.toml"
     config = request.getfixturevalue(way)(tokens=tokens, checkpoint_every=5, eval_every=20)
@@ -76,7 +76,7 @@ def test_killed_many_times_it_ends_as_if_it_had_not_been(way, tokens, kills, req
 @pytest.mark.timeout(900)
 def test_killed_before_any_step_of_writing_it_ends_the_same(make_config, tmp_path, monkeypatch):
     """A process dies right before its n-th fsync, rename or symlink, for every n until it comes to its end."""
-    config = make_config(tokens=300, checkpoint_every=1, eval_every=2, keep_last=1)
+    config = make_config(tokens=200, checkpoint_every=1, eval_every=2, keep_last=1)
     whole = train(config, tmp_path / "whole").run
     deaths = 0
     while True:

@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused(make_config, tmp_path, data):
     with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens, but model\.vocab_size = 100; use --set"):
         train(make_config(model={"vocab_size": 100}), tmp_path / "new")
     with pytest.raises(UserError, match="not causal"):
-        train(make_config(memory={"carry": "layers", "store": False}), tmp_path / "new")
+        train(make_config(memory={"carry": "layers", "store": 0}), tmp_path / "new")
     with pytest.raises(UserError, match="no data"):
         train(make_config(data=None), tmp_path / "new")
     assert not (tmp_path / "new").exists()

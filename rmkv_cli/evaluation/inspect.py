@@ -17,11 +17,7 @@ from rmkv_cli.evaluation.watch import Watched, watch
 from rmkv_cli.model import RMKV, RMKVBlock, State, reading
 from rmkv_cli.tokenizer import Tokenizer
 
-CARRIED = (
-    "memory",
-    "cell",
-    "store",
-)  # the parts of a `State` that are memory: (L, B, ...), with a store as many as have one
+CARRIED = ("memory", "cell", "store")  # the parts of a `State` that are memory: (L, B, ...), of layers that have one
 TOP = 5  # tokens that are told of each query
 
 

@@ -46,18 +46,23 @@ def load(directory: Path, device: str) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 def assign(model: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
     """Put the weights into a model made without any; raise `UserError` if they are not its own."""
+    require_fit(model, weights, directory, CONFIG)
+    model.load_state_dict(weights, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def require_fit(model: nn.Module, weights: dict[str, Tensor], directory: Path, config: str) -> None:
+    """Raise `UserError` unless the weights are those of the model that `config` describes."""
     expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     given = {name: tuple(x.shape) for name, x in weights.items()}
     wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{directory}: {WEIGHTS} does not fit {CONFIG}: '{name}' is {given.get(name, 'absent')}, should be "
+            f"{directory}: {WEIGHTS} does not fit {config}: '{name}' is {given.get(name, 'absent')}, should be "
             f"{expected.get(name, 'absent')} ({len(wrong)} such tensors)"
         )
-    model.load_state_dict(weights, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
 
 
 def read_config(directory: Path) -> ModelConfig:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes, Rows
 from rmkv_cli.model import RMKV, State
-from rmkv_cli.model.pretrained import WEIGHTS
+from rmkv_cli.model.pretrained import WEIGHTS, require_fit
 from rmkv_cli.training.checkpoint import read_tensors, write_tensors
 from rmkv_cli.training.distribution import Ranks, averaged, part, parted_like, spread, whole
 from rmkv_cli.training.faults import BadStepError, Watch
@@ -200,8 +200,12 @@ class Trainer:
         write_tensors(checkpoint, tensors)
 
     def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, list[Any]]) -> None:
-        """Take weights, moments and lanes' states from a checkpoint, of however many ranks, and the rest as given."""
+        """Take weights, moments and lanes' states from a checkpoint, of however many ranks, and the rest as given.
+
+        Raises `UserError` if they are another model's.
+        """
         weights, mine = load_file(checkpoint / WEIGHTS), self.model.state_dict()
+        require_fit(self.model, weights, checkpoint, "the run's config.toml")
         self.model.load_state_dict({name: parted_like(x.to(self.device), mine[name]) for name, x in weights.items()})
         parameters = dict(self.model.named_parameters())
         moments: dict[Tensor, Any] = {}  # where each parameter's are

@@ -218,7 +218,7 @@ def test_resuming_on_other_data_is_refused(make_config, tmp_path, tokenizer):
 
 def test_resuming_with_another_model_is_refused(make_config, tmp_path):
     train(make_config(tokens=100), tmp_path / "run")
-    with pytest.raises(UserError, match="does not fit the run's config.toml: 'blocks.1.store.* is absent, should be"):
+    with pytest.raises(UserError, match=r"does not fit the run's config\.toml: 'blocks\.1\.store.* is absent"):
         train(make_config(tokens=100, memory={"store": 2}), tmp_path / "run", resume=True)
 
 

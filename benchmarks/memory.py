@@ -35,7 +35,7 @@ WORK = Path("runs/memory")
 OFF = ["model.memory.slots=0", "model.memory.store=0"]
 EACH = "model.memory.store=4"  # a store in each layer, of which no model here has more
 VARIANTS = {
-    "slots and one store": [],
+    "slots and one store": ["model.memory.store=1"],
     "slots and stores": [EACH],
     "slots and stores, rate 1e-3": [EACH, "train.learning_rate=1e-3"],
     "slots and stores, rate 1e-2": [EACH, "train.learning_rate=1e-2"],

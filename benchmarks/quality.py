@@ -68,7 +68,7 @@ CHOICES = {  # what a preset could be instead, one change a row
     "4 slots": ["model.memory.slots=4"],
     "64 slots": ["model.memory.slots=64"],
     "no store": ["model.memory.store=0"],
-    "a store in the first two layers": ["model.memory.store=2"],
+    "a store in the first layer": ["model.memory.store=1"],
     "a store in each layer": ["model.memory.store=4"],
     "8 layers of width 96": DEEP,
     "8 layers of width 96, a store in each": [*DEEP, "model.memory.store=8"],

@@ -38,8 +38,9 @@ def main() -> None:
 
     config = model.config
     shapes = {
-        "with slots and one store": {},
-        "slots never updated, one store": {"update": "none"},
+        "with slots and two stores": {},
+        "slots never updated, two stores": {"update": "none"},
+        "slots, one store": {"store": 1},
         "slots, a store in each layer": {"store": config.num_hidden_layers},
         "slots, no store": {"store": 0},
         "no memory": {"slots": 0, "store": 0},

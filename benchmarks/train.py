@@ -30,8 +30,8 @@ INNER, SEGMENT, SLOTS = 768, 256, 32
 MODELS = ("RMKV", "RMKV, replayed", "RMKV, slots alone", "published formulation", "Llama")
 
 
-def rmkv_model(store: int = 1) -> RMKV:
-    """Return the model that is compared: slots and a store, or without the store, as the published formulation is."""
+def rmkv_model(store: int = 2) -> RMKV:
+    """Return the model that is compared: slots and stores, or without the stores, as the published formulation is."""
     memory = MemoryConfig(slots=SLOTS, store=store)
     return RMKV(ModelConfig(**SHAPE, intermediate_size=INNER, segment_length=SEGMENT, lookback=64, memory=memory))
 
@@ -59,7 +59,7 @@ def step_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
         model = llama().train()
         compiled = torch.compile(model, dynamic=False)
         return lambda rows: compiled(input_ids=rows, labels=rows).loss, size(model)
-    ours = rmkv_model(store=int("alone" not in name)).train()
+    ours = rmkv_model(store=0 if "alone" in name else 2).train()
     ours.compile_training()
 
     def loss(rows: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ CELLS = ("gru", "lstm", "minimal")
 MEMORIES = (
     *({"cell": cell} for cell in CELLS),
     *({"cell": cell, "store": 0} for cell in CELLS),
-    {"store": 2},
+    {"store": 1},
     {"update": "published"},
     {"update": "none"},
     {"slots": 0},

@@ -23,7 +23,7 @@ class MemoryConfig(Section):
     they were learned, whatever the text: a control."""
     horizon: float = Field(200.0, ge=1)
     """Segments; keep-gate biases start as log(Uniform(1, horizon)) (Tallec & Ollivier, 2018). 1: not spread."""
-    store: int = Field(1, ge=0)
+    store: int = Field(2, ge=0)
     """Layers, from the first, that have an associative store beside the slots: a matrix a head that holds values under
     keys. 0: none; more than there are: all."""
 

@@ -91,7 +91,7 @@ def test_what_is_watched_adds_up_and_the_model_is_left_alone():
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "minimal"])
 def test_half_lives(kind):
-    model = make_model(memory={"cell": kind, "store": 2})
+    model = make_model(memory={"cell": kind})
     for block in model.blocks:
         cell, keep = block.cell.cell, slice(12, 24)
         if kind == "minimal":
@@ -128,7 +128,7 @@ def test_a_query_that_looks_for_one_token_is_seen_to():
         assert len(slot.pools) == len(slot.attends) == TOP
 
 
-@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}, {"store": 2}, {"update": "none"}])
+@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}, {"store": 1}, {"update": "none"}])
 def test_costs_agree_with_plain_loops(memory):
     model = make_model(memory=memory)
     documents = random_documents([4, 17, 12])

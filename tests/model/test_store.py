@@ -115,7 +115,7 @@ def test_the_first_layers_have_a_store(told, have):
 
 def test_a_document_s_beginning_and_a_reset_memory_read_the_start():
     ids = torch.randint(13, (1, 10), generator=torch.Generator().manual_seed(0))
-    model, other = (make_model(memory={"store": 2}) for _ in range(2))
+    model, other = (make_model() for _ in range(2))
     _, state = model(ids[:, :5])
     for block in other.blocks:
         block.store.start.mul_(-1)

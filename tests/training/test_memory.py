@@ -84,10 +84,10 @@ SHAPE = {
         (2, {"hidden_size": 128, "segment_length": 128}, {}, {"precision": "bf16"}),
         (2, {"vocab_size": 4096}, {"slots": 32}, {}),
         (4, {}, {"store": 0}, {"batch_size": 16}),
-        (2, {}, {"store": 2}, {}),
+        (2, {}, {"store": 1}, {}),
         (4, {}, {}, {"replay": False}),
     ],
-    ids=["rows", "long rows", "bf16", "words and slots", "lanes", "two stores", "no replay"],
+    ids=["rows", "long rows", "bf16", "words and slots", "lanes", "one store", "no replay"],
 )
 def test_it_is_what_the_tensors_take(segments, model, memory, train):
     train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32"} | train

@@ -238,6 +238,7 @@ def cost(rounds: int) -> None:
     length, lanes = config.train.segments_max * config.model.segment_length, config.train.batch_size
     documents = Documents.open(DATA, "train")
     rows = Lanes(Prepared(documents, 0), lanes, documents.eod).next(length)
+    torch._dynamo.config.recompile_limit = 64  # one function's versions for all models' layers
     steps: dict[str, Callable[[], None]] = {}
     for row in (*CONTROLS, *PEERS):
         model = build(row, config_of(row, 0)).train()

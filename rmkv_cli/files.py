@@ -87,7 +87,7 @@ def sha256(path: Path) -> str:
 
 def require_new(path: Path) -> None:
     """Raise `UserError` if `path` exists: results are never overwritten silently."""
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere, too
         raise UserError(f"{path}: already exists; remove it or choose another name")
 
 

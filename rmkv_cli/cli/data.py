@@ -53,9 +53,7 @@ def mix_command(
     from rmkv_cli.data.mix import prepare
     from rmkv_cli.tokenizer import Tokenizer
 
-    sources, base = read_mix(mix, preset)
-    if tokens is not None:
-        sources = sources.model_copy(update={"tokens": tokens})
+    sources, base = read_mix(mix, preset, tokens)
     manifest = prepare(sources, base, Tokenizer.load(tokenizer), out, workers)
     if as_json:
         print_json(manifest.model_dump())
@@ -112,7 +110,7 @@ def inspect(
     if prepared:
         surveys = survey_folder(Path(place), samples)
     else:
-        mix, base = read_mix(place, None)
+        mix, base = read_mix(place, None, None if tokenizer is None else tokens)
         if tokenizer is not None:
             surveys = survey_start(mix, base, samples, Tokenizer.load(tokenizer), tokens)
         else:
@@ -155,12 +153,14 @@ def _print_sample(source: str, pieces: Sequence[str]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from rmkv_cli.markdown import CONTROLS
     from rmkv_cli.tokenizer import Special
 
     if not sys.stdout.isatty():
         print(f"\n[{source}] {''.join(pieces)}")
         return
-    parts = ((str(piece), "bold magenta" if isinstance(piece, Special) else "") for piece in pieces)
+    # A text from elsewhere is not to command the terminal.
+    parts = [(p.translate(CONTROLS), "bold magenta" if isinstance(p, Special) else "") for p in pieces]
     Console(highlight=False).print(Text.assemble("\n", (f"[{source}] ", "bold cyan"), *parts))
 
 

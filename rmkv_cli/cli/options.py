@@ -2,6 +2,7 @@
 
 import json
 import sys
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,8 +33,11 @@ MixName = Annotated[
 TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json, or a folder that holds one.")]
 
 
-def read_mix(name: str | None, preset: str | None) -> tuple[MixConfig, Path]:
-    """Return the mix of this name, or else that of a preset, and the folder that its files are relative to."""
+def read_mix(name: str | None, preset: str | None, tokens: int | None = None) -> tuple[MixConfig, Path]:
+    """Return the mix of this name, or else that of a preset, and the folder that its files are relative to.
+
+    With `tokens` the mix is that long, whatever its file says.
+    """
     if (name is None) == (preset is None):
         raise UserError("give one mix: either MIX, a mix.toml or the name of a shipped one, or --preset NAME")
     if preset is not None:
@@ -42,18 +46,19 @@ def read_mix(name: str | None, preset: str | None) -> tuple[MixConfig, Path]:
             raise UserError(f"--preset {preset}: has no mix of its own; give one: `rmkv data sample` makes one to try")
     assert name is not None
     path = mix_path(name)
-    return load_mix(path), path.parent
+    return load_mix(path, tokens), path.parent
 
 
 def parse_amount(amount: str | int) -> int:
     """Return a whole number such as 5000, 5k, 5M, 1.5G or 2B; raise `typer.BadParameter` for what is none."""
     text = str(amount)  # typer parses defaults, too
-    sizes = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+    sizes = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+    unit = sizes.get(text[-1:].lower(), 1)
     try:
-        number = float(text[:-1]) * sizes[text[-1].lower()] if text[-1:].lower() in sizes else float(text)
-        if number < 1 or number != int(number):
+        number = Decimal(text[:-1] if unit > 1 else text) * unit  # 16.1k is 16,100, and no binary fraction
+        if not 1 <= number <= 10**18 or number != int(number):
             raise ValueError
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, InvalidOperation):
         raise typer.BadParameter(f"'{text}' is no whole number above 0 such as 5000000, 5M or 1.5G") from None
     return int(number)
 

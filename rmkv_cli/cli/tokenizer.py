@@ -93,7 +93,7 @@ def decode(
         try:
             ids = [int(word) for word in words]
         except ValueError:
-            wrong = next(word for word in words if not word.isdecimal())
+            wrong = next((word for word in words if not word.isdecimal()), words[0][:20])  # or a huge number
             raise UserError(f"stdin: '{wrong}' is no token id; ids are whole numbers between spaces") from None
     if as_json:
         print_json({"text": library.decode(ids)})
@@ -117,7 +117,8 @@ def inspect(
     split: list[str] = []
     if text is not None or file is not None:
         content = _text(text, file)
-        size, ids = len(content.encode()), library.encode(content)
+        ids = library.encode(content)
+        size = len(content.encode())
         figures |= {"bytes": size, "tokens": len(ids), "bytes_per_token": size / len(ids) if ids else None}
         split = [library.token_bytes(i).decode("utf-8", "backslashreplace") for i in library.encode(content[:SHOWN])]
     if as_json:

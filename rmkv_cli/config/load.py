@@ -74,9 +74,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(Config, data, str(path), overridden)
 
 
-def load_mix(path: Path) -> MixConfig:
-    """Read a mix of data sources from a TOML file; errors as in `load_config`."""
-    return parse(MixConfig, _read_toml(path), str(path))
+def load_mix(path: Path, tokens: int | None = None) -> MixConfig:
+    """Read a mix of data sources from a TOML file, made `tokens` long if given; errors as in `load_config`."""
+    data = _read_toml(path)
+    return parse(MixConfig, data if tokens is None else data | {"tokens": tokens}, str(path))
 
 
 def load_any(path: Path) -> Section:
@@ -112,8 +113,8 @@ def parse(kind: type[S], data: dict[str, Any], origin: str, overridden: set[str]
 def _read_toml(path: Path) -> dict[str, Any]:
     require_file(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -126,7 +127,7 @@ def _assign(data: dict[str, Any], key: str, value: str) -> None:
             raise UserError(f"--set {key}: '{part}' is a value, not a section")
     try:
         data[last] = tomllib.loads(f"v = {value}")["v"] if value[:1] in ("[", "{") else value
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"--set {key}: '{value}' is not valid TOML: {error}") from None
 
 

@@ -19,7 +19,7 @@ class TextSource(Section):
 
     name: str = Field(min_length=1)
     """What phases, reports and tasks' `text` call it; each source has its own."""
-    weight: float = Field(ge=0)
+    weight: float = Field(ge=0, le=1e9)
     """Its share of the mix's tokens is weight / (sum of all weights). 0: only phases, or tasks as noise, use it."""
     format: Literal["text", "prompt_response", "messages"] = "text"
     """text: one column. prompt_response: a question and its answer, which may begin with <think>...</think>. messages:
@@ -79,7 +79,7 @@ class NoiseSource(Section):
     kind: Literal["noise"]
     name: str = Field(min_length=1)
     """What phases and reports call it."""
-    weight: float = Field(gt=0)
+    weight: float = Field(gt=0, le=1e9)
     """Its share of the mix's tokens is weight / (sum of all weights)."""
     vocab: int = Field(ge=2)
     """Distinct tokens, the end-of-document token among them: documents are `vocab` tokens long on average."""
@@ -96,7 +96,7 @@ class Phase(Section):
 
     share: float = Field(gt=0)
     """Its share of the mix's tokens is share / (sum of all shares)."""
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    weights: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(default_factory=dict)
     """By source; those that are not named keep their own."""
     moves: bool = False
     """The ratios move linearly to those of the next phase."""
@@ -109,7 +109,7 @@ class Phase(Section):
 class MixConfig(Section):
     """Sources and the ratio of their tokens."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the documents' order, of noise and tasks, and of what is held out."""
     tokens: int | None = Field(None, ge=1)
     """Length of the mix; sources that run dry are repeated. Without it the mix ends when the first one runs dry."""

@@ -66,7 +66,7 @@ class TrainConfig(Section):
     """auto: a GPU where there is one."""
     distributed: Literal["ddp", "fsdp"] = "ddp"
     """On several processes: each holds all weights, or (FSDP2) a part of weights, gradients and optimizer state."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the first weights, dropout, the rows' lengths, and prepared documents' order from the second epoch on."""
     log_every: int = Field(10, ge=1)
     """Steps from record to record in metrics.jsonl."""

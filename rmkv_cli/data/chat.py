@@ -6,7 +6,7 @@ from typing import Any
 
 from rmkv_cli.tokenizer import Piece, Special
 
-ASSISTANT = {"assistant", "gpt", "model", "bot"}
+ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt", "ai"}
 _HEADER = re.compile(r"<\|start_header_id\|>(.*?)<\|end_header_id\|>(?:\r?\n){0,2}", re.S)
 _MARKS = re.compile(r"<\|(?:begin_of_text|eot_id|eom_id|end_of_text)\|>")
 Turn = tuple[str, str]
@@ -17,11 +17,15 @@ def pieces_of(turns: Sequence[Turn]) -> tuple[Piece, ...]:
     """Return a conversation's pieces: each turn that is not the assistant's between START and END, but empty ones."""
     pieces: list[Piece] = []
     for role, content in turns:
-        if role in ASSISTANT:
+        if _is_assistant(role):
             pieces += answer(content)
         elif content:
             pieces += (Special.START, content, Special.END)
     return tuple(pieces)
+
+
+def _is_assistant(role: str) -> bool:
+    return role.strip().lower() in ASSISTANT
 
 
 def answer(text: str) -> tuple[Piece, ...]:
@@ -61,5 +65,5 @@ def _llama_turns(text: str) -> Iterator[Turn]:
         yield "user", before
     for role, content in zip(parts[1::2], parts[2::2], strict=True):
         turn = role.strip(), _MARKS.sub("", content)
-        if turn[1] or turn[0] not in ASSISTANT:
+        if turn[1] or not _is_assistant(turn[0]):
             yield turn

@@ -27,9 +27,11 @@ def find_files(patterns: Sequence[str], base: Path) -> list[File]:
             files = [literal] if literal.is_file() else [base / m for m in sorted(matches) if (base / m).is_file()]
         if not files:
             what = f"is a folder; its files are {pattern}/**/*.txt, say" if literal.is_dir() else "no such file"
+            if (literal / "dataset_dict.json").is_file():
+                what = f"holds a folder for each split; name them: {pattern}/train, say"
             raise UserError(f"{literal}: {what}")
         for path in files:
-            if suffix(path.name) == ".json":
+            if suffix(path.name) in (".json", ".ndjson"):
                 raise UserError(f"{path}: is it text? name it .txt; is each line a record? name it .jsonl")
             found[path] = File.local(path)
     return list(found.values())

@@ -55,7 +55,8 @@ def find_hub_files(source: HubSource) -> list[File]:
         builder = _patiently(
             source, WAITS_TO_OPEN, lambda: load_dataset_builder(source.dataset, source.config, revision=revision)
         )
-    except (ValueError, FileNotFoundError) as error:  # an unknown config, whose message lists the known; no files
+    # An unknown config, whose message lists the known; no files; a script, which is run no more.
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         _refuse(source, error)
         raise UserError(f"data set {source.dataset}: {' '.join(str(error).split())}") from None
     found = {str(split): urls for split, urls in (builder.config.data_files or {}).items()}

@@ -4,6 +4,7 @@ A block is what is read at once: some megabytes of lines, up to 4,096 rows of a 
 Reading can begin at any block, at once where the format allows it.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -126,10 +127,22 @@ def _text_record(name: str, stream: IO[bytes], column: str) -> Record | BadRecor
 def _jsonl_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block]:
     offset, number = start
     stream.seek(offset)
-    while lines := stream.readlines(BLOCK_BYTES):
+    while lines := list(_some_lines(stream)):
         yield (offset, number), [_json_record(f"{name}:{n}", x) for n, x in enumerate(lines, number + 1) if x.strip()]
         offset += sum(map(len, lines))
         number += len(lines)
+
+
+def _some_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield a block's lines: of a gzip file that is damaged those before the damage, which the next call meets."""
+    size = 0
+    try:
+        while size < BLOCK_BYTES and (line := stream.readline()):
+            size += len(line)
+            yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        if not size:
+            raise
 
 
 def _json_record(where: str, line: bytes) -> Record | BadRecord:
@@ -152,9 +165,10 @@ class _Lines:
 
     def __iter__(self) -> Iterator[str]:
         for line in self.stream:
+            text = line if self.taken else line.removeprefix(codecs.BOM_UTF8)
             self.taken += len(line)
             # A byte that is not UTF-8 spoils its own row alone: a lone surrogate is found when the text is checked.
-            yield line.decode("utf-8", "surrogateescape")
+            yield text.decode("utf-8", "surrogateescape")
 
 
 def _csv_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block]:
@@ -162,7 +176,7 @@ def _csv_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block
     lines = _Lines(stream)
     rows = csv.reader(iter(lines), strict=True)
     try:
-        names = [column.removeprefix("\ufeff") for column in next(rows, [])]
+        names = next(rows, [])
     except csv.Error as error:
         yield START, [BadRecord(f"{name}:1", f"is not valid CSV: {error}")]
         return
@@ -201,7 +215,7 @@ def _parquet_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequ
         while group < file.num_row_groups:
             for rows in file.iter_batches(BLOCK_ROWS, [group], chosen):
                 if at >= start[1]:
-                    yield (group, at), [Record(f"{name}:{n}", row) for n, row in enumerate(rows.to_pylist(), at + 1)]
+                    yield (group, at), _rows(name, rows, at)
                 at += len(rows)
             group += 1
     except (pa.ArrowException, ValueError, OSError) as error:
@@ -221,12 +235,27 @@ def _arrow_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequen
             stream.seek(0)
             batches = itertools.islice(pa.ipc.open_stream(stream), batch, None)
         for rows in batches:
-            found = enumerate(rows.select(_chosen(columns, rows.schema)).to_pylist(), before + 1)
-            yield (batch, before), [Record(f"{name}:{n}", row) for n, row in found]
+            yield (batch, before), _rows(name, rows.select(_chosen(columns, rows.schema)), before)
             batch, before = batch + 1, before + len(rows)
     except (pa.ArrowException, ValueError, OSError) as error:
         _require_of_content(error)
         yield (batch, before), [_unreadable(name, before, "Arrow", error)]
+
+
+def _rows(name: str, rows: pa.RecordBatch, before: int) -> list[Record | BadRecord]:
+    """Return a batch's rows; one that is not UTF-8 spoils itself alone."""
+
+    def row(i: int) -> Record | BadRecord:
+        where = f"{name}:{before + i + 1}"
+        try:
+            return Record(where, rows.slice(i, 1).to_pylist()[0])
+        except UnicodeDecodeError as error:
+            return BadRecord(where, f"is not valid UTF-8: {error.reason}")
+
+    try:
+        return [Record(f"{name}:{n}", columns) for n, columns in enumerate(rows.to_pylist(), before + 1)]
+    except UnicodeDecodeError:
+        return [row(i) for i in range(len(rows))]
 
 
 def _chosen(columns: Sequence[str], schema: pa.Schema) -> list[str]:

@@ -84,7 +84,7 @@ def read_source(
     """
     columns = _columns(source)
     filters = [*source.where, *source.at_least, *source.at_most]
-    bad: int | None = 0  # until a good one comes
+    bad = 0 if place in (None, Place()) else None  # until a good one comes; what was begun has been looked at
     first = ""
     for after, record in ordered(files, [*columns, *filters], seed, place or Place()):
         item = record if isinstance(record, BadRecord) else _item(source, record, columns)

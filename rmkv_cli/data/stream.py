@@ -102,8 +102,9 @@ class Stream:
         if self._process is None:
             self._start(None)
         while self._taken == len(self._chunk.documents):
+            chunk = self._receive()  # which is none at the end: what is seen stays that of before the last one
             self._note_seen()
-            self._chunk, self._taken = self._receive(), 0
+            self._chunk, self._taken = chunk, 0
         self._taken += 1
         document = self._chunk.documents[self._taken - 1].document
         return document.tokens, counted(len(document.tokens), document.answers)

@@ -9,7 +9,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer.special import Special
 from rmkv_cli.tokenizer.tokenizer import Tokenizer
 
-SMALLEST = len(Special) + 256
+SMALLEST, LARGEST = len(Special) + 256, 2**24  # the library takes memory for all of them at once
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -19,12 +19,14 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     tokenizer. Nothing is normalised and all 256 bytes are in the vocabulary, so that no text is lost.
 
     Raises:
-        UserError: `vocab_size` has no room for the bytes and the special tokens.
+        UserError: `vocab_size` has no room for the bytes and the special tokens, or is above 2^24.
     """
     if vocab_size < SMALLEST:
         raise UserError(
             f"a vocabulary of {vocab_size} is too small: 256 bytes and {len(Special)} special tokens make {SMALLEST}"
         )
+    if vocab_size > LARGEST:
+        raise UserError(f"a vocabulary of {vocab_size} is too large: {LARGEST:,} is the most")
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

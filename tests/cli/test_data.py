@@ -89,6 +89,11 @@ def test_mix_and_inspect_print_what_there_is(folder):
     assert 2000 <= sum(survey["tokens"] for survey in begun) < 2400
     assert [survey["achieved"] for survey in begun] == pytest.approx([0.75, 0.25], abs=0.05)
 
+    (folder / "task.toml").write_text('[[sources]]\nkind="noise"\nname="n"\nweight=1')  # endless, without a length
+    given = ["task.toml", "--tokenizer", "t.json", "--tokens", "2k", "--json"]
+    mixed = json.loads(rmkv("mix", *given, "--out", "noise", cwd=folder).stdout)
+    assert 2000 <= mixed["sources"][0]["tokens"] < 3000
+
     questions, prose = json.loads(rmkv("inspect", "mix.toml", "--json", "--samples", 1, cwd=folder).stdout)
     assert (questions["documents"], questions["skipped"], questions["tokens"]) == (200, 1, None)
     assert (prose["documents"], prose["shortest"], prose["longest"]) == (50, 20, 180)
@@ -102,11 +107,14 @@ def test_mix_and_inspect_print_what_there_is(folder):
         (["inspect", "none.toml"], "none.toml: no such file"),
         (["inspect", "train-00000.arrow"], ".: is not a mix"),
         (["sample", "."], ".: already exists"),
+        (["sample", "link"], "link: already exists"),
         (["mix", "mix.toml", "--tokenizer", "a.jsonl", "--out", "x"], "a.jsonl: is not a tokenizer file"),
         (["mix", "bad.toml", "--tokenizer", "t.json", "--out", "x"], "source 'b': no/*.md: no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(folder, args, message):
+    if not (folder / "link").is_symlink():
+        (folder / "link").symlink_to("nowhere")
     (folder / "bad.toml").write_text('[[sources]]\nkind="files"\nname="b"\nweight=1\nfiles=["no/*.md"]')
     done = rmkv(*args, cwd=folder)
     assert done.stderr.startswith(f"error: {message}")

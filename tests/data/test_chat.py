@@ -9,7 +9,7 @@ START, END, THINK, END_THINK = Special.START, Special.END, Special.THINK, Specia
 
 
 def test_all_turns_but_the_assistants_are_prompts():
-    turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "<think>so</think>Hello"), ("user", "Bye")]
+    turns = [("system", "Be kind."), ("user", "Hi"), (" Assistant", "<think>so</think>Hello"), ("user", "Bye")]
     assert pieces_of(turns) == (
         *(START, "Be kind.", END, START, "Hi", END),
         *(THINK, "so", END_THINK, "Hello"),

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import random
 
 import datasets
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmkv_cli.config import FileSource
+from rmkv_cli.data.order import Place
 from rmkv_cli.data.records import BadRecord
 from rmkv_cli.data.sources import Document, LeftOut, good_documents, open_source, read_source
 from rmkv_cli.errors import UserError
@@ -69,7 +71,7 @@ def test_a_text_file_is_a_document_as_it_stands(tmp_path, kind):
 def test_a_byte_order_mark_is_not_text(tmp_path):
     (tmp_path / "a.txt").write_text("a", encoding="utf-8-sig")
     (tmp_path / "b.jsonl").write_text('{"text": "b"}', encoding="utf-8-sig")
-    (tmp_path / "c.csv").write_text("text\nc\n", encoding="utf-8-sig")
+    (tmp_path / "c.csv").write_text('"text"\nc\n', encoding="utf-8-sig")
     assert texts(tmp_path, "a.txt", "b.jsonl", "c.csv") == ["a", "b", "c"]
 
 
@@ -180,6 +182,28 @@ def test_a_damaged_parquet_is_a_bad_record_after_its_good_rows(tmp_path):
     assert fine.pieces == ("fine",)
 
 
+def test_a_row_that_is_not_utf8_spoils_itself_alone(tmp_path):
+    words = [b"one", b"tw\xff", b"three"]
+    column = pa.Array.from_buffers(pa.string(), 3, pa.array(words, pa.binary()).buffers())
+    rows = pa.table({"text": column})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", rows.schema) as file:
+        file.write_table(rows)
+    for name in ("a.parquet", "a.arrow"):
+        one, two, three = read(tmp_path, name)
+        assert (one.pieces, three.pieces) == (("one",), ("three",))
+        assert str(two).startswith(f"{tmp_path / name}:2: is not valid UTF-8: ")
+
+
+def test_lines_before_the_damage_of_a_gzip_file_are_read(tmp_path):
+    lines = "".join(f'{{"text": "{random.Random(i).random()}"}}\n' for i in range(2000))
+    whole = gzip.compress(lines.encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    *good, bad = read(tmp_path, "a.jsonl.gz")
+    assert len(good) > 500
+    assert "is not a whole gzip file" in str(bad)
+
+
 def test_a_source_of_which_nothing_can_be_read_ends_even_where_bad_records_are_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"words": "a"}\n' * 1000)
     what = r"a\.jsonl:1: has no column 'text' \(it has: words\).*source 'it'; and none of the next 999 can be read"
@@ -189,6 +213,17 @@ def test_a_source_of_which_nothing_can_be_read_ends_even_where_bad_records_are_l
         file.write('{"text": "fine"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n' + '{"words": "a"}\n' * 2000)
     assert len(list(good_documents(source("b.jsonl"), tmp_path, "skip"))) == 1
+
+
+def test_a_source_that_was_good_may_have_a_thousand_bad_records_in_a_row_later(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + '{"words": "a"}\n' * 1500)
+    its = source("a.jsonl")
+    files = open_source(its, tmp_path)
+    whole = list(read_source(its, files))
+    after = whole[0][0]
+    assert list(read_source(its, files, place=after)) == whole[1:]
+    (tmp_path / "a.jsonl").write_text('{"words": "a"}\n' * 1500 + '{"text": "fine"}\n')
+    assert len(list(read_source(its, files, place=Place(epoch=1)))) == 1501
 
 
 def test_the_numbers_of_a_csv_can_be_compared(tmp_path):
@@ -214,12 +249,16 @@ def test_on_error_stops_at_the_first_bad_record_or_counts_them(tmp_path, capsys)
         ("none.txt", "no such file"),
         ("**/*.jsonl", "no such file"),
         ("folder", "is a folder; its files are folder/**/*.txt, say"),
+        ("*.ndjson", "a.ndjson: is it text? name it .txt; is each line a record? name it .jsonl"),
+        ("saved", "holds a folder for each split; name them: saved/train, say"),
         ("*.json", "a.json: is it text? name it .txt; is each line a record? name it .jsonl"),
     ],
 )
 def test_files_that_are_not_there_or_of_no_known_kind_are_refused_at_once(tmp_path, pattern, what):
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.json").write_text("a")
+    (tmp_path / "a.ndjson").write_text("a")
+    datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=r"^source 'it': ") as error:
         open_source(source(pattern), tmp_path)
     assert str(error.value).endswith(what)

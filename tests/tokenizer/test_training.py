@@ -28,6 +28,8 @@ def test_too_short_texts_give_a_smaller_vocabulary():
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
     with pytest.raises(UserError, match=r"a vocabulary of 262 is too small: .* make 263"):
         train_tokenizer(iter(TEXTS), 262)
+    with pytest.raises(UserError, match=r"a vocabulary of 10000000000000 is too large: 16,777,216 is the most"):
+        train_tokenizer(iter(TEXTS), 10**13)
 
 
 def test_an_error_of_the_texts_comes_through():

@@ -12,7 +12,7 @@ from rmkv_cli.files import require_file, require_new, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.notes import model_hash
-from rmkv_cli.generation.prompt import read_prompts
+from rmkv_cli.generation.prompt import read_prompts, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import ANSWER_ENDS, END, Text
 from rmkv_cli.model import RMKV
@@ -34,7 +34,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                     try:
                         lines.append(json.loads(text))
                         pieces(lines[-1])
-                    except ValueError as error:
+                        _require_writable(lines[-1])
+                    except (ValueError, RecursionError) as error:
                         wrong.append(f"{path}:{number}: {error}")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is not valid UTF-8: {error.reason}") from None
@@ -53,6 +54,14 @@ def pieces(line: Any) -> tuple[Piece, ...]:
     if not isinstance(line["prompt"], str):
         raise ValueError('"prompt" should be a string')
     return (line["prompt"],)
+
+
+def _require_writable(line: dict[str, Any]) -> None:
+    """Raise `ValueError` for what no file can hold: half of a character, which JSON can spell."""
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds a lone surrogate, U+{ord(error.object[error.start]):04X}") from None
 
 
 def write_lines(
@@ -76,7 +85,8 @@ def write_lines(
         The number of tokens written by this start.
 
     Raises:
-        UserError: `out` exists, or OUT.part is of another model, prompts or settings; as `read_prompts` and `Text` do.
+        UserError: `out` exists, or OUT.part is of another model, prompts or settings; as `read_prompts`, `Text` and
+            `require_positions` do.
     """
     require_new(out)
     part = out.with_name(out.name + ".part")
@@ -97,6 +107,7 @@ def write_lines(
         for start in range(0, len(todo), decoder.lanes):
             group = todo[start : start + decoder.lanes]
             for i, prompt in zip(group, read_prompts(model, tokenizer, [pieces(lines[i]) for i in group]), strict=True):
+                require_positions(model, prompt.state, max_tokens - 1)
                 ends = ANSWER_ENDS if "messages" in lines[i] else END
                 for c, config in enumerate(configs):
                     if (i, c) not in written:
@@ -121,15 +132,17 @@ def write_lines(
 
 def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
     """Return what an earlier start has written into `part`, by line and config; make it if there is none."""
+    head = json.dumps({"job": job}) + "\n"
     if not part.exists():
-        write_text(part, json.dumps({"job": job}) + "\n")
+        write_text(part, head)
         return {}
-    head, *rest = part.read_text(encoding="utf-8").splitlines(keepends=True)
-    if json.loads(head) != {"job": job}:
+    # Bytes are cut at line ends alone, texts at U+2028 and its like as well, which JSON leaves as they are.
+    first, *rest = part.read_bytes().splitlines(keepends=True) or [b""]
+    if first != head.encode():
         raise UserError(
             f"{part}: was begun with another model, prompts or settings; remove it, or choose another --out"
         )
-    whole = [line for line in rest if line.endswith("\n")]  # the last one may be cut off
+    whole = [line.decode() for line in rest if line.endswith(b"\n")]  # the last one may be cut off
     if len(whole) < len(rest):
         write_text(part, head + "".join(whole))
     return {tuple(place): line for place, line in map(json.loads, whole)}

@@ -154,7 +154,7 @@ def test_stats_tell_the_share_of_the_memory_s_bandwidth(saved, monkeypatch, caps
 
 class TestManyPrompts:
     LINES = (
-        {"prompt": "the cat", "id": 7},
+        {"prompt": "the cat", "id": "7\u2028"},  # which ends a line for some, and not for JSON
         {"prompt": ""},
         {"messages": [{"role": "user", "content": "the dog"}, {"role": "assistant", "content": ""}]},
         {"prompt": TEXT * 3},
@@ -174,7 +174,7 @@ class TestManyPrompts:
         out = tmp_path / "texts.jsonl"
         options = [*self.options(saved, prompts, out), "--num-samples", 2, "--batch-size", 3, "--json"]
         figures = json.loads(run(monkeypatch, capsys, *options).out)
-        written = [json.loads(line) for line in out.read_text().splitlines()]
+        written = [json.loads(line) for line in out.read_bytes().splitlines()]
         beginnings = ("the cat", "", [Special.START, "the dog", Special.END], TEXT * 3)
         expected = []
         for line, beginning in zip(self.LINES, beginnings, strict=True):
@@ -196,8 +196,8 @@ class TestManyPrompts:
         def kill(*_):
             texts.append(1)
             if len(texts) == 3:
-                with part.open("a") as file:
-                    file.write('[[3, 0], {"prompt": "cut o')  # what a kill in the middle of a line leaves
+                with part.open("ab") as file:
+                    file.write('[[3, 0], {"prompt": "cut é'.encode()[:-1])  # what a kill in the middle of a line leaves
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
@@ -217,7 +217,7 @@ class TestManyPrompts:
         )
         again = json.loads(run(monkeypatch, capsys, *self.options(saved, prompts, out), "--json").out)
         assert out.read_text() == whole.read_text()
-        assert again["tokens"] < sum(json.loads(line)["tokens"] for line in whole.read_text().splitlines())
+        assert again["tokens"] < sum(json.loads(line)["tokens"] for line in whole.read_bytes().splitlines())
         assert not part.exists()
 
     def test_bad_input_is_said(self, saved, prompts, tmp_path, monkeypatch, capsys):
@@ -229,11 +229,24 @@ class TestManyPrompts:
             (["--state", "a"], "--out takes its prompts from --file FILE alone"),
         ):
             assert message in error_of(monkeypatch, capsys, "generate", *options, *arguments)
-        prompts.write_text('{"prompt": "a"}\n{"text": "a"}\nno\n{"prompt": 3}\n')
+        prompts.write_text('{"prompt": "a"}\n{"text": "a"}\nno\n{"prompt": 3}\n{"prompt": "a", "id": "\\ud800"}\n')
         done = rmkv("generate", *options)
         assert done.returncode == 2
-        for line, message in ((2, 'an object with either "prompt" or "messages"'), (3, "value"), (4, "be a string")):
+        for line, message in (
+            (2, 'an object with either "prompt" or "messages"'),
+            (3, "value"),
+            (4, "be a string"),
+            (5, "surrogate"),
+        ):
             assert any(f"{prompts}:{line}: " in text and message in text for text in done.stderr.splitlines())
         prompts.write_text('{"prompt": "a"}\n')
+        part = Path(f"{out}.part")
+        part.write_text("")
+        assert "remove it, or choose another --out" in error_of(monkeypatch, capsys, "generate", *options)
+        part.unlink()
+        save_small_model(tmp_path / "short", position="learned", max_position_embeddings=16)
+        short = self.options([tmp_path / "short"], prompts, out)
+        assert "max_position_embeddings" in error_of(monkeypatch, capsys, "generate", *short)
+        part.unlink()
         out.touch()
         assert "already exists" in error_of(monkeypatch, capsys, "generate", *options)

@@ -22,13 +22,13 @@ def weights(run):
     return load_file(find_model(run) / "model.safetensors")
 
 
-def stop_at(monkeypatch, limit, step=Trainer.train_step):
-    """Send SIGTERM to this process in step number `limit`."""
+def stop_at(monkeypatch, limit, step=Trainer.train_step, number=signal.SIGTERM):
+    """Send a signal to this process in step number `limit`."""
 
     def stopping(self):
         record = step(self)
         if self.step == limit:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return record
 
     monkeypatch.setattr(Trainer, "train_step", stopping)
@@ -36,8 +36,9 @@ def stop_at(monkeypatch, limit, step=Trainer.train_step):
 
 def assert_same_run(a, b):
     assert curve(a) == curve(b)
-    assert weights(a).keys() == weights(b).keys()
-    assert all(torch.equal(x, weights(b)[name]) for name, x in weights(a).items())
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
 def killed_after(run, step):

@@ -64,14 +64,15 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
     if config.train.data is not None:
         yield _prepared(config, Path(config.train.data))
         return
-    tokenizer = Tokenizer.load(Path(config.train.tokenizer))
+    begun = (run / "config.toml").exists()
+    # A run that has begun has its own, which stays when the one that it was made from changes.
+    tokenizer = Tokenizer.load(run if begun else Path(config.train.tokenizer))
     _require_fit(config, tokenizer, config.train.tokenizer)
     if config.model.position == "learned":
         raise UserError(
             "model.position = 'learned' ends at model.max_position_embeddings, and a stream's documents may be longer; "
             "rotary and sinusoidal ones know no end"
         )
-    begun = (run / "config.toml").exists()
     mix = load_mix(run / MIX) if begun else _definite(config)
     require_room(mix, tokenizer)
     workers = max(1, (os.cpu_count() or 1) // 2)

@@ -192,6 +192,7 @@ class _Job:
             "tokens": trainer.tokens,
             "lanes": lanes,
             "data": self.data.hash,
+            "optimizer": trainer.config.train.optimizer,
             "watch": trainer.watch.state_dict(),
         }
         write_model(folder, _on_all(trainer, "whole_model"), self.data.tokenizer)
@@ -304,6 +305,9 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     saved = read_progress(checkpoint)
     if saved["data"] != data.hash:
         raise UserError(f"{trainer.config.train.data or run / MIX}: is not the data that {checkpoint} was trained on")
+    optimizer = trainer.config.train.optimizer
+    if (begun := saved.get("optimizer", optimizer)) != optimizer:
+        raise UserError(f"{run / 'config.toml'}: train.optimizer: {checkpoint} holds what '{begun}' keeps; leave it so")
     assert trainer.lanes is not None
     trainer.lanes.load_state_dict(saved["lanes"])
     _on_all(trainer, "load", checkpoint, saved["step"], saved["tokens"], saved["watch"])

@@ -45,7 +45,8 @@ class Trainer:
             self.model = RMKV(config.model)
         if config.train.compile:
             self.model.compile_training()
-        self.state = self.model.initial_state(config.train.batch_size // ranks.count)
+        with torch.autocast(self.device, torch.bfloat16, enabled=config.train.precision == "bf16"):  # as its window is
+            self.state = self.model.initial_state(config.train.batch_size // ranks.count)
         """Of this rank's lanes, as the next step finds it."""
         loss = RowLoss(self.model, replay=config.train.replay, z_loss=config.train.z_loss)
         self.row_loss = spread(loss, ranks, config.train.distributed)
@@ -63,9 +64,9 @@ class Trainer:
         """Whether all tokens have been seen, or there are no more."""
         return self.ended or self.tokens >= self.config.train.tokens
 
-    def train_step(self) -> dict[str, Any]:
+    def train_step(self, segments: int | None = None) -> dict[str, Any]:
         """Take one optimizer step; return its record: loss in nats per token that counts, rates, time. All is the whole
-        job's.
+        job's. Its rows have as many segments as is their turn, or `segments`.
 
         Where no token counts the record has no loss, and the weights stay.
 
@@ -76,7 +77,7 @@ class Trainer:
         config = self.config.train
         began = time.perf_counter()
         progress = self.tokens / config.tokens
-        segments = row_segments(config, self.phases, self.step, progress)
+        segments = segments or row_segments(config, self.phases, self.step, progress)
         rows, counted = self._read(segments * self.config.model.segment_length)
         waited = time.perf_counter() - began
         read = rows.input_ids.size * self.ranks.count

@@ -12,7 +12,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from rmkv_cli.config import Config
-from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.data.lanes import EndOfData, Lanes
+from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.progress import progress
 from rmkv_cli.training.data import open_data
@@ -42,9 +43,9 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
         train = config.train
         most, mean = most_segments(train, trainer.phases), mean_segments(train, trainer.phases)
         with progress("Two steps", 2, "steps") as advance:
-            _step(trainer, most)
+            trainer.train_step(most)
             advance(1)
-            rate = _step(trainer, round(mean))["tokens_per_second"]
+            rate = trainer.train_step(round(mean))["tokens_per_second"]
             advance(1)
     hours = train.tokens / rate / 3600
     checkpoint = checkpoint_bytes(config)
@@ -85,11 +86,11 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
         with progress("Profiling", WARM_UP + steps, "steps") as advance:
             for _ in range(WARM_UP):
-                _step(trainer, segments)
+                trainer.train_step(segments)
                 advance(1)
             with torch.profiler.profile(activities=activities) as profiler:
                 for _ in range(steps):
-                    _step(trainer, segments)
+                    trainer.train_step(segments)
                     advance(1)
     with whole_directory(folder) as aside:
         profiler.export_chrome_trace(str(aside / "trace.json.gz"))
@@ -121,13 +122,7 @@ def _trial(config: Config) -> Iterator[Trainer]:
         require_memory(config, most_segments(config.train, data.phases), device)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         with told_when_full(config):
-            yield Trainer(config, lanes, Ranks(device), data.phases)
-
-
-def _step(trainer: Trainer, segments: int) -> dict[str, Any]:
-    """Take a step with rows of so many segments; return its record."""
-    keys = {"segments_min": segments, "segments_max": segments}
-    whole = trainer.config
-    trainer.config = whole.model_copy(update={"train": whole.train.model_copy(update=keys)})
-    trainer.phases = ()
-    return trainer.train_step()
+            try:
+                yield Trainer(config, lanes, Ranks(device), data.phases)
+            except EndOfData as end:
+                raise UserError(f"{end}: too early for a trial, which needs more tokens") from None

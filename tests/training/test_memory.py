@@ -10,8 +10,10 @@ from torch.utils._pytree import tree_leaves
 from rmkv_cli.config import Config
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.cost import state_bytes, training_memory
+from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.optimizer import make_optimizers
+from rmkv_cli.training.trainer import Trainer
 
 
 class Peak(TorchDispatchMode):
@@ -51,10 +53,12 @@ def measured(config, segments):
             peak.note(parameter)
         optimizers = make_optimizers(model, config.train)
         ids = torch.zeros(rows, segments * config.model.segment_length, dtype=torch.long)
-        state = model.initial_state(config.train.batch_size)
+        half = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16")
+        with half:
+            state = model.initial_state(config.train.batch_size)
         for _ in range(2):
             peak.peak = peak.now
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+            with half:
                 before = state.rows(0, rows)
                 loss, after = row_loss(model, ids, ids, ids, before, replay=config.train.replay)
             loss.backward()
@@ -94,6 +98,13 @@ def test_it_is_what_the_tensors_take(segments, model, memory, train):
     config = Config.model_validate({"model": SHAPE | model | {"memory": {"slots": 8} | memory}, "train": train})
     told = training_memory(config.model, config.train, 4, segments * config.model.segment_length).total
     assert told == pytest.approx(measured(config, segments), rel=0.1)
+
+
+@pytest.mark.parametrize(("precision", "window"), [("fp32", 4), ("bf16", 2)])
+def test_a_training_s_states_are_as_large_as_told(precision, window):
+    config = Config.model_validate({"model": SHAPE, "train": {"batch_size": 8, "precision": precision}})
+    state = Trainer(config, None, Ranks("cpu")).state
+    assert state.size() == pytest.approx(8 * state_bytes(config.model, 4, window)[0], rel=0.001)
 
 
 @pytest.mark.slow

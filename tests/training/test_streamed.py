@@ -56,6 +56,8 @@ def test_it_ends_with_the_data_where_the_mix_says_so(streamed, data, tmp_path):
     assert 500 < outcome.tokens < 10_000
     assert outcome.validation is not None
     assert find_model(outcome.run).name == f"step-{outcome.step:08d}"
+    again = train(streamed(), outcome.run, resume=True)
+    assert (again.finished, again.step) == (True, outcome.step)
 
 
 def test_nothing_need_be_held_out(streamed, data, tmp_path):

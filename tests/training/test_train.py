@@ -2,11 +2,9 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import threading
 
 import pytest
 import torch
@@ -108,9 +106,8 @@ def test_resuming_a_finished_run_changes_nothing(make_config, tmp_path):
     assert curve(outcome.run) == before
 
 
-def test_ctrl_c_saves_and_says_130(make_config, tmp_path):
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+def test_ctrl_c_saves_and_says_130(make_config, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 3, number=signal.SIGINT)
     outcome = train(make_config(tokens=10_000_000), tmp_path / "run")
     assert outcome.exit_code == 130
     assert find_model(outcome.run).name == f"step-{outcome.step:08d}"
@@ -220,6 +217,12 @@ def test_resuming_with_another_model_is_refused(make_config, tmp_path):
     train(make_config(tokens=100), tmp_path / "run")
     with pytest.raises(UserError, match=r"does not fit the run's config\.toml: 'blocks\.1\.store.* should be absent"):
         train(make_config(tokens=100, memory={"store": 1}), tmp_path / "run", resume=True)
+
+
+def test_resuming_with_another_optimizer_is_refused(make_config, tmp_path):
+    train(make_config(tokens=100), tmp_path / "run")
+    with pytest.raises(UserError, match=r"config\.toml: train\.optimizer: .* holds what 'adamw' keeps"):
+        train(make_config(tokens=100, optimizer="muon"), tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_an_older_version_is_told_in_a_line(make_config, tmp_path):

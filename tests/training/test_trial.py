@@ -7,7 +7,7 @@ import tempfile
 import pytest
 from small_run import error_of, rmkv
 
-from rmkv_cli.config import dump_toml
+from rmkv_cli.config import dump_toml, load_mix
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV
 from rmkv_cli.training import dry_run, profile, train
@@ -42,6 +42,14 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing(way, request, tmp
     assert 0 < report["memory_bytes"]["peak"] < report["memory_bytes"]["total"] == total_memory("cpu")
     steps = train(config, tmp_path / "runs" / "run").step
     assert report["steps"] == pytest.approx(steps, rel=0.2)
+
+
+def test_a_stream_that_ends_within_a_trial_is_told(streamed, data, tmp_path, scratch):
+    mix = load_mix(data.parent / "mix.toml")
+    story = mix.sources[0].model_copy(update={"when_dry": "stop"})
+    (data.parent / "mix.toml").write_text(dump_toml(mix.model_copy(update={"sources": [story], "phases": []})))
+    with pytest.raises(UserError, match="too early for a trial, which needs more tokens"):
+        dry_run(streamed(segments_min=500, segments_max=500), tmp_path / "run")
 
 
 def test_a_dry_run_finds_what_is_wrong(make_config, tmp_path, scratch):

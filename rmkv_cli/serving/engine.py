@@ -242,14 +242,7 @@ class Engine:
         self._end(job, self._done(job), kept)
 
     def _read(self, pieces: Iterable[Piece], after: Prompt | None) -> Generator[None, None, Prompt]:
-        reading = read_by_segments(self._model, self._tokenizer, _short(pieces), after)
-        while True:
-            try:
-                self._metrics.read.inc(next(reading))
-            except StopIteration as end:
-                prompt: Prompt = end.value
-                return prompt
-            yield
+        return read_by_segments(self._model, self._tokenizer, _short(pieces), after, self._metrics.read.inc)
 
     def _tell(self, job: Job, text: Choice, piece: str) -> None:
         self._metrics.written.inc(text.stop_reason != "end")

@@ -291,4 +291,5 @@ def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
         if isinstance(piece, Special) or len(piece) <= SHORT:
             yield piece
         else:
-            yield from text_pieces(io.BytesIO(piece.encode("utf-8", "surrogatepass")), "the text")
+            mark = "\ufeff" * piece.startswith("\ufeff")  # a first one would be taken for a file's byte order mark
+            yield from text_pieces(io.BytesIO((mark + piece).encode("utf-8", "surrogatepass")), "the text")

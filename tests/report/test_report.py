@@ -14,6 +14,7 @@ from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
 from rmkv_cli.model.cost import count_by_part
 from rmkv_cli.report import write_report
+from rmkv_cli.report.pictures import Picture
 from rmkv_cli.training.utilization import training_flops_per_token
 
 NASTY = "<script>alert(1)</script>\n```\n# no heading\n~~~~ | a | *b* &amp; <!-- `c` \\ ![x](http://example.org/x.png)"
@@ -149,6 +150,19 @@ def test_a_run_without_validation_and_one_without_a_step_have_reports(run):
     assert "No step is written down yet" in section(markdown, "Curves")
     assert {path.name for path in (run / "report").iterdir()} == {"index.html", "report.md"}  # no older picture
     assert written.runs["first"]["steps"] == 0
+
+
+def test_a_report_that_was_cut_off_can_be_written_again(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    write_records(run, [{"step": 1, "tokens": 8, "loss": 2.5}])  # one picture
+    with monkeypatch.context() as patch:
+        patch.setattr(Picture, "write_png", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            report_of(run)
+    (run / "report" / ".index.html.1234.part").write_text("<!doc")  # what a killed process leaves
+    assert report_of(run)[1].texts["h1"] == ["Report of first"]
 
 
 def test_data_that_are_gone_are_told(run):

@@ -53,7 +53,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Written:
 def _require_own(out: Path) -> None:
     """Raise `UserError` unless `out` is absent, empty, or holds a report and nothing else."""
     found = {path.name for path in out.glob("*")} if out.is_dir() else set()
-    names = {name for name in found if not (name[0] == "." and name.endswith(".part"))}  # what a killed process left aside
+    names = {
+        name for name in found if not (name[0] == "." and name.endswith(".part"))
+    }  # what a killed process left aside
     others = [name for name in names if name not in (HTML, MARKDOWN) and not name.endswith(".png")]
     if (out.exists() and not out.is_dir()) or others or (names and MARKDOWN not in names):
         raise UserError(f"{out}: holds other things and is no report; choose another --out")

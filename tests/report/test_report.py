@@ -43,6 +43,9 @@ def test_it_tells_what_the_run_wrote(evaluated):
     told = [f"{cell.accuracy:.2f} at {cell.row:g} and {cell.segments}" for cell in found["recall"].cells]
     assert ", ".join(told) in section(markdown, "Tasks")
     assert f"| all | {parameters:,} |" in section(markdown, "Parameters and FLOPs")
+    step, tokens = (run / "latest").resolve().name.removeprefix("step-").lstrip("0"), found["validation"].tokens
+    assert f"first: step {step}, all {tokens:,} tokens." in section(markdown, "Loss by position")
+    assert f"first: step {step}." in section(markdown, "Memory")
     data = section(markdown, "Data")
     assert manifest.tokenizer_hash in data
     assert f"| story | {manifest.sources[0].documents:,} |" in data
@@ -114,10 +117,14 @@ def test_scores_of_the_harness_are_in_it(run):
     (run / "evaluations").mkdir()
     score = {"task": "a_b", "version": "1", "num_fewshot": 0, "documents": 7, "metric": "acc", "filter": "none"}
     score |= {"value": 0.5, "standard_error": None, "higher_is_better": True}
-    report = {"lm_eval": "0.4", "limit": None, "scores": [score]}
-    kept = {"step": 4, "command": "rmkv eval --harness a_b", "report": report}
-    (run / "evaluations" / "harness-a_b.json").write_text(json.dumps(kept))
-    assert "| first | a_b | 7 | acc | 0.5000 |  |" in section(report_of(run)[0], "Benchmarks")
+    for limit in (None, 7):
+        report = {"lm_eval": "0.4", "limit": limit, "scores": [score]}
+        kept = {"step": 4, "command": "rmkv eval --harness a_b", "report": report}
+        (run / "evaluations" / f"harness-a_b-{limit}.json").write_text(json.dumps(kept))
+    told = section(report_of(run)[0], "Benchmarks")
+    assert "| first | 4 | a_b | 0 | 7 | acc | 0.5000 |  |" in told
+    assert "| first | 4 | a_b | 0 | 7\\* | acc | 0.5000 |  |" in told
+    assert "no scores to publish" in told
 
 
 def test_damage_bad_steps_and_an_unfinished_run_are_told(run):

@@ -34,14 +34,14 @@ class Running:
 
 
 @contextmanager
-def running(model, tokenizer, key=None, **limits):
+def running(model, tokenizer, key=None, host="127.0.0.1", **limits):
     service = Service(model, tokenizer, "small", Limits(**limits))
-    server = Server(service, key)
-    with bind("127.0.0.1", 0) as bound:
+    server = Server(service, key, host)
+    with bind(host, 0) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
-            yield Running(model, tokenizer, f"http://127.0.0.1:{bound.getsockname()[1]}", service)
+            yield Running(model, tokenizer, f"http://{host}:{bound.getsockname()[1]}", service)
         finally:
             service.engine.shut(0)
             server.should_exit = True

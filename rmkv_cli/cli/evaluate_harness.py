@@ -43,7 +43,9 @@ def evaluate_harness(
     else:
         _print(report)
     if checkpoint != model:
-        keep(model, " ".join(["harness", *tasks]), checkpoint, report)
+        how = {"num_fewshot": num_fewshot, "limit": limit}
+        asked_so = [f"{key}={value}" for key, value in how.items() if value is not None]
+        keep(model, " ".join(["harness", *tasks, *asked_so]), checkpoint, report)
 
 
 def _print(report: "HarnessReport") -> None:

@@ -41,7 +41,7 @@ def serve(
     """
     key = os.environ.get(KEY, "").strip() or None
     try:
-        from rmkv_cli.serving import Limits, Service, bind, is_loopback
+        from rmkv_cli.serving import Limits, Service, bind, in_url, is_loopback
         from rmkv_cli.serving import serve as run
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
@@ -66,6 +66,5 @@ def serve(
     with bind(host, port) as bound:
         name = model.resolve().name
         service = Service(*load_model(model, device), name, limits)
-        place = f"[{host}]" if ":" in host else host
-        stderr().print(f"serving {name} at http://{place}:{bound.getsockname()[1]}; Ctrl-C ends it")
-        run(service, bound, key, public=not is_loopback(host))
+        stderr().print(f"serving {name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C ends it")
+        run(service, bound, key, host)

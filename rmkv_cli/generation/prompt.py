@@ -43,19 +43,23 @@ def read_prompt(
         UserError: the model cannot generate, the tokenizer does not fit it, the text is not valid Unicode or is longer
             than learned positions, or the model's weights give no numbers.
     """
-    reading = read_by_segments(model, tokenizer, prompt, after)
+    reading = read_by_segments(model, tokenizer, prompt, after, advance)
     while True:
         try:
-            advance(next(reading))
+            next(reading)
         except StopIteration as end:
             read: Prompt = end.value
             return read
 
 
 def read_by_segments(
-    model: RMKV, tokenizer: Tokenizer, prompt: str | Iterable[Piece], after: Prompt | None = None
-) -> Generator[int, None, Prompt]:
-    """Read as `read_prompt` does; yield after each segment the number of its tokens, and return what was read.
+    model: RMKV,
+    tokenizer: Tokenizer,
+    prompt: str | Iterable[Piece],
+    after: Prompt | None = None,
+    advance: Callable[[float], None] = lambda tokens: None,
+) -> Generator[None, None, Prompt]:
+    """Read as `read_prompt` does, pausing after each segment; return what was read.
 
     What the caller does in between does not count as time.
     """
@@ -74,7 +78,8 @@ def read_by_segments(
         seen[:, ids] = True
         read += len(ids)
         seconds += time.perf_counter() - start
-        yield len(ids)
+        advance(len(ids))
+        yield
         start = time.perf_counter()
     assert state is not None
     assert logits is not None

@@ -15,7 +15,7 @@ from rmkv_cli.training.metrics import read_metrics
 def model_card(name: str, folder: Path, model: RMKV) -> str:
     """Return the README.md of a model called `name`; where its folder is a run's checkpoint, the run is told, too."""
     parts = [_what_it_is(name, model)]
-    run = folder.resolve().parents[1]
+    run = folder.resolve().parent.parent
     if folder.resolve().parent.name == "checkpoints" and (run / "config.toml").is_file():
         config = load_config(run / "config.toml")
         parts += [*_data(config, run), *_evaluation(run, folder), _training(config)]

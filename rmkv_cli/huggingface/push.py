@@ -1,9 +1,10 @@
 """Hugging Face folders to the hub."""
 
+import re
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from rmkv_cli.errors import UserError
@@ -13,7 +14,8 @@ from rmkv_cli.huggingface.folder import require_exported
 def push_folder(folder: Path, repo: str, private: bool) -> str:
     """Upload a folder that `export_folder` wrote, in one commit; return the address of what is there now.
 
-    A repository that is absent is made; one that is there keeps its other files.
+    A repository that is absent is made; one that is there keeps its other files. The card that goes up names the
+    repository where the folder's own names the folder.
 
     Raises:
         UserError: the folder is something else, the name is none, the repository is public and should be `private`, or
@@ -28,7 +30,13 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
         repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo).private:
             raise UserError(f"{repo} is there already, and public: make it private at {hub}/{repo}/settings")
-        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by rmkv push").commit_url)
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        sent = [
+            CommitOperationAdd(name, _card(path, repo) if name == "README.md" else path)
+            for name, path in files.items()
+            if name.partition("/")[0] not in (".cache", ".git")
+        ]
+        return str(api.create_commit(repo, sent, commit_message="Upload by rmkv push").commit_url)
     except HFValidationError:
         raise UserError(f"'{repo}' is no name of a repository; wants OWNER/NAME") from None
     except ValueError as error:  # what the hub says of the card's metadata
@@ -42,6 +50,15 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
         raise UserError(
             f"the hub at {hub} cannot be reached ({' '.join(str(what).split())}); is there a network?"
         ) from None
+
+
+def _card(path: Path, repo: str) -> bytes:
+    """Return the card with the repository in the title and the code, where the exported folder is named."""
+    card = path.read_text(encoding="utf-8", errors="surrogateescape")
+    if code := re.search(r'from_pretrained\("([^"]+)"', card):
+        card = card.replace(code[0], f'from_pretrained("{repo}"')
+        card = card.replace(f"\n# {code[1]}\n", f"\n# {repo}\n", 1)
+    return card.encode("utf-8", "surrogateescape")
 
 
 def _refusal(error: HfHubHTTPError, repo: str) -> str:

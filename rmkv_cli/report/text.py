@@ -106,13 +106,18 @@ def _by_position(runs: Sequence[Run]) -> Section:
     picture = positions(
         {name: [((part.first + part.last) / 2, part.loss) for part in its.values()] for name, its in parts.items()}
     )
-    steps = "; ".join(f"{escape(name)}: step {step:,}" for name, (step, _) in found.items())
-    text = f"On whole documents, by the token's position. {steps}.\n\n{picture.markdown}\n\n"
+    read = "; ".join(
+        f"{escape(name)}: step {step:,}, {'all ' if its.tokens == its.available_tokens else f'{its.tokens:,} of '}"
+        f"{its.available_tokens:,} tokens"
+        for name, (step, its) in found.items()
+    )
+    text = f"On documents from their beginnings, by the token's position. {read}.\n\n{picture.markdown}\n\n"
     return Section("Loss by position", text + table(["position", *found], rows), [picture])
 
 
 def _memory(runs: Sequence[Run]) -> Section:
-    effects = {name: report.memory for name, (_, report) in _found(runs).items() if report.memory}
+    found = {name: its for name, its in _found(runs).items() if its[1].memory}
+    effects = {name: report.memory for name, (_, report) in found.items() if report.memory}
     if not effects:
         return Section("Memory", _missing(runs, "--data"))
     rows = [
@@ -124,7 +129,8 @@ def _memory(runs: Sequence[Run]) -> Section:
         ["tokens compared", *(f"{effect.tokens:,}" for effect in effects.values())],
     ]
     text = "Loss in nats a token over what comes after each document's first segment, with its memory and without:"
-    return Section("Memory", f"{text}\n\n{table(['memory', *effects], rows)}")
+    steps = "; ".join(f"{escape(name)}: step {step:,}" for name, (step, _) in found.items())
+    return Section("Memory", f"{text}\n\n{steps}.\n\n{table(['memory', *effects], rows)}")
 
 
 def _tasks(runs: Sequence[Run]) -> Section:
@@ -142,17 +148,28 @@ def _tasks(runs: Sequence[Run]) -> Section:
 
 
 def _benchmarks(runs: Sequence[Run]) -> Section:
-    rows = [
-        [run.name, s.task, f"{s.documents:,}", s.metric, f"{s.value:.4f}", "" if error is None else f"{error:.4f}"]
-        for run in runs
-        for e in run.evaluations.values()
-        if isinstance(e.report, HarnessReport)
-        for s in e.report.scores
-        for error in [s.standard_error]
-    ]
-    if not rows:
+    kept = [(run, e.step, e.report) for run in runs for e in run.evaluations.values()]
+    found = [(run, step, report) for run, step, report in kept if isinstance(report, HarnessReport)]
+    if not found:
         return Section("Benchmarks", _missing(runs, "--harness", "hellaswag,piqa"))
-    return Section("Benchmarks", table(["run", "task", "documents", "metric", "value", "standard error"], rows))
+    rows = [
+        [
+            run.name,
+            f"{step:,}",
+            s.task,
+            "" if s.num_fewshot is None else str(s.num_fewshot),
+            f"{s.documents:,}{'' if report.limit is None else '*'}",
+            s.metric if s.filter == "none" else f"{s.metric} ({s.filter})",
+            f"{s.value:.4f}",
+            "" if s.standard_error is None else f"{s.standard_error:.4f}",
+        ]
+        for run, step, report in found
+        for s in report.scores
+    ]
+    text = table(["run", "step", "task", "n-shot", "documents", "metric", "value", "standard error"], rows)
+    if any(report.limit is not None for _, _, report in found):
+        text += "\n\n\\* Asked with `--limit`, not of all documents: no scores to publish."
+    return Section("Benchmarks", text)
 
 
 def _samples(runs: Sequence[Run]) -> Iterator[str]:

@@ -40,19 +40,22 @@ def write_report(folders: Sequence[Path], out: Path) -> Written:
     markdown = _markdown(title, runs, parts)
     pictures = {f"{picture.name}.png": picture for part in parts for picture in part.pictures}
     svgs = {name: picture.svg() for name, picture in pictures.items()}
+    write_text(out / MARKDOWN, markdown)  # first: by it the next report knows the folder, should this one be cut off
     for picture in pictures.values():
         picture.write_png(out)
     for old in out.glob("*.png"):
         if old.name not in pictures:
             old.unlink()
-    write_text(out / MARKDOWN, markdown)
     write_text(out / HTML, page(markdown, title, svgs))
     return Written(out / HTML, out / MARKDOWN, {run.name: figures(run) for run in runs})
 
 
 def _require_own(out: Path) -> None:
     """Raise `UserError` unless `out` is absent, empty, or holds a report and nothing else."""
-    names = {path.name for path in out.glob("*")} if out.is_dir() else set()
+    found = {path.name for path in out.glob("*")} if out.is_dir() else set()
+    names = {
+        name for name in found if not (name[0] == "." and name.endswith(".part"))
+    }  # what a killed process left aside
     others = [name for name in names if name not in (HTML, MARKDOWN) and not name.endswith(".png")]
     if (out.exists() and not out.is_dir()) or others or (names and MARKDOWN not in names):
         raise UserError(f"{out}: holds other things and is no report; choose another --out")

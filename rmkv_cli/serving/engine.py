@@ -84,6 +84,11 @@ class Job:
         """How many it takes; one also where it only reads."""
         return len(self.writing.configs) if self.writing else 1
 
+    @property
+    def written(self) -> bool:
+        """Whether all its texts have ended; it may still have them read, to be kept."""
+        return bool(self.texts) and all(text.stop_reason for text in self.texts)
+
 
 class Engine:
     """Runs jobs in a thread of its own, those that came first first, as many at once as there are lanes.
@@ -185,7 +190,7 @@ class Engine:
         with self._changed:
             waiting = list(self._waiting)
         for job in [*waiting, *self._running]:
-            if job.cancelled:
+            if job.cancelled and not job.written:  # who has it all may leave; it is still kept
                 self._end(job, ApiError(499, "the client left"))
             elif self._last is not None and (now > self._last or job in waiting):
                 self._end(job, _shutting_down())
@@ -242,14 +247,7 @@ class Engine:
         self._end(job, self._done(job), kept)
 
     def _read(self, pieces: Iterable[Piece], after: Prompt | None) -> Generator[None, None, Prompt]:
-        reading = read_by_segments(self._model, self._tokenizer, _short(pieces), after)
-        while True:
-            try:
-                self._metrics.read.inc(next(reading))
-            except StopIteration as end:
-                prompt: Prompt = end.value
-                return prompt
-            yield
+        return read_by_segments(self._model, self._tokenizer, _short(pieces), after, self._metrics.read.inc)
 
     def _tell(self, job: Job, text: Choice, piece: str) -> None:
         self._metrics.written.inc(text.stop_reason != "end")
@@ -257,7 +255,7 @@ class Engine:
 
     def _end_written(self, job: Job) -> None:
         """End the job, or have its text read, if all its texts have ended."""
-        if any(text.stop_reason is None for text in job.texts):
+        if not job.written:
             return
         if job.keep is None:
             self._end(job, self._done(job))
@@ -298,4 +296,5 @@ def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
         if isinstance(piece, Special) or len(piece) <= SHORT:
             yield piece
         else:
-            yield from text_pieces(io.BytesIO(piece.encode("utf-8", "surrogatepass")), "the text")
+            mark = "\ufeff" * piece.startswith("\ufeff")  # a first one would be taken for a file's byte order mark
+            yield from text_pieces(io.BytesIO((mark + piece).encode("utf-8", "surrogatepass")), "the text")

@@ -18,8 +18,8 @@ OPEN = {"/", "/health"}
 class Gate:
     """ASGI middleware: asks for the key, looks at the host's name and the body's size, counts answers.
 
-    Where there is no key, only requests to the names in `hosts` are let in, if any are given: a page of another site
-    could else reach a server on this machine under a name of its own (DNS rebinding).
+    Where there is no key, only requests to the names in `hosts`, in lower case, are let in, if any are given: a page of
+    another site could else reach a server on this machine under a name of its own (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int, key: str | None, hosts: Collection[str]) -> None:
@@ -58,7 +58,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         if self._key is None:
-            name = re.sub(r":\d+$", "", headers.get("host", ""))
+            name = re.sub(r":\d+$", "", headers.get("host", "")).lower()
             if self._hosts and name not in self._hosts:
                 return ApiError(403, "this server answers to " + ", ".join(sorted(self._hosts)), "wrong_host")
             return None

@@ -19,16 +19,17 @@ GRACE = 10.0  # seconds that answers have to end once the server is told to
 class Server(uvicorn.Server):
     """A uvicorn server that tells its service at once when a signal ends it."""
 
-    def __init__(self, service: Service, key: str | None, *, public: bool = False) -> None:
+    def __init__(self, service: Service, key: str | None, host: str = "127.0.0.1") -> None:
         """Make a server of the service.
 
         Args:
             service: what is served.
             key: what clients must show; None: nothing.
-            public: whether it answers under any name, not only this machine's own.
+            host: where it listens; without a key it answers under that and this machine's own names alone, or under
+                any if others can reach it.
         """
         self._engine = service.engine
-        hosts = () if public else ("localhost", "127.0.0.1", "[::1]")
+        hosts = {"localhost", "127.0.0.1", "[::1]", in_url(host).lower()} if is_loopback(host) else ()
         app = create_app(service, key, hosts)
         # The engine ends the answers itself; if it cannot, uvicorn cuts them off.
         super().__init__(
@@ -46,7 +47,12 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
+
+
+def in_url(host: str) -> str:
+    """Return the host as an address has it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -64,9 +70,9 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}:{port}: cannot be listened at: {str(error.strerror).lower()}") from None
 
 
-def serve(service: Service, bound: socket.socket, key: str | None, *, public: bool) -> None:
-    """Serve at a bound socket until SIGTERM, after which it returns, or Ctrl-C, which is raised again."""
-    server = Server(service, key, public=public)
+def serve(service: Service, bound: socket.socket, key: str | None, host: str) -> None:
+    """Serve at a socket bound to the host until SIGTERM, after which it returns, or Ctrl-C, which is raised again."""
+    server = Server(service, key, host)
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn sends it again once all has ended
     try:
         server.run(sockets=[bound])

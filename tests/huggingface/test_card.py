@@ -1,6 +1,7 @@
 import json
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from small_run import save_small_model
@@ -8,6 +9,7 @@ from small_run import save_small_model
 from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.huggingface import export_folder
+from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.model.pretrained import write_checksums
 
 
@@ -66,8 +68,9 @@ def test_the_card_of_a_streamed_run_tells_the_weights(card_of):
 
 def test_data_that_are_gone_and_runs_that_are_none_are_not_told(card_of, tmp_path):
     assert "## Data" not in card_of(data=str(tmp_path / "gone"))
-    save_small_model(tmp_path / "model")
+    model, _ = save_small_model(tmp_path / "model")
     export_folder(tmp_path / "model", tmp_path / "alone")
     card = (tmp_path / "alone" / "README.md").read_text()
     assert "## Config" in card
     assert "## Training" not in card
+    assert model_card("alone", Path("/model"), model) == card  # a folder with nothing above it but the root

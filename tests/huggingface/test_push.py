@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hub import Hub
@@ -32,8 +34,14 @@ def test_transformers_loads_what_was_pushed_from_the_hub(models, exported, hub, 
         monkeypatch.setenv(name, value)
     done = rmkv("push", exported, "someone/small", "--private")  # a process of its own: httpx2 warns of large files
     assert done.stdout.startswith(f"{hub.endpoint}/someone/small/commit/"), done.stderr
+    card = (tmp_path / "hub" / "someone" / "small" / "README.md").read_text()
+    assert re.findall('\n# .*|from_pretrained\\(".*?"', card)[:3] == [
+        "\n# someone/small",
+        *['from_pretrained("someone/small"'] * 2,
+    ]
     sent = {file.name: file.read_bytes() for file in (tmp_path / "hub" / "someone" / "small").iterdir()}
-    assert sent == {file.name: file.read_bytes() for file in exported.iterdir()}
+    named = {"README.md": card.replace("someone/small", "usual").encode()}
+    assert sent | named == {file.name: file.read_bytes() for file in exported.iterdir()}
     assert HfApi().model_info("someone/small").private
     ids = torch.arange(7, 57).view(2, 25)
     found = alone(tmp_path, ["someone/small"], {"ids": ids}, **here)

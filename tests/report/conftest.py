@@ -26,19 +26,24 @@ def run(trained, tmp_path):
     return tmp_path / "first"
 
 
-@pytest.fixture
-def evaluated(run):
-    """A run, and what was found of it on its held-out documents and on a task."""
-    model, tokenizer = RMKV.from_pretrained(run), Tokenizer.load(run)
-    step = int((run / "latest").resolve().name.removeprefix("step-"))
-    documents = Documents.open(data_of(run), "validation")
+@pytest.fixture(scope="session")
+def measured(trained):
+    """What was found of the run on its held-out documents and on a task."""
+    model, tokenizer = RMKV.from_pretrained(trained), Tokenizer.load(trained)
+    documents = Documents.open(data_of(trained), "validation")
     report = measure(model, documents, tokenizer=tokenizer)
     effect = memory_effect(model, documents, tokenizer=tokenizer)
     task = RecallSource(kind="recall", name="r", weight=1, pairs=[1, 2], segments=[0, 1, 3], segment_length=40)
-    found = {
+    return {
         "validation": DocumentsReport(**vars(report), memory=effect),
         "recall": task_accuracy(model, task, tokenizer, examples=2),
     }
-    for name, its in found.items():
+
+
+@pytest.fixture
+def evaluated(run, measured):
+    """A run that keeps what was found of it; and that."""
+    step = int((run / "latest").resolve().name.removeprefix("step-"))
+    for name, its in measured.items():
         keep_evaluation(run, name, Evaluation(step, f"rmkv eval --{name}", its))
-    return run, found
+    return run, measured

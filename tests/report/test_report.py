@@ -14,6 +14,7 @@ from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
 from rmkv_cli.model.cost import count_by_part
 from rmkv_cli.report import write_report
+from rmkv_cli.report.pictures import Picture
 from rmkv_cli.training.utilization import training_flops_per_token
 
 NASTY = "<script>alert(1)</script>\n```\n# no heading\n~~~~ | a | *b* &amp; <!-- `c` \\ ![x](http://example.org/x.png)"
@@ -42,6 +43,9 @@ def test_it_tells_what_the_run_wrote(evaluated):
     told = [f"{cell.accuracy:.2f} at {cell.row:g} and {cell.segments}" for cell in found["recall"].cells]
     assert ", ".join(told) in section(markdown, "Tasks")
     assert f"| all | {parameters:,} |" in section(markdown, "Parameters and FLOPs")
+    step, tokens = (run / "latest").resolve().name.removeprefix("step-").lstrip("0"), found["validation"].tokens
+    assert f"first: step {step}, all {tokens:,} tokens." in section(markdown, "Loss by position")
+    assert f"first: step {step}." in section(markdown, "Memory")
     data = section(markdown, "Data")
     assert manifest.tokenizer_hash in data
     assert f"| story | {manifest.sources[0].documents:,} |" in data
@@ -113,10 +117,14 @@ def test_scores_of_the_harness_are_in_it(run):
     (run / "evaluations").mkdir()
     score = {"task": "a_b", "version": "1", "num_fewshot": 0, "documents": 7, "metric": "acc", "filter": "none"}
     score |= {"value": 0.5, "standard_error": None, "higher_is_better": True}
-    report = {"lm_eval": "0.4", "limit": None, "scores": [score]}
-    kept = {"step": 4, "command": "rmkv eval --harness a_b", "report": report}
-    (run / "evaluations" / "harness-a_b.json").write_text(json.dumps(kept))
-    assert "| first | a_b | 7 | acc | 0.5000 |  |" in section(report_of(run)[0], "Benchmarks")
+    for limit in (None, 7):
+        report = {"lm_eval": "0.4", "limit": limit, "scores": [score]}
+        kept = {"step": 4, "command": "rmkv eval --harness a_b", "report": report}
+        (run / "evaluations" / f"harness-a_b-{limit}.json").write_text(json.dumps(kept))
+    told = section(report_of(run)[0], "Benchmarks")
+    assert "| first | 4 | a_b | 0 | 7 | acc | 0.5000 |  |" in told
+    assert "| first | 4 | a_b | 0 | 7\\* | acc | 0.5000 |  |" in told
+    assert "no scores to publish" in told
 
 
 def test_damage_bad_steps_and_an_unfinished_run_are_told(run):
@@ -149,6 +157,19 @@ def test_a_run_without_validation_and_one_without_a_step_have_reports(run):
     assert "No step is written down yet" in section(markdown, "Curves")
     assert {path.name for path in (run / "report").iterdir()} == {"index.html", "report.md"}  # no older picture
     assert written.runs["first"]["steps"] == 0
+
+
+def test_a_report_that_was_cut_off_can_be_written_again(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    write_records(run, [{"step": 1, "tokens": 8, "loss": 2.5}])  # one picture
+    with monkeypatch.context() as patch:
+        patch.setattr(Picture, "write_png", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            report_of(run)
+    (run / "report" / ".index.html.1234.part").write_text("<!doc")  # what a killed process leaves
+    assert report_of(run)[1].texts["h1"] == ["Report of first"]
 
 
 def test_data_that_are_gone_are_told(run):

@@ -129,11 +129,17 @@ class TestKey:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:80", 200), ("evil.example", 403), ("127.0.0.1.evil", 403)],
+    [("Localhost:80", 200), ("127.0.0.1:80", 200), ("[::1]:80", 200), ("evil.example", 403), ("127.0.0.1.evil", 403)],
 )
 def test_without_a_key_it_answers_to_its_own_names_alone(server, host, status):
     """Else a page of another site, whose name leads here, could use it."""
     assert server.ask("GET", "/v1/models", headers={"Host": host}).status_code == status
+
+
+def test_it_answers_to_the_host_that_it_is_bound_to(loaded):
+    with running(*loaded, host="127.0.0.2") as server:
+        assert server.ask("GET", "/v1/models").status_code == 200
+        assert server.ask("GET", "/v1/models", headers={"Host": "127.0.0.3"}).status_code == 403
 
 
 def test_the_page_may_use_nothing_from_elsewhere(server):

@@ -112,6 +112,18 @@ class TestMemories:
         list(client.completions.create(model="small", prompt="a", max_tokens=5, stream=True, extra_body=more))
         assert memories("GET", "dogs")["tokens"] > before["tokens"]
 
+    def test_a_client_that_has_the_whole_answer_may_leave(self, server, client, memories):
+        before = memories("POST", name="dogs", text=TEXT)
+        more = {"memory": "dogs", "keep": True}
+        with client.completions.create(
+            model="small", prompt="a", max_tokens=200, seed=3, stream=True, extra_body=more
+        ) as stream:
+            next(chunk for chunk in stream if chunk.choices[0].finish_reason)
+        until = time.monotonic() + 20
+        while server.metric("rmkv_lanes_busy") and time.monotonic() < until:
+            time.sleep(0.02)
+        assert memories("GET", "dogs")["tokens"] > before["tokens"] + 100
+
     def test_what_comes_to_nothing_leaves_it_as_it_was(self, server, memories):
         made = memories("POST", name="dogs", text=TEXT)
         body = json.dumps(CAT | {"prompt": "\ud800", "memory": "dogs", "keep": True})

@@ -73,6 +73,20 @@ def test_stop_frees_the_lane(page, served):
     assert served.metric("rmkv_tokens_written_total") < 4096
 
 
+def test_a_new_chat_knows_nothing_of_an_answer_that_it_cut_off(page):
+    page.get_by_label("Temperature").fill("0")  # so that the model does not end it before
+    page.get_by_label("Most tokens").fill("4096")
+    page.get_by_label("Message").fill("hello")
+    page.get_by_label("Message").press("Enter")
+    page.locator(".assistant", has_text=re.compile(".{10}", re.DOTALL)).wait_for()
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_text("stopped").wait_for()
+    page.get_by_label("Most tokens").fill("5")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, "the cat")
+    assert sent.value.post_data_json["messages"] == [{"role": "user", "content": "the cat"}]
+
+
 def test_a_text_is_read_into_a_memory_that_a_chat_goes_on_with(page, served, tmp_path, loaded):
     book = tmp_path / "book.txt"
     book.write_text(TEXT * 1000)

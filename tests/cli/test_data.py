@@ -89,7 +89,7 @@ def test_mix_and_inspect_print_what_there_is(folder):
     assert 2000 <= sum(survey["tokens"] for survey in begun) < 2400
     assert [survey["achieved"] for survey in begun] == pytest.approx([0.75, 0.25], abs=0.05)
 
-    (folder / "task.toml").write_text('[[sources]]\nkind="noise"\nname="n"\nweight=1\nvocab=20')  # endless, without a length
+    (folder / "task.toml").write_text('[[sources]]\nkind="noise"\nname="n"\nweight=1\nvocab=20')  # has no end
     given = ["task.toml", "--tokenizer", "t.json", "--tokens", "2k", "--json"]
     mixed = json.loads(rmkv("mix", *given, "--out", "noise", cwd=folder).stdout)
     assert 2000 <= mixed["sources"][0]["tokens"] < 3000

@@ -234,7 +234,7 @@ def test_the_data_s_end_is_the_job_s(written, streams, data, float64, tmp_path):
     whole = train(config, tmp_path / "whole")
     assert json.loads(job.stdout)["finished"]
     assert json.loads(job.stdout)["step"] == whole.step
-    assert_same_curve(tmp_path / "run", whole.run, 1e-10)
+    assert_same_curve(tmp_path / "run", whole.run, 1e-8)  # over a hundred steps, in which rounding grows
 
 
 @pytest.fixture

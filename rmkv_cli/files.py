@@ -20,15 +20,27 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
+def _named(path: Path, aside: Path) -> Iterator[None]:
+    """Let the system's errors speak of `path`, which the user knows, instead of what is written aside."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(aside), str(path))
+        raise
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write to; on success it is synced to disk and renamed to `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield aside
-        _fsync(aside)
-        aside.replace(path)
-        _fsync(path.parent)
+        with _named(path, aside):
+            yield aside
+            _fsync(aside)
+            aside.replace(path)
+            _fsync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -58,9 +70,11 @@ def whole_directory(path: Path) -> Iterator[Path]:
         if pid.isdecimal() and not _is_another_process(int(pid)):
             shutil.rmtree(leftover, ignore_errors=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.mkdir()
+    with _named(path, aside):
+        aside.mkdir()
     try:
-        yield aside
+        with _named(path, aside):
+            yield aside
         for entry in [*aside.rglob("*"), aside]:
             _fsync(entry)
         try:

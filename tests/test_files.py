@@ -33,6 +33,18 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_system_s_errors_name_what_was_to_be_written(tmp_path):
+    (tmp_path / "file").touch()
+
+    def fail_inside(whole, name):
+        with whole(tmp_path / "new") as aside:
+            (aside / name).write_text("x")
+
+    for whole, name, said in ((whole_file, "file", "new/file"), (whole_directory, "sub/file", "new/sub/file")):
+        with pytest.raises(OSError, match=f"{tmp_path}/{said}'"):
+            fail_inside(whole, name)
+
+
 def test_a_folder_appears_whole_and_leftovers_of_a_kill_are_cleared(tmp_path):
     path = tmp_path / "folder"
     ended = subprocess.Popen([sys.executable, "-c", ""])

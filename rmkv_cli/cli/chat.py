@@ -64,7 +64,7 @@ def chat(
 
     Where standard input is not a terminal, each of its lines is a message or a command, and stdout gets the answers.
     """
-    typed = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    typed = sys.stdin.isatty() and sys.stdout.isatty()
     if typed:
         try:
             from rmkv_cli.cli.terminal import CommandCompleter, typed_messages
@@ -105,9 +105,8 @@ def chat(
 
 def _lines() -> Iterator[str]:
     """Yield standard input's lines; bytes that are not UTF-8 become what the tokenizer refuses."""
-    if sys.stdin is not None:
-        for line in sys.stdin.buffer:
-            yield line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+    for line in sys.stdin.buffer:
+        yield line.decode("utf-8", "surrogateescape").rstrip("\r\n")
 
 
 def _converse(conversation: "Conversation", messages: Iterator[str], typed: bool, state: Path | None) -> None:

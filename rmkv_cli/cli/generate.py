@@ -75,7 +75,7 @@ def generate(
         raise UserError("--out takes its prompts from --file FILE alone, a JSON object a line")
     text = "" if out else _prompt(prompt, file)
 
-    from rmkv_cli.generation import SamplingConfig, bandwidth_share, load_notes, read_prompt
+    from rmkv_cli.generation import Decoder, SamplingConfig, bandwidth_share, load_notes, read_prompt
     from rmkv_cli.generation import generate as write
 
     first_seed = seed if seed is not None else 0 if out else secrets.randbelow(2**31)
@@ -95,7 +95,8 @@ def generate(
     long = len(text) >= LONG
     with progress("reading the prompt", None, "tokens") if long else nullcontext(lambda tokens: None) as advance:
         beginning = read_prompt(rmkv, tokenizer, text, earlier, advance)
-    samples = [write(rmkv, tokenizer, beginning, c, max_tokens, stop or (), compiled=compiled) for c in configs]
+    decoder = Decoder(rmkv, compiled=compiled)
+    samples = [write(rmkv, tokenizer, beginning, c, max_tokens, stop or (), decoder=decoder) for c in configs]
     for i, (sample, config) in enumerate(zip(samples, configs, strict=True)):
         if num_samples > 1 and not as_json:
             stderr().print(f"--- {i + 1} of {num_samples}, seed {config.seed} ---", style="bold")
@@ -169,7 +170,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     if file is not None and file != Path("-"):
         require_file(file)
         name, data = str(file), file.read_bytes()
-    elif file is None and (sys.stdin is None or sys.stdin.isatty()):
+    elif file is None and sys.stdin.isatty():
         return ""
     else:
         name, data = "standard input", sys.stdin.buffer.read()

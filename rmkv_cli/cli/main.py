@@ -85,14 +85,13 @@ def main() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where it is not UTF-8; stderr escapes such characters by itself
+    if sys.stdin is None:  # closed: nothing can be read
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
     try:
         build()()
     except (UserError, OSError) as error:
         if os.environ.get("RMKV_DEBUG") == "1":
             raise
-        if isinstance(error, BrokenPipeError):  # `rmkv … | head`: nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
         stderr().print(f"error: {one_line(error)}", style="red")
         sys.exit(2)

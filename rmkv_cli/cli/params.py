@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
-from rmkv_cli.cli.tables import size
+from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.progress import amount
 
 
@@ -43,13 +43,8 @@ def params(
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     total, flops, assumed = report["parameters"], report["flops_per_token"], report["assumed"]
-    parts = Table("part", title="Parameters", title_justify="left")
-    parts.add_column("parameters", justify="right")
-    parts.add_column("share", justify="right")
+    parts = table("part", "parameters", "share", title="Parameters")
     for part, count in report["by_part"].items():
         parts.add_row(part.replace("_", " "), f"{count:,}", f"{count / total:.1%}")
     parts.add_section()
@@ -57,8 +52,7 @@ def _print_report(report: dict[str, Any]) -> None:
 
     replay = "with" if assumed["replay"] else "without"
     state, memory = report["state_bytes"], report["training_bytes"]
-    costs = Table("cost", title="Costs", title_justify="left")
-    costs.add_column("amount", justify="right")
+    costs = table("cost", "amount", title="Costs")
     costs.add_row("parameters touched per token", f"{report['touched_per_token']:,}")
     costs.add_row("FLOPs per token, forward", amount(flops["forward"]))
     costs.add_row(f"FLOPs per token, training {replay} replay", amount(flops["training"]))
@@ -69,24 +63,21 @@ def _print_report(report: dict[str, Any]) -> None:
     costs.add_row(f"memory for training ({given}; estimate)", size(memory["total"]), style="bold")
     for part in ("weights", "gradients", "optimizer", "states", "activations"):
         costs.add_row(f"  {part}", size(memory[part]))
-    console = Console()
-    console.print(parts)
-    console.print(costs)
+    screen = console()
+    screen.print(parts)
+    screen.print(costs)
     if "training" in report:
         budget = report["training"]
-        training = Table("training", title="Training budget", title_justify="left")
-        training.add_column("amount", justify="right")
+        training = table("training", "amount", title="Training budget")
         training.add_row("tokens", amount(budget["tokens"]))
         training.add_row("FLOPs, replay left out", f"{budget['flops']:.3g}")
         training.add_section()
         for card, hours in budget["hours"].items():
             training.add_row(f"hours on one {card}, bf16, at an MFU of {budget['assumed_mfu']:.0%}", f"{hours:,.1f}")
-        console.print(training)
+        screen.print(training)
     if "groups" in report:
-        groups = Table("group", "optimizer", title="Parameter groups", title_justify="left")
-        for column in ("parameters", "learning rate", "weight decay"):
-            groups.add_column(column, justify="right")
+        groups = table("group", "optimizer", "parameters", "learning rate", "weight decay", title="Parameter groups")
         for group in report["groups"]:
             figures = f"{group['parameters']:,}", f"{group['learning_rate']:g}", f"{group['weight_decay']:g}"
             groups.add_row(group["name"], group["optimizer"], *figures)
-        console.print(groups)
+        screen.print(groups)

@@ -14,11 +14,11 @@ def console() -> "Console":
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def table(*columns: str) -> "Table":
+def table(*columns: str, title: str | None = None) -> "Table":
     """Return an empty table: names in its first column, figures to the right in the others."""
     from rich.table import Table
 
-    empty = Table()
+    empty = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         empty.add_column(column, justify="right" if i else "left", overflow="fold")
     return empty

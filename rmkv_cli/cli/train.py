@@ -94,7 +94,7 @@ def train(
         outcome = train_run(resolved, run, resume=resume, allow_noncausal=allow_noncausal)
     except BadStepError as error:
         stderr().print(f"error: {error}", style="red")
-        raise typer.Exit(1) from None
+        raise typer.Exit(error.job_exit_code if "RANK" in os.environ else 1) from None
     if outcome is None:  # one of several processes, of which the first tells
         _leave(0)
     if as_json:

@@ -100,8 +100,7 @@ def generate(
     max_tokens: int,
     stop: Sequence[str] = (),
     ends: Collection[Special] = END,
-    *,
-    compiled: bool = False,
+    decoder: Decoder | None = None,
 ) -> Generation:
     """Return the text that goes on from the prompt, yet to be written: iterate over it.
 
@@ -115,7 +114,7 @@ def generate(
         max_tokens: the most that are written.
         stop: strings, before the first of which the text ends.
         ends: the special tokens that end it.
-        compiled: compile the step that writes a token (see `Decoder`).
+        decoder: what writes it, when no other text does; a new one where none is given.
 
     Raises:
         UserError: as `read_prompt` and `Text` do; learned positions that end before the text.
@@ -123,4 +122,5 @@ def generate(
     if not isinstance(prompt, Prompt):
         prompt = read_prompt(model, tokenizer, prompt)
     require_positions(model, prompt.state, max_tokens - 1)
-    return Generation(Decoder(model, compiled=compiled), tokenizer, prompt, config, max_tokens, stop, ends)
+    decoder = Decoder(model) if decoder is None else decoder
+    return Generation(decoder, tokenizer, prompt, config, max_tokens, stop, ends)

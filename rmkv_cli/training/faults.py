@@ -14,6 +14,9 @@ MOST_BAD = 10  # bad steps that can be passed over within WINDOW steps; one more
 class BadStepError(Exception):
     """A step's loss or gradient is not finite, or spikes; raised before the weights are changed."""
 
+    job_exit_code = 3
+    """Of one of several processes that ends so, by which `--nproc` tells it from one that died."""
+
     def __init__(self, rows: Rows, record: dict[str, Any], reason: str) -> None:
         super().__init__(f"step {record['step']}: {reason}")
         self.rows, self.record, self.reason = rows, record, reason

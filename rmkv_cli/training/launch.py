@@ -13,8 +13,9 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
 from rmkv_cli.progress import stderr
+from rmkv_cli.training.faults import BadStepError
 
-TOLD = (2, 130)  # exit codes of a process that has said why
+TOLD = {2: 2, 130: 130, BadStepError.job_exit_code: 1}  # exit codes of a process that has said why, and the job's
 
 
 def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
@@ -55,7 +56,7 @@ def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
         return 0
     first = min(ended.failures.values(), key=lambda failure: failure.timestamp)
     if first.exitcode in TOLD:
-        return first.exitcode
+        return TOLD[first.exitcode]
     how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
     line = f"error: rank {first.local_rank} ended first ({how}), and the others with it; go on with: "
     stderr().print(f"{line}rmkv train --resume --run {run} --nproc {processes}", style="red")

@@ -72,6 +72,12 @@ def test_encode_then_decode_gives_back_the_bytes(folder):
     assert printed("decode", "t.json", first_byte, cwd=folder) == b"\xc3"
 
 
+def test_a_closed_standard_input_is_an_empty_one(folder):
+    command = ["sh", "-c", '"$0" -m rmkv_cli tokenizer encode t.json --json <&-', sys.executable]
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    assert (json.loads(done.stdout), done.stderr) == ({"ids": []}, b"")
+
+
 def test_inspect_shows_how_a_text_splits(folder):
     lines = printed("inspect", "t.json", "--text", "some é12", cwd=folder).decode().splitlines()
     assert lines[0].split() == ["vocab", "size", "270"]

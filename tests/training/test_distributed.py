@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written
 
 @pytest.mark.slow
 def test_what_cannot_be_is_told_once(written, streams, tmp_path):
-    """Lanes that cannot be shared out evenly, and a record that only rank 0 finds to be broken."""
+    """Lanes that cannot be shared out evenly, a bad step, and a record that only rank 0 finds to be broken."""
     _, file = written(batch_size=6, micro_batch_size=2)
     job = rmkv_train("--config", file, "--run", tmp_path / "run")
     assert (job.returncode, job.stderr) == (
@@ -218,6 +218,12 @@ def test_what_cannot_be_is_told_once(written, streams, tmp_path):
         "error: train.batch_size = 6 is not a multiple of train.micro_batch_size = 2 times 2 processes; change one of "
         "them\n",
     )
+
+    _, file = written(learning_rate=1e30, warmup=0.0)
+    job = rmkv_train("--config", file, "--run", tmp_path / "bad")
+    assert job.returncode == 1
+    (line,) = (line for line in job.stderr.splitlines() if line.startswith("error: "))
+    assert "not a finite number" in line
 
     _, file = written(**streams('{"text": "a story"}\n' * 99 + '{"text": ', on_error="stop"))
     job = rmkv_train("--config", file, "--run", tmp_path / "run")

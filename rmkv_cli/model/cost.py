@@ -30,9 +30,10 @@ class TrainingMemory:
     weights: int
     """With autocast's copies of them in bfloat16."""
     gradients: int
+    """Those of a backward pass, and the sum of those before where a step has several."""
     optimizer: int
     states: int
-    """Of all lanes, and those saved between the segments of a row."""
+    """Of all lanes, before a step and after it, and those saved between the segments of a row."""
     activations: int
     """Of one segment, or without replay of a row, the logits included."""
 
@@ -109,17 +110,18 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
     # At the peak, in the backward pass of a segment, vectors and scores that are kept or in the making. Their numbers
     # are fitted to what models of many shapes take (tests/training/test_memory.py), to 10%; some are float32 under
     # autocast as well.
-    layer = D * (10 * element + 8 * 4) + 5 * F * element
-    store = 4 * (23 * D + 3.5 * S * config.num_attention_heads)
-    slots = config.memory.slots * D * (40 * element + 7 * 4)
+    layer = D * (11.5 * element + 19) + F * (4.2 * element + 1.6)
+    store = D * (7 * element + 59) + S * config.num_attention_heads * (1.6 * element + 8.2)
+    slots = 66 * config.memory.slots * D
     a_token = config.num_hidden_layers * (layer + slots / S) + config.stores * store + 13 * config.vocab_size
-    others = 0 if train.replay else segments - 1  # segments whose forward pass alone is kept: 0.6 of it
+    later = train.batch_size - batch  # lanes of other micro-batches, whose gradients and new states are kept
+    others = 0 if train.replay else segments - 1  # segments whose forward pass alone is kept: 0.8 of it
     return TrainingMemory(
         weights=(6 if train.precision == "bf16" else 4) * parameters,
-        gradients=4 * parameters,
+        gradients=(element + 4 * (later > 0)) * parameters,
         optimizer=optimizer_bytes(config, train.optimizer),
-        states=(train.batch_size + batch * segments) * state_bytes(config, 4, element)[0],
-        activations=round(batch * min(S, row_tokens) * a_token * (1 + 0.6 * others)),
+        states=(train.batch_size + later + batch * segments) * state_bytes(config, 4, element)[0],
+        activations=round(batch * min(S, row_tokens) * a_token * (1 + 0.8 * others)),
     )
 
 

@@ -2,17 +2,16 @@
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rmkv_cli.config import Config
-from rmkv_cli.model import RMKV
+from rmkv_cli.data.lanes import Rows
 from rmkv_cli.model.cost import state_bytes, training_memory
 from rmkv_cli.training.distribution import Ranks
-from rmkv_cli.training.loss import row_loss
-from rmkv_cli.training.optimizer import make_optimizers
 from rmkv_cli.training.trainer import Trainer
 
 
@@ -44,28 +43,26 @@ class Peak(TorchDispatchMode):
         return output
 
 
+class Zeros:
+    """Lanes whose documents never end, and whose tokens are all the same."""
+
+    def __init__(self, lanes):
+        self.lanes = lanes
+
+    def next(self, length):
+        zeros = np.zeros((self.lanes, length), dtype=np.int64)
+        return Rows(zeros, zeros, zeros)
+
+
 def measured(config, segments):
     """The peak of the second of two steps."""
-    rows = config.train.micro_batch_size
     with Peak() as peak:
-        model = RMKV(config.model).train()
-        for parameter in model.parameters():
+        trainer = Trainer(config, Zeros(config.train.batch_size), Ranks("cpu"))
+        for parameter in trainer.model.parameters():
             peak.note(parameter)
-        optimizers = make_optimizers(model, config.train)
-        ids = torch.zeros(rows, segments * config.model.segment_length, dtype=torch.long)
-        half = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16")
-        with half:
-            state = model.initial_state(config.train.batch_size)
         for _ in range(2):
             peak.peak = peak.now
-            with half:
-                before = state.rows(0, rows)
-                loss, after = row_loss(model, ids, ids, ids, before, replay=config.train.replay)
-            loss.backward()
-            del loss, after
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            trainer.train_step(segments)
         return peak.peak
 
 
@@ -78,6 +75,7 @@ SHAPE = {
     "segment_length": 64,
     "lookback": 32,
 }
+WIDE = {"hidden_size": 256, "intermediate_size": 768}
 
 
 @pytest.mark.parametrize(
@@ -90,13 +88,26 @@ SHAPE = {
         (4, {}, {"store": 0}, {"batch_size": 16}),
         (2, {}, {"store": 1}, {}),
         (4, {}, {}, {"replay": False}),
+        (3, WIDE, {}, {"batch_size": 8, "micro_batch_size": 1}),
+        (3, WIDE, {}, {"batch_size": 64, "precision": "bf16", "optimizer": "muon"}),
     ],
-    ids=["rows", "long rows", "bf16", "words and slots", "lanes", "one store", "no replay"],
+    ids=[
+        "rows",
+        "long rows",
+        "bf16",
+        "words and slots",
+        "lanes",
+        "one store",
+        "no replay",
+        "more weights than tokens",
+        "as the presets train",
+    ],
 )
 def test_it_is_what_the_tensors_take(segments, model, memory, train):
-    train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32"} | train
+    train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "tokens": 10**9} | train
     config = Config.model_validate({"model": SHAPE | model | {"memory": {"slots": 8} | memory}, "train": train})
-    told = training_memory(config.model, config.train, 4, segments * config.model.segment_length).total
+    row = segments * config.model.segment_length
+    told = training_memory(config.model, config.train, config.train.micro_batch_size, row).total
     assert told == pytest.approx(measured(config, segments), rel=0.1)
 
 
@@ -109,7 +120,7 @@ def test_a_training_s_states_are_as_large_as_told(precision, window):
 
 @pytest.mark.slow
 def test_with_replay_rows_sixteen_times_as_long_take_little_more_than_their_states():
-    train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32"}
+    train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "tokens": 10**9}
     config = Config.model_validate({"model": SHAPE | {"memory": {"slots": 8}}, "train": train})
     short, long = (measured(config, segments) for segments in (8, 128))
     states = 4 * 120 * state_bytes(config.model, 4)[0]

@@ -81,6 +81,9 @@ CHOICES = {  # what a preset could be instead, one change a row
     "2 heads": ["model.num_attention_heads=2"],
     "rows of 1 to 16 segments": ["train.segments_min=1", "train.segments_max=16"],
     "AdamW": ["train.optimizer=adamw"],
+    "half a cosine": ["train.schedule=cosine"],
+    "z-loss 1e-4": ["train.z_loss=1e-4"],
+    "bfloat16": ["train.precision=bf16"],
 }
 SETTINGS = CONTROLS | RATED | CHOICES
 ROWS = [*CONTROLS, *PEERS, *RATED, *CHOICES]

@@ -47,8 +47,8 @@ def train(
     """Train a model. Ctrl-C saves; `--resume` goes on exactly where it stopped."""
     if sum(map(bool, (resume, profile, dry_run))) > 1:
         raise UserError("--resume, --profile and --dry-run: only one of them at a time")
-    if nproc > 1 and (profile or dry_run):
-        raise UserError("--profile and --dry-run take one process: leave --nproc out")
+    if (nproc > 1 or "RANK" in os.environ) and (profile or dry_run):
+        raise UserError("--profile and --dry-run take one process: leave out --nproc, and torchrun")
     if price is not None and not dry_run:
         raise UserError("--price tells the cost with --dry-run alone")
     name = preset or (config.stem if config else None)
@@ -148,4 +148,5 @@ def _print_profile(report: dict[str, Any]) -> None:
     for each in report["operations"]:
         shown.add_row(each["name"], f"{each['calls']:,.1f}", f"{each['milliseconds']:,.3f}", f"{each['share']:.1%}")
     console().print(shown)
-    print(f"{report['steps']} steps with rows of {report['segments']} segments: {report['trace']}")
+    size = f"{report['rows']} rows of {report['segments']} segments"
+    print(f"{report['steps']} steps, each of one micro-batch, {size}: {report['trace']}")

@@ -102,8 +102,8 @@ def resolve_device(device: str) -> str:
 def joined(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one, if it did, until the end.
 
-    Should another one die, what this one waits for fails. It then waits to be ended by torchrun, which so finds one
-    process alone that failed by itself, and names it.
+    Should another one die, what this one waits for fails, or on GPUs goes on waiting. It then waits to be ended by
+    torchrun, which so finds one process alone that failed by itself, and names it.
 
     Raises:
         UserError: there is no such device, or not one for each process.
@@ -122,13 +122,17 @@ def joined(device: str) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group(BACKENDS[device], timeout=PATIENCE)
+    failed = False
     try:
         yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)))
-    except RuntimeError:
-        time.sleep(GRACE)
+    except RuntimeError as error:
+        failed = True
+        if not isinstance(error, torch.OutOfMemoryError):  # which is this one's own fault
+            time.sleep(GRACE)
         raise
     finally:
-        dist.destroy_process_group()
+        if device == "cpu" or not failed:  # else NCCL might wait for what the others do not do any more
+            dist.destroy_process_group()
 
 
 def require_even_shares(batch_size: int, micro_batch_size: int, ranks: int) -> None:
@@ -153,7 +157,7 @@ def spread(module: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> nn.M
         fully_shard(module, mesh=ranks.mesh, reshard_after_forward=False)
         return module
     # A row of one segment leaves the memory's cell unused.
-    return DistributedDataParallel(module, find_unused_parameters=True)
+    return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 @contextmanager

@@ -35,8 +35,9 @@ from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
-from rmkv_cli.training.memory import told_when_full
+from rmkv_cli.training.memory import require_memory, told_when_full
 from rmkv_cli.training.metrics import Metrics
+from rmkv_cli.training.optimizer import most_segments
 from rmkv_cli.training.trainer import Trainer
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
@@ -79,6 +80,7 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
     config = checked(config, run, resume=resume, allow_noncausal=allow_noncausal)
     require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
     with _locked(run), open_data(config, run) as data:
+        require_memory(config, most_segments(config.train, data.phases), ranks.device)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, ranks, ranks.share(data.phases))
         if resume:

@@ -11,6 +11,9 @@ import torch
 from rmkv_cli.config import Config
 from rmkv_cli.errors import UserError
 from rmkv_cli.model.cost import training_memory
+from rmkv_cli.progress import stderr
+
+GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
@@ -19,8 +22,9 @@ def told_when_full(config: Config) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        gpu = isinstance(error, torch.OutOfMemoryError)
-        if not gpu and "DefaultCPUAllocator" not in str(error):  # by no class of its own
+        said = str(error)  # by no class of its own, but where PyTorch's own allocator is the one that says it
+        gpu = isinstance(error, torch.OutOfMemoryError) or any(line in said for line in GPU_FULL)
+        if not gpu and "DefaultCPUAllocator" not in said:
             raise
         raise UserError(
             f"the {'GPU' if gpu else 'machine'}'s memory is full: lower train.micro_batch_size "
@@ -50,10 +54,17 @@ def peak_memory(device: str) -> int:
 
 
 def require_memory(config: Config, segments: int, device: str) -> None:
-    """Raise `UserError` if rows of so many segments need more than a CPU's memory; a GPU tells by itself."""
+    """Raise `UserError` if rows of so many segments need more than a CPU's memory.
+
+    Of a GPU's, which tells by itself what does not fit, warn: a training's longest rows may come after days.
+    """
     needed, there = estimated_memory(config, segments), total_memory(device)
-    if device == "cpu" and needed > there:
-        raise UserError(
-            f"training needs about {needed / 1e9:,.1f} GB of memory, but there are {there / 1e9:,.1f} GB: lower "
-            f"train.micro_batch_size ({config.train.micro_batch_size}), or choose a smaller model"
-        )
+    if needed <= there:
+        return
+    line = (
+        f"training needs about {needed / 1e9:,.1f} GB of memory, but there are {there / 1e9:,.1f} GB: lower "
+        f"train.micro_batch_size ({config.train.micro_batch_size}), or choose a smaller model"
+    )
+    if device == "cpu":
+        raise UserError(line)
+    stderr().print(f"warning: {line}", style="bold red")

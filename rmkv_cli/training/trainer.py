@@ -41,6 +41,8 @@ class Trainer:
     def __init__(self, config: Config, lanes: Lanes | None, ranks: Ranks, phases: Sequence[Phase] = ()) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.ranks, self.device = config, ranks, ranks.device
+        if self.device == "cuda" and config.train.precision == "bf16":  # cells and stores, in TF32
+            torch.set_float32_matmul_precision("high")
         with torch.device(self.device):
             self.model = RMKV(config.model)
         if config.train.compile:

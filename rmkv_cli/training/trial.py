@@ -69,8 +69,9 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
 def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = False) -> dict[str, Any]:
     """Profile so many steps with rows of the run's mean length; return where the trace lies and the dearest operations.
 
-    The trace, for chrome://tracing or ui.perfetto.dev, is run/profile/trace.json.gz. Nothing else is left: a run may be
-    there before, and can begin there after. Of an operation are told, for each step, calls and milliseconds without
+    A step is of one micro-batch: the others do the same, and a trace of many would fill the memory. The trace, for
+    chrome://tracing or ui.perfetto.dev, is run/profile/trace.json.gz. Nothing else is left: a run may be there before,
+    and can begin there after. Of an operation are told, for each step, calls and milliseconds without
     those of the operations that it calls, on the GPU where there is one.
 
     Raises:
@@ -80,6 +81,8 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     require_new(folder)
     config = checked(config, run, resume=(run / "config.toml").exists(), allow_noncausal=allow_noncausal)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler writes notes of its own to stderr
+    rows = config.train.micro_batch_size
+    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
     with _trial(config) as trainer:
         segments = round(mean_segments(config.train, trainer.phases))
         gpu = trainer.device == "cuda"
@@ -101,6 +104,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     return {
         "trace": str(folder / "trace.json.gz"),
         "steps": steps,
+        "rows": rows,
         "segments": segments,
         "operations": [
             {

@@ -63,7 +63,7 @@ def flatten(record):
 
 
 def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64, tmp_path):
-    config, file = written()
+    config, file = written(optimizer="muon")
     whole = train(config, tmp_path / "whole").run
     (tmp_path / "rows").mkdir()
     job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", FLOAT64=1, ROWS=tmp_path / "rows")

@@ -17,7 +17,8 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import find_model
 from rmkv_cli.tokenizer import train_tokenizer
-from rmkv_cli.training import loop, resolve_device, train
+from rmkv_cli.training import loop, memory, resolve_device, train
+from rmkv_cli.training.memory import require_memory, told_when_full
 from rmkv_cli.training.trainer import Trainer
 
 
@@ -151,12 +152,35 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_checkpoint_before(config
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads how much memory this process has")
 def test_memory_that_is_full_is_told(make_config, tmp_path):
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    config = make_config(model={"segment_length": 8192}, batch_size=64, micro_batch_size=64, segments_min=4)
+    config = make_config(model={"segment_length": 1024}, batch_size=16, micro_batch_size=16, segments_min=4)
     with (
         limited(resource.RLIMIT_AS, taken + 250_000_000),
-        pytest.raises(UserError, match=r"the machine's memory is full: lower train.micro_batch_size \(64\), or model"),
+        pytest.raises(UserError, match=r"the machine's memory is full: lower train.micro_batch_size \(16\), or model"),
     ):
         train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_gpu_s_memory_that_is_full_is_told(make_config, error):
+    with pytest.raises(UserError, match=r"the GPU's memory is full: lower train"), told_when_full(make_config()):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), told_when_full(make_config()):
+        raise RuntimeError("another")
+
+
+def test_a_gpu_that_may_be_too_small_is_warned_of(make_config, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "total_memory", lambda device: 1000)
+    require_memory(make_config(), 4, "cuda")
+    assert capsys.readouterr().err.startswith("warning: training needs about 0.0 GB of memory")
+    with pytest.raises(UserError, match="training needs about"):
+        require_memory(make_config(), 4, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="wants a machine without a GPU")

@@ -70,12 +70,15 @@ def test_a_dry_run_finds_what_is_wrong(make_config, tmp_path, scratch):
 
 
 def test_a_profile_leaves_a_trace_and_the_run_as_it_is(make_config, tmp_path, scratch):
-    config, run = make_config(tokens=300), tmp_path / "run"
+    config, run = make_config(tokens=300, batch_size=4, micro_batch_size=2), tmp_path / "run"
     report = profile(config, run, steps=2)
+    assert report["rows"] == 2
     assert left(scratch) == []
     assert [path.name for path in run.iterdir()] == ["profile"]
     with gzip.open(report["trace"], "rt") as file:
-        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+        named = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert named.count("aten::nll_loss_forward") == 2 * 2 * report["segments"]  # two steps, and replay
+    names = set(named)
     shares = [operation["share"] for operation in report["operations"]]
     assert len(shares) == 10
     assert shares == sorted(shares, reverse=True)
@@ -102,6 +105,7 @@ def test_on_the_command_line(make_config, tmp_path, monkeypatch, capsys):
     assert f"{report['parameters']:,}" in shown
     assert "cost" not in shown
     shown = rmkv(*given, "--profile", "1").stdout
-    assert shown.endswith(f"1 steps with rows of 2 segments: {tmp_path / 'run' / 'profile' / 'trace.json.gz'}\n")
+    size = "each of one micro-batch, 2 rows of 2 segments"
+    assert shown.endswith(f"1 steps, {size}: {tmp_path / 'run' / 'profile' / 'trace.json.gz'}\n")
     assert "only one of them" in error_of(monkeypatch, capsys, *given, "--dry-run", "--profile", "1")
     assert "--price tells the cost with --dry-run alone" in error_of(monkeypatch, capsys, *given, "--price", "1")

@@ -32,7 +32,7 @@ class Layer(nn.Module):
         m = self.slots
         z = self.norm(torch.cat([memory, x], dim=1))
         q, k, v = (f(z).view(B, m + S, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
-        seen = torch.ones(m + S, m + S, dtype=torch.bool)
+        seen = torch.ones(m + S, m + S, dtype=torch.bool, device=x.device)
         for token in range(S):
             seen[m + token, m + token + 1 :] = False
         scores = (q @ k.mT) / math.sqrt(D // self.heads)
@@ -72,6 +72,7 @@ class Published(nn.Module):
 
     def _positions(self, start: int) -> Tensor:
         """Return sinusoids (S, D) (Vaswani et al., 2017)."""
-        half = self.embedding.embedding_dim // 2
-        at = torch.arange(start, start + self.segment)[:, None] / 10000 ** (torch.arange(half) / half)
+        half, device = self.embedding.embedding_dim // 2, self.embedding.weight.device
+        at = torch.arange(start, start + self.segment, device=device)[:, None]
+        at = at / 10000 ** (torch.arange(half, device=device) / half)
         return torch.cat([at.sin(), at.cos()], dim=-1)

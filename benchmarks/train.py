@@ -2,6 +2,7 @@
 
 python benchmarks/train.py
 python benchmarks/train.py --lengths 2048 --rounds 3
+python benchmarks/train.py --preset 600m --precision bf16 --tokens 65536    # on a GPU, which is used where there is one
 
 Each model takes a training step (forward and backward pass, without the optimizer) on the same number of tokens, cut
 into rows of the lengths asked for; each in a process of its own, so that its peak of memory is its own, one after the
@@ -10,7 +11,6 @@ other, round after round. It needs `pip install -c constraints.txt -e .[bench]`,
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,48 +18,50 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from peers import same_size, size
+from peers import llama, same_size, size
 from published import Published
 
-from rmkv_cli.config import MemoryConfig, ModelConfig
+from rmkv_cli.config import Config, load_config, preset_path
 from rmkv_cli.model import RMKV
+from rmkv_cli.training import resolve_device
 from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.memory import peak_memory
+from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 
-SHAPE = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
-INNER, SEGMENT, SLOTS = 768, 256, 32
+SHAPE = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 768,
+    "segment_length": 256,
+    "lookback": 64,
+    "memory": {"slots": 32},
+}
 MODELS = ("RMKV", "RMKV, replayed", "RMKV, slots alone", "published formulation", "Llama")
 
 
-def rmkv_model(store: int = 2) -> RMKV:
-    """Return the model that is compared: slots and stores, or without the stores, as the published formulation is."""
-    memory = MemoryConfig(slots=SLOTS, store=store)
-    return RMKV(ModelConfig(**SHAPE, intermediate_size=INNER, segment_length=SEGMENT, lookback=64, memory=memory))
+def config_of(preset: str | None) -> Config:
+    """Return the config of the model that is compared: slots and stores."""
+    return load_config(preset_path(preset)) if preset else Config.model_validate({"model": SHAPE})
 
 
-def llama() -> torch.nn.Module:
-    """Return a Llama whose feed-forward is as wide as it takes for RMKV's number of parameters."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    def make(inner: int) -> torch.nn.Module:
-        rest = {"tie_word_embeddings": True, "use_cache": False, "max_position_embeddings": 131072}
-        return LlamaForCausalLM(LlamaConfig(**SHAPE, intermediate_size=inner, attn_implementation="sdpa", **rest))
-
-    with torch.device("meta"):
-        wanted = size(rmkv_model())
-    return make(same_size(make, wanted))
-
-
-def step_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+def step_of(name: str, config: Config) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
     """Return a model's loss of rows (B, T) as a function, and its number of parameters."""
+    model = config.model
     if name == "published formulation":
-        layers, heads = SHAPE["num_hidden_layers"], SHAPE["num_attention_heads"]
-        old = Published(SHAPE["vocab_size"], SHAPE["hidden_size"], layers, heads, INNER, SLOTS, SEGMENT)
+        shape = model.vocab_size, model.hidden_size, model.num_hidden_layers, model.num_attention_heads
+        old = Published(*shape, model.intermediate_size, model.memory.slots, model.segment_length)
         return lambda rows: old(rows, rows.roll(-1, 1)), size(old)
     if name == "Llama":
-        model = llama().train()
-        compiled = torch.compile(model, dynamic=False)
-        return lambda rows: compiled(input_ids=rows, labels=rows).loss, size(model)
-    ours = rmkv_model(store=0 if "alone" in name else 2).train()
+        with torch.device("meta"):
+            wanted = size(RMKV(model))
+        peer = llama(config, same_size(lambda inner: llama(config, inner), wanted)).train()
+        compiled = torch.compile(peer, dynamic=False)
+        return lambda rows: compiled(input_ids=rows, labels=rows).loss, size(peer)
+    if "alone" in name:  # without the stores, as the published formulation is
+        model = model.model_copy(update={"memory": model.memory.model_copy(update={"store": 0})})
+    ours = RMKV(model).train()
     ours.compile_training()
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
@@ -69,18 +71,28 @@ def step_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
     return loss, size(ours)
 
 
-def measure(name: str, length: int, tokens: int) -> None:
-    """Print as JSON: seconds of a step after the first one, bytes at the peak, parameters."""
+def measure(name: str, length: int, tokens: int, preset: str | None, precision: str) -> None:
+    """Print as JSON: seconds of a step after the first one, bytes at the peak, parameters, RMKV's share of the peak."""
     torch.manual_seed(0)
-    loss, parameters = step_of(name)
-    rows = torch.randint(SHAPE["vocab_size"], (tokens // length, length))
+    device, config = resolve_device("auto"), config_of(preset)
+    if device == "cuda" and precision == "bf16":  # as the trainer does
+        torch.set_float32_matmul_precision("high")
     seconds = []
-    for _ in range(2):  # the first compiles
-        began = time.perf_counter()
-        loss(rows).backward()
-        seconds.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds[-1], "peak": peak, "parameters": parameters}))
+    with torch.device(device):
+        loss, parameters = step_of(name, config)
+        rows = torch.randint(config.model.vocab_size, (tokens // length, length))
+        for _ in range(2):  # the first compiles
+            began = time.perf_counter()
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                value = loss(rows)
+            value.backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    figures = {"seconds": seconds[-1], "peak": peak_memory(device), "parameters": parameters}
+    if name.startswith("RMKV") and (peak := device_peak(device, precision)):
+        figures["mfu"] = training_flops_per_token(config.model) * tokens / seconds[-1] / peak
+    print(json.dumps(figures))
 
 
 def main() -> None:
@@ -90,16 +102,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768, help="a step")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--preset", help="compare models of its shape [default: one of 6M parameters]")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        measure(options.only, options.lengths[0], options.tokens)
+        measure(options.only, options.lengths[0], options.tokens, options.preset, options.precision)
         return
     for length in options.lengths:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in options.models}
         for _ in range(options.rounds):
             for name in options.models:
                 told = ["--only", name, "--lengths", str(length), "--tokens", str(options.tokens)]
+                told += ["--precision", options.precision, *(["--preset", options.preset] if options.preset else [])]
                 done = subprocess.run([sys.executable, __file__, *told], capture_output=True, text=True, check=False)
                 if done.returncode:  # most often out of memory
                     print(f"{name} at {length:,}: {(done.stderr.splitlines() or ['killed'])[-1]}", file=sys.stderr)
@@ -110,7 +125,8 @@ def main() -> None:
         for name, rate in rates.items():
             peak, parameters = median(run["peak"] for run in found[name]), found[name][0]["parameters"]
             ours = f"RMKV {rates['RMKV'] / rate:5.2f}x" if "RMKV" in rates else ""
-            print(f"  {name:<22} {parameters:>9,} parameters {rate:>8,.0f} tokens/s {ours}  {peak / 1e9:.2f} GB")
+            mfu = f"  MFU {median(run['mfu'] for run in found[name]):.1%}" if "mfu" in found[name][0] else ""
+            print(f"  {name:<22} {parameters:>9,} parameters {rate:>8,.0f} tokens/s {ours}  {peak / 1e9:.2f} GB{mfu}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`rmkv data`, through the real entry point: what it prints, and how it ends when it must not go on."""
+"""`rmkv data`: what it prints, and how it ends when it must not go on."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rmkv_cli.cli.main import main
 from rmkv_cli.tokenizer import train_tokenizer
 
 COMMAND = [sys.executable, "-m", "rmkv_cli", "data"]
@@ -112,13 +113,17 @@ def test_mix_and_inspect_print_what_there_is(folder):
         (["mix", "bad.toml", "--tokenizer", "t.json", "--out", "x"], "source 'b': no/*.md: no such file"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(folder, args, message):
+def test_bad_input_is_one_line_and_exit_code_2(folder, monkeypatch, capsys, args, message):
     if not (folder / "link").is_symlink():
         (folder / "link").symlink_to("nowhere")
     (folder / "bad.toml").write_text('[[sources]]\nkind="files"\nname="b"\nweight=1\nfiles=["no/*.md"]')
-    done = rmkv(*args, cwd=folder)
-    assert done.stderr.startswith(f"error: {message}")
-    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["rmkv", "data", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {message}")
+    assert (ended.value.code, shown.err.count("\n"), shown.out) == (2, 1, "")
 
 
 def test_what_stdout_cannot_show_is_a_question_mark_but_json_keeps_it(folder):

@@ -230,15 +230,18 @@ class TestManyPrompts:
         ):
             assert message in error_of(monkeypatch, capsys, "generate", *options, *arguments)
         prompts.write_text('{"prompt": "a"}\n{"text": "a"}\nno\n{"prompt": 3}\n{"prompt": "a", "id": "\\ud800"}\n')
-        done = rmkv("generate", *options)
-        assert done.returncode == 2
+        monkeypatch.setattr(sys, "argv", ["rmkv", "generate", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
         for line, message in (
             (2, 'an object with either "prompt" or "messages"'),
             (3, "value"),
             (4, "be a string"),
             (5, "surrogate"),
         ):
-            assert any(f"{prompts}:{line}: " in text and message in text for text in done.stderr.splitlines())
+            assert any(f"{prompts}:{line}: " in text and message in text for text in lines)
         prompts.write_text('{"prompt": "a"}\n')
         part = Path(f"{out}.part")
         part.write_text("")

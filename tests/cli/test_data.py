@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from small_run import error_of
 
 from rmkv_cli.cli.main import main
+from rmkv_cli.data.sample import _modules
 from rmkv_cli.tokenizer import train_tokenizer
 
 COMMAND = [sys.executable, "-m", "rmkv_cli", "data"]
@@ -135,22 +137,34 @@ def test_what_stdout_cannot_show_is_a_question_mark_but_json_keeps_it(folder):
     assert json.loads(done.stdout)[1]["samples"] == ["né 😀"]
 
 
-@pytest.mark.parametrize("command", ["mix", "sample"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, command):
+FULL = ("error: new/out: file too large", "error: file too large")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder):
     before = sorted(folder.iterdir())
-    args = {
-        "mix": ["mix", "endless.toml", "--tokenizer", "t.json", "--out", "new/out", "--workers", "2"],
-        "sample": ["sample", "new/out"],
-    }
 
     def little_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    done = rmkv(*args[command], cwd=folder, preexec_fn=little_disk)
-    assert done.stderr.splitlines()[-1] in ("error: new/out: file too large", "error: file too large")
+    args = ["mix", "endless.toml", "--tokenizer", "t.json", "--out", "new/out", "--workers", "2"]
+    done = rmkv(*args, cwd=folder, preexec_fn=little_disk)
+    assert done.stderr.splitlines()[-1] in FULL
     assert done.returncode == 2
     assert list((folder / "new").iterdir()) == []
     assert [path for path in sorted(folder.iterdir()) if path.name != "new"] == before
+
+
+def test_a_full_disk_leaves_nothing_of_a_sample(tmp_path, monkeypatch, capsys):
+    modules = _modules()[:60]
+    monkeypatch.setattr("rmkv_cli.data.sample._modules", lambda: modules)
+    monkeypatch.chdir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert error_of(monkeypatch, capsys, "data", "sample", "new/out") in FULL
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def processes(session):

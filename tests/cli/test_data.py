@@ -205,19 +205,3 @@ def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folde
         time.sleep(0.05)
     assert not (folder / "out").exists()
     assert aside.exists() == (how == signal.SIGKILL)
-
-
-def test_help_needs_nothing_heavy_and_shows_an_example():
-    script = """
-import sys
-from typer.testing import CliRunner
-from rmkv_cli.cli.main import build
-app = build()
-for command in sys.argv[1:]:
-    result = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert result.exit_code == 0 and f"Example: rmkv {command}" in result.output, result.output
-assert not {"torch", "datasets"} & set(sys.modules)
-"""
-    names = ["data sample", "data mix", "data inspect"]
-    names += [f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect")]
-    subprocess.run([sys.executable, "-c", script, *names], check=True)

@@ -39,7 +39,7 @@ def test_the_commands_are_these():
 def test_every_help_has_a_description_and_an_example(path):
     command = COMMANDS[path]
     assert command.help
-    assert command.epilog.startswith("Example: rmkv ")
+    assert command.epilog.startswith(f"Example: rmkv {' '.join(path).removeprefix('model ')}")
 
 
 def test_help_imports_nothing_heavy():
@@ -59,6 +59,7 @@ print("imported:", sorted(heavy))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported: []"
+    assert done.stdout.count("Example: rmkv ") == len(COMMANDS)
 
 
 def test_params_and_config_report_as_tables_and_as_json(printed):

@@ -60,7 +60,7 @@ def test_any_text_can_be_the_noise(place, printed):
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_can_be_asked(place, task):
     _, model, tokenizer = place
-    fields = {"segments": [40]} | ({"alphabet": 16, "noise": 16} if task in ("copy", "reverse") else {})
+    fields = {"segments": [4]} | ({"alphabet": 16, "noise": 16} if task in ("copy", "reverse") else {})
     fields |= {"keys": 16, "values": 16, "noise": 16} if task == "recall" else {}
     report = task_accuracy(model, TASKS[task](**fields), tokenizer, examples=2)
     assert report.task["kind"] == task

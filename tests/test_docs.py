@@ -2,8 +2,8 @@
 
 import ast
 import re
-import subprocess
-import sys
+import runpy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,21 +15,38 @@ from rmkv_cli.training.utilization import training_budget
 ROOT = Path(__file__).parents[1]
 
 
+@cache
+def bench(name):
+    """What a benchmark defines; it is read once, as to import it takes seconds."""
+    return runpy.run_path(str(ROOT / "benchmarks" / name))
+
+
+@pytest.fixture
+def tables(monkeypatch, capsys):
+    """Returns what `python benchmarks/NAME table` prints."""
+
+    def run(name, *studies):
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        monkeypatch.setattr("sys.argv", [name, "table", *studies])
+        bench(name)["main"]()
+        return capsys.readouterr().out.strip()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("study", "page"),
     [*((study, "memory.md") for study in ("recall", "copy", "needle", "facts", "text")), ("short", "training.md")],
 )
-def test_the_tables_are_the_bench_s(study, page):
-    command = [sys.executable, ROOT / "benchmarks/memory.py", "table", study]
-    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert "| slots and stores |" in tables
-    assert tables in (ROOT / "docs" / page).read_text(encoding="utf-8")
+def test_the_tables_are_the_bench_s(tables, study, page):
+    told = tables("memory.py", study)
+    assert "| slots and stores |" in told
+    assert told in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
-def test_the_table_beside_other_models_is_the_bench_s():
+def test_the_table_beside_other_models_is_the_bench_s(tables):
     pytest.importorskip("transformers")
-    command = [sys.executable, ROOT / "benchmarks/quality.py", "table"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    told = tables("quality.py")
     assert "| RMKV |" in told
     for table, page in zip(told.split("\n\n"), ("benchmarks.md", "benchmarks.md", "decisions.md"), strict=True):
         assert table in (ROOT / "docs" / page).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`rmkv data`, through the real entry point: what it prints, and how it ends when it must not go on."""
+"""`rmkv data`: what it prints, and how it ends when it must not go on."""
 
 import json
 import os
@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from small_run import error_of
 
+from rmkv_cli.cli.main import main
+from rmkv_cli.data.sample import _modules
 from rmkv_cli.tokenizer import train_tokenizer
 
 COMMAND = [sys.executable, "-m", "rmkv_cli", "data"]
@@ -112,13 +115,17 @@ def test_mix_and_inspect_print_what_there_is(folder):
         (["mix", "bad.toml", "--tokenizer", "t.json", "--out", "x"], "source 'b': no/*.md: no such file"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(folder, args, message):
+def test_bad_input_is_one_line_and_exit_code_2(folder, monkeypatch, capsys, args, message):
     if not (folder / "link").is_symlink():
         (folder / "link").symlink_to("nowhere")
     (folder / "bad.toml").write_text('[[sources]]\nkind="files"\nname="b"\nweight=1\nfiles=["no/*.md"]')
-    done = rmkv(*args, cwd=folder)
-    assert done.stderr.startswith(f"error: {message}")
-    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["rmkv", "data", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {message}")
+    assert (ended.value.code, shown.err.count("\n"), shown.out) == (2, 1, "")
 
 
 def test_what_stdout_cannot_show_is_a_question_mark_but_json_keeps_it(folder):
@@ -130,22 +137,34 @@ def test_what_stdout_cannot_show_is_a_question_mark_but_json_keeps_it(folder):
     assert json.loads(done.stdout)[1]["samples"] == ["né 😀"]
 
 
-@pytest.mark.parametrize("command", ["mix", "sample"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, command):
+FULL = ("error: new/out: file too large", "error: file too large")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder):
     before = sorted(folder.iterdir())
-    args = {
-        "mix": ["mix", "endless.toml", "--tokenizer", "t.json", "--out", "new/out", "--workers", "2"],
-        "sample": ["sample", "new/out"],
-    }
 
     def little_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    done = rmkv(*args[command], cwd=folder, preexec_fn=little_disk)
-    assert done.stderr.splitlines()[-1] in ("error: new/out: file too large", "error: file too large")
+    args = ["mix", "endless.toml", "--tokenizer", "t.json", "--out", "new/out", "--workers", "2"]
+    done = rmkv(*args, cwd=folder, preexec_fn=little_disk)
+    assert done.stderr.splitlines()[-1] in FULL
     assert done.returncode == 2
     assert list((folder / "new").iterdir()) == []
     assert [path for path in sorted(folder.iterdir()) if path.name != "new"] == before
+
+
+def test_a_full_disk_leaves_nothing_of_a_sample(tmp_path, monkeypatch, capsys):
+    modules = _modules()[:60]
+    monkeypatch.setattr("rmkv_cli.data.sample._modules", lambda: modules)
+    monkeypatch.chdir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert error_of(monkeypatch, capsys, "data", "sample", "new/out") in FULL
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def processes(session):
@@ -186,19 +205,3 @@ def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folde
         time.sleep(0.05)
     assert not (folder / "out").exists()
     assert aside.exists() == (how == signal.SIGKILL)
-
-
-def test_help_needs_nothing_heavy_and_shows_an_example():
-    script = """
-import sys
-from typer.testing import CliRunner
-from rmkv_cli.cli.main import build
-app = build()
-for command in sys.argv[1:]:
-    result = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert result.exit_code == 0 and f"Example: rmkv {command}" in result.output, result.output
-assert not {"torch", "datasets"} & set(sys.modules)
-"""
-    names = ["data sample", "data mix", "data inspect"]
-    names += [f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect")]
-    subprocess.run([sys.executable, "-c", script, *names], check=True)

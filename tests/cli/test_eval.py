@@ -3,9 +3,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from small_run import TEXT, error_of, rmkv, save_small_model
+from small_run import TEXT, error_of, save_small_model
 
-from rmkv_cli.cli.main import main
 from rmkv_cli.config import MemoryConfig, MixConfig, parse
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.mix import prepare
@@ -36,10 +35,9 @@ def place(tmp_path_factory):
     return place
 
 
-def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place):
-    done = rmkv("eval", "--model", place / "model", "--data", place / "mix", "--json", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place, printed):
+    ask = ["eval", "--model", place / "model", "--data", place / "mix"]
+    figures = json.loads(printed(*ask, "--json", "--device", "cpu"))
     model, tokenizer = RMKV.from_pretrained(place / "model"), Tokenizer.load(place / "model")
     documents = Documents.open(place / "mix", "validation")
     expected = json.loads(json.dumps(asdict(measure(model, documents, tokenizer=tokenizer))))
@@ -55,40 +53,27 @@ def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place):
     assert effect == pytest.approx(asdict(memory_effect(model, documents, tokenizer=tokenizer)))
 
 
-def test_tables_of_a_text_file(place):
+def test_tables_of_a_text_file(place, shown):
     file = place / "cat11.txt"
-    done = rmkv("eval", "--model", place / "model", "--data", file, "--max-tokens", 50)
-    assert done.returncode == 0, done.stderr
+    wrote = shown("eval", "--model", place / "model", "--data", file, "--max-tokens", 50)
     for word in ("perplexity", "bits per byte", "position in document", "0 to 49", "the last one cut"):
-        assert word in done.stdout
-    assert "at least 2 documents of more than a segment (8 tokens)" in done.stderr  # no memory effect of one document
-    assert "Read: 50 of" in done.stdout
+        assert word in wrote.out
+    assert "at least 2 documents of more than a segment (8 tokens)" in wrote.err  # no memory effect of one document
+    assert "Read: 50 of" in wrote.out
 
 
-def test_a_mix_toml_is_read_from_its_sources(place, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "sys.argv", ["rmkv", "eval", "--model", str(place / "model"), "--data", str(place / "mix.toml"), "--json"]
-    )
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    figures = json.loads(capsys.readouterr().out)
+def test_a_mix_toml_is_read_from_its_sources(place, printed):
+    figures = json.loads(printed("eval", "--model", place / "model", "--data", place / "mix.toml", "--json"))
     assert {name: score["documents"] for name, score in figures["by_source"].items()} == {"cats": 12, ROWS: 20}
 
 
-def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, monkeypatch, capsys):
+def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, shown):
     save_small_model(tmp_path, memory=MemoryConfig(slots=2, carry="layers", store=0))
-    monkeypatch.setattr(
-        "sys.argv", ["rmkv", "eval", "--model", str(tmp_path), "--data", str(place / "mix"), "--split", "train"]
-    )
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    shown = capsys.readouterr()
-    assert "this loss is no causal model's" in shown.err
-    assert ROWS in shown.out
-    assert "bits per byte" in shown.out
-    assert "another document's" not in shown.out
+    wrote = shown("eval", "--model", tmp_path, "--data", place / "mix", "--split", "train")
+    assert "this loss is no causal model's" in wrote.err
+    assert ROWS in wrote.out
+    assert "bits per byte" in wrote.out
+    assert "another document's" not in wrote.out
 
 
 def test_bad_input_is_said_in_one_line(place, tmp_path, monkeypatch, capsys):

@@ -39,7 +39,7 @@ def test_the_commands_are_these():
 def test_every_help_has_a_description_and_an_example(path):
     command = COMMANDS[path]
     assert command.help
-    assert command.epilog.startswith("Example: rmkv ")
+    assert command.epilog.startswith(f"Example: rmkv {' '.join(path).removeprefix('model ')}")
 
 
 def test_help_imports_nothing_heavy():
@@ -59,34 +59,35 @@ print("imported:", sorted(heavy))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported: []"
+    assert done.stdout.count("Example: rmkv ") == len(COMMANDS)
 
 
-def test_params_and_config_report_as_tables_and_as_json():
+def test_params_and_config_report_as_tables_and_as_json(printed):
     for name in ("params", "count-params"):
-        report = json.loads(rmkv(name, "--preset", "600m", "--json").stdout)
+        report = json.loads(printed(name, "--preset", "600m", "--json"))
         assert sum(report["by_part"].values()) == report["parameters"]
-    assert f"{report['parameters']:,}" in rmkv("params", "--preset", "600m").stdout
+    assert f"{report['parameters']:,}" in printed("params", "--preset", "600m")
     muon = ("params", "--preset", "600m", "--set", "train.optimizer=muon", "--groups", "--train")
-    report = json.loads(rmkv(*muon, "--json").stdout)
+    report = json.loads(printed(*muon, "--json"))
     groups = report["groups"]
     assert [group["name"] for group in groups] == ["matrices", "others"]
     assert sum(group["parameters"] for group in groups) == report["parameters"]
-    shown = rmkv(*muon).stdout
+    shown = printed(*muon)
     assert all(f"{group['parameters']:,}" in shown for group in groups)
     assert all(f" {hours:,.1f} " in shown for hours in report["training"]["hours"].values())
-    shown = json.loads(rmkv("config", "show", "--preset", "tiny", "--set", "model.memory.slots=5", "--json").stdout)
+    shown = json.loads(printed("config", "show", "--preset", "tiny", "--set", "model.memory.slots=5", "--json"))
     assert shown["model"]["memory"]["slots"] == 5
-    assert json.loads(rmkv("config", "list", "--json").stdout).keys() == {"tiny", "125m", "600m", "600m-published"}
+    assert json.loads(printed("config", "list", "--json")).keys() == {"tiny", "125m", "600m", "600m-published"}
 
 
 def test_version():
     assert rmkv("--version").stdout.startswith("rmkv 0.")
 
 
-def test_what_show_prints_is_a_config_that_validate_accepts(tmp_path):
+def test_what_show_prints_is_a_config_that_validate_accepts(printed, tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(rmkv("config", "show", "--preset", "125m").stdout)
-    assert rmkv("config", "validate", path).stdout == f"{path}: valid\n"
+    path.write_text(printed("config", "show", "--preset", "125m"))
+    assert printed("config", "validate", path) == f"{path}: valid\n"
 
 
 @pytest.mark.parametrize(
@@ -134,16 +135,16 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_named(monkeypatch, capsys, t
 
 
 @pytest.fixture
-def small_run(tmp_path):
+def small_run(tmp_path, printed):
     """Prepares a mix and a config; returns the arguments that train on them, two steps a checkpoint."""
     (tmp_path / "text.txt").write_text("A line of text, and another one. " * 200)
     (tmp_path / "mix.toml").write_text(
         'validation = 0.0\n[[sources]]\nkind = "files"\nname = "t"\nweight = 1\nfiles = ["text.txt"]\n'
     )
     tokenizer = tmp_path / "tokenizer.json"
-    assert rmkv("tokenizer", "train", tmp_path / "mix.toml", "--vocab-size", 300, "--out", tokenizer).returncode == 0
+    printed("tokenizer", "train", tmp_path / "mix.toml", "--vocab-size", 300, "--out", tokenizer)
     mixing = ["data", "mix", tmp_path / "mix.toml", "--tokenizer", tokenizer, "--out", tmp_path / "data"]
-    assert rmkv(*mixing, "--workers", 1).returncode == 0
+    printed(*mixing, "--workers", 1)
     keys = {
         "model.vocab_size": 300, "model.hidden_size": 32, "model.num_hidden_layers": 1, "model.intermediate_size": 32,
         "model.segment_length": 8, "model.lookback": 4, "train.batch_size": 2, "train.micro_batch_size": 2,
@@ -153,19 +154,21 @@ def small_run(tmp_path):
     return ["--preset", "tiny", "--data", tmp_path / "data", "--run", tmp_path / "run", *sets]
 
 
-def test_train_from_the_command_line_and_its_json(small_run, tmp_path):
+def test_train_from_the_command_line_and_its_json(small_run, shown, monkeypatch, capsys, tmp_path):
     done = rmkv("model", "train", *small_run, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["finished"]
     assert report["tokens"] >= 300
-    assert "a run is there already" in rmkv("train", *small_run).stderr
-    assert "it has come to its end" in rmkv("train", "--resume", "--run", tmp_path / "run").stderr
-    more = rmkv("train", "--resume", "--run", tmp_path / "run", "--set", "train.tokens=600")
-    assert more.returncode == 2
-    assert "--set has no effect with --resume" in more.stderr
-    elsewhere = [*small_run, "--run", tmp_path]  # a folder with other things
-    assert "holds other things and is no run" in rmkv("train", *elsewhere).stderr
+
+    def error(*arguments):
+        return error_of(monkeypatch, capsys, "train", *arguments)
+
+    assert "a run is there already" in error(*small_run)
+    resume = ["--resume", "--run", tmp_path / "run"]
+    assert "it has come to its end" in shown("train", *resume).err
+    assert "--set has no effect with --resume" in error(*resume, "--set", "train.tokens=600")
+    assert "holds other things and is no run" in error(*small_run, "--run", tmp_path)
 
 
 def test_a_full_disk_ends_training_with_one_line_and_leaves_whole_checkpoints_only(small_run, tmp_path):

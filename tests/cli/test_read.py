@@ -1,9 +1,13 @@
+import io
 import json
+import sys
+from contextlib import redirect_stdout
 
 import pytest
 from safetensors import safe_open
-from small_run import TEXT, error_of, rmkv, save_small_model
+from small_run import TEXT, error_of, save_small_model
 
+from rmkv_cli.cli.main import main
 from rmkv_cli.config import MemoryConfig
 from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt
 
@@ -15,10 +19,14 @@ def place(tmp_path_factory):
     model, tokenizer = save_small_model(place / "model")
     (place / "one.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode() * 10)
     (place / "two.txt").write_text("The end.\n")
-    done = rmkv("read", place / "one.txt", "--model", place / "model", "--out", place / "one.rmkv")
-    assert done.returncode == 0, done.stderr
-    assert "one.rmkv: " in done.stdout
-    assert "tokens per second" in done.stdout
+    command = ["rmkv", "read", place / "one.txt", "--model", place / "model", "--out", place / "one.rmkv"]
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()) as shown:
+        patched.setattr(sys, "argv", list(map(str, command)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    assert "one.rmkv: " in shown.getvalue()
+    assert "tokens per second" in shown.getvalue()
     return place, model, tokenizer
 
 

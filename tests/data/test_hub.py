@@ -107,15 +107,18 @@ def test_a_hub_that_dies_and_comes_back_costs_nothing_but_time(hub, environment,
     assert one == other
 
 
-def inspect(environment, folder, dataset, **keys):
+def inspect(environment, folder, dataset, first="", **keys):
+    """`rmkv data inspect` of a mix of that data set, in a process that runs `first` before it."""
     lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in keys.items()]
     (folder / "mix.toml").write_text(
         f'[[sources]]\nkind = "hub"\nname = "it"\nweight = 1\ndataset = "{dataset}"\n' + "\n".join(lines)
     )
-    command = [sys.executable, "-m", "rmkv_cli", "data", "inspect", "mix.toml"]
+    code = f"{first}\nfrom rmkv_cli.cli.main import main\nmain()"
+    command = [sys.executable, "-c", code, "data", "inspect", "mix.toml"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+NO_WAITS = "import time; time.sleep = lambda seconds: None"
 SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answer_column": "output"}
 
 
@@ -166,29 +169,27 @@ def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub,
     assert f"{tmp_path / FINEWEB} hides the data set of that name" in error
 
 
-@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_asked_again(hub, environment, tmp_path):
     hub.fail("/api/datasets", 1, slow=60)
-    done = inspect(environment, tmp_path, FINEWEB)
+    done = inspect(environment, tmp_path, FINEWEB, first="from rmkv_cli.data import hub; hub.ANSWER_WITHIN = 1.0")
     assert done.returncode == 0
     assert "timed out; trying again in 1 s" in done.stderr
 
 
-IMPATIENT = """
-import sys, time
-time.sleep = lambda seconds: None
+IMPATIENT = f"""
+import sys
+{NO_WAITS}
 from pathlib import Path
 from rmkv_cli.config import MixConfig
 from rmkv_cli.data.sources import open_source, read_source
-source = MixConfig(sources=[{"kind": "hub", "name": "it", "weight": 1, "dataset": sys.argv[1]}]).sources[0]
+source = MixConfig(sources=[dict(kind="hub", name="it", weight=1, dataset=sys.argv[1])]).sources[0]
 for _, item in read_source(source, open_source(source, Path()), [0]):
     print(item.pieces[0], flush=True)
     sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-@pytest.mark.parametrize("fault", [{"status": 503}, {"cut": 1000}])
+@pytest.mark.parametrize(("kind", "fault"), [("parquet", {"status": 503}), ("jsonl", {"cut": 1000})])
 def test_where_the_library_gives_up_a_file_is_opened_again_at_its_last_block(hub, environment, sets, kind, fault):
     """The faults outlast the library's six tries in the middle of a file that does not fit its read-ahead."""
     repo = sets / "large" / f"{kind}-{next(iter(fault))}"
@@ -219,7 +220,7 @@ def test_a_renamed_data_set_is_found_and_a_hub_that_is_not_there_is_told(hub, en
     done = inspect(environment, tmp_path, "old/name")
     assert done.returncode == 0, done.stderr
     hub.kill()
-    done = inspect(environment, tmp_path, FINEWEB)
+    done = inspect(environment, tmp_path, FINEWEB, first=NO_WAITS)
     assert done.returncode == 2
     assert done.stderr.count("trying again in") == 3
     assert f"the hub at {hub.endpoint} cannot be read" in done.stderr.splitlines()[-1]

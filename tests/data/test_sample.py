@@ -28,33 +28,51 @@ def sample(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """Makes a sample of forty modules alone, in a moment, in a folder of a given name; returns the folder."""
+    place, modules = tmp_path_factory.mktemp("short"), _modules()[:40]
+
+    def make(name):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("rmkv_cli.data.sample._modules", lambda: modules)
+            files = make_sample(place / name)
+        assert files == {file.name: file.stat().st_size for file in (place / name).iterdir()}
+        return place / name
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def short_sample(short):
+    return short("sample")
+
+
 def records(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_it_is_of_a_good_size(sample):
     assert {file.name for file in sample.iterdir()} == {"prose.jsonl", "code.jsonl", "reasoning.jsonl", "mix.toml"}
     assert 4e6 < sum(file.stat().st_size for file in sample.iterdir()) < 10e6
 
 
-def test_it_is_the_same_each_time_and_overwrites_nothing(tmp_path, monkeypatch):
-    modules = _modules()[:40]
-    monkeypatch.setattr("rmkv_cli.data.sample._modules", lambda: modules)
-    first, second = make_sample(tmp_path / "a"), make_sample(tmp_path / "b")
+def test_it_is_the_same_each_time_and_overwrites_nothing(short, short_sample):
+    first, second = ({file.name: file.read_bytes() for file in made.iterdir()} for made in (short_sample, short("b")))
     assert first == second
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in first)
     with pytest.raises(UserError, match="already exists"):
-        make_sample(tmp_path / "a")
+        short("sample")
 
 
-def test_the_code_is_python_without_a_docstring_so_that_it_shares_no_text_with_the_prose(sample):
-    code = [record["text"] for record in records(sample / "code.jsonl")]
-    assert len(code) > 50
+def test_the_code_is_python_without_a_docstring_so_that_it_shares_no_text_with_the_prose(short_sample):
+    code = [record["text"] for record in records(short_sample / "code.jsonl")]
+    assert len(code) > 20
     for text in code:
         tree = ast.parse(text)
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         assert not [n for n in ast.walk(tree) if isinstance(n, documented) and ast.get_docstring(n)]
-    prose = [record["text"] for record in records(sample / "prose.jsonl")]
+    prose = [record["text"] for record in records(short_sample / "prose.jsonl")]
     assert any('The "assert" statement' in text.replace("“", '"').replace("”", '"') for text in prose)
 
 
@@ -83,6 +101,7 @@ def test_a_module_that_cannot_be_cut_cleanly_is_left_out(source):
     assert split_docstrings(source) == ("", "")
 
 
+@pytest.mark.slow
 def test_most_of_the_corpus_is_used_in_the_wanted_ratio(sample, tmp_path):
     mix = load_mix(sample / "mix.toml")
     trained = train_on_mix(mix, sample, 1024, 500_000)

@@ -1,6 +1,7 @@
 """What lm-evaluation-harness is told is what one forward pass over context and continuation says."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from small_model import make_model
 from small_run import TEXT
 
 from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation import harness_tasks
 from rmkv_cli.evaluation.harness import HarnessModel
 from rmkv_cli.evaluation.harness_tasks import harness_scores
 from rmkv_cli.generation import SamplingConfig, generate
@@ -55,8 +57,10 @@ def read(model, monkeypatch):
 
 
 class TestLikelihoods:
-    @pytest.mark.parametrize("batch_tokens", [1, 40, 8192])
-    @pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"slots": 0, "store": 0}])
+    @pytest.mark.parametrize(
+        ("memory", "batch_tokens"),
+        [({}, 1), ({}, 40), ({}, 8192), ({"cell": "lstm"}, 8192), ({"slots": 0, "store": 0}, 40)],
+    )
     def test_they_are_those_of_one_forward_pass(self, memory, batch_tokens):
         lm = make(batch_tokens, memory=memory)
         contexts = [[EOD], *([EOD, *random_ids(n, seed=n)] for n in (3, 3, 4, 9, 37))]
@@ -224,8 +228,9 @@ class TestTasks:
             harness_scores(lm, ["own_choice"], tmp_path / "absent")
 
     @pytest.mark.slow
-    def test_the_harness_own_tasks_are_found_and_groups_are_averaged(self, lm, own, tmp_path):
-        """Slow, as the harness reads all its own tasks' files each time."""
+    def test_the_harness_own_tasks_are_found_and_groups_are_averaged(self, lm, own, tmp_path, monkeypatch):
+        """Slow, as the harness reads all its own tasks' files; once, as what it has found is kept."""
+        monkeypatch.setattr(harness_tasks, "TaskManager", cache(harness_tasks.TaskManager))
         for name in ("choice", "writing"):
             (tmp_path / f"{name}.yaml").write_text((own / f"{name}.yaml").read_text())
         (tmp_path / "group.yaml").write_text(
@@ -238,4 +243,4 @@ class TestTasks:
         with pytest.raises(UserError, match=r"no task 'own_choise' in lm_eval .* or .*; did you mean 'own_choice'\?"):
             harness_scores(lm, ["own_choise"], tmp_path)
         with pytest.raises(UserError, match=r"no task 'hellaswagg' in lm_eval .*; did you mean 'hellaswag'\?"):
-            harness_scores(lm, ["hellaswagg"])
+            harness_scores(lm, ["hellaswagg"], tmp_path)

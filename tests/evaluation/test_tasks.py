@@ -121,7 +121,7 @@ def test_a_long_way_is_read_segment_by_segment_and_the_head_at_the_answers_alone
     hidden, head = model.hidden, model.head
     monkeypatch.setattr(model, "hidden", lambda ids, state: widths.append(ids.shape) or hidden(ids, state))
     monkeypatch.setattr(model, "head", lambda x: headed.append(x.shape[:-1].numel()) or head(x))
-    task = CopySource(length=[4], segments=[100], alphabet=4, noise=4)
+    task = CopySource(length=[4], segments=[100], alphabet=4, noise=4, segment_length=5)
     task_accuracy(model, task, TOKENIZER, examples=5, batch_tokens=10)
     assert max(rows * width for rows, width in widths) <= 10
     assert sum(headed) == 5 * 4

@@ -6,7 +6,6 @@ import threading
 import openai
 import pytest
 import torch
-from small_run import rmkv
 from small_server import running
 
 from rmkv_cli.generation import Decoder, SamplingConfig, generate
@@ -41,13 +40,6 @@ class TestModels:
 
 
 class TestCompletions:
-    def test_it_is_what_rmkv_generate_writes(self, client, folder):
-        options = ["--prompt", "the cat", "--max-tokens", 12, "--seed", 3, "--json"]
-        (sample,) = json.loads(rmkv("generate", "--model", folder, *options).stdout)["samples"]
-        answer = client.completions.create(**CAT)
-        assert answer.choices[0].text == sample["text"]
-        assert answer.usage.completion_tokens == sample["tokens"]
-
     @pytest.mark.parametrize(
         "how",
         [

@@ -65,7 +65,8 @@ def rare_token(data, segments):
 
 def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, monkeypatch, capsys):
     """The embedding of a rare token is infinite: so is what becomes of each row that holds it, and of no other."""
-    config = make_config(on_bad_step="skip", model={"tie_word_embeddings": False}, keep_last=99, checkpoint_every=1)
+    model = {"tie_word_embeddings": False}
+    config = make_config(on_bad_step="skip", model=model, tokens=1000, keep_last=99, checkpoint_every=1)
     plain = train(config, tmp_path / "plain")
     token, steps = rare_token(data, [record["segments"] for record in curve(plain.run) if "segments" in record])
     poke_at(monkeypatch, 1, lambda model: model.embedding.weight[token].fill_(math.inf))

@@ -18,6 +18,11 @@ from rmkv_cli.model import find_model
 from rmkv_cli.training import train
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_samples():
+    """Here they are not: what this process goes on with or compares to, others wrote."""
+
+
 def rmkv_train(*arguments, stderr=subprocess.DEVNULL):
     command = [sys.executable, "-m", "rmkv_cli", "train", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True)

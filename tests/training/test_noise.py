@@ -36,6 +36,7 @@ def train_on_noise(make_config, noise, run, tokens, **memory):
         tokens=tokens,
         batch_size=32,
         micro_batch_size=32,
+        replay=False,
         learning_rate=5e-3,
         checkpoint_every=10_000,
         eval_every=10_000,

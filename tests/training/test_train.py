@@ -43,10 +43,10 @@ def test_a_run_learns_and_leaves_what_it_should(make_config, tmp_path, tokenizer
     "keys",
     [
         {"memory": {"cell": "lstm"}, "precision": "bf16"},
-        {"model": {"dropout": 0.2}},
+        pytest.param({"model": {"dropout": 0.2}}, marks=pytest.mark.slow),
         {"optimizer": "muon"},
         {"data": "phases", "micro_batch_size": 2},
-        {"data": "epochs"},
+        pytest.param({"data": "epochs"}, marks=pytest.mark.slow),
     ],
     ids=lambda keys: "-".join(keys[key] if key == "data" else key for key in keys),
 )

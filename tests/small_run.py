@@ -1,5 +1,6 @@
 """The command line on a small model, for tests."""
 
+import io
 import subprocess
 import sys
 
@@ -46,6 +47,17 @@ def rmkv(*arguments, stdin=b""):
     done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in done.stderr
     return done
+
+
+def output_of(monkeypatch, capsys, *arguments, stdin=b""):
+    """Run the command in this process, which is quicker than in one of its own; return what it wrote to stdout."""
+    monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 0, shown.err
+    return shown.out
 
 
 def error_of(monkeypatch, capsys, *arguments):

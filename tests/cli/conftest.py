@@ -1,22 +1,10 @@
-import io
-import sys
+from functools import partial
 
 import pytest
-
-from rmkv_cli.cli.main import main
+from small_run import output_of
 
 
 @pytest.fixture
 def printed(monkeypatch, capsys):
     """Runs the command in this process, which is quicker than in one of its own; returns what it wrote to stdout."""
-
-    def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        assert ended.value.code == 0, shown.err
-        return shown.out
-
-    return run
+    return partial(output_of, monkeypatch, capsys)

@@ -17,6 +17,10 @@ MEMORIES = (
 )
 PUBLISHED = {"carry": "layers", "update": "published", "store": 0}
 POSITIONS = ("rotary", "sinusoidal", "learned")
+# Each pair of a memory and a position with one look-back, each other pair with all: a Latin square.
+EVERY = [
+    (memory, kind, (0, 3, 5)[(i + j) % 3]) for i, memory in enumerate(MEMORIES) for j, kind in enumerate(POSITIONS)
+]
 
 
 def make_model(seed=0, *, memory=None, **shape):

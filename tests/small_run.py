@@ -1,5 +1,6 @@
 """The command line on a small model, for tests."""
 
+import io
 import subprocess
 import sys
 
@@ -46,6 +47,17 @@ def rmkv(*arguments, stdin=b""):
     done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in done.stderr
     return done
+
+
+def written_by(monkeypatch, capsys, *arguments, stdin=b""):
+    """Run the command in this process, which is quicker than in one of its own; return what it wrote, out and err."""
+    monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    written = capsys.readouterr()
+    assert ended.value.code == 0, written.err
+    return written
 
 
 def error_of(monkeypatch, capsys, *arguments):

@@ -1,25 +1,13 @@
-import io
-import sys
+from functools import partial
 
 import pytest
-
-from rmkv_cli.cli.main import main
+from small_run import written_by
 
 
 @pytest.fixture
 def shown(monkeypatch, capsys):
-    """Runs the command in this process, which is quicker than in one of its own; returns what it wrote, out and err."""
-
-    def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        wrote = capsys.readouterr()
-        assert ended.value.code == 0, wrote.err
-        return wrote
-
-    return run
+    """Runs the command in this process; returns what it wrote, `out` and `err`."""
+    return partial(written_by, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -7,14 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import CELLS, MEMORIES, POSITIONS, PUBLISHED, make_model
+from small_model import CELLS, EVERY, MEMORIES, POSITIONS, PUBLISHED, make_model
 
 from rmkv_cli.model import RMKV, State, reset_memory, reset_recent, swap_memory
-
-# Each pair of a memory and a position with one look-back, each other pair with all: a Latin square.
-EVERY = [
-    (memory, kind, (0, 3, 5)[(i + j) % 3]) for i, memory in enumerate(MEMORIES) for j, kind in enumerate(POSITIONS)
-]
 
 
 def tokens(batch, length, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference
-from small_model import CELLS, MEMORIES, POSITIONS, make_model
+from small_model import CELLS, EVERY, MEMORIES, POSITIONS, make_model
 
 
 def random_tokens(length, seed=0):
@@ -50,9 +50,7 @@ def test_published_wiring_agrees_with_the_reference(cell, update):
     np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    ("memory", "position", "lookback"), list(itertools.product(MEMORIES, POSITIONS, (0, 2))), ids=str
-)
+@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
 def test_packed_documents_give_what_the_reference_gives_for_each_alone(memory, position, lookback):
     """Rows of 25 tokens, segments of 5: documents begin and end inside segments, at their borders, and span several."""
     model = make_model(position=position, lookback=lookback, memory=memory)

@@ -17,7 +17,7 @@ def compare(*runs):
 
 def test_curves_figures_and_what_differs(evaluated, tmp_path):
     run, found = evaluated
-    other = train_small_run(data_of(run), tmp_path / "other", memory={"slots": 4}, tokens=600)
+    other = train_small_run(data_of(run), tmp_path / "other", memory={"slots": 4}, tokens=400)
     markdown, page, written = compare(run, other)
     assert page.texts["h1"] == ["Comparison of first, other"]
     assert list(written.runs) == ["first", "other"]
@@ -28,7 +28,7 @@ def test_curves_figures_and_what_differs(evaluated, tmp_path):
     assert f"| without the memory, nats a token more | {found['validation'].memory.reset_cost:+.4f} |  |" in figures
     assert re.search(r"!\[validation loss.*first: from .*; other: from .*\]\(validation-loss\.png\)", markdown)
     config = section(markdown, "Config")
-    assert "| model.memory.slots | 2 | 4 |\n| train.tokens | 1000 | 600 |\n" in config
+    assert "| model.memory.slots | 2 | 4 |\n| train.tokens | 600 | 400 |\n" in config
     assert "learning_rate = 0.01" in config
     assert config.count("learning_rate = 0.01") == 1
     assert "slots =" not in config

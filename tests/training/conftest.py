@@ -4,9 +4,18 @@ import pytest
 
 from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
+from rmkv_cli.evaluation import sample
 from rmkv_cli.tokenizer import train_tokenizer
 
 TEXTS = [f"Line {i} of a short story: the cat sat on mat {i * i % 17}. " * (1 + i % 9) for i in range(60)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_samples():
+    """What a validation writes in this process is short, since most tests do not look at it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sample, "TEXT_TOKENS", 16)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +35,7 @@ def data(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_config(data):
-    """A run of 12 steps or so on `data`, with a checkpoint every 2 and a validation every 4."""
+    """A run of 9 steps or so on `data`, with a checkpoint every 2 and a validation every 4."""
 
     def make(model=None, memory=None, **train):
         return Config.model_validate(
@@ -44,9 +53,9 @@ def make_config(data):
                 | (model or {}),
                 "train": {
                     "data": str(data),
-                    "tokens": 1000,
+                    "tokens": 600,
                     "batch_size": 4,
-                    "micro_batch_size": 2,
+                    "micro_batch_size": 4,
                     "segments_max": 4,
                     "learning_rate": 1e-2,
                     "final_learning_rate": 1e-3,
@@ -55,7 +64,7 @@ def make_config(data):
                     "log_every": 1,
                     "checkpoint_every": 2,
                     "eval_every": 4,
-                    "eval_tokens": 500,
+                    "eval_tokens": 200,
                 }
                 | train,
             }

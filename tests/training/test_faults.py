@@ -65,7 +65,9 @@ def rare_token(data, segments):
 
 def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, monkeypatch, capsys):
     """The embedding of a rare token is infinite: so is what becomes of each row that holds it, and of no other."""
-    config = make_config(on_bad_step="skip", model={"tie_word_embeddings": False}, keep_last=99, checkpoint_every=1)
+    model = {"tie_word_embeddings": False}
+    keys = {"tokens": 1000, "keep_last": 99, "checkpoint_every": 1, "eval_every": 100}
+    config = make_config(model, on_bad_step="skip", **keys)
     plain = train(config, tmp_path / "plain")
     token, steps = rare_token(data, [record["segments"] for record in curve(plain.run) if "segments" in record])
     poke_at(monkeypatch, 1, lambda model: model.embedding.weight[token].fill_(math.inf))
@@ -88,15 +90,21 @@ def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, mo
 @pytest.mark.parametrize(
     ("poke", "reason", "keys"),
     [
-        (lambda model: model.norm.weight[0].fill_(math.inf), "not a finite number", {}),
-        (lambda model: model.norm.weight.mul_(100), "times the usual", {"spike_factor": 5}),
+        pytest.param(
+            lambda model: model.norm.weight[0].fill_(math.inf),
+            "not a finite number",
+            {},
+            id="infinite",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda model: model.norm.weight.mul_(100), "times the usual", {"spike_factor": 5}, id="spike"),
     ],
-    ids=["infinite", "spike"],
 )
 def test_a_rollback_restores_the_last_checkpoint_and_reads_on(
     make_config, tmp_path, monkeypatch, capsys, poke, reason, keys
 ):
-    config = make_config(on_bad_step="rollback", tokens=2600, keep_last=99, **keys)
+    seldom = {"checkpoint_every": 6, "eval_every": 12}
+    config = make_config(on_bad_step="rollback", tokens=2600, keep_last=99, **seldom, **keys)
     poke_at(monkeypatch, 25, poke)
     whole = train(config, tmp_path / "whole")
     (bad,) = [record for record in curve(whole.run) if "bad_step" in record]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors import safe_open
-from small_run import rmkv
+from small_run import written_by
 
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.tokenizer import Special
@@ -82,11 +82,11 @@ def break_at(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_files_of_a_run(make_config, data, streamed, tmp_path, break_at):
+def test_the_files_of_a_run(make_config, data, streamed, tmp_path, break_at, monkeypatch, capsys):
     profile(make_config(), tmp_path / "prepared", 1)
     prepared = train(make_config(loggers=["tensorboard"]), tmp_path / "prepared").run
-    assert rmkv("eval", "--model", prepared, "--data", data, "--no-memory").returncode == 0
-    assert rmkv("report", prepared).returncode == 0
+    written_by(monkeypatch, capsys, "eval", "--model", prepared, "--data", data, "--no-memory")
+    written_by(monkeypatch, capsys, "report", prepared)
     assert json.loads((prepared / "evaluations/validation.json").read_text()).keys() == named("An evaluation")
     live = train(streamed(), tmp_path / "live").run
     break_at(5)
@@ -145,18 +145,18 @@ def test_the_special_tokens():
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_what_reading_and_writing_leave(make_config, tmp_path, cell):
+def test_what_reading_and_writing_leave(make_config, tmp_path, monkeypatch, capsys, cell):
     run = train(make_config(memory={"cell": cell}, tokens=100), tmp_path / "run").run
     (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog sat on the log.")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "The"}\n{"messages": [{"role": "user", "content": "Who?"}]}\n')
     notes, texts = tmp_path / "notes.rmkv", tmp_path / "texts.jsonl"
-    assert rmkv("read", tmp_path / "text.txt", "--model", run, "--out", notes).returncode == 0
+    written_by(monkeypatch, capsys, "read", tmp_path / "text.txt", "--model", run, "--out", notes)
     names, metadata = tensors(notes)
     assert metadata.keys() == named("notes.rmkv")
     assert patterns(names) == named("Tensors of notes.rmkv") - (set() if cell == "lstm" else {"state.cell"})
 
     writing = ["generate", "--model", run, "--file", tmp_path / "prompts.jsonl", "--out", texts, "--max-tokens", 5]
-    assert rmkv(*writing).returncode == 0
+    written_by(monkeypatch, capsys, *writing)
     lines = [json.loads(line) for line in texts.read_text().splitlines()]
     assert [line.keys() - named("texts.jsonl") for line in lines] == [{"prompt"}, {"messages"}]
     assert {"prompt", "messages"} == named("prompts.jsonl")

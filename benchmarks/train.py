@@ -2,7 +2,7 @@
 
 python benchmarks/train.py
 python benchmarks/train.py --lengths 2048 --rounds 3
-python benchmarks/train.py --preset 600m --precision bf16 --tokens 65536    # on a GPU, which is used where there is one
+python benchmarks/train.py --preset 600m --precision bf16 --tokens 16384    # on a GPU, which is used where there is one
 
 Each model takes a training step (forward and backward pass, without the optimizer) on the same number of tokens, cut
 into rows of the lengths asked for; each in a process of its own, so that its peak of memory is its own, one after the
@@ -90,7 +90,7 @@ def measure(name: str, length: int, tokens: int, preset: str | None, precision: 
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
     figures = {"seconds": seconds[-1], "peak": peak_memory(device), "parameters": parameters}
-    if name.startswith("RMKV") and (peak := device_peak(device, precision)):
+    if name in ("RMKV", "RMKV, replayed") and (peak := device_peak(device, precision)):
         figures["mfu"] = training_flops_per_token(config.model) * tokens / seconds[-1] / peak
     print(json.dumps(figures))
 

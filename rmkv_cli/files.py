@@ -38,9 +38,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         with _named(path, aside):
             yield aside
-            _fsync(aside)
-            aside.replace(path)
-            _fsync(path.parent)
+        _fsync(aside)
+        aside.replace(path)
+        _fsync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -80,7 +80,7 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
     config = checked(config, run, resume=resume, allow_noncausal=allow_noncausal)
     require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
     with _locked(run), open_data(config, run) as data:
-        require_memory(config, most_segments(config.train, data.phases), ranks.device)
+        require_memory(config, most_segments(config.train, data.phases), ranks.device, ranks.count)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, ranks, ranks.share(data.phases))
         if resume:

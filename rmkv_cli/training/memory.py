@@ -32,10 +32,10 @@ def told_when_full(config: Config) -> Iterator[None]:
         ) from None
 
 
-def estimated_memory(config: Config, segments: int) -> int:
-    """Return the bytes that rows of so many segments need."""
-    rows = config.train.micro_batch_size, segments * config.model.segment_length
-    return training_memory(config.model, config.train, *rows).total
+def estimated_memory(config: Config, segments: int, ranks: int = 1) -> int:
+    """Return the bytes that rows of so many segments need on each of the ranks, which share the lanes."""
+    share = config.train.model_copy(update={"batch_size": config.train.batch_size // ranks})
+    return training_memory(config.model, share, share.micro_batch_size, segments * config.model.segment_length).total
 
 
 def total_memory(device: str) -> int:
@@ -53,12 +53,12 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def require_memory(config: Config, segments: int, device: str) -> None:
-    """Raise `UserError` if rows of so many segments need more than a CPU's memory.
+def require_memory(config: Config, segments: int, device: str, ranks: int = 1) -> None:
+    """Raise `UserError` if rows of so many segments need more, on each of the ranks, than a CPU's memory.
 
     Of a GPU's, which tells by itself what does not fit, warn: a training's longest rows may come after days.
     """
-    needed, there = estimated_memory(config, segments), total_memory(device)
+    needed, there = estimated_memory(config, segments, ranks), total_memory(device)
     if needed <= there:
         return
     line = (

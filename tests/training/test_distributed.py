@@ -82,14 +82,18 @@ def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "ranks"), [("fsdp", 2), ("ddp", 4), ("fsdp", 4)])  # the test above: ddp on 2
-def test_any_number_of_processes_gives_the_curve_of_one(written, float64, tmp_path, how, ranks):
+def test_any_number_of_processes_gives_the_curve_of_one(written, tmp_path, how, ranks, request):
     config, file = written(distributed=how)
-    whole, run = train(config, tmp_path / "whole").run, tmp_path / "run"
-    job = torchrun(ranks, "train", "--config", file, "--run", run, FLOAT64=1)
-    assert job.returncode == 0, job.stderr
-    assert_same_curve(run, whole, 1e-10)
-    weights = find_model(run) / "model.safetensors"
-    assert weights.stat().st_size == (find_model(whole) / "model.safetensors").stat().st_size
+    for precision, wishes in ((1e-5, {}), (1e-10, {"FLOAT64": 1})):
+        if wishes:
+            request.getfixturevalue("float64")
+        whole = train(config, tmp_path / f"whole-{precision}").run
+        run = tmp_path / f"run-{precision}"
+        job = torchrun(ranks, "train", "--config", file, "--run", run, **wishes)
+        assert job.returncode == 0, job.stderr
+        assert_same_curve(run, whole, precision)
+        weights = find_model(run) / "model.safetensors"
+        assert weights.stat().st_size == (find_model(whole) / "model.safetensors").stat().st_size
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import Config
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import IGNORED, Lanes, Prepared, Rows
+from rmkv_cli.files import whole_file
 from rmkv_cli.model import RMKV
 from rmkv_cli.training.optimizer import learning_rate
 
@@ -70,10 +71,11 @@ def _shape(config: Config) -> dict[str, int | bool]:
     return shape | {"tie_word_embeddings": True, "use_cache": False}
 
 
-def train(model: nn.Module, config: Config, data: Path) -> Iterator[int]:
+def train(model: nn.Module, config: Config, data: Path, checkpoint: Path | None = None) -> Iterator[int]:
     """Train a model on rows of the config's longest length, and yield the number of tokens after each step.
 
-    Each piece of a document within a row is read alone, from its start.
+    Each piece of a document within a row is read alone, from its start. With the path of a `checkpoint`, training
+    resumes from it where it exists, and writes it every `checkpoint_every` steps.
     """
     train = config.train
     torch.manual_seed(train.seed)
@@ -90,8 +92,14 @@ def train(model: nn.Module, config: Config, data: Path) -> Iterator[int]:
             others, lr=train.learning_rate, betas=(train.beta1, train.beta2), weight_decay=0.0, fused=True
         ),
     ]
+    parts = {"model": model, "lanes": lanes, "matrices": optimizers[0], "others": optimizers[1]}
+    tokens = step = 0
+    if checkpoint and checkpoint.exists():
+        saved = torch.load(checkpoint)
+        tokens, step = saved["tokens"], saved["step"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
     model.train()
-    tokens = 0
     while tokens < train.tokens:
         rows = lanes.next(train.segments_max * config.model.segment_length)
         tokens += rows.input_ids.size
@@ -102,7 +110,12 @@ def train(model: nn.Module, config: Config, data: Path) -> Iterator[int]:
                 group["lr"] = learning_rate(train, min(1.0, tokens / train.tokens))
             optimizer.step()
             optimizer.zero_grad()
+        step += 1
         yield tokens
+        if checkpoint and step % train.checkpoint_every == 0:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            with whole_file(checkpoint) as aside:
+                torch.save({"tokens": tokens, "step": step} | states, aside)
 
 
 def rows_loss(model: nn.Module, rows: Rows) -> Tensor:

@@ -1,0 +1,331 @@
+"""Does the memory stay ahead? Quality against training tokens, for RMKV and equal-size models of other kinds.
+
+python benchmarks/curves.py prepare                  # gather the corpus, train the tokenizer, mix the data
+python benchmarks/curves.py sweep                    # 4M tokens at three learning rates a model
+python benchmarks/curves.py run                      # 64M tokens at each model's best rate, evaluated on the way
+python benchmarks/curves.py table
+
+Every command resumes where it stopped: training from its last checkpoint, and nothing in curves/results.jsonl is
+measured twice. Runs are stored in `runs/curves`. A model takes hours on one core; start it at the lowest priority:
+`OMP_NUM_THREADS=1 chrt --idle 0 python benchmarks/curves.py run`. It needs the extra `bench`, and apt-get.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+import torch.nn.functional as F
+from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
+from quality import BEYOND, INSIDE, PEERS, RARE, READ, WORD, build, rare, rmkv
+from torch import Tensor, nn
+
+from rmkv_cli.config import Config, RecallSource, load_config, load_mix
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.tasks import TextHaystack, make_example, over_and_over
+from rmkv_cli.files import whole_directory, whole_file
+from rmkv_cli.model import RMKV, reading
+from rmkv_cli.tokenizer import Tokenizer
+
+HERE = Path(__file__).parent / "curves"
+CONFIG, RESULTS = HERE / "curves.toml", HERE / "results.jsonl"
+WORK = Path("runs/curves")
+CORPUS, DATA, HELD_OUT, TOKENIZER = (WORK / name for name in ("corpus", "data", "held-out", "tokenizer.json"))
+
+# Packages of Python sources, and of Debian's documentation. The held-out ones give no text to training.
+PYTHON = {
+    "train": ["torch", "transformers", "sympy", "pandas", "scipy", "sklearn", "numpy", "matplotlib", "openai"],
+    "held-out": ["networkx", "sphinx", "fontTools"],
+}
+PROSE = {
+    "train": [
+        *(
+            "debian-handbook",
+            "python3.11-doc",
+            "git-doc",
+            "postgresql-doc-15",
+            "cmake-doc",
+            "apache2-doc",
+            "fp-docs-3.2.2",
+        ),
+        *(
+            "octave-doc",
+            "maxima-doc",
+            "vim-doc",
+            "zsh-doc",
+            "bash-doc",
+            "r-doc-html",
+            "harden-doc",
+            "lilypond-doc-html",
+        ),
+        *("libreoffice-help-en-us", "linux-doc-6.1", "gnuplot-doc"),
+    ],
+    "held-out": ["debian-reference-en", "sqlite3-doc", "developers-reference"],
+}
+LEAST, MOST = 1_000, 200_000  # characters of a document
+KINDS = ("python", "prose")
+
+ROWS = ("RMKV", *PEERS)
+RATES = (1e-3, 3e-3, 1e-2)
+SWEEP, BUDGET = 4_000_000, 64_000_000
+EVALUATED = 80  # held-out documents of each kind
+DISTANCES, PAIRS, EXAMPLES = (1, 3, 7, 15, 31), 8, 32
+
+
+def prepare() -> None:
+    """Gather the corpus, train the tokenizer and mix the data, unless they exist."""
+    if not CORPUS.exists():
+        with whole_directory(CORPUS) as folder:
+            for split in ("train", "held-out"):
+                _write(folder / f"python-{split}.jsonl", _python(PYTHON[split]))
+                _write(folder / f"prose-{split}.jsonl", _prose(PROSE[split]))
+    if not TOKENIZER.exists():
+        words = ("--vocab-size", "2048", "--max-bytes", "30M", "--out", str(TOKENIZER))
+        rmkv("tokenizer", "train", str(_mix("text.mix.toml")), *words)
+    for mix, out in (("train.mix.toml", DATA), ("held-out.mix.toml", HELD_OUT)):
+        if not out.exists():
+            rmkv("data", "mix", str(_mix(mix)), "--tokenizer", str(TOKENIZER), "--out", str(out))
+
+
+def _mix(name: str) -> Path:
+    """Copy a mix beside the corpus that it names, and return its path there."""
+    path = WORK / name
+    path.write_text((HERE / name).read_text())
+    return path
+
+
+def _write(file: Path, texts: Iterator[str]) -> None:
+    """Write documents, each distinct text once, in lines of JSON."""
+    seen = set()
+    with file.open("w") as lines:
+        for text in texts:
+            if LEAST <= len(text) <= MOST and text not in seen:
+                seen.add(text)
+                lines.write(json.dumps({"text": text}) + "\n")
+
+
+def _python(packages: list[str]) -> Iterator[str]:
+    site = Path(torch.__file__).parents[1]
+    for package in packages:
+        for path in sorted((site / package).rglob("*.py")):
+            yield path.read_text(errors="replace")
+
+
+def _prose(packages: list[str]) -> Iterator[str]:
+    """Yield the texts of Debian's documentation packages, which are downloaded and unpacked but not installed."""
+    for package in packages:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
+            (deb,) = folder.glob("*.deb")
+            subprocess.run(["dpkg", "-x", deb.name, "."], cwd=folder, check=True)
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not path.is_symlink() and (text := _prose_of(path)):
+                    yield text
+
+
+def _prose_of(path: Path) -> str:
+    """Return a page's English text, or "" where there is none."""
+    if path.suffix in (".html", ".htm"):
+        page = BeautifulSoup(path.read_bytes(), "lxml")
+        for part in page(["script", "style", "nav"]):
+            part.decompose()
+        text = re.sub(r"\n\s*\n+", "\n\n", page.get_text())
+    elif path.suffix in (".txt", ".rst"):
+        text = path.read_text(errors="replace")
+    else:
+        return ""
+    english = text.count(" the ") > len(text) / 1000
+    return text if english and text.isascii() else ""
+
+
+def config_of(row: str, seed: int, rate: float, tokens: int) -> Config:
+    """Return the config of a run; the peers take its shape, its schedule and its optimizer's settings."""
+    settings = (f"train.seed={seed}", f"train.learning_rate={rate}", f"train.tokens={tokens}")
+    return load_config(CONFIG, [*settings, f"train.final_learning_rate={rate / 30}"])
+
+
+def train(row: str, seed: int, rate: float, tokens: int) -> None:
+    """Train a model, or resume its training, and evaluate it at each power of two million tokens."""
+    config = config_of(row, seed, rate, tokens)
+    folder = WORK / f"{row.replace(' ', '-')}-{tokens // 1_000_000}M-{rate:g}-{seed}"
+    measure = partial(_measure, row=row, seed=seed, rate=rate, tokens=tokens)
+    if row in PEERS:
+        torch.manual_seed(seed)
+        model = build(row, config)
+        for read in peers.train(model, config, DATA, folder / "checkpoint.pt"):
+            if due(read, config):
+                measure(model, config, read)
+        measure(model, config, read)
+        return
+    if (folder / "config.toml").exists():
+        _measure_checkpoints(folder, config, measure)
+        rmkv("train", "--run", str(folder), "--resume")
+    else:
+        changes = [
+            f"train.{key}={getattr(config.train, key)}"
+            for key in ("seed", "learning_rate", "final_learning_rate", "tokens")
+        ]
+        sets = [word for change in changes for word in ("--set", change)]
+        rmkv("train", "--config", str(CONFIG), "--data", str(DATA), "--run", str(folder), *sets)
+    _measure_checkpoints(folder, config, measure)
+
+
+def _measure_checkpoints(run: Path, config: Config, measure: Callable[[nn.Module, Config, int], None]) -> None:
+    step_tokens = config.train.batch_size * config.train.segments_max * config.model.segment_length
+    for checkpoint in sorted((run / "checkpoints").glob("step-????????")):
+        read = int(checkpoint.name.removeprefix("step-")) * step_tokens
+        if due(read, config) or read >= config.train.tokens:
+            measure(RMKV.from_pretrained(checkpoint), config, read)
+
+
+def due(tokens: int, config: Config) -> bool:
+    """Return whether a model is evaluated after so many tokens: once for each power of two million tokens."""
+    train = config.train
+    every = train.checkpoint_every * train.batch_size * train.segments_max * config.model.segment_length
+    millions = tokens // every
+    return tokens % every == 0 and millions > 0 and millions & (millions - 1) == 0
+
+
+def _measure(model: nn.Module, config: Config, read: int, *, row: str, seed: int, rate: float, tokens: int) -> None:
+    """Add a model's figures after `read` tokens of its training to the results, unless they are there."""
+    key = {"row": row, "seed": seed, "rate": rate, "budget": tokens, "tokens": read}
+    if any(key.items() <= result.items() for result in results()):
+        return
+    window = config.train.segments_max * config.model.segment_length
+    model.eval()
+    with reading(model) if isinstance(model, RMKV) else torch.inference_mode():
+        figures = evaluate(lambda input_ids: peers.logits(model, input_ids, window))
+    model.train()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    result = key | {"parameters": peers.size(model)} | figures | {"commit": commit, "config": config.model_dump()}
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(f"{row}, rate {rate:g}, {read:,} tokens: {figures['bits_per_byte']}", file=sys.stderr, flush=True)
+
+
+def evaluate(logits: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Return bits per byte of held-out packages, by kind and by position, and the recall of pairs by distance."""
+    documents, tokenizer = Documents.open(HELD_OUT, "train"), Tokenizer.load(TOKENIZER)
+    counts = Counter(json.loads((WORK / "words.json").read_text()))
+    nats: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for kind in KINDS:
+        for index in of_kind(documents, kind)[:EVALUATED]:
+            ids = documents[index].astype(np.int64)
+            length = min(READ, len(ids))
+            targets = np.append(ids[1:], documents.eod)[:length]
+            found = logits(torch.from_numpy(ids[:length]))
+            losses = F.cross_entropy(found, torch.from_numpy(targets), reduction="none").double().numpy()
+            bytes_of = [tokenizer.token_bytes(int(i)) if i != documents.eod else b"" for i in targets]
+            size, position = np.array([len(b) for b in bytes_of]), np.arange(length)
+            parts = {
+                "all": np.ones(length, bool),
+                kind: np.ones(length, bool),
+                "inside": position < INSIDE,
+                "beyond": position >= BEYOND,
+                "beyond 1,024": position >= 1024,
+                "rare words": rare(bytes_of, counts),
+            }
+            for part, chosen in parts.items():
+                nats[part] += float(losses[chosen].sum())
+                sizes[part] += int(size[chosen].sum())
+    bits = {part: nats[part] / np.log(2) / sizes[part] for part in nats}
+    return {"bits_per_byte": bits, "recall": recall(logits, documents, tokenizer)}
+
+
+def of_kind(documents: Documents, kind: str) -> list[int]:
+    """Return which documents are of a kind."""
+    return np.flatnonzero(documents.sources == documents.source_names.index(kind)).tolist()
+
+
+def recall(logits: Callable[[Tensor], Tensor], documents: Documents, tokenizer: Tokenizer) -> dict[str, float]:
+    """Return the share of values recalled after so many segments of held-out Python, of 8 pairs."""
+    text = [documents[i] for i in of_kind(documents, "python")]
+    (task,) = (source for source in load_mix(WORK / "train.mix.toml").sources if isinstance(source, RecallSource))
+    accuracy = {}
+    for segments in DISTANCES:
+        rng, noise = np.random.default_rng([0, segments]), TextHaystack(over_and_over(text))
+        right = []
+        for _ in range(EXAMPLES):
+            example = make_example(task, tokenizer, noise, rng, PAIRS, segments)
+            ids = torch.from_numpy(np.concatenate([[tokenizer.eod], example.tokens]))
+            guesses = logits(ids[:-1]).argmax(-1)
+            right += [bool(guesses[start] == ids[start + 1]) for start, _ in example.answers]
+        accuracy[str(segments)] = sum(right) / len(right)
+    return accuracy
+
+
+def count_words() -> None:
+    """Write how often each word of the training corpus stands there, unless it is done: what is rare is not counted."""
+    file = WORK / "words.json"
+    if file.exists():
+        return
+    counts: Counter[str] = Counter()
+    for kind in KINDS:
+        for line in (CORPUS / f"{kind}-train.jsonl").open():
+            counts.update(word.decode() for word in WORD.findall(json.loads(line)["text"].encode()))
+    with whole_file(file) as aside:
+        aside.write_text(json.dumps({word: times for word, times in counts.items() if times > RARE}))
+
+
+def results() -> list[dict[str, Any]]:
+    """Return all results so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def best_rate(row: str) -> float:
+    """Return the learning rate with which a row's sweep ended at the fewest bits per byte."""
+    ended = [r for r in results() if r["row"] == row and r["budget"] == SWEEP and r["tokens"] >= SWEEP]
+    missing = set(RATES) - {r["rate"] for r in ended}
+    if missing:
+        raise SystemExit(f"{row}: the sweep lacks the rates {sorted(missing)}; run `curves.py sweep` first")
+    return min(ended, key=lambda r: r["bits_per_byte"]["all"])["rate"]
+
+
+def table() -> str:
+    """Return all results as a Markdown table, in the order of rows, budgets, rates and tokens."""
+    found = sorted(results(), key=lambda r: (r["budget"], ROWS.index(r["row"]), r["rate"], r["seed"], r["tokens"]))
+    parts = ("all", *KINDS, "inside", "beyond", "beyond 1,024", "rare words")
+    names = ["model", "rate", "seed", "tokens", *parts, *(f"recall @{n}" for n in DISTANCES)]
+    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join(["---"] * len(names)) + " |"]
+    for r in found:
+        cells = [r["row"], f"{r['rate']:g}", str(r["seed"]), f"{r['tokens'] / 1e6:.1f}M of {r['budget'] // 10**6}M"]
+        cells += [f"{r['bits_per_byte'][part]:.3f}" for part in parts]
+        cells += [f"{r['recall'][str(n)]:.3f}" for n in DISTANCES]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Do what is asked, as far as it is not done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prepare", "sweep", "run", "table"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.what == "table":
+        print(table())
+        return
+    WORK.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
+    prepare()
+    count_words()
+    for row in options.rows if options.what != "prepare" else ():
+        for rate in RATES if options.what == "sweep" else [best_rate(row)]:
+            train(row, options.seed, rate, SWEEP if options.what == "sweep" else BUDGET)
+
+
+if __name__ == "__main__":
+    main()

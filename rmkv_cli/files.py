@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,12 +33,19 @@ def _named(path: Path, aside: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; on success it is synced to disk and renamed to `path`, on failure it is removed."""
+    """Give a path to write to; on success it is synced to disk and renamed to `path`, on failure it is removed.
+
+    The umask decides who may read the file, whatever writes it: safetensors, for one, lets only its owner.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with _named(path, aside):
+            aside.touch()
+            mode = aside.stat().st_mode
             yield aside
+        if aside.stat().st_mode != mode:
+            aside.chmod(stat.S_IMODE(mode))
         _fsync(aside)
         aside.replace(path)
         _fsync(path.parent)

@@ -1,10 +1,13 @@
 """Files and folders appear whole or not at all."""
 
 import os
+import stat
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, require_new, sha256, whole_directory, whole_file, write_text
@@ -16,6 +19,18 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
         aside.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read_a_file_whatever_writes_it(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "text", "x")
+        with whole_file(tmp_path / "tensors") as aside:
+            save_file({"x": torch.zeros(1)}, aside)  # by itself, with mode 0600
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

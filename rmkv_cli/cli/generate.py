@@ -151,14 +151,17 @@ def _write_file(
     rmkv, tokenizer = load_model(model, device)
     decoder = Decoder(rmkv, batch_size, compiled=compiled)
     start = time.perf_counter()
-    with progress(f"writing {out}", len(lines) * len(configs), "texts") as advance:
-        tokens = write_lines(rmkv, tokenizer, lines, out, configs, max_tokens, stop, decoder, advance)
+    texts = len(lines) * len(configs)
+    with progress(f"writing {out}", texts, "texts") as advance:
+        tokens, errors = write_lines(rmkv, tokenizer, lines, out, configs, max_tokens, stop, decoder, advance)
     rate = tokens / (time.perf_counter() - start)
-    figures = {"out": str(out), "texts": len(lines) * len(configs), "tokens": tokens, "tokens_per_second": rate}
+    figures = {"out": str(out), "texts": texts, "errors": len(errors), "tokens": tokens, "tokens_per_second": rate}
     if as_json:
         print_json(figures)
     else:
-        print(f"{out}: {figures['texts']:,} texts; {tokens:,} tokens were written at {rate:,.0f}/s, reading included")
+        print(f"{out}: {texts:,} texts; {tokens:,} tokens were written at {rate:,.0f}/s, reading included")
+    if errors:
+        raise UserError(f"{out}: {len(errors):,} of {texts:,} texts broke off; the first: {errors[0]}")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

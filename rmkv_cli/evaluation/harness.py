@@ -144,6 +144,8 @@ class HarnessModel(TemplateLM):
         written = [""] * len(requests)
         with progress("writing answers", len(requests), "answers") as advance:
             for text in together(Decoder(self.model, LANES), texts()):
+                if text.fault is not None:
+                    raise text.fault
                 written[places.pop(text)] = text.text
                 advance(1)
         return written

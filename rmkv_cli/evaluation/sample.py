@@ -22,7 +22,7 @@ def write_sample(model: RMKV, documents: Documents, tokenizer: Tokenizer) -> dic
         if ids:
             prompt = read_tokens(model, ids, prompt)
         require_positions(model, prompt.state, TEXT_TOKENS - 1)
+        text = "".join(Generation(Decoder(model), tokenizer, prompt, SamplingConfig(), TEXT_TOKENS))
     except UserError:  # not causal, diverged, or with learned positions that end here
         return None
-    text = "".join(Generation(Decoder(model), tokenizer, prompt, SamplingConfig(), TEXT_TOKENS))
     return {"prompt": tokenizer.decode(ids), "text": text}

@@ -6,8 +6,15 @@ from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import Batch, Generation, generate, together
 from rmkv_cli.generation.lines import read_lines, write_lines
 from rmkv_cli.generation.notes import load_notes, save_notes
-from rmkv_cli.generation.prompt import Prompt, read_by_segments, read_prompt, read_prompts, require_positions
-from rmkv_cli.generation.sampling import SamplingConfig
+from rmkv_cli.generation.prompt import (
+    NonFiniteError,
+    Prompt,
+    read_by_segments,
+    read_prompt,
+    read_prompts,
+    require_positions,
+)
+from rmkv_cli.generation.sampling import SamplingConfig, Seed
 from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
 
@@ -18,8 +25,10 @@ __all__ = [
     "Conversation",
     "Decoder",
     "Generation",
+    "NonFiniteError",
     "Prompt",
     "SamplingConfig",
+    "Seed",
     "StopReason",
     "Text",
     "bandwidth_share",

@@ -30,7 +30,7 @@ class Conversation:
     START message END answer START message END answer, and so on.
 
     What it carries is fixed in size, however long it lasts. Whatever is cut short while a message or a text is being
-    read leaves it as it was; an answer that is cut short is kept as far as it was written.
+    read leaves it as it was; an answer that is cut short is kept as far as it was written, unless a fault broke it off.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Conversation:
         try:
             yield from answer
         finally:
-            if self.mode != "single":
+            if self.mode != "single" and answer.fault is None:
                 self._memory = _after(question, answer)
 
     def read(self, text: Iterable[str]) -> Prompt:

@@ -55,9 +55,12 @@ class Decoder:
         """Take in a text by the state (of batch 1) after what is read of it; it becomes the batch's last."""
         if len(self) == self.lanes:
             raise ValueError(f"all {self.lanes} lanes are taken")
+        lane = len(self)
+        for buffer, batch in self._buffers():  # what is masked counts nothing, unless it is NaN
+            buffer.select(batch, lane).zero_()
+        self._put(lane, state)
         self._states.append(state)
         self._read_since.append(0)
-        self._put(len(self) - 1, state)
 
     def remove(self, lane: int) -> None:
         """Let go of a text; the batch's last one takes its place."""
@@ -67,6 +70,13 @@ class Decoder:
                 buffer.select(batch, lane).copy_(buffer.select(batch, last))
             self._states[lane], self._read_since[lane] = self._states[last], self._read_since[last]
         del self._states[last], self._read_since[last]
+
+    def clear(self) -> None:
+        """Let go of all texts, whatever a step that failed has left of them."""
+        self._states.clear()
+        self._read_since.clear()
+        for buffer, _ in self._buffers():
+            buffer.zero_()
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:

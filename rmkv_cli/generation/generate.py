@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.prompt import Prompt, read_prompt, require_positions
@@ -17,7 +19,8 @@ from rmkv_cli.tokenizer import Piece, Special, Tokenizer
 class Batch:
     """Texts that are written side by side, a token of each in a step; they come and go between the steps.
 
-    Each is written as it is alone, but for rounding: products of other sizes are summed in another order.
+    Each is written as it is alone, but for rounding: products of other sizes are summed in another order. What goes
+    wrong with one of them is its `fault` and ends it alone; only a step of the model itself fails for all.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -27,10 +30,12 @@ class Batch:
 
     def add(self, text: Text) -> str:
         """Begin a text and draw its first token; return the characters that are certain. It may end with that."""
-        piece = text.push(int(text.draw(text.logits)))
-        if text.stop_reason is None:
-            self._decoder.add(text.state)
-            self.texts.append(text)
+        piece = ""
+        with _fault_of(text):
+            piece = text.push(int(text.draw(text.logits)))
+            if not text.ended:
+                self._decoder.add(text.state)
+                self.texts.append(text)
         return piece
 
     def step(self) -> list[tuple[Text, str]]:
@@ -39,27 +44,50 @@ class Batch:
         Those that end leave the batch.
         """
         logits = self._decoder.step(torch.tensor([text.ids[-1] for text in self.texts]))
+        drawn: dict[Text, Tensor] = {}
         for text, row in zip(self.texts, logits.split(1), strict=True):
             text.logits = row
-        drawn = torch.cat([text.draw(text.logits) for text in self.texts])
-        pieces = [(text, text.push(token)) for text, token in zip(self.texts, drawn.tolist(), strict=True)]
-        for text, _ in pieces:
-            if text.stop_reason is not None:
+            with _fault_of(text):
+                drawn[text] = text.draw(row)
+        tokens = torch.cat(list(drawn.values())).tolist() if drawn else []  # the one time that this waits for a GPU
+        pieces = dict.fromkeys(self.texts, "")
+        for text, token in zip(drawn, tokens, strict=True):
+            with _fault_of(text):
+                pieces[text] = text.push(token)
+        for text in pieces:
+            if text.ended:
                 self.remove(text)
-        return pieces
+        return list(pieces.items())
 
     def remove(self, text: Text) -> None:
         """Let go of a text, having told it its state."""
         lane = self.texts.index(text)
-        text.state = self._decoder.state(lane)
+        with _fault_of(text):
+            text.state = self._decoder.state(lane)
         self._decoder.remove(lane)
         last = self.texts.pop()
         if lane < len(self.texts):
             self.texts[lane] = last
 
+    def clear(self) -> None:
+        """Let go of all texts, whatever a step that failed has left of them."""
+        self.texts.clear()
+        self._decoder.clear()
+
+
+@contextmanager
+def _fault_of(text: Text) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        text.fault = error
+
 
 class Generation(Text):
-    """A text that is written on its own. Iterating over it writes it and gives its pieces; characters appear whole."""
+    """A text that is written on its own. Iterating over it writes it and gives its pieces; characters appear whole.
+
+    A fault is raised where it breaks the text off.
+    """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, prompt: Prompt, *how: Any, **more: Any) -> None:
         super().__init__(tokenizer, prompt, *how, **more)
@@ -69,16 +97,18 @@ class Generation(Text):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the text's pieces as soon as they are certain; what stands before a stop string is the end."""
-        while self.stop_reason is None:
+        while not self.ended:
             start = time.perf_counter()
             piece = self._batch.step()[0][1] if self._batch.texts else self._batch.add(self)
             self.seconds += time.perf_counter() - start
             if piece:
                 yield piece
+        if self.fault is not None:
+            raise self.fault
 
 
 def together(decoder: Decoder, texts: Iterable[Text]) -> Iterator[Text]:
-    """Write texts, as many at once as the decoder has lanes, and yield each when it has ended."""
+    """Write texts, as many at once as the decoder has lanes, and yield each when it has ended, be it by a fault."""
     batch, waiting, more = Batch(decoder), iter(texts), True
     while more or batch.texts:
         while more and len(batch.texts) < decoder.lanes:
@@ -86,10 +116,10 @@ def together(decoder: Decoder, texts: Iterable[Text]) -> Iterator[Text]:
                 more = False
                 break
             batch.add(text)
-            if text.stop_reason is not None:
+            if text.ended:
                 yield text
         if batch.texts:
-            yield from (text for text, _ in batch.step() if text.stop_reason is not None)
+            yield from (text for text, _ in batch.step() if text.ended)
 
 
 def generate(

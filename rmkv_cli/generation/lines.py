@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmkv_cli.data.chat import pieces_of, read_messages
-from rmkv_cli.errors import UserError
+from rmkv_cli.errors import UserError, one_line
 from rmkv_cli.files import require_file, require_new, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
@@ -74,15 +74,16 @@ def write_lines(
     stop: Sequence[str],
     decoder: Decoder,
     advance: Callable[[float], None] = lambda texts: None,
-) -> int:
+) -> tuple[int, list[str]]:
     """Write a text after each line's prompt with each of the configs, as many at once as the decoder has lanes.
 
     `out` gets a line a text, in the prompts' order: the prompt's own keys, `text`, `tokens`, `stop_reason` and `seed`.
+    A text that a fault broke off has the stop reason "error", and says in `error` what was wrong; the others go on.
     What is written lies beside it, in OUT.part, until all is; a start with the same model, prompts and settings goes on
     from there. `advance` is called with 1 for each text that is there.
 
     Returns:
-        The number of tokens written by this start.
+        The number of tokens written by this start, and the errors of the texts that faults broke off, in `out`'s order.
 
     Raises:
         UserError: `out` exists, or OUT.part is of another model, prompts or settings; as `read_prompts`, `Text` and
@@ -119,15 +120,19 @@ def write_lines(
     with part.open("a", encoding="utf-8") as file:
         for text in together(decoder, texts()):
             i, c = place = places.pop(text)
-            figures = {"tokens": len(text.ids), "stop_reason": text.stop_reason, "seed": configs[c].seed}
+            reason = text.stop_reason if text.fault is None else "error"
+            figures: dict[str, Any] = {"tokens": len(text.ids), "stop_reason": reason, "seed": configs[c].seed}
+            if text.fault is not None:
+                figures["error"] = one_line(text.fault) or type(text.fault).__name__
             written[place] = lines[i] | {"text": text.text} | figures
             file.write(json.dumps([place, written[place]], ensure_ascii=False) + "\n")
             file.flush()
             tokens += len(text.ids)
             advance(1)
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for _, line in sorted(written.items())))
+    in_order = [line for _, line in sorted(written.items())]
+    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in in_order))
     part.unlink()
-    return tokens
+    return tokens, [line["error"] for line in in_order if line["stop_reason"] == "error"]
 
 
 def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:

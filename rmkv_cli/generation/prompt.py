@@ -83,7 +83,7 @@ def read_by_segments(
         start = time.perf_counter()
     assert state is not None
     assert logits is not None
-    _require_numbers(logits)
+    _require_finite(logits)
     return Prompt(read, seconds + time.perf_counter() - start, logits, state, seen)
 
 
@@ -95,7 +95,7 @@ def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt) -> Prompt:
     start = time.perf_counter()
     require_positions(model, after.state, len(ids))
     logits, state = _read(model, torch.tensor([ids], device=model.memory.device), after.state)
-    _require_numbers(logits)
+    _require_finite(logits)
     seen = after.seen.clone()
     seen[:, ids] = True
     return Prompt(len(ids), time.perf_counter() - start, logits, state, seen)
@@ -105,10 +105,11 @@ def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[P
     """Read the beginnings of documents together; each is read as `read_prompt` reads it.
 
     Whole segments are read side by side, and then the rests that are equally long. A prompt's `seconds` are its share,
-    by tokens, of the time it took to read all.
+    by tokens, of the time it took to read all. A prompt whose logits are not finite stops no other: the text after it
+    ends with that error.
 
     Raises:
-        UserError: as `read_prompt` does.
+        UserError: as `read_prompt` does, but for the logits.
     """
     _require_fit(model, tokenizer)
     start, S, device = time.perf_counter(), model.config.segment_length, model.memory.device
@@ -134,7 +135,6 @@ def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[P
     a_token = (time.perf_counter() - start) / max(sum(map(len, ids)), 1)
     prompts_read = {}
     for place, document, after, follows in zip(order, ids, states, logits, strict=True):
-        _require_numbers(follows)
         seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=device)
         seen[:, document] = True
         prompts_read[place] = Prompt(len(document), a_token * len(document), follows, after, seen)
@@ -178,9 +178,16 @@ def _require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
         )
 
 
-def _require_numbers(logits: Tensor) -> None:
+class NonFiniteError(UserError):
+    """The model's logits are NaN or infinite."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits are not numbers: its weights are damaged, or its training diverged")
+
+
+def _require_finite(logits: Tensor) -> None:
     if not logits.isfinite().all():
-        raise UserError("the model's logits are not numbers: its weights are damaged, or its training diverged")
+        raise NonFiniteError
 
 
 def require_positions(model: RMKV, state: State | None, tokens: int) -> None:

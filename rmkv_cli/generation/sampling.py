@@ -1,30 +1,37 @@
 """From logits to the next token."""
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from rmkv_cli.config import Section
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
 
 class SamplingConfig(Section):
     """How the next token is drawn. The filters apply in the order in which they stand here."""
 
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     """Divides the positive logits of tokens seen before and multiplies the negative (CTRL; Keskar et al., 2019)."""
-    temperature: float = Field(0.8, ge=0)
+    temperature: float = Field(0.8, ge=0, le=100)
     """Divides the logits; 0: always the likeliest token."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     """Keep the k likeliest tokens; 0: all."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Keep the fewest likeliest tokens that hold this much of the probability (Holtzman et al., 2020)."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Keep tokens at least this share as likely as the likeliest (Nguyen et al., 2024)."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Seed = 0
 
 
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, seen: Tensor) -> Tensor:
-    """Return the next tokens (B,) for logits (B, V); `seen` (B, V) marks the tokens of the prompt and the text."""
+    """Return the next tokens (B,) for logits (B, V); `seen` (B, V) marks the tokens of the prompt and the text.
+
+    A logit is finite, or -inf for a token that must not be drawn; then every allowed config gives a valid distribution.
+    """
     if config.temperature == 0:
         return _penalise(logits, config.repetition_penalty, seen).argmax(-1)
     return torch.multinomial(distribution(logits, config, seen), 1, generator=generator).squeeze(-1)
@@ -33,8 +40,8 @@ def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, s
 def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor) -> Tensor:
     """Return the probabilities (B, V), float64, that `sample` draws from at a temperature above 0."""
     logits = _penalise(logits, config.repetition_penalty, seen)
-    # Less the greatest first, and in float64: a tiny temperature then leaves the likeliest at 0, not at infinity.
-    logits = (logits - logits.amax(-1, keepdim=True)).double() / config.temperature
+    # Subtract the greatest first: a tiny temperature then leaves the likeliest token at 0, not at infinity.
+    logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         least = logits.topk(config.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -50,6 +57,8 @@ def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor) -> Tensor
 
 
 def _penalise(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
+    """Return the logits in float64, in which no float32 times a penalty overflows."""
+    logits = logits.double()
     if penalty == 1:
         return logits
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.generation.prompt import Prompt
+from rmkv_cli.generation.prompt import NonFiniteError, Prompt
 from rmkv_cli.generation.sampling import SamplingConfig, sample
 from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.tokenizer import Special, Tokenizer
@@ -15,6 +15,8 @@ from rmkv_cli.tokenizer import Special, Tokenizer
 StopReason = Literal["end", "stop", "length"]
 """The model ended the text; a stop string came; `max_tokens` were written."""
 
+NONE = -1
+"""Drawn in a token's place where the logits are not finite."""
 NEVER_WRITTEN = [Special.PAD.id, Special.UNK.id]
 END = (Special.EOD,)
 ANSWER_ENDS = (Special.EOD, Special.START)
@@ -57,6 +59,8 @@ class Text:
         self.ids: list[int] = []
         """Tokens written, those of a stop string included, one that ends the text not."""
         self.stop_reason: StopReason | None = None
+        self.fault: Exception | None = None
+        """What broke the text off, if anything did; it has no `stop_reason` then."""
         self.state = prompt.state
         """All that was read, once the text has ended: the prompt, and all tokens but the last one drawn."""
         self._tokenizer, self._config, self._max_tokens = tokenizer, config, max_tokens
@@ -65,20 +69,31 @@ class Text:
         self._seen = prompt.seen.clone()
         self._generator = torch.Generator(prompt.logits.device).manual_seed(config.seed)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is written."""
+        return self.stop_reason is not None or self.fault is not None
+
     def draw(self, logits: Tensor) -> Tensor:
-        """Return the next token, (1,), for its logits (1, V); nothing waits for the device."""
-        logits = logits.clone()
+        """Return the next token, (1,), for its logits (1, V), or NONE; nothing waits for the device."""
+        finite = logits.isfinite().all(-1)
+        logits = torch.where(finite[:, None], logits, 0)  # drawing from NaN would break a GPU for everybody
         logits[:, NEVER_WRITTEN] = -torch.inf
         logits[:, self._tokenizer.vocab_size :] = -torch.inf  # ids that only pad the model's vocabulary
         token = sample(logits, self._config, self._generator, self._seen)
         self._seen.scatter_(1, token[:, None], True)
-        return token
+        return torch.where(finite, token, NONE)
 
     def push(self, token: int) -> str:
         """Take the token that was drawn; return the characters that are certain now.
 
         After it `stop_reason` is set if the text is at its end; what stands before a stop string is all of it.
+
+        Raises:
+            NonFiniteError: NONE was drawn.
         """
+        if token == NONE:
+            raise NonFiniteError
         if token in self._ends:
             self.stop_reason = "end"
             piece = ""

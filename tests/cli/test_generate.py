@@ -14,6 +14,7 @@ from rmkv_cli.cli import generate as command
 from rmkv_cli.cli.main import main
 from rmkv_cli.config import MemoryConfig
 from rmkv_cli.generation import SamplingConfig, generate
+from rmkv_cli.generation import text as text_module
 from rmkv_cli.tokenizer import Special
 
 
@@ -117,6 +118,7 @@ def test_bad_input_is_said_in_one_line(saved, monkeypatch, capsys, tmp_path):
         (["--prompt", "a\udc80"], "lone surrogate"),
         (["--prompt", "a", "--top-p", "2"], "sampling: top_p: should be less than or equal to 1, got 2"),
         (["--prompt", "a", "--temperature", "-1"], "sampling: temperature: should be"),
+        (["--prompt", "a", "--repetition-penalty", "1e-40"], "sampling: repetition_penalty: should be"),
         (["--prompt", "a", "--seed", "-1"], "sampling: seed: should be"),
         (["--prompt", "a", "--max-tokens", "0"], "max_tokens: should be 1 or more"),
         (["--prompt", "a", "--num-samples", "0"], "num_samples: should be 1 or more"),
@@ -210,6 +212,35 @@ class TestManyPrompts:
         assert out.read_text() == whole.read_text()
         assert again["tokens"] < sum(json.loads(line)["tokens"] for line in whole.read_bytes().splitlines())
         assert not part.exists()
+
+    def test_a_text_that_a_fault_breaks_off_stops_no_other(self, saved, prompts, tmp_path, monkeypatch, capsys):
+        whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
+        run(monkeypatch, capsys, *self.options(saved, prompts, whole), "--num-samples", 2)
+
+        draw = text_module.sample
+
+        def broken(logits, config, *rest):
+            if config.seed == 6 and rest[1].sum() > 12:  # tokens seen: some are read and some are written
+                raise RuntimeError("a fault")
+            return draw(logits, config, *rest)
+
+        monkeypatch.setattr(text_module, "sample", broken)
+        options = ["generate", *self.options(saved, prompts, out), "--num-samples", 2, "--json"]
+        monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        assert ended.value.code == 2
+        assert shown.err.splitlines()[-1] == f"error: {out}: 4 of 8 texts broke off; the first: a fault"
+        assert json.loads(shown.out)["errors"] == 4
+        lines = [json.loads(line) for line in out.read_bytes().splitlines()]
+        right = [json.loads(line) for line in whole.read_bytes().splitlines()]
+        assert [line for line in lines if line["seed"] == 5] == [line for line in right if line["seed"] == 5]
+        for line, other in zip(lines, right, strict=True):
+            if line["seed"] == 6:
+                assert (line["stop_reason"], line["error"]) == ("error", "a fault")
+                assert other["text"].startswith(line["text"])
+        assert not Path(f"{out}.part").exists()
 
     def test_bad_input_is_said(self, saved, prompts, tmp_path, monkeypatch, capsys):
         out = tmp_path / "texts.jsonl"

@@ -10,6 +10,8 @@ from small_model import make_model
 from rmkv_cli.data.chat import pieces_of
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import Conversation, SamplingConfig, generate
+from rmkv_cli.generation import text as text_module
+from rmkv_cli.generation.sampling import sample
 from rmkv_cli.model import reset_recent
 from rmkv_cli.tokenizer import Special, train_tokenizer
 
@@ -210,3 +212,26 @@ def test_learned_positions_end_a_conversation_that_can_be_begun_anew():
 def test_bad_figures_are_refused_at_once():
     with pytest.raises(UserError, match="max_tokens: should be 1 or more, got 0"):
         Conversation(talkative(-1), WORDS, WARM, 0)
+
+
+def test_an_answer_that_a_fault_breaks_off_leaves_no_trace(monkeypatch):
+    model = talkative(-1)
+    conversation, other = (Conversation(model, WORDS, WARM, 20) for _ in range(2))
+    drawn = itertools.count(1)
+
+    def broken(*arguments):
+        if next(drawn) == 5:
+            raise MemoryError("no more memory")
+        return sample(*arguments)
+
+    for each in (conversation, other):
+        list(each.say(ASKED[0]))
+    before = conversation.memory
+    with monkeypatch.context() as patch:
+        patch.setattr(text_module, "sample", broken)
+        with pytest.raises(MemoryError):
+            list(conversation.say(ASKED[1]))
+    assert conversation.memory is before
+    conversation.read([ASKED[2]])
+    other.read([ASKED[2]])
+    assert torch.equal(conversation.memory.logits, other.memory.logits)

@@ -114,6 +114,30 @@ def test_states_are_apart_from_the_buffers():
     assert all(torch.equal(x, kept[name]) for name, x in middle.tensors().items())
 
 
+def test_a_text_that_is_no_numbers_spoils_neither_those_beside_it_nor_who_comes_after_it():
+    model = make_model(6)
+    text = torch.randint(13, (1, 20))
+    state = model.hidden(text[:, :6])[1]
+    spoilt = state.map(lambda x, _: torch.full_like(x, torch.nan) if x.is_floating_point() else x)
+    decoder = Decoder(model, 2)
+    for each in (state, spoilt):
+        decoder.add(each)
+    for i in range(6, 10):
+        logits = decoder.step(text[:, i].expand(2))
+        assert torch.allclose(logits[0].double(), model(text[:, : i + 1])[0][0, -1], atol=1e-5)
+        assert logits[1].isnan().all()
+    decoder.remove(1)
+    decoder.remove(0)
+    for each in (spoilt, state):
+        decoder.add(each)
+    decoder.remove(0)  # so that the other one takes the place of it
+    decoder.add(state)
+    for i in range(6, 20):
+        expected = model(text[:, : i + 1])[0][0, -1]
+        for logits in decoder.step(text[:, i].expand(2)):
+            assert torch.allclose(logits.double(), expected, atol=1e-5)
+
+
 def test_no_more_texts_than_lanes():
     model = make_model(5)
     decoder = Decoder(model, 1)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -48,11 +49,37 @@ def test_rows_are_filtered_each_on_its_own():
 def test_temperature():
     expected = P[0] ** 2 / (P[0] ** 2).sum()
     assert filtered(temperature=0.5) == pytest.approx(expected.tolist())
-    assert filtered(temperature=1e6) == pytest.approx([0.2] * 5, abs=1e-5)
+    assert filtered(temperature=100) == pytest.approx([0.2] * 5, abs=0.01)
     for coldest in (1e-5, 1e-45, 1e-300):  # towards 0: the likeliest, and nowhere not a number
         assert filtered(temperature=coldest) == [0, 1, 0, 0, 0]
         assert filtered(temperature=coldest, logits=P.log().float() * 1e4) == [0, 1, 0, 0, 0]
     assert sample(P.log(), SamplingConfig(temperature=0), torch.Generator(), NOTHING).tolist() == [1]
+
+
+EXTREMES = {
+    "repetition_penalty": (0.01, 1.0, 100.0),
+    "temperature": (0.0, 5e-324, 1e-30, 1.0, 100.0),
+    "top_k": (0, 1, 2**31 - 1),
+    "top_p": (5e-324, 1.0),
+    "min_p": (0.0, 5e-324, 1.0),
+}
+LARGEST = torch.finfo(torch.float32).max
+LOGITS = ([3.0, -2.0, 0.0, 1.0, -1.0], [LARGEST, -LARGEST, 0.0, LARGEST, 1.0], [0.0] * 5, [-LARGEST] * 5)
+
+
+@pytest.mark.parametrize("logits", LOGITS, ids=str)
+def test_every_allowed_value_gives_a_distribution_of_every_finite_logits(logits):
+    """Of float32's largest as well, and where tokens are barred from being drawn."""
+    logits = torch.tensor([logits, logits])
+    logits[:, 4] = -torch.inf
+    seen = torch.tensor([[True, True, False, False, True]]).expand(2, -1)
+    for values in itertools.product(*EXTREMES.values()):
+        config = SamplingConfig(**dict(zip(EXTREMES, values, strict=True)))
+        if config.temperature:
+            probabilities = distribution(logits, config, seen)
+            assert probabilities.isfinite().all()
+            assert probabilities.sum(-1).tolist() == pytest.approx([1, 1])
+        assert all(0 <= token < 4 for token in sample(logits, config, torch.Generator(), seen).tolist())
 
 
 def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_the_sign():
@@ -85,12 +112,17 @@ def test_the_draws_follow_the_distribution_and_the_seed():
         ("temperature", -1),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        ("temperature", 100.1),
         ("top_k", -1),
+        ("top_k", 2**31),
         ("top_p", 0),
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-40),
+        ("repetition_penalty", 0.0099),
+        ("repetition_penalty", 100.1),
         ("seed", -1),
         ("seed", 2**63),
     ],

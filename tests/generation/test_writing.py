@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from small_model import make_model
@@ -5,6 +7,8 @@ from small_model import make_model
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import Decoder, SamplingConfig, Text, generate, read_prompt, read_prompts, together
+from rmkv_cli.generation import text as text_module
+from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special, train_tokenizer
 
@@ -265,6 +269,62 @@ class TestTogether:
         model = make_model(vocab_size=words.vocab_size)
         assert read_prompts(model, words, []) == []
         assert list(together(Decoder(model), [])) == []
+
+
+class TestFaults:
+    """What goes wrong with a text ends that text, and no other."""
+
+    SEED, STOP = 9, "raise"
+
+    @pytest.fixture(params=["logits", "sample", "stop"])
+    def faulty(self, request, words, monkeypatch):
+        """How a text begins that fails: the first such one while it is written, others at their first token."""
+
+        def raising(function, when):
+            calls = []
+
+            def call(*arguments):
+                if when(*arguments):
+                    calls.append(arguments)
+                    if len(calls) > 2:
+                        raise MemoryError("no more memory")
+                return function(*arguments)
+
+            return call
+
+        if request.param == "sample":
+            broken = raising(text_module.sample, lambda _, config, *rest: config.seed == self.SEED)
+            monkeypatch.setattr(text_module, "sample", broken)
+        if request.param == "stop":
+            broken = raising(StopStrings.push, lambda stops, _: stops._stops == (self.STOP,))
+            monkeypatch.setattr(StopStrings, "push", broken)
+
+        def begin(prompt):
+            if request.param == "logits":
+                keys = tuple(torch.full_like(x, torch.nan) for x in prompt.state.keys)
+                prompt = replace(prompt, state=replace(prompt.state, keys=keys))
+            return prompt, WARM.model_copy(update={"seed": self.SEED}), 30, [self.STOP]
+
+        return begin
+
+    def test_the_others_are_written_as_if_it_were_not_there(self, words, faulty):
+        model = make_model(3, vocab_size=words.vocab_size)
+        prompts = read_prompts(model, words, [[prompt] for prompt in ("", "the cat", "the dog")])
+        expected = [write(model, words, prompt, WARM, 30)[1] for prompt in prompts]
+        broken = [Text(words, *faulty(prompts[0])) for _ in range(3)]
+        others = [Text(words, prompt, WARM, 30) for prompt in prompts]
+        texts = [x for pair in zip(broken, others, strict=True) for x in pair]
+        assert {id(text) for text in together(Decoder(model, 2), texts)} == {id(text) for text in texts}
+        assert [(text.text, text.stop_reason) for text in others] == [(x.text, x.stop_reason) for x in expected]
+        assert all(text.ended and text.fault is None for text in others)
+        assert all(isinstance(text.fault, MemoryError | UserError) and text.ended for text in broken)
+        assert 0 < len(broken[0].ids) < 5
+
+    def test_a_text_that_is_written_on_its_own_raises_it(self, words, faulty):
+        model = make_model(3, vocab_size=words.vocab_size)
+        generation = generate(model, words, *faulty(read_prompt(model, words, "the cat")))
+        with pytest.raises((MemoryError, UserError), match=r"no more memory|not numbers"):
+            list(generation)
 
 
 def test_a_special_token_may_end_a_text(bytewise):

@@ -32,6 +32,10 @@ class Running:
         lines = [line.rpartition(" ") for line in self.ask("GET", "/metrics").text.splitlines()]
         return sum(float(value) for key, _, value in lines if key == name or key.startswith(name + "{"))
 
+    def unfinished(self):
+        """Texts that have not ended: they wait, are read or are written."""
+        return self.metric("rmkv_lanes_busy") + self.metric("rmkv_queue_length")
+
 
 @contextmanager
 def running(model, tokenizer, key=None, host="127.0.0.1", **limits):

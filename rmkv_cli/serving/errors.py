@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from rmkv_cli.errors import UserError
+from rmkv_cli.generation import NonFiniteError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -37,6 +38,8 @@ def as_api_error(error: Exception) -> ApiError:
     """Return what a client is told of any exception; of one that is a fault of the server, nothing."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, NonFiniteError):
+        return ApiError(500, str(error), "internal_error")
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     return ApiError(500, "the server failed at this request; its log says more", "internal_error")

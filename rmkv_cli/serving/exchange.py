@@ -10,8 +10,9 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rmkv_cli.serving.choice import Said
-from rmkv_cli.serving.engine import Done, Engine, Event, Job
+from rmkv_cli.serving.engine import Engine
 from rmkv_cli.serving.errors import ApiError, as_api_error
+from rmkv_cli.serving.jobs import Done, Event, Job
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class Exchange:
         """Hand the jobs, which `send` here, to the engine; errors as in its `submit`: then nothing is kept."""
         try:
             engine.submit(jobs)
-        except ApiError:
+        except BaseException:
             for job in jobs:
                 if job.keep is not None:
                     job.keep(None)

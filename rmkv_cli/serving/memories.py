@@ -117,16 +117,18 @@ class Memories:
 
     def _put(self, name: str, prompt: Prompt | None) -> None:
         memory = None
-        if prompt is not None:
-            # Copies: a state's tensors may be parts of larger ones.
-            own = replace(
-                prompt,
-                logits=prompt.logits.clone(),
-                state=prompt.state.map(lambda x, _: x.clone()),
-            )
-            memory = _Memory(own, int(prompt.state.position), int(time.time()), int(time.time()))
-        with self._lock:
-            self._written.remove(name)
-            if memory is not None:
-                before = self._memories.get(name, memory)
-                self._memories[name] = replace(memory, created=before.created)
+        try:
+            if prompt is not None:
+                # Copies: a state's tensors may be parts of larger ones.
+                own = replace(
+                    prompt,
+                    logits=prompt.logits.clone(),
+                    state=prompt.state.map(lambda x, _: x.clone()),
+                )
+                memory = _Memory(own, int(prompt.state.position), int(time.time()), int(time.time()))
+        finally:  # whatever fails, the name is free again
+            with self._lock:
+                self._written.remove(name)
+                if memory is not None:
+                    before = self._memories.get(name, memory)
+                    self._memories[name] = replace(memory, created=before.created)

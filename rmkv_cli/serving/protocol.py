@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rmkv_cli.config import Section
-from rmkv_cli.generation import SamplingConfig
+from rmkv_cli.generation import SamplingConfig, Seed
 
 IGNORED = {
     *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"),
@@ -71,7 +71,7 @@ class StreamOptions(Asked):
 class Request(SamplingConfig, Asked):
     """What completions and chats have in common; the sampling's defaults are those of `rmkv generate`."""
 
-    seed: int = Field(default_factory=lambda: secrets.randbelow(2**31), ge=0, lt=2**63)
+    seed: Seed = Field(default_factory=lambda: secrets.randbelow(2**31))
     model: str | None = None
     max_tokens: int = Field(256, ge=1)
     n: int = Field(1, ge=1, le=128)

@@ -11,9 +11,10 @@ from rmkv_cli.data.chat import answer, pieces_of
 from rmkv_cli.generation import ANSWER_ENDS, END, Prompt
 from rmkv_cli.model import RMKV
 from rmkv_cli.serving.choice import Said
-from rmkv_cli.serving.engine import Engine, Job, Writing
+from rmkv_cli.serving.engine import Engine
 from rmkv_cli.serving.errors import ApiError, as_api_error
 from rmkv_cli.serving.exchange import EventStream, Exchange, while_connected
+from rmkv_cli.serving.jobs import Job, Writing
 from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.memories import Keep, Memories
 from rmkv_cli.serving.metrics import Metrics
@@ -36,8 +37,8 @@ class Service:
     async def write(self, request: Request, asked: CompletionRequest | ChatRequest) -> dict[str, Any] | Response:
         """Answer a completion or a chat, whole or as a stream; raise `ApiError` or `UserError` if it cannot be."""
         exchange = Exchange()
-        exchange.submit(self.engine, self._jobs(asked, exchange))
         replies = Replies(self.name, self.tokenizer, chat=isinstance(asked, ChatRequest))
+        exchange.submit(self.engine, self._jobs(asked, exchange))
         said = exchange.said()
         try:
             if not asked.stream:

@@ -1,7 +1,6 @@
 """The OpenAI protocol, spoken by the official client with a real server."""
 
 import json
-import threading
 
 import openai
 import pytest
@@ -203,6 +202,17 @@ class TestErrors:
             ({"prompt": []}, "prompt", "prompt: list should have at least 1 item"),
             ({"temperature": -1}, "temperature", "temperature: input should be greater than or equal to 0"),
             ({"temperature": "1"}, "temperature", "temperature: input should be a valid number"),
+            ({"temperature": 101}, "temperature", "temperature: input should be less than or equal to 100"),
+            ({"repetition_penalty": 1e-40}, "repetition_penalty", "repetition_penalty: input should be greater than"),
+            ({"repetition_penalty": 101}, "repetition_penalty", "repetition_penalty: input should be less than"),
+            ({"top_k": -1}, "top_k", "top_k: input should be greater than or equal to 0"),
+            ({"top_k": 2**31}, "top_k", "top_k: input should be less than 2147483648"),
+            ({"top_p": 0}, "top_p", "top_p: input should be greater than 0"),
+            ({"top_p": 1.1}, "top_p", "top_p: input should be less than or equal to 1"),
+            ({"min_p": -0.1}, "min_p", "min_p: input should be greater than or equal to 0"),
+            ({"min_p": 1.1}, "min_p", "min_p: input should be less than or equal to 1"),
+            ({"seed": 2**63}, "seed", "seed: input should be less than 9223372036854775808"),
+            ({"n": 129}, "n", "n: input should be less than or equal to 128"),
             ({"seed": -1}, "seed", "seed: input should be greater than or equal to 0"),
             ({"seed": 2**63 - 1, "n": 2}, "n", "n: seed + n should be at most 2**63"),
             ({"stop": ""}, "stop.0", "stop.0: string should have at least 1 character"),
@@ -287,11 +297,10 @@ class TestErrors:
         def broken(*_):
             raise RuntimeError("no more memory")
 
-        monkeypatch.setattr(threading, "excepthook", lambda _: None)
         with running(*loaded) as server, server.client() as client:
             assert server.ask("GET", "/health").status_code == 200
-            for part in ("step", "__init__"):
+            for part in ("step", "clear"):
                 monkeypatch.setattr(Decoder, part, broken)
-            for _ in range(2):
-                assert error_of(lambda: client.completions.create(**CAT), 503)["code"] == "shutting_down"
+            for status, code in ((500, "internal_error"), (503, "shutting_down")):
+                assert error_of(lambda: client.completions.create(**CAT), status)["code"] == code
             assert server.ask("GET", "/health").status_code == 503

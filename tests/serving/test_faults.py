@@ -1,0 +1,206 @@
+"""One user's fault stays his own: whatever goes wrong with a job, others are answered and nobody is left waiting."""
+
+import itertools
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from small_server import running
+
+from rmkv_cli.generation import SamplingConfig, generate
+from rmkv_cli.generation import text as text_module
+from rmkv_cli.generation.stop import StopStrings
+from rmkv_cli.serving import memories as memories_module
+from rmkv_cli.serving.choice import Choice
+
+CAT = {"prompt": "the cat", "max_tokens": 40, "seed": 3}
+BROKEN_SEED, BROKEN_STOP = 666, "raise"
+TEXT = "the dog sat on the log. "
+ERRORS = (MemoryError("no more memory"), OSError(28, "no space left"), RuntimeError("out of memory"))
+
+
+@pytest.fixture
+def server(loaded):
+    """A server of its own; the whole of it, all lanes and names, must be free again at the end."""
+    with running(*loaded, lanes=4) as server:
+        yield server
+        assert server.unfinished() == 0
+        assert server.ask("GET", "/health").status_code == 200
+
+
+@pytest.fixture
+def expected(loaded):
+    def write(**asked):
+        generation = generate(*loaded, asked["prompt"], SamplingConfig(seed=asked["seed"]), asked["max_tokens"])
+        return "".join(generation)
+
+    return write
+
+
+def complete(server, **body):
+    return server.ask("POST", "/v1/completions", json=body)
+
+
+@pytest.fixture(params=["logits", "sample", "stop", "score"])
+def broken(request, server, monkeypatch):
+    """A request that is allowed, and whose text meets a fault while it is written."""
+    asked = CAT | {"seed": BROKEN_SEED - 1, "n": 2}  # the second of the two
+    if request.param == "logits":
+        server.ask("POST", "/v1/memories", json={"name": "spoilt", "text": TEXT})
+        memories = server.service.memories
+        state = memories.get("spoilt").state
+        spoilt = tuple(torch.full_like(x, torch.nan) for x in state.keys)
+        memory = memories._memories["spoilt"]
+        prompt = replace(memory.prompt, state=replace(state, keys=spoilt))
+        memories._memories["spoilt"] = replace(memory, prompt=prompt)
+        return asked | {"prompt": "", "memory": "spoilt"}
+
+    def breaking(function, when):
+        calls = itertools.count(1)
+
+        def call(*arguments):
+            if when(*arguments) and not next(calls) % 3:
+                raise RuntimeError("a fault")
+            return function(*arguments)
+
+        return call
+
+    if request.param == "sample":
+        drawn = breaking(text_module.sample, lambda logits, config, generator, seen: config.seed == BROKEN_SEED)
+        monkeypatch.setattr(text_module, "sample", drawn)
+    if request.param == "stop":
+        asked["stop"] = [BROKEN_STOP]
+        watched = breaking(StopStrings.push, lambda stops, piece: stops._stops == (BROKEN_STOP,))
+        monkeypatch.setattr(StopStrings, "push", watched)
+    if request.param == "score":
+        asked["logprobs"] = 5
+        monkeypatch.setattr(Choice, "said", breaking(Choice.said, lambda text, _: text._scores == 5))
+    return asked
+
+
+class TestAText:
+    def test_ends_alone(self, server, broken, expected, capsys):
+        others = [CAT | {"seed": seed, "max_tokens": 200} for seed in (1, 2)]
+        texts = {}
+
+        def ask(other):
+            texts[other["seed"]] = complete(server, **other).json()["choices"][0]["text"]
+
+        threads = [threading.Thread(target=ask, args=(other,)) for other in others]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):  # the lanes that it leaves are as good as new
+            answer = complete(server, **broken)
+            assert answer.status_code == 500
+            assert answer.json()["error"]["code"] == "internal_error"
+            assert complete(server, **CAT).json()["choices"][0]["text"] == expected(**CAT)
+        for thread in threads:
+            thread.join()
+        assert texts == {other["seed"]: expected(**other) for other in others}
+        assert "Traceback" in capsys.readouterr().err
+
+    def test_tells_it_as_the_last_event_of_a_stream(self, server, broken):
+        answer = complete(server, **broken, stream=True)
+        *events, last, nothing = answer.text.split("\n\n")
+        assert events
+        assert nothing == ""
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+
+    def test_leaves_the_memory_as_it_was_that_was_to_keep_it(self, server, broken):
+        made = server.ask("POST", "/v1/memories", json={"name": "dogs", "text": TEXT}).json()
+        asked = broken | {"n": 1, "seed": BROKEN_SEED, "keep": True, "memory": broken.get("memory", "dogs")}
+        for _ in range(2):  # the name is not locked
+            assert complete(server, **asked).status_code == 500
+        assert server.ask("GET", "/v1/memories/dogs").json() == made
+        assert server.ask("POST", "/v1/memories/dogs", json={"text": TEXT}).status_code == 200
+
+
+def test_values_at_their_bounds_are_answered_and_stop_nobody(server, expected):
+    extremes = [
+        {"repetition_penalty": 0.01, "temperature": 0},
+        {"repetition_penalty": 0.01, "temperature": 1e-300},
+        {"repetition_penalty": 100, "temperature": 100, "top_p": 1},
+        {"top_p": 5e-324, "min_p": 1, "top_k": 2**31 - 1},
+        {"temperature": 5e-324, "min_p": 5e-324, "seed": 2**63 - 1},
+    ]
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(complete(server, **CAT).json()["choices"][0]["text"]))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for extreme in extremes:
+        assert complete(server, **CAT | extreme).status_code == 200
+    for thread in threads:
+        thread.join()
+    assert set(answers) == {expected(**CAT)}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+class TestKeeping:
+    """What is read is put into a memory at the end; if that fails, the client is told, and the name is free."""
+
+    def requests(self):
+        keep = {"memory": "dogs", "keep": True}
+        message = {"messages": [{"role": "user", "content": "the cat"}], "max_tokens": 5}
+        yield "/v1/memories", {"name": "cats", "text": TEXT}
+        yield "/v1/memories/dogs", {"text": TEXT}
+        yield "/v1/completions", CAT | keep
+        yield "/v1/chat/completions", message | keep
+
+    def test_that_fails_is_told(self, server, monkeypatch, error):
+        server.ask("POST", "/v1/memories", json={"name": "dogs", "text": TEXT})
+        before = server.ask("GET", "/v1/memories").json()
+
+        def failing(*_, **__):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(memories_module, "replace", failing)
+            for path, body in self.requests():
+                assert server.ask("POST", path, json=body).status_code == 500
+            events = complete(server, **CAT, memory="dogs", keep=True, stream=True).text.split("\n\n")
+            assert json.loads(events[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+            assert server.unfinished() == 0
+        assert server.ask("GET", "/v1/memories").json() == before
+        for path, body in self.requests():
+            assert server.ask("POST", path, json=body).status_code in (200, 201)
+
+    def test_a_job_that_is_not_taken_in_frees_its_name(self, server, monkeypatch, error):
+        server.ask("POST", "/v1/memories", json={"name": "dogs", "text": TEXT})
+
+        def failing(*_):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server.service.engine, "submit", failing)
+            for path, body in self.requests():
+                assert server.ask("POST", path, json=body).status_code == 500
+        for path, body in self.requests():
+            assert server.ask("POST", path, json=body).status_code in (200, 201)
+
+
+def test_a_step_that_fails_ends_those_who_are_written_and_not_those_who_are_read(loaded, monkeypatch):
+    """The step is everybody's who is in it; who is being read is not."""
+    with running(*loaded, lanes=2) as server:
+        read = []
+        reader = threading.Thread(
+            target=lambda: read.append(server.ask("POST", "/v1/memories", json={"name": "a", "text": TEXT * 500}))
+        )
+        reader.start()
+        while not server.metric("rmkv_queue_length"):
+            pass
+
+        def failing(*_):
+            raise RuntimeError("out of memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server.service.engine._batch._decoder, "_step", failing)
+            assert complete(server, **CAT).status_code == 500
+            assert reader.is_alive()
+        assert complete(server, **CAT).status_code == 200
+        reader.join()
+        assert read[0].status_code == 201

@@ -80,16 +80,27 @@ def answer(name, asked):
     written = pipeline("text-generation", model=model, tokenizer=tokenizer)
     found["pipeline"] = written(STARTS, max_new_tokens=NEW, do_sample=False, batch_size=3, return_full_text=False)
     found["chat"] = written(asked["chats"][0], max_new_tokens=8, do_sample=False)
-    found["texts"] = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in asked["texts"]]
+    found["texts"] = [tokenizer(text.replace("<", "<\ue000"))["input_ids"] for text in asked["texts"]]
     found["decoded"] = [tokenizer.decode(ids) for ids in found["texts"]]
     found["chats"] = [tokenizer.apply_chat_template(chat, return_dict=False) for chat in asked["chats"]]
     again = Path(name).with_name(f"{Path(name).name}-{SAVED_AGAIN}")
     model.save_pretrained(again)
     tokenizer.save_pretrained(again)
-    try:
-        model.to(torch.bfloat16)(ids)
-    except ValueError as error:
-        found["bfloat16"] = str(error)
+    found["kept"] = tokenizer.decode(found["chats"][-1], skip_special_tokens=True)
+    ended = model.generate(**each[0], max_new_tokens=NEW, do_sample=False, sequence_bias={(3,): 1000.0})
+    found["ended"] = ended[0, each[0]["input_ids"].shape[1] :].tolist()
+    found["losses"] = {}
+    for side in ("left", "right"):
+        batch = tokenizer(asked["rows"], return_tensors="pt", padding=True, padding_side=side)
+        found["losses"][side] = model(**batch, labels=batch["input_ids"]).loss.item()
+    for dtype in (torch.bfloat16, torch.float16):
+        loaded = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=dtype)
+        for half in (loaded, model.to(dtype)):
+            out = half(**batch, labels=batch["input_ids"])
+            found.setdefault(dtype, []).append((out.loss.item(), out.logits.dtype, half.dtype))
+            found.setdefault((dtype, "written"), []).append(
+                [half.generate(**padded, max_new_tokens=NEW, **options).shape[1] for options in asked["ways"].values()]
+            )
     return found
 
 

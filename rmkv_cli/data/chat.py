@@ -36,6 +36,14 @@ def answer(text: str) -> tuple[Piece, ...]:
     return (text,)
 
 
+def text_of(content: Any) -> str | None:
+    """Return a message's text: its content, or the joined parts of type "text" of a list; None if it is neither."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known) if len(known) == len(parts) else None
+
+
 def read_messages(value: Any) -> list[Turn]:
     """Return the turns of a list of {role, content} (or {from, value}), or of a text with Llama-3 header tokens.
 
@@ -52,8 +60,8 @@ def read_messages(value: Any) -> list[Turn]:
     turns = []
     for number, message in enumerate(value):
         message = message if isinstance(message, dict) else {}
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
+        role, content = message.get("role", message.get("from")), text_of(message.get("content", message.get("value")))
+        if not isinstance(role, str) or content is None:
             raise ValueError(f"message {number + 1} has not both a role and a content that are strings")
         turns.append((role, content))
     return turns

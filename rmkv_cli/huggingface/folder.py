@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from rmkv_cli.config import MemoryConfig, ModelConfig, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, whole_directory
-from rmkv_cli.generation.text import NEVER_WRITTEN
+from rmkv_cli.generation.text import ANSWER_ENDS, NEVER_WRITTEN
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
 from rmkv_cli.huggingface.tokenizer import read_tokenizer, write_tokenizer
@@ -51,10 +51,11 @@ def export_folder(model: Path, out: Path) -> None:
         **ids,
         **config.model_dump(),
     }
+    ends = [special.id for special in ANSWER_ENDS]
     never = [*NEVER_WRITTEN, *range(tokenizer.vocab_size, config.vocab_size)]
     with whole_directory(out) as aside:
         _write_json(aside / CONFIG, described)
-        _write_json(aside / "generation_config.json", ids | {"suppress_tokens": never})
+        _write_json(aside / "generation_config.json", ids | {"eos_token_id": ends, "suppress_tokens": never})
         save_tensors({f"{PREFIX}{name}": x.detach() for name, x in rmkv.state_dict().items()}, aside / WEIGHTS)
         write_tokenizer(aside, tokenizer, config.max_position_embeddings if config.position == "learned" else None)
         for name, text in exported_modules().items():

@@ -89,22 +89,23 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (B, T) int64.
             attention_mask: (B, T), or (B, all tokens so far), of which the last T count; 0: a pad, whose logits are 0.
             past_key_values: what came before; a document's beginning where none is given.
-            labels: (B, T); -100: not counted. Where given, the loss is returned.
+            labels: (B, T); -100: not counted, nor is a pad, nor what follows a pad. Where given, the loss is returned.
             use_cache: False: what is carried after the tokens is not returned.
             logits_to_keep: of so many last tokens only; 0: of all.
             kwargs: `num_items_in_batch`, for the loss. Positions are the state's, whatever is given.
         """
-        if self.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(f"RMKV needs float32 weights, these are {self.dtype}; for speed, use torch.autocast")
         B, T = input_ids.shape
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if past_key_values is None:
             past_key_values = RMKVCache([(torch.arange(B, device=input_ids.device), self.model.initial_state(B))], 0)
-        hidden, groups = self._read(input_ids, attention_mask[:, -T:].bool(), past_key_values.groups)
+        mask = attention_mask[:, -T:].bool()
+        hidden, groups = self._read(input_ids, mask, past_key_values.groups)
         logits = self.model.head(hidden[:, -logits_to_keep:])
         loss = None
         if labels is not None:
+            labels = labels.masked_fill(~mask, -100)
+            labels[:, 1:].masked_fill_(~mask[:, :-1], -100)
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         cache: Any = None if use_cache is False else RMKVCache(groups, past_key_values.length + T)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)

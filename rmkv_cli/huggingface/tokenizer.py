@@ -11,6 +11,7 @@ from rmkv_cli.data.chat import ASSISTANT
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Special, Tokenizer
 
+THINKING = (Special.THINK, Special.END_THINK)
 MARK = "\ue000"
 """Of private use. Behind its "<", the chat template tells text that spells a special token from the token."""
 
@@ -19,6 +20,7 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) 
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder.
 
     A text is encoded as a document: END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks.
+    The thinking tokens are not special here, so that `skip_special_tokens` keeps a thought apart from its answer.
 
     Args:
         directory: the folder.
@@ -48,7 +50,10 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) 
     }
     if longest is not None:
         config["model_max_length"] = longest
-    (directory / "tokenizer.json").write_text(library.to_str(), encoding="utf-8")
+    described = json.loads(library.to_str())
+    for token in described["added_tokens"]:
+        token["special"] = token["content"] not in THINKING
+    (directory / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
 
@@ -62,20 +67,29 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 def chat_template() -> str:
     """Return `rmkv_cli.data.chat.pieces_of` as a Jinja template over messages of a role and a content."""
     mark = f"\\u{ord(MARK):04x}"
-    marked = "".join(f" | replace('{special}', '<{mark}{special[1:]}')" for special in Special)
+    marked = "".join(
+        f" | replace('<{rest}', '<{mark}{rest}')" for rest in (mark, *(special[1:] for special in Special))
+    )
     return f"""\
 {{%- macro plain(text) -%}}{{{{ text{marked} }}}}{{%- endmacro -%}}
+{{%- macro joined(parts) -%}}
+{{%- for part in parts -%}}
+{{%- if part.type != 'text' -%}}{{{{ raise_exception('only parts of type text are read') }}}}{{%- endif -%}}
+{{{{- part.text -}}}}
+{{%- endfor -%}}
+{{%- endmacro -%}}
 {{{{- '{Special.EOD}' -}}}}
 {{%- for message in messages -%}}
-{{%- if message.role in {sorted(ASSISTANT)} -%}}
-{{%- set thought = message.content.lstrip().partition('{Special.END_THINK}') -%}}
+{{%- set content = message.content if message.content is string else joined(message.content) -%}}
+{{%- if message.role | trim | lower in {sorted(ASSISTANT)} -%}}
+{{%- set thought = content.lstrip().partition('{Special.END_THINK}') -%}}
 {{%- if thought[1] and thought[0].startswith('{Special.THINK}') -%}}
 {{{{- '{Special.THINK}' + plain(thought[0][{len(Special.THINK)}:]) + '{Special.END_THINK}' + plain(thought[2]) -}}}}
 {{%- else -%}}
-{{{{- plain(message.content) -}}}}
+{{{{- plain(content) -}}}}
 {{%- endif -%}}
-{{%- elif message.content -%}}
-{{{{- '{Special.START}' + plain(message.content) + '{Special.END}' -}}}}
+{{%- elif content -%}}
+{{{{- '{Special.START}' + plain(content) + '{Special.END}' -}}}}
 {{%- endif -%}}
 {{%- endfor -%}}
 """

@@ -88,7 +88,7 @@ class RMKVBlock(nn.Module):
         rotated_q, rotated_k = (q, k) if view.by is None else (rotate(q, view.by), rotate(k, view.by))
         keys, values = layer.keys, layer.values
         if view.begins:
-            slots = torch.cat([layer.memory, fresh.expand_as(layer.memory)], dim=1)
+            slots = torch.cat([layer.memory, fresh.expand_as(layer.memory)], dim=1).to(fresh.dtype)
             slot_keys, slot_values = self.attention.project(self.norm(slots), KEY_VALUE)
             keys, values = torch.cat([slot_keys, keys], dim=2), torch.cat([slot_values, values], dim=2)
         keys, values = torch.cat([keys, rotated_k], dim=2), torch.cat([values, v], dim=2)
@@ -126,7 +126,7 @@ class RMKVBlock(nn.Module):
         memory = torch.where(view.fresh, fresh, layer.memory)
         cell = None if layer.cell is None else torch.where(view.fresh, 0.0, layer.cell)
         length = layer.stream.shape[1]
-        (q,) = self.attention.project(self.norm(memory), QUERY)
+        (q,) = self.attention.project(self.norm(memory.to(fresh.dtype)), QUERY)
         seen = [
             torch.cat([x[:, :, : 2 * self.slots], x[:, :, x.shape[2] - length :]], dim=2)
             for x in (layer.keys, layer.values)

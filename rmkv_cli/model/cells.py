@@ -3,8 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rmkv_cli.config import ModelConfig
+
+
+def memory_dtype(weight: Tensor) -> torch.dtype:
+    """Return the precision in which slots and store are carried and written beside this weight: at least float32."""
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 class MinimalRNNCell(nn.Module):
@@ -56,13 +62,15 @@ class RecurrentMemoryCell(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return M' (B, m, D) and the LSTM's cell state (B, m, D), else None, for input and hidden (B, m, D).
 
-        Runs in the weights' precision even under autocast: a keep gate near 1 adds less than bfloat16 can hold.
+        Runs in float32 even under autocast or with half-precision weights: a keep gate near 1 adds less than bfloat16
+        can hold.
         """
-        weight = next(self.cell.parameters())
-        x, flat = x.flatten(0, 1).to(weight.dtype), hidden.flatten(0, 1).to(weight.dtype)
+        dtype = memory_dtype(next(self.cell.parameters()))
+        weights = {name: weight.to(dtype) for name, weight in self.cell.named_parameters()}
+        x, flat = x.flatten(0, 1).to(dtype), hidden.flatten(0, 1).to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             if isinstance(self.cell, nn.LSTMCell):
                 assert cell is not None
-                h, c = self.cell(x, (flat, cell.flatten(0, 1)))
+                h, c = functional_call(self.cell, weights, (x, (flat, cell.flatten(0, 1))))
                 return h.view_as(hidden), c.view_as(hidden)
-            return self.cell(x, flat).view_as(hidden), None
+            return functional_call(self.cell, weights, (x, flat)).view_as(hidden), None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.model import pretrained
 from rmkv_cli.model.block import RMKVBlock, View
+from rmkv_cli.model.cells import memory_dtype
 from rmkv_cli.model.positions import rotation, sinusoids
 from rmkv_cli.model.state import State
 from rmkv_cli.model.store import TAPS, AssociativeStore
@@ -145,17 +146,17 @@ class RMKV(nn.Module):
             dtype = torch.get_autocast_dtype(device.type)
         B, D, H, d = batch_size, config.hidden_size, config.num_attention_heads, config.head_size
         empty = tuple(torch.zeros(B, H, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
-        memory = self.memory.detach()[:, None].repeat(1, B, 1, 1)
+        memory = self.memory.detach().to(memory_dtype(self.memory))[:, None].repeat(1, B, 1, 1)
         starts = [store.start.detach() for block in self.blocks if isinstance(store := block.store, AssociativeStore)]
         none = torch.full((B,), NONE, device=device)
         return State(
             memory=memory,
             cell=torch.zeros_like(memory) if config.memory.updated and config.memory.cell == "lstm" else None,
-            store=torch.stack(starts)[:, None].repeat(1, B, 1, 1, 1) if starts else None,
+            store=torch.stack(starts).to(memory.dtype)[:, None].repeat(1, B, 1, 1, 1) if starts else None,
             recent=torch.zeros(len(starts), B, 2 * H, TAPS, d, device=device, dtype=dtype) if starts else None,
             keys=empty,
             values=empty,
-            stream=tuple(memory.new_zeros(B, 0, D) for _ in self.blocks),
+            stream=tuple(self.memory.new_zeros(B, 0, D) for _ in self.blocks),
             documents=none[:, None].repeat(1, config.lookback),
             owner=none,
             store_owner=none,

@@ -16,8 +16,8 @@ class AssociativeStore(nn.Module):
     queries and keys are the attention's own, without positions, the last two through a short convolution, so that a key
     can tell what stood before it. Of its own the store has that, two gates a head, a norm, and the learned W that a
     document starts with, which holds what mostly follows. The gates see a token and what attention found for it: a
-    digit is worth writing or not by what it is part of. The store computes in the weights' precision even under
-    autocast: what is written is a difference.
+    digit is worth writing or not by what it is part of. The store computes in its own precision, float32 even under
+    autocast or with half-precision weights: what is written is a difference.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -70,13 +70,14 @@ class AssociativeStore(nn.Module):
         with torch.autocast(q.device.type, enabled=False):
             write, read = torch.sigmoid(gates.to(store.dtype)).transpose(1, 2)[..., None].chunk(2, dim=1)
             q, k = (F.normalize(x.to(store.dtype), dim=-1, eps=1e-6) for x in (q, k))
-            own, same = own[:, None, :, None], same[:, None]
-            told, held = (torch.where(own, x @ store, x @ self.start) for x in (q, k))
+            own, same, start = own[:, None, :, None], same[:, None], self.start.to(store.dtype)
+            told, held = (torch.where(own, x @ store, x @ start) for x in (q, k))
             earlier = (write * (k @ k.mT) * same).tril(-1)
             error = write * (v.to(store.dtype) - held)
             error = torch.linalg.solve_triangular(earlier, error, upper=False, unitriangular=True)
-            found = self.norm(told + ((q @ k.mT) * same).tril() @ error) * read
-            before = torch.where(own[:, :, -1:], store, self.start)
+            found = told + ((q @ k.mT) * same).tril() @ error
+            found = F.rms_norm(found, found.shape[-1:], self.norm.weight.to(store.dtype), self.norm.eps) * read
+            before = torch.where(own[:, :, -1:], store, start)
             after = before + (k * same[:, :, -1, :, None]).mT @ error
         return found.transpose(1, 2).flatten(2).to(v.dtype), after
 

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rmkv_cli.config import Section
+from rmkv_cli.data.chat import text_of
 from rmkv_cli.generation import SamplingConfig, Seed
 
 IGNORED = {
@@ -138,11 +139,8 @@ class Message(Asked):
     @classmethod
     def _joined(cls, value: Any) -> Any:
         """Join the parts of a content that is a list of texts; leave all else to be refused."""
-        if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-            texts = [part.get("text") for part in value]
-            if all(isinstance(text, str) for text in texts):
-                return "".join(texts)
-        return value
+        text = text_of(value)
+        return value if text is None else text
 
 
 class ChatRequest(Request):

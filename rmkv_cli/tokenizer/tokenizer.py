@@ -33,6 +33,7 @@ class Tokenizer:
         if any(library.token_to_id(special) != special.id for special in Special):
             wanted = ", ".join(f"{special} = {special.id}" for special in Special)
             raise UserError(f"lacks the special tokens with their ids ({wanted}); `rmkv tokenizer train` makes one")
+        library.add_special_tokens(list(map(str, Special)))  # an exported file leaves <think> out of them
         library.encode_special_tokens = True  # text that spells a special token stays text; the file does not keep this
         self._library = library
         self._bytes = [self._to_bytes(token) for token in range(library.get_vocab_size())]

@@ -30,6 +30,10 @@ def test_an_empty_prompt_is_none_and_specials_in_text_are_text():
             [("user", "Hi"), ("assistant", "Yes")],
         ),
         ([{"from": "gpt", "value": "Hi"}], [("gpt", "Hi")]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}],
+            [("user", "Hi")],
+        ),
         ("plain", [("user", "plain")]),
         (
             "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nthink<|eot_id|>"
@@ -55,6 +59,7 @@ def test_messages_are_a_list_or_llama_3_s_text(value, turns):
         (3, "is neither a list of messages nor a text"),
         ([{"role": "user", "content": "a"}, {"role": "user"}], "message 2 has not both a role and a content"),
         (["a"], "message 1 has not both"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 has not both a role and a content"),
     ],
 )
 def test_what_is_no_conversation_is_told(value, what):

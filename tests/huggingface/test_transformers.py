@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers_alone import NEW, SAVED_AGAIN, STARTS, alone
 
-from rmkv_cli.data.chat import pieces_of
-from rmkv_cli.generation import SamplingConfig, generate
+from rmkv_cli.data.chat import pieces_of, read_messages
+from rmkv_cli.generation import Conversation, SamplingConfig, generate
 from rmkv_cli.huggingface import export_folder, import_folder
 from rmkv_cli.tokenizer import Special
 
@@ -15,6 +15,7 @@ WAYS = {"greedy": {"do_sample": False}, "beams": {"do_sample": False, "num_beams
 TEXTS = [
     "the cat sat on 1234 logs.\n\n\tdef f(x): return 'ж'  ",
     "it ends: <eod>, </think>; <pad><start> and <\n",
+    "marked: <\ue000think> <<\ue000\ue000\ue000",
     "",
 ]
 CHATS = [
@@ -26,7 +27,21 @@ CHATS = [
         {"role": "user", "content": ""},
         {"role": "assistant", "content": " no <think>thought</think>"},
     ],
+    [{"role": "developer", "content": "<\ue000end>"}, {"role": "user", "content": "\n x "}],
+    [
+        {"role": "User ", "content": [{"type": "text", "text": "the <end"}, {"type": "text", "text": "> cat"}]},
+        {
+            "role": " Assistant",
+            "content": [{"type": "text", "text": "<think>a <mat"}, {"type": "text", "text": "></think>"}],
+        },
+        {"role": "user", "content": []},
+        {"role": "GPT", "content": "on \u2003"},
+        {"role": "ai\n", "content": ""},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "\u2003<think>1 < 2</think>the log"},
+    ],
 ]
+ROWS = ["the cat sat on the mat", "a dog", "", "on the log, and the dog sat on the mat and on"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +60,7 @@ def ids():
 
 @pytest.fixture(scope="module")
 def answers(place, ids):
-    asked = {"ids": ids, "lengths": [1, 7, 20, 1, 1, 15], "ways": WAYS, "texts": TEXTS, "chats": CHATS}
+    asked = {"ids": ids, "lengths": [1, 7, 20, 1, 1, 15], "ways": WAYS, "texts": TEXTS, "chats": CHATS, "rows": ROWS}
     folders = {name: str(place / name) for name in NAMES}
     answers = alone(place, folders.values(), asked, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     return {name: answers[folder] for name, folder in folders.items()}
@@ -108,8 +123,7 @@ def test_texts_and_conversations_have_the_same_ids_whatever_they_spell(both):
     _, tokenizer, found = both
     assert found["texts"] == [tokenizer.encode_document([text]) for text in TEXTS]
     assert found["decoded"] == [str(Special.EOD) + text for text in TEXTS]
-    turns = [[(message["role"], message["content"]) for message in chat] for chat in CHATS]
-    assert found["chats"] == [tokenizer.encode_document(pieces_of(chat)) for chat in turns]
+    assert found["chats"] == [tokenizer.encode_document(pieces_of(read_messages(chat))) for chat in CHATS]
 
 
 def test_a_conversation_is_answered(both):
@@ -118,8 +132,48 @@ def test_a_conversation_is_answered(both):
     assert said[-1]["role"] == "assistant"
 
 
-def test_weights_that_are_no_float32_are_refused_in_one_line(both):
-    assert "RMKV needs float32 weights, these are torch.bfloat16" in both[-1]["bfloat16"]
+def test_an_exported_chat_is_what_our_own_conversation_reads(both):
+    model, tokenizer, found = both
+    conversation = Conversation(model, tokenizer, SamplingConfig(temperature=0), NEW, system=CHATS[2][0]["content"])
+    for _ in conversation.say(CHATS[2][1]["content"]):
+        pass
+    assert conversation.question.state.position.item() == len(found["chats"][2])
+    with torch.no_grad():
+        logits = model(torch.tensor([found["chats"][2]]))[0][:, -1]
+    assert torch.allclose(conversation.question.logits, logits, atol=1e-5)
+
+
+def test_a_thought_stays_apart_from_its_answer_where_special_tokens_are_skipped(both):
+    kept = "the <end> cat<think>a <mat></think>on \u20033<think>1 < 2</think>the log"
+    assert both[-1]["kept"] == kept
+
+
+def test_an_answer_ends_where_the_next_message_would_begin(both):
+    assert both[-1]["ended"] == [Special.START.id]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pads_change_nothing_of_the_loss(both, side):
+    assert both[-1]["losses"][side] == pytest.approx(unpadded_loss(*both[:2]), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_reads_writes_and_has_a_loss(both, dtype):
+    model, tokenizer, found = both
+    for loss, logits, weights in found[dtype]:  # loaded in it, and cast to it
+        assert loss == pytest.approx(unpadded_loss(model, tokenizer), rel=0.02)
+        assert logits == weights == dtype
+    assert all(length > NEW for lengths in found[dtype, "written"] for length in lengths)
+
+
+def unpadded_loss(model, tokenizer):
+    """Return the mean loss of all targets of ROWS, each read alone."""
+    losses = []
+    for row in ROWS:
+        ids = torch.tensor([tokenizer.encode_document([row])])
+        with torch.no_grad():
+            losses.append(F.cross_entropy(model(ids)[0][0, :-1], ids[0, 1:], reduction="none"))
+    return torch.cat(losses).mean().item()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,14 +2,19 @@
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rmkv_cli.errors import UserError
+
+SMALL = 64 << 20
+"""Most bytes of a file that is read whole into memory. Manifests of many terabytes and lists of files stay below."""
 
 
 def _fsync(path: Path) -> None:
@@ -119,3 +124,27 @@ def require_file(path: Path) -> None:
         raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: is not a file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty")
+
+
+def read_whole(path: Path, most: int = SMALL) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        UserError: it is not a regular file, is empty, or is larger than `most` bytes.
+    """
+    require_file(path)
+    if (size := path.stat().st_size) > most:
+        raise UserError(f"{path}: has {size:,} bytes; a file of this kind has at most {most:,}")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; raise `UserError` if it holds none, or as `read_whole` does."""
+    data = read_whole(path)
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged: not a JSON object")
+    return value

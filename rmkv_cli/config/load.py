@@ -13,12 +13,13 @@ from rmkv_cli.config.mix import MixConfig, Source
 from rmkv_cli.config.section import Section
 from rmkv_cli.config.train import Config
 from rmkv_cli.errors import UserError, did_you_mean
-from rmkv_cli.files import require_file
+from rmkv_cli.files import read_whole, require_file
 
 S = TypeVar("S", bound=Section)
 SOURCES: dict[int | str, type[BaseModel]] = {
     get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(Source)[0])
 }
+LARGEST = 8 << 20  # bytes of a config: a mix that names 50,000 files has fewer
 _KINDS = "{}, or {}".format(", ".join(map(repr, list(SOURCES)[:-1])), repr(list(SOURCES)[-1]))
 
 
@@ -111,10 +112,10 @@ def parse(kind: type[S], data: dict[str, Any], origin: str, overridden: set[str]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    require_file(path)
+    data = read_whole(path, LARGEST)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also one of its decoding, and of a number of 5,000 digits
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 

@@ -11,7 +11,7 @@ from rmkv_cli.config.section import Section
 class MemoryConfig(Section):
     """What a layer carries through the text, and how it is updated."""
 
-    slots: int = Field(64, ge=0)
+    slots: int = Field(64, ge=0, le=1 << 16)
     """Memory vectors a layer (m)."""
     cell: Literal["gru", "lstm", "minimal"] = "gru"
     """The recurrent cell that updates each slot."""
@@ -34,25 +34,29 @@ class MemoryConfig(Section):
 
 
 class ModelConfig(Section):
-    """The shape of an RMKV; the defaults are the `600m` preset's."""
+    """The shape of an RMKV; the defaults are the `600m` preset's.
 
-    vocab_size: int = Field(32768, ge=8)
+    Sizes have upper bounds, so that a damaged or hostile config is refused at once, before a model is laid out. They
+    are several times those of the largest published models (width 18,432; 128 layers; a million ids).
+    """
+
+    vocab_size: int = Field(32768, ge=8, le=1 << 24)
     """Ids of tokens; as many as the tokenizer has, or more."""
-    hidden_size: int = Field(1152, ge=2)
+    hidden_size: int = Field(1152, ge=2, le=1 << 17)
     """Width of the token stream (D)."""
-    num_hidden_layers: int = Field(24, ge=1)
+    num_hidden_layers: int = Field(24, ge=1, le=1024)
     """Layers, each with a memory of its own."""
-    num_attention_heads: int = Field(9, ge=1)
+    num_attention_heads: int = Field(9, ge=1, le=4096)
     """Heads of attention, and of the store; they divide hidden_size."""
-    intermediate_size: int = Field(3072, ge=0)
+    intermediate_size: int = Field(3072, ge=0, le=1 << 19)
     """Width of the gated feed-forward; 0: none, as published."""
-    segment_length: int = Field(512, ge=1)
+    segment_length: int = Field(512, ge=1, le=1 << 30)
     """Tokens between memory updates (S)."""
     lookback: int = Field(128, ge=0)
     """Tokens of the previous segment still attended to, 0 to segment_length."""
     position: Literal["rotary", "sinusoidal", "learned"] = "rotary"
     """How attention knows the tokens' order."""
-    max_position_embeddings: int = Field(131072, ge=1)
+    max_position_embeddings: int = Field(131072, ge=1, le=1 << 30)
     """Rows of the table of learned positions; the other kinds are computed and know no limit."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Of embeddings, attention and feed-forward, in training."""

@@ -21,6 +21,8 @@ class Section(BaseModel):
     def _obey_rules(cls, value: Any, info: ValidationInfo) -> Any:
         # After every field, not after all: pydantic would check no rule of a section that has one wrong field.
         assert info.field_name
+        if isinstance(value, int) and abs(value) >= 1 << 63:  # no count of anything; torch and Arrow hold 64 bits
+            raise ValueError("should be below 2^63")
         broken = list(cls.broken_rules(info.data | {info.field_name: value}))  # info.data: the right ones before it
         if broken:
             raise ValueError("; ".join(broken))

@@ -1,32 +1,33 @@
 """Notes: what a model carries after a text, in a file that outlives the process."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file, whole_file
 from rmkv_cli.generation.prompt import Prompt
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.model.state_file import expected_layout, fault
+from rmkv_cli.model.tensors import Layout, TensorFile, content_hash, difference, open_tensors, save_tensors
 from rmkv_cli.tokenizer import Tokenizer
 
 FORMAT = "rmkv-notes-1"
+STATE = "state."  # what the names of the state's tensors begin with
+DAMAGED = "is damaged, or holds no notes"
 
 
 def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) -> None:
     """Write what was read to a safetensors file, whole.
 
     It holds the state, the logits of the token that would follow and which tokens were seen, and as metadata the
-    format, the hashes of the model and of the tokenizer, and the number of tokens of the document read so far.
+    format, the hashes of the model and of the tokenizer, the number of tokens of the document read so far, and a
+    checksum of all that.
 
     Raises:
         UserError: there is no room for it, or no right to write it.
     """
-    tensors = {f"state.{name}": x for name, x in prompt.state.tensors().items()}
+    tensors = {f"{STATE}{name}": x for name, x in prompt.state.tensors().items()}
     tensors |= {"logits": prompt.logits, "seen": prompt.seen}
     metadata = {
         "format": FORMAT,
@@ -36,43 +37,50 @@ def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) ->
     }
     # Copies, as safetensors takes no tensors that share memory.
     copies = {name: x.clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
-    try:
-        with whole_file(path) as aside:
-            save_file(copies, aside, metadata)
-    except SafetensorError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from None
+    save_tensors(copies, path, metadata)
 
 
 def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
     """Return what `save_notes` saved, on the model's device, to read or write on from; its `tokens` are 0.
 
     Raises:
-        UserError: the file is absent, damaged or holds no notes, or another model or tokenizer made them.
+        UserError: the file is absent, damaged, no notes or notes that no text leads to, or another model or tokenizer
+            made them.
     """
-    require_file(path)
-    try:
-        with safe_open(path, framework="pt", device=str(model.memory.device)) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise UserError(f"{path}: holds no notes ({FORMAT}); `rmkv read` makes them")
-            _require_same(path, "tokenizer", metadata["tokenizer"], tokenizer.hash)
-            _require_same(path, "model", metadata["model"], model_hash(model))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        logits, seen = tensors.pop("logits"), tensors.pop("seen")
-        state = State.from_tensors({name.removeprefix("state."): x for name, x in tensors.items()})
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path}: is damaged, or holds no notes: {error}") from None
+    with open_tensors(path, DAMAGED) as file:
+        metadata = file.metadata
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path}: holds no notes ({FORMAT}); `rmkv read` makes them")
+        _require_same(path, "tokenizer", metadata.get("tokenizer", ""), tokenizer.hash)
+        _require_same(path, "model", metadata.get("model", ""), model_hash(model))
+        if wrong := difference(file.layout, _layout(file, model)):
+            raise UserError(f"{path}: {DAMAGED}: {wrong}")
+        tensors = {name: x.to(model.memory.device) for name, x in file.tensors().items()}
+    logits, seen = tensors.pop("logits"), tensors.pop("seen")
+    state = State.from_tensors({name.removeprefix(STATE): x for name, x in tensors.items()})
+    if wrong := fault(state):
+        raise UserError(f"{path}: {DAMAGED}: {wrong}")
+    if metadata.get("tokens") != str(int(state.position)) or not logits.isfinite().all():
+        raise UserError(f"{path}: {DAMAGED}: its count of tokens is wrong, or its logits are not finite")
     return Prompt(0, 0.0, logits, state, seen)
+
+
+def _layout(file: TensorFile, model: RMKV) -> Layout:
+    """Return type and shape of each tensor that this model's notes have, given how far their open segment is."""
+    name, length = f"{STATE}filled", model.config.segment_length
+    filled = int(file.tensor(name)) if file.layout.get(name) == (torch.int64, ()) else -1
+    if not 0 <= filled < length:
+        raise UserError(f"{file.path}: {DAMAGED}: '{name}' should be a number from 0 to {length - 1}")
+    state = expected_layout(model.initial_state(1), filled)
+    row = (1, model.config.vocab_size)
+    beside: Layout = {"logits": (torch.float32, row), "seen": (torch.bool, row)}
+    return beside | {f"{STATE}{name}": x for name, x in state.items()}
 
 
 def model_hash(model: RMKV) -> str:
     """Return a SHA-256, in hexadecimal, of the model's config (defaults left out) and of its weights."""
     config = model.config.model_dump(exclude_defaults=True)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, x in sorted(model.state_dict().items()):
-        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return content_hash(model.state_dict(), json.dumps(config, sort_keys=True).encode())
 
 
 def _require_same(path: Path, what: str, saved: str, own: str) -> None:

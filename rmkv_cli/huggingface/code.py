@@ -5,7 +5,10 @@ from importlib.resources import files
 
 CONFIGURATION, MODELING = "configuration_rmkv", "modeling_rmkv"
 PACKAGES = ("rmkv_cli.huggingface", "rmkv_cli.model")
-ON_DISK = {"rmkv_cli.model.pretrained", "rmkv_cli.errors", "rmkv_cli.files"}
+ON_DISK = {
+    *("rmkv_cli.model.pretrained", "rmkv_cli.model.state_file", "rmkv_cli.model.tensors"),
+    *("rmkv_cli.errors", "rmkv_cli.files"),
+}
 READ_OR_WRITE_FILES = {"save", "load", "save_pretrained", "from_pretrained"}
 
 

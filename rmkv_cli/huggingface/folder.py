@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from rmkv_cli.config import MemoryConfig, ModelConfig, parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.files import read_json, require_new, whole_directory
 from rmkv_cli.generation.text import ANSWER_ENDS, NEVER_WRITTEN
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
 from rmkv_cli.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from rmkv_cli.model import RMKV, find_model
-from rmkv_cli.model.pretrained import CONFIG, WEIGHTS, assign, save_tensors
+from rmkv_cli.model.pretrained import CONFIG, WEIGHTS, assign, read_weights, write_checksums
+from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.tokenizer import Special, Tokenizer
 from rmkv_cli.training.checkpoint import write_model
 
@@ -71,33 +70,29 @@ def import_folder(folder: Path, out: Path) -> None:
     """
     require_new(out)
     config = require_exported(folder)
-    path = folder / WEIGHTS
-    try:
-        weights = load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise UserError(f"{path}: damaged or missing weights: {error}") from None
     with torch.device("meta"):
         model = RMKV(config)
-    assign(model, {name.removeprefix(PREFIX): x.float() for name, x in weights.items()}, folder)
+    assign(model, read_weights(folder, model, CONFIG, prefix=PREFIX))
     tokenizer = read_tokenizer(folder)
     with whole_directory(out) as aside:
         write_model(aside, model, tokenizer)
+        write_checksums(aside)
 
 
 def require_exported(folder: Path) -> ModelConfig:
     """Return the config of a folder that `export_folder` wrote; raise `UserError` if it is something else."""
     path = folder / CONFIG
-    try:
-        described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = described.get("architectures") or [described.get("model_type")]
-    except FileNotFoundError:
-        raise UserError(f"{folder}: is no Hugging Face folder (it has no {CONFIG})") from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged: {error}") from None
+    if not path.exists():
+        raise UserError(f"{folder}: is no Hugging Face folder (it has no {CONFIG})")
+    described = read_json(path)
+    kind = described.get("architectures") or [described.get("model_type")]
+    if not isinstance(kind, list):
+        raise UserError(f"{path}: is damaged: architectures should be a list")
     if kind == ["RMKV"]:
         raise UserError(f"{folder}: is a model folder of rmkv; `rmkv export hf` makes a Hugging Face folder of it")
     if kind != [ARCHITECTURE]:
-        raise UserError(f"{folder}: holds another kind of model ({kind[0]}); wants a folder that `rmkv export hf` made")
+        named = ", ".join(map(str, kind))
+        raise UserError(f"{folder}: holds another kind of model ({named}); wants a folder that `rmkv export hf` made")
     keys = {name: x for name, x in described.items() if name in ModelConfig.model_fields}
     if isinstance(memory := keys.get("memory"), dict):
         keys["memory"] = {name: x for name, x in memory.items() if name in MemoryConfig.model_fields}

@@ -239,12 +239,12 @@ class RMKV(nn.Module):
         """Return the model of a model folder, of a checkpoint, or of a run (its newest whole checkpoint).
 
         Raises:
-            UserError: there is none, or its files do not fit together.
+            UserError: there is none, its files do not fit together, or the memory is too small for it.
         """
-        config, weights = pretrained.load(Path(directory), device)
+        folder = pretrained.find_model(Path(directory))
         with torch.device("meta"):
-            model = cls(config)
-        pretrained.assign(model, weights, Path(directory))
+            model = cls(pretrained.read_config(folder))
+        pretrained.assign(model, pretrained.read_weights(folder, model, pretrained.CONFIG, device))
         return model.eval()
 
 

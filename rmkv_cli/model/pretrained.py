@@ -1,19 +1,26 @@
 """Model folders: config.json and model.safetensors, found, checked, read and written."""
 
 import json
+import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig, parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import sha256, whole_file, write_text
+from rmkv_cli.files import read_json, sha256, write_text
+from rmkv_cli.model.size import state_bytes
+from rmkv_cli.model.tensors import Layout, difference, open_tensors, save_tensors
 from rmkv_cli.progress import stderr
 
+if TYPE_CHECKING:
+    from rmkv_cli.model.model import RMKV
+
 CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "checksums.json"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types of weights that are read
 
 
 def save(model: nn.Module, config: ModelConfig, directory: Path) -> None:
@@ -24,60 +31,63 @@ def save(model: nn.Module, config: ModelConfig, directory: Path) -> None:
     save_tensors(weights, directory / WEIGHTS)
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, whole; raise `UserError` where there is no room or no right to."""
-    try:
-        with whole_file(path) as aside:
-            save_file(tensors, aside, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from None
+def read_weights(
+    directory: Path, model: "RMKV", config: str, device: str = "cpu", prefix: str = ""
+) -> dict[str, Tensor]:
+    """Return a model folder's weights by their names in `model`, as float32; float64 ones stay what they are.
 
+    Args:
+        directory: the folder.
+        model: what they are for; its own weights are not read and may be on the meta device.
+        config: the file that describes `model`, for the message.
+        device: where they go.
+        prefix: what the names in the file begin with.
 
-def load(directory: Path, device: str) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return the config and the weights of the model that `directory` leads to (see `find_model`)."""
-    directory = find_model(directory)
-    config = read_config(directory)
+    Raises:
+        UserError: the file is absent or damaged, its tensors are not the model's, they are not floating-point numbers,
+            or they and the state of one text do not fit into the device's memory. Nothing is allocated before that is
+            known.
+    """
     path = directory / WEIGHTS
-    try:
-        return config, load_file(path, device)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise UserError(f"{path}: damaged or missing weights: {error}") from None
+    shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items()}
+    with open_tensors(path, "damaged or missing weights") as file:
+        types = {dtype for dtype, _ in file.layout.values()}
+        if types - set(FLOATS):
+            name, (dtype, _) = next((name, x) for name, x in file.layout.items() if x[0] not in FLOATS)
+            raise UserError(f"{path}: '{name}' has the type {dtype}; wants float32, bfloat16 or float16 weights")
+        wanted = torch.float64 if types == {torch.float64} else torch.float32
+        expected: Layout = {name: (file.layout.get(name, (wanted,))[0], shape) for name, shape in shapes.items()}
+        if wrong := difference(file.layout, expected):
+            raise UserError(f"{directory}: {WEIGHTS} does not fit {config}: {wrong}")
+        state = state_bytes(model.config, wanted.itemsize)[1]
+        needed = sum(math.prod(shape) for shape in shapes.values()) * wanted.itemsize + state
+        if needed > (there := total_memory(device)):
+            raise UserError(f"{path}: needs {needed / 1e9:,.1f} GB of memory, but there are {there / 1e9:,.1f} GB")
+        return {name.removeprefix(prefix): x.to(device, wanted) for name, x in file.tensors().items()}
 
 
-def assign(model: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
-    """Put the weights into a model made without any; raise `UserError` if they are not its own."""
-    require_fit(model, weights, directory, CONFIG)
+def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights into a model that was made without any."""
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 
 
-def require_fit(model: nn.Module, weights: dict[str, Tensor], directory: Path, config: str) -> None:
-    """Raise `UserError` unless the weights are those of the model that `config` describes."""
-    expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    given = {name: tuple(x.shape) for name, x in weights.items()}
-    wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            f"{directory}: {WEIGHTS} does not fit {config}: '{name}' is {given.get(name, 'absent')}, should be "
-            f"{expected.get(name, 'absent')} ({len(wrong)} such tensors)"
-        )
+def total_memory(device: str) -> int:
+    """Return the bytes of the device's memory."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties().total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_config(directory: Path) -> ModelConfig:
     """Return the config of a model folder; raise `UserError` if it is absent or wrong."""
     path = directory / CONFIG
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("model_type") != "rmkv":
-            raise ValueError("its model_type is not 'rmkv'")
-    except FileNotFoundError:
-        raise UserError(
-            f"{directory}: not a model folder (it has no {CONFIG}); wants one, a checkpoint or a run"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not the config of an RMKV: {error}") from None
+    if not path.exists():
+        raise UserError(f"{directory}: not a model folder (it has no {CONFIG}); wants one, a checkpoint or a run")
+    data = read_json(path)
+    if data.pop("model_type", None) != "rmkv":
+        raise UserError(f"{path}: not the config of an RMKV: its model_type is not 'rmkv'")
     data.pop("architectures", None)
     return parse(ModelConfig, data, str(path))
 
@@ -125,10 +135,12 @@ def damaged_file(directory: Path, training: bool) -> str | None:
     """
     record = directory / CHECKSUMS
     try:
-        sums: dict[str, str] = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
+        sums = read_json(record)
+    except UserError:
         return CHECKSUMS
     for name, expected in sums.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # no file of this folder
+            return CHECKSUMS
         if name.startswith("training/") and not training:
             continue
         if not (directory / name).is_file() or sha256(directory / name) != expected:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file
 from rmkv_cli.model.block import Layer
-from rmkv_cli.model.pretrained import save_tensors
+from rmkv_cli.model.state_file import fault
+from rmkv_cli.model.tensors import open_tensors, save_tensors
 
 STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers that have it, (L, B, ...)
 
@@ -170,15 +169,23 @@ class State:
         return sum(x.nbytes for x in self.tensors().values())
 
     def save(self, path: Path) -> None:
-        """Write the state to a safetensors file, whole."""
-        save_tensors({name: x.clone(memory_format=torch.contiguous_format) for name, x in self.tensors().items()}, path)
+        """Write the state to a safetensors file with a checksum, whole."""
+        copies = {name: x.clone(memory_format=torch.contiguous_format) for name, x in self.tensors().items()}
+        save_tensors(copies, path, {"format": "pt"})
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> "State":
-        """Read a state; raise `UserError` if the file is absent or is not a state."""
-        require_file(path)
-        try:
-            with safe_open(path, framework="pt", device=device) as file:
-                return cls.from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, KeyError) as error:
-            raise UserError(f"{path}: not a saved state: {error}") from None
+        """Read a state of any model (`load_notes` compares it with one).
+
+        Raises:
+            UserError: the file is absent, damaged, not a state, or one that no text leads to.
+        """
+        with open_tensors(path, "not a saved state") as file:
+            try:
+                state = cls.from_tensors(file.tensors()).map(lambda x, _: x.to(device))
+                wrong = fault(state)
+            except (KeyError, IndexError, RuntimeError) as error:  # a tensor is missing, or of another shape
+                raise UserError(f"{path}: not a saved state: {error}") from None
+        if wrong:
+            raise UserError(f"{path}: not a saved state: {wrong}")
+        return state

@@ -9,10 +9,13 @@ from pathlib import Path
 import tokenizers
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file, write_text
+from rmkv_cli.files import read_whole, write_text
 from rmkv_cli.tokenizer.special import Piece, Special
 
 FILE = "tokenizer.json"
+LARGEST = 1 << 30  # bytes of a file: more than 2^24 ids take, the most that `train_tokenizer` makes
+PROBE = "".join(map(chr, range(256))) + " Ünïcödé, 日本語 \U0001f600  <eod>\r\n\t"
+"""What every tokenizer of ours gives back."""
 
 
 def _bytes_of_characters() -> dict[str, int]:
@@ -25,8 +28,12 @@ def _bytes_of_characters() -> dict[str, int]:
 class Tokenizer:
     """Byte-level BPE over the `tokenizers` library: decode(encode(text)) == text for every text.
 
+    Truncation, padding and dropout, which some programs leave in the file, are taken out: a text is neither cut nor
+    encoded at random.
+
     Raises:
-        UserError: the library's tokenizer lacks our special tokens or is not byte-level.
+        UserError: the library's tokenizer lacks our special tokens, has ids that are not 0, 1, 2, …, is not byte-level,
+            or does not give a text back.
     """
 
     def __init__(self, library: tokenizers.Tokenizer) -> None:
@@ -35,8 +42,18 @@ class Tokenizer:
             raise UserError(f"lacks the special tokens with their ids ({wanted}); `rmkv tokenizer train` makes one")
         library.add_special_tokens(list(map(str, Special)))  # an exported file leaves <think> out of them
         library.encode_special_tokens = True  # text that spells a special token stays text; the file does not keep this
+        if not isinstance(library.model, tokenizers.models.BPE):
+            raise UserError("is not a byte-level tokenizer (its model is not BPE)")
+        library.no_truncation()
+        library.no_padding()
+        library.model.dropout = None
+        ids = sorted(library.get_vocab().values())
+        if ids != list(range(len(ids))):
+            raise UserError(f"its {len(ids):,} tokens should have the ids 0 to {len(ids) - 1:,}, each once")
         self._library = library
-        self._bytes = [self._to_bytes(token) for token in range(library.get_vocab_size())]
+        self._bytes = [self._to_bytes(token) for token in ids]
+        if self.decode(self.encode(PROBE)) != PROBE:
+            raise UserError("does not give back the text that it encodes, as `rmkv tokenizer train` makes it do")
 
     def _to_bytes(self, token: int) -> bytes:
         spelling = self._library.id_to_token(token) or ""
@@ -51,9 +68,9 @@ class Tokenizer:
     def load(cls, path: Path) -> "Tokenizer":
         """Read a tokenizer.json, or the one in a folder; raise `UserError` if it is absent, broken or not ours."""
         file = path / FILE if path.is_dir() else path
-        require_file(file)
+        data = read_whole(file, LARGEST)
         try:
-            return cls.from_json(file.read_text(encoding="utf-8"))
+            return cls.from_json(data.decode("utf-8"))
         except (UserError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: {error}") from None
 

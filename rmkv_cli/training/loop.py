@@ -18,7 +18,8 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure, write_sample
 from rmkv_cli.files import whole_directory, write_text
 from rmkv_cli.model import find_model
-from rmkv_cli.model.pretrained import list_checkpoints, save_tensors
+from rmkv_cli.model.pretrained import list_checkpoints
+from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.progress import stderr
 from rmkv_cli.training.checkpoint import (
     go_back,

@@ -1,6 +1,5 @@
 """The memory that training has, needs and takes."""
 
-import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import torch
 from rmkv_cli.config import Config
 from rmkv_cli.errors import UserError
 from rmkv_cli.model.cost import training_memory
+from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import stderr
 
 GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -36,13 +36,6 @@ def estimated_memory(config: Config, segments: int, ranks: int = 1) -> int:
     """Return the bytes that rows of so many segments need on each of the ranks, which share the lanes."""
     share = config.train.model_copy(update={"batch_size": config.train.batch_size // ranks})
     return training_memory(config.model, share, share.micro_batch_size, segments * config.model.segment_length).total
-
-
-def total_memory(device: str) -> int:
-    """Return the bytes of the device's memory."""
-    if device == "cuda":
-        return torch.cuda.get_device_properties().total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory(device: str) -> int:

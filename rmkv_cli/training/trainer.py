@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes, Rows
 from rmkv_cli.model import RMKV, State
-from rmkv_cli.model.pretrained import WEIGHTS, require_fit
+from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.training.checkpoint import read_tensors, write_tensors
 from rmkv_cli.training.distribution import Ranks, averaged, part, parted_like, spread, whole
 from rmkv_cli.training.faults import BadStepError, Watch
@@ -207,8 +206,7 @@ class Trainer:
 
         Raises `UserError` if they are another model's.
         """
-        weights, mine = load_file(checkpoint / WEIGHTS), self.model.state_dict()
-        require_fit(self.model, weights, checkpoint, "the run's config.toml")
+        weights, mine = read_weights(checkpoint, self.model, "the run's config.toml"), self.model.state_dict()
         self.model.load_state_dict({name: parted_like(x.to(self.device), mine[name]) for name, x in weights.items()})
         parameters = dict(self.model.named_parameters())
         moments: dict[Tensor, Any] = {}  # where each parameter's are

@@ -15,12 +15,13 @@ from rmkv_cli.config import Config
 from rmkv_cli.data.lanes import EndOfData, Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import progress
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
 from rmkv_cli.training.distribution import Ranks, resolve_device
 from rmkv_cli.training.loop import checked
-from rmkv_cli.training.memory import estimated_memory, peak_memory, require_memory, told_when_full, total_memory
+from rmkv_cli.training.memory import estimated_memory, peak_memory, require_memory, told_when_full
 from rmkv_cli.training.optimizer import mean_segments, most_segments
 from rmkv_cli.training.trainer import Trainer
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from small_model import make_model
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes
 from rmkv_cli.generation.notes import model_hash
+from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.tokenizer import train_tokenizer
 
 WORDS = train_tokenizer(iter(["the cat sat on the mat, and the dog sat on the log. " * 20]), 280)
@@ -96,3 +98,62 @@ def test_a_models_hash_is_its_weights_and_its_shape():
         model.blocks[1].attention.out.weight[3, 4] += 1e-6
     hashes |= {model_hash(model), model_hash(make_model(vocab_size=280, lookback=3)), model_hash(model.float())}
     assert len(hashes) == 4
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model, its notes' path, and the tensors and metadata in them: in the midst of a segment, with a store."""
+    model = make_model(vocab_size=280)
+    save_notes(tmp_path / "notes.rmkv", read_prompt(model, WORDS, ";" * 7), model, WORDS)
+    with safe_open(tmp_path / "notes.rmkv", framework="pt") as file:
+        return model, {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+TAMPERED = {
+    "a store that is left out": lambda x: {"state.store": None},
+    "slots of another width": lambda x: {"state.memory": x["state.memory"][..., :-1].contiguous()},
+    "a layer too many": lambda x: {"state.keys.2": x["state.keys.1"].clone()},
+    "empty keys": lambda x: {"state.keys.0": x["state.keys.0"][:, :, :0].contiguous()},
+    "another type": lambda x: {"state.memory": x["state.memory"].float()},
+    "two texts": lambda x: {"state.owner": torch.zeros(2, dtype=torch.int64)},
+    "a segment that is overfull": lambda x: {"state.filled": torch.tensor(5)},
+    "fewer tokens than there are": lambda x: {"state.filled": torch.tensor(1)},
+    "a negative count": lambda x: {"state.filled": torch.tensor(-1)},
+    "a count that is a list": lambda x: {"state.filled": torch.zeros(3, dtype=torch.int64)},
+    "an offset beyond the segment": lambda x: {"state.offset": torch.tensor([5])},
+    "a position below 0": lambda x: {"state.position": torch.tensor([-3])},
+    "another position": lambda x: {"state.position": torch.tensor([9])},
+    "a document of none": lambda x: {"state.owner": torch.tensor([4])},
+    "logits that are none": lambda x: {"logits": torch.full_like(x["logits"], torch.nan)},
+    "a store that is infinite": lambda x: {"state.store": torch.full_like(x["state.store"], torch.inf)},
+    "seen tokens as numbers": lambda x: {"seen": x["seen"].to(torch.int64)},
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
+def test_notes_that_no_text_leads_to_are_refused_whatever_their_checksum(saved, tmp_path, tamper):
+    model, tensors, metadata = saved
+    changed = {name: x for name, x in (tensors | tamper(tensors)).items() if x is not None}
+    save_tensors(changed, tmp_path / "bad.rmkv", {key: x for key, x in metadata.items() if key != "sha256"})
+    with pytest.raises(UserError, match=r"bad\.rmkv: is damaged, or holds no notes"):
+        load_notes(tmp_path / "bad.rmkv", model, WORDS)
+
+
+def test_a_bit_that_flips_anywhere_in_the_numbers_is_found(saved, tmp_path):
+    model = saved[0]
+    data = (tmp_path / "notes.rmkv").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    for place in range(begin, len(data), len(data) // 50):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        (tmp_path / "bad.rmkv").write_bytes(flipped)
+        with pytest.raises(UserError, match="damaged"):
+            load_notes(tmp_path / "bad.rmkv", model, WORDS)
+
+
+def test_notes_of_before_which_have_no_checksum_are_read(saved, tmp_path):
+    model, tensors, metadata = saved
+    del metadata["sha256"]
+    save_file(tensors, tmp_path / "old.rmkv", metadata)
+    whole = read_prompt(model, WORDS, ";" * 7)
+    assert torch.equal(load_notes(tmp_path / "old.rmkv", model, WORDS).logits, whole.logits)

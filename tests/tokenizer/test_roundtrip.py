@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Special, Tokenizer, train_tokenizer
+from rmkv_cli.tokenizer.tokenizer import PROBE
 
 WORDS = "The quick brown fox, naïve café, 2024-01-02 <eod> def f(x):\r\n\treturn x ** 2 "
 TOKENIZER = train_tokenizer(iter([WORDS * 3, WORDS.upper()]), 300)
@@ -142,3 +143,48 @@ def test_a_file_that_is_no_tokenizer_of_ours_is_refused_by_name(tmp_path, conten
         Tokenizer.load(file)
     assert str(error.value).startswith(f"{file}: ")
     assert "\n" not in str(error.value)
+
+
+def described(**changes):
+    """The tokenizer's description with other values at these keys, "a__b" for b within a."""
+    whole = json.loads(TOKENIZER.to_json())
+    for key, value in changes.items():
+        *outer, last = key.split("__")
+        part = whole
+        for name in outer:
+            part = part[name]
+        part[last] = value
+    return json.dumps(whole)
+
+
+def test_what_would_cut_or_scatter_a_text_is_taken_out():
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 600}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    padding |= {"pad_type_id": 0, "pad_token": "<pad>"}
+    careless = Tokenizer.from_json(described(truncation=truncation, padding=padding, model__dropout=0.5))
+    assert careless.encode(PROBE * 9) == TOKENIZER.encode(PROBE * 9)
+    assert careless.hash == TOKENIZER.hash
+
+
+@pytest.mark.parametrize("number", [5, TOKENIZER.vocab_size, 2**31])
+def test_ids_with_holes_or_given_twice_are_refused(number):
+    vocabulary = json.loads(TOKENIZER.to_json())["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    with pytest.raises(UserError, match=r"tokens should have the ids 0 to|lacks the special tokens"):
+        Tokenizer.from_json(described(model__vocab=vocabulary | {last: number}))
+
+
+@pytest.mark.parametrize("changes", [{"pre_tokenizer": None}, {"normalizer": {"type": "Lowercase"}}], ids=str)
+def test_one_that_loses_text_is_refused(changes):
+    with pytest.raises(UserError, match=r"does not give back the text|is not a byte-level tokenizer"):
+        Tokenizer.from_json(described(**changes))
+
+
+def test_an_absurd_file_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match=r"has 1,099,511,627,776 bytes; a file of this kind has at most"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not a tokenizer file"):
+        Tokenizer.load(tmp_path / "deep.json")

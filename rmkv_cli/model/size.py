@@ -1,0 +1,20 @@
+"""How large a state is, by the model's config alone."""
+
+from rmkv_cli.config import ModelConfig
+
+
+def state_bytes(config: ModelConfig, element_size: int, window_size: int | None = None) -> tuple[int, int]:
+    """Return the bytes of one sequence's state at a segment's boundary, and at most, before a segment's last token.
+
+    A number takes `element_size` bytes, in keys and values `window_size` (under autocast they are narrower).
+    """
+    window_size = window_size or element_size
+    D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
+    memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
+    memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
+    memory += config.stores * D * config.head_size
+    window = (2 * config.num_hidden_layers * lookback + 8 * config.stores) * D  # a store keeps 4 queries and keys
+    inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D * window_size + (S - 1) * D * element_size)
+    counters = 8 * (5 + 1)  # two owners, document, position, offset, filled
+    boundary = memory * element_size + window * window_size + 8 * lookback + counters
+    return boundary, boundary + inside + 8 * (S - 1)

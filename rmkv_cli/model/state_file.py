@@ -1,0 +1,44 @@
+"""What a state has to be, wherever it comes from: of the model's own shape, and one that a text can lead to."""
+
+from typing import TYPE_CHECKING
+
+from rmkv_cli.model.tensors import Layout, layout
+
+if TYPE_CHECKING:
+    from rmkv_cli.model.state import State
+
+
+def expected_layout(fresh: "State", filled: int) -> Layout:
+    """Return type and shape of each tensor of a state that has `filled` tokens in its open segment.
+
+    Args:
+        fresh: the model's state before any token.
+        filled: 0 to one less than the segment's length.
+    """
+    slots = fresh.memory.shape[2]
+    grown = {"documents": (1, filled), "stream": (1, filled)}
+    if filled:  # the slots' and the fresh slots' keys stand before the tokens'
+        grown |= dict.fromkeys(("keys", "values"), (2, 2 * slots + filled))
+    expected = {}
+    for name, (dtype, shape) in layout(fresh.tensors()).items():
+        dimension, more = grown.get(name.partition(".")[0], (0, 0))
+        expected[name] = dtype, (*shape[:dimension], shape[dimension] + more, *shape[dimension + 1 :]) if shape else ()
+    return expected
+
+
+def fault(state: "State") -> str | None:
+    """Return what is wrong with a state's numbers: those that are not finite, counters that no text leads to."""
+    for name, x in state.tensors().items():
+        if x.is_floating_point() and not x.isfinite().all():
+            return f"'{name}' holds numbers that are not finite"
+    if (state.document < -1).any() or (state.position < 0).any():
+        return "'document' or 'position' is below what a text begins with"
+    last = state.document[:, None]
+    for name, x in (("owner", state.owner[:, None]), ("store_owner", state.store_owner[:, None])):
+        if ((x < -1) | (x > last)).any():
+            return f"'{name}' is no document of the text"
+    if ((state.documents < -1) | (state.documents > last)).any():
+        return "'documents' are none of the text"
+    if ((state.offset < 0) | (state.offset > state.position) | (state.offset > state.filled)).any():
+        return "'offset' is outside the open segment"
+    return None

@@ -1,0 +1,120 @@
+"""Safetensors files: written whole; their header is read, to be checked, before any tensor is."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_file, whole_file
+
+Layout: TypeAlias = dict[str, tuple[torch.dtype | str, tuple[int, ...]]]
+"""Type and shape of each tensor by name; a type that this package never uses is named as the file names it."""
+
+CHECKSUM = "sha256"  # the key of a file's metadata that holds `content_hash` of all the rest
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
+}
+
+
+class TensorFile:
+    """An open safetensors file, of which the header alone has been read."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self._file = path, file
+        self.metadata: dict[str, str] = dict(file.metadata() or {})
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        self.layout: Layout = {
+            name: (_TYPES.get(x.get_dtype(), x.get_dtype()), tuple(x.get_shape())) for name, x in slices.items()
+        }
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor, on the CPU."""
+        return self._file.get_tensor(name)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, on the CPU.
+
+        Raises:
+            UserError: the file has a checksum, and its content is not what that says.
+        """
+        found = {name: self.tensor(name) for name in self.layout}
+        metadata = dict(self.metadata)
+        written = metadata.pop(CHECKSUM, None)
+        if written is not None and written != content_hash(found, _canonical(metadata)):
+            raise UserError(f"{self.path}: is damaged: its content does not match its checksum")
+        return found
+
+
+@contextmanager
+def open_tensors(path: Path, damage: str) -> Iterator[TensorFile]:
+    """Open a safetensors file; files without a checksum, of other programs and of before, are read as well.
+
+    Raises:
+        UserError: it is absent, is not a regular file, or its header is damaged, which the message calls `damage`.
+    """
+    require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield TensorFile(path, file)
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {damage}: {error}") from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole; one with `metadata` of its own with a checksum of its content as well.
+
+    Raises:
+        UserError: there is no room for it, or no right to write it.
+    """
+    if metadata is not None:
+        metadata = {**metadata, CHECKSUM: content_hash(tensors, _canonical(metadata))}
+    try:
+        with whole_file(path) as aside:
+            save_file(dict(tensors), aside, dict(metadata or {"format": "pt"}))
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None
+
+
+def content_hash(tensors: Mapping[str, Tensor], begin: bytes = b"") -> str:
+    """Return the SHA-256, in hexadecimal, of `begin` and of all tensors' names, types, shapes and bytes."""
+    digest = hashlib.sha256(begin)
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def layout(tensors: Mapping[str, Tensor]) -> Layout:
+    """Return the type and shape of each tensor."""
+    return {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}
+
+
+def difference(found: Layout, expected: Layout) -> str | None:
+    """Return how tensors differ from those expected, naming the first; None if they do not."""
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if not wrong:
+        return None
+    name = wrong[0]
+    more = f" ({len(wrong)} such tensors)" if len(wrong) > 1 else ""
+    return f"'{name}' is {_said(found.get(name))}, should be {_said(expected.get(name))}{more}"
+
+
+def _said(entry: tuple[torch.dtype | str, tuple[int, ...]] | None) -> str:
+    return "absent" if entry is None else f"{str(entry[0]).removeprefix('torch.')} {entry[1]}"
+
+
+def _canonical(metadata: Mapping[str, str]) -> bytes:
+    return json.dumps(metadata, sort_keys=True).encode()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,19 @@ def require_new(path: Path) -> None:
     """Raise `UserError` if `path` exists: results are never overwritten silently."""
     if os.path.lexists(path):  # a link that leads nowhere, too
         raise UserError(f"{path}: already exists; remove it or choose another name")
+
+
+def require_writable(path: Path) -> None:
+    """Raise `UserError` if no file or folder can be made at `path`; call it before work whose result goes there.
+
+    What exists at `path` does not matter. Nothing is left behind.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({folder}: {error.strerror}); choose another place") from None
 
 
 def require_file(path: Path) -> None:

@@ -4,13 +4,24 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file, require_new, sha256, whole_directory, whole_file, write_text
+from rmkv_cli.files import (
+    read_json,
+    read_whole,
+    require_file,
+    require_new,
+    require_writable,
+    sha256,
+    whole_directory,
+    whole_file,
+    write_text,
+)
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
@@ -103,6 +114,33 @@ def test_checks_say_what_is_wrong(tmp_path):
             require_file(path)
     with pytest.raises(UserError, match="already exists"):
         require_new(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "notes", tmp_path / "file" / "deep" / "notes", Path("/proc/notes")):
+        with pytest.raises(UserError, match=r"notes: cannot be written \(.*\); choose another place"):
+            require_writable(path)
+    require_writable(tmp_path / "folders" / "to" / "come")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_read_whole_is_a_regular_file_of_a_bounded_size(tmp_path):
+    (tmp_path / "small").write_bytes(b"12345")
+    assert read_whole(tmp_path / "small", 5) == b"12345"
+    with pytest.raises(UserError, match="has 5 bytes; a file of this kind has at most 4"):
+        read_whole(tmp_path / "small", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="is not a file"):
+            read_whole(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\udcff"])
+def test_what_is_no_json_object_is_damage(tmp_path, text):
+    (tmp_path / "x.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"x\.json: is damaged: not "):
+        read_json(tmp_path / "x.json")
 
 
 def test_sha256_of_a_known_text(tmp_path):

@@ -15,7 +15,7 @@ from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError, did_you_mean, one_line
-from rmkv_cli.files import require_file, require_new
+from rmkv_cli.files import require_file, require_new, require_writable
 from rmkv_cli.progress import progress, stderr
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def chat(
         "seed": secrets.randbelow(2**31) if seed is None else seed,
     }
     config = parse(SamplingConfig, values, "sampling")
+    if state is not None:
+        require_writable(state)
     rmkv, tokenizer = load_model(model, device)
     conversation = Conversation(rmkv, tokenizer, config, max_tokens, mode, system)
     if state is not None and state.exists():

@@ -12,6 +12,7 @@ from rmkv_cli.cli.options import print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
 from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_writable
 from rmkv_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def evaluate_task(
 
     if picture:
         require_matplotlib()
+        require_writable(picture)
     settings = dict(_setting(override) for override in overrides)
     task = find_task(TASKS[kind], mix, settings)
     if texts:

@@ -11,6 +11,7 @@ from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Json, Model, print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
+from rmkv_cli.files import require_writable
 from rmkv_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def memory(
 
     if picture:
         require_matplotlib()
+        require_writable(picture)
     rmkv, tokenizer = load_model(model, device)
     documents = Documents.from_files([file], tokenizer)
     total = int(documents.lengths.sum())

@@ -8,7 +8,7 @@ from typing import Any
 
 from rmkv_cli.data.chat import pieces_of, read_messages
 from rmkv_cli.errors import UserError, one_line
-from rmkv_cli.files import require_file, require_new, write_text
+from rmkv_cli.files import require_file, require_new, require_writable, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.notes import model_hash
@@ -90,6 +90,7 @@ def write_lines(
             `require_positions` do.
     """
     require_new(out)
+    require_writable(out)
     part = out.with_name(out.name + ".part")
     job = [
         lines,
@@ -141,13 +142,18 @@ def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
     if not part.exists():
         write_text(part, head)
         return {}
+    require_file(part)
     # Bytes are cut at line ends alone, texts at U+2028 and its like as well, which JSON leaves as they are.
     first, *rest = part.read_bytes().splitlines(keepends=True) or [b""]
     if first != head.encode():
         raise UserError(
             f"{part}: was begun with another model, prompts or settings; remove it, or choose another --out"
         )
-    whole = [line.decode() for line in rest if line.endswith(b"\n")]  # the last one may be cut off
+    whole = [line for line in rest if line.endswith(b"\n")]  # the last one may be cut off
+    try:
+        written = {(int(i), int(c)): dict(line) for (i, c), line in map(json.loads, whole)}
+    except (ValueError, TypeError, RecursionError):
+        raise UserError(f"{part}: is damaged; remove it, and the texts are written anew") from None
     if len(whole) < len(rest):
-        write_text(part, head + "".join(whole))
-    return {tuple(place): line for place, line in map(json.loads, whole)}
+        write_text(part, head + b"".join(whole).decode())
+    return written

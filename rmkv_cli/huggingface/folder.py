@@ -8,7 +8,7 @@ import torch
 
 from rmkv_cli.config import MemoryConfig, ModelConfig, parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import read_json, require_new, whole_directory
+from rmkv_cli.files import read_json, require_new, require_writable, whole_directory
 from rmkv_cli.generation.text import ANSWER_ENDS, NEVER_WRITTEN
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
@@ -31,6 +31,7 @@ def export_folder(model: Path, out: Path) -> None:
         UserError: `out` exists, there is no whole model, or it is not causal.
     """
     require_new(out)
+    require_writable(out)
     source = find_model(model)
     rmkv, tokenizer = RMKV.from_pretrained(source), Tokenizer.load(source)
     config = rmkv.config
@@ -69,6 +70,7 @@ def import_folder(folder: Path, out: Path) -> None:
         UserError: `out` exists, or `folder` holds something else or is damaged.
     """
     require_new(out)
+    require_writable(out)
     config = require_exported(folder)
     with torch.device("meta"):
         model = RMKV(config)

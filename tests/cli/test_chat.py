@@ -100,6 +100,8 @@ def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(saved, run, tmp_
     def error(*arguments):
         return error_of(monkeypatch, capsys, "chat", "--model", saved[0], *arguments)
 
+    assert "cannot be written" in error("--state", other / "notes.rmkv")  # before a word is said
+
     assert "another model made these notes" in error("--state", other)
     assert "sampling: top_p: should be less than or equal to 1" in error("--top-p", 2)
     assert "max_tokens: should be 1 or more" in error("--max-tokens", 0)

@@ -73,6 +73,7 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys, tmp_path):
     assert "there is nothing to read" in error(tmp_path / "mark", *out, *state)
     assert "is not valid UTF-8: byte 0xff at offset 5" in error(tmp_path / "binary", *out)
     assert "already exists" in error(place / "two.txt", "--out", place / "one.rmkv")
+    assert "cannot be written" in error(place / "two.txt", "--out", place / "two.txt" / "notes.rmkv")
     assert "holds no notes" in error(place / "two.txt", *out, "--state", place / "model" / "model.safetensors")
     save_small_model(tmp_path / "other", hidden_size=32)
     wrong = "one.rmkv: another model made these notes"

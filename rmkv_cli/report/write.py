@@ -1,5 +1,6 @@
 """The report's files: index.html, which needs nothing but itself, and report.md with its pictures beside it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from rmkv_cli.report.run import Run, read_runs
 from rmkv_cli.report.text import Section, notes, sections
 
 HTML, MARKDOWN = "index.html", "report.md"
+SIGNATURE = "What the training and `rmkv eval` wrote; nothing was measured for this page."
+"""A line of each report, by which the next one knows what it may replace."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,11 @@ class Written:
 def write_report(folders: Sequence[Path], out: Path) -> Written:
     """Write the report of a run, or the comparison of several, into the folder `out`, over an older one.
 
+    What else is there besides an older report stays.
+
     Raises:
-        UserError: a folder holds no run, or is damaged; `out` holds other things; matplotlib is not installed.
+        UserError: a folder holds no run, or is damaged; `out` holds other things and no report; matplotlib is not
+            installed.
     """
     require_matplotlib()
     _require_own(out)
@@ -40,31 +46,35 @@ def write_report(folders: Sequence[Path], out: Path) -> Written:
     markdown = _markdown(title, runs, parts)
     pictures = {f"{picture.name}.png": picture for part in parts for picture in part.pictures}
     svgs = {name: picture.svg() for name, picture in pictures.items()}
+    for name in _pictures_of(out) - pictures.keys():
+        (out / name).unlink(missing_ok=True)
     write_text(out / MARKDOWN, markdown)  # first: by it the next report knows the folder, should this one be cut off
     for picture in pictures.values():
         picture.write_png(out)
-    for old in out.glob("*.png"):
-        if old.name not in pictures:
-            old.unlink()
     write_text(out / HTML, page(markdown, title, svgs))
     return Written(out / HTML, out / MARKDOWN, {run.name: figures(run) for run in runs})
 
 
 def _require_own(out: Path) -> None:
-    """Raise `UserError` unless `out` is absent, empty, or holds a report and nothing else."""
-    found = {path.name for path in out.glob("*")} if out.is_dir() else set()
-    names = {
-        name for name in found if not (name[0] == "." and name.endswith(".part"))
-    }  # what a killed process left aside
-    others = [name for name in names if name not in (HTML, MARKDOWN) and not name.endswith(".png")]
-    if (out.exists() and not out.is_dir()) or others or (names and MARKDOWN not in names):
+    """Raise `UserError` unless `out` is absent, or empty but for hidden files, or holds a report."""
+    others = any(out.glob("[!.]*")) if out.is_dir() else out.exists()
+    if others and SIGNATURE not in _text(out / MARKDOWN):
         raise UserError(f"{out}: holds other things and is no report; choose another --out")
+
+
+def _pictures_of(out: Path) -> set[str]:
+    """Return the names of the pictures that an older report in `out` shows: of all files there, only these are its."""
+    return set(re.findall(r"^!\[.*\]\(([\w-]+\.png)\)$", _text(out / MARKDOWN), re.MULTILINE))
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _markdown(title: str, runs: Sequence[Run], parts: Sequence[Section]) -> str:
     told = "\n".join(f"- [{part.title}](#{anchor(part.title)})" for part in parts)
     warnings = "\n>\n".join(f"> {note}" for note in notes(runs))
-    blocks = [f"# {escape(title)}", "What the training and `rmkv eval` wrote; nothing was measured for this page."]
+    blocks = [f"# {escape(title)}", SIGNATURE]
     blocks += [warnings] if warnings else []
     blocks += [told, *(f"## {part.title}\n\n{part.text}" for part in parts)]
     return "\n\n".join(blocks) + "\n"

@@ -159,6 +159,27 @@ def test_a_run_without_validation_and_one_without_a_step_have_reports(run):
     assert written.runs["first"]["steps"] == 0
 
 
+def test_what_lies_beside_a_report_stays(run):
+    (run / "report").mkdir()
+    (run / "report" / ".DS_Store").write_text("a file browser's")
+    report_of(run)
+    theirs = {"loss-annotated.png": "mine", "notes.md": "mine", ".DS_Store": "a file browser's"}
+    for name, text in theirs.items():
+        (run / "report" / name).write_text(text)
+    (run / "metrics.jsonl").unlink()
+    report_of(run)
+    assert {path.name for path in (run / "report").iterdir()} == {"index.html", "report.md", *theirs}
+    assert {name: (run / "report" / name).read_text() for name in theirs} == theirs
+
+
+def test_a_folder_with_a_report_of_something_else_is_not_written_into(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.md").write_text("# My report\n")
+    with pytest.raises(UserError, match="holds other things and is no report"):
+        write_report([run], tmp_path / "mine")
+    assert (tmp_path / "mine" / "report.md").read_text() == "# My report\n"
+
+
 def test_a_report_that_was_cut_off_can_be_written_again(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

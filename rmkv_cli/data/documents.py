@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rmkv_cli.config import FileSource, load_mix
+from rmkv_cli.data.encoding import grouped
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.shards import BatchBuilder, counted, map_shard
-from rmkv_cli.data.sources import Document, good_documents, grouped, mix_documents
+from rmkv_cli.data.sources import good_documents, mix_documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -39,43 +40,72 @@ class Documents:
         self._offsets = [tokens.offsets.to_numpy() for tokens in lists]
         self._answers = [_answers(batch) for batch in batches]
         self._first = np.cumsum([0, *map(len, lists)])
-        self.lengths: npt.NDArray[np.int64] = _join([np.diff(o) for o in self._offsets])
+        rows = _join([np.diff(o) for o in self._offsets])
+        continues = _join([_continues(batch) for batch in batches]).astype(np.bool_)
+        continues[:1] = False  # of a shard alone the first row may go on with the shard before
+        self._rows = np.append(np.flatnonzero(~continues), len(rows))
+        self._before = np.append(0, np.cumsum(rows))  # tokens before each row
+
+        def totals(of_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            return np.diff(np.append(0, np.cumsum(of_rows))[self._rows])
+
+        self.lengths: npt.NDArray[np.int64] = totals(rows)
         """Tokens of each document (documents,)."""
-        self.sizes: npt.NDArray[np.int64] = _join([batch.column("size").to_numpy() for batch in batches])
+        self.sizes: npt.NDArray[np.int64] = totals(_join([batch.column("size").to_numpy() for batch in batches]))
         """Bytes of each document's untrusted text (documents,)."""
-        self.sources: npt.NDArray[np.int64] = _join([batch.column("source").to_numpy() for batch in batches])
+        sources = _join([batch.column("source").to_numpy() for batch in batches])
+        self.sources: npt.NDArray[np.int64] = sources[self._rows[:-1]]
         """Index of each document's source in `source_names` (documents,)."""
-        self.counts: npt.NDArray[np.int64] = np.where(
-            _join([has for *_, has in self._answers]), _join([_sums(*spans) for spans in self._answers]), self.lengths
+        counts = np.where(
+            _join([has for *_, has in self._answers]), _join([_sums(*spans) for spans in self._answers]), rows
         )
+        self.counts: npt.NDArray[np.int64] = totals(counts)
         """Targets of each document that count in the loss (documents,): all, or those that its task asks for."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
+        return self.part(index)
+
+    def part(self, index: int, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Return the ids of a document from `start` to `stop`, (stop - start,); nothing else of it is read.
+
+        Raises:
+            IndexError: there is no such document.
+            UserError: it is damaged.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        batch, within = self._locate(index)
-        offsets = self._offsets[batch]
-        tokens = self._values[batch][offsets[within] : offsets[within + 1]]
-        if tokens.max() >= self.vocab_size:  # which no embedding has
+        length, before = int(self.lengths[index]), int(self._before[self._rows[index]])
+        begin, end = before + min(start, length), before + (length if stop is None else min(stop, length))
+        last = int(self._rows[index + 1]) - 1
+        first = min(int(self._before.searchsorted(begin, "right")) - 1, last)
+        rows = range(first, max(first + 1, int(self._before.searchsorted(end))))
+        parts = [self._row(i)[max(begin - self._before[i], 0) : max(end - self._before[i], 0)] for i in rows]
+        tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if tokens.max(initial=0) >= self.vocab_size:  # which no embedding has
             raise UserError(
                 f"document {index} of the data is damaged (it holds token {tokens.max()}); make the mix again"
             )
         return tokens
 
+    def _row(self, row: int) -> npt.NDArray[Any]:
+        batch, within = self._locate(row)
+        offsets = self._offsets[batch]
+        return self._values[batch][offsets[within] : offsets[within + 1]]
+
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self[i] for i in range(len(self)))
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Return which batch a document is in, and where in it."""
-        batch = int(self._first.searchsorted(index, "right")) - 1
-        return batch, index - int(self._first[batch])
+    def _locate(self, row: int) -> tuple[int, int]:
+        """Return which batch a row is in, and where in it."""
+        batch = int(self._first.searchsorted(row, "right")) - 1
+        return batch, row - int(self._first[batch])
 
     def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
         """Return which targets of a document count in the loss, (length,), or None if all do (see `counted`)."""
-        batch, within = self._locate(index)
+        batch, within = self._locate(int(self._rows[index]))  # those of a task are of one row
         spans, offsets, has = self._answers[batch]
         answers = spans[offsets[within] : offsets[within + 1]].reshape(-1, 2) if has[within] else None
         return counted(int(self.lengths[index]), answers)
@@ -123,10 +153,10 @@ class Documents:
         builder = BatchBuilder(tokenizer.vocab_size)
         batches = []
         for index, (_, documents) in enumerate(sources):
-            for pairs in grouped((None, document) for document in documents):
-                group = [document for _, document in pairs if isinstance(document, Document)]
-                for document, ids in zip(group, tokenizer.encode_documents([d.pieces for d in group]), strict=True):
-                    builder.add(index, np.array(ids), document.size)
+            for group in grouped(documents, lambda document: document.size):
+                for document, ids in zip(group, tokenizer.encode_arrays([d.pieces for d in group]), strict=True):
+                    tokens = np.array(ids)[int(not document.first) :]
+                    builder.add(index, tokens, document.size, continues=not document.first)
                     if builder.full:
                         batches.append(builder.build())
         batches.append(builder.build())
@@ -141,6 +171,13 @@ def _answers(batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any],
     old = "answers" not in batch.schema.names  # made before there were tasks
     column = pa.nulls(len(batch), pa.list_(pa.int32())) if old else batch.column("answers")
     return column.values.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _continues(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Return which rows go on with the document of the row before (rows,)."""
+    if "continues" not in batch.schema.names:  # of format 1
+        return np.zeros(len(batch), np.bool_)
+    return batch.column("continues").to_numpy(zero_copy_only=False)
 
 
 def _sums(spans: npt.NDArray[Any], offsets: npt.NDArray[Any], _: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

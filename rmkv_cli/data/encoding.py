@@ -9,17 +9,34 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Piece, Tokenizer
 
+GROUP_BYTES = 1 << 19
+GROUP_DOCUMENTS = 1024
+T = TypeVar("T")
 Batch: TypeAlias = Sequence[Sequence[Piece]]
 Encoded: TypeAlias = list[array]
 """A document's ids as array("I"), for each document of a batch."""
 Submit: TypeAlias = Callable[[Batch], "Future[Encoded]"]
 
 _tokenizer: Tokenizer  # of this worker process
+
+
+def grouped(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield the items in lists whose documents are worth tokenizing at once; `size` gives an item's bytes of text."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if total >= GROUP_BYTES or len(group) >= GROUP_DOCUMENTS:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
 
 
 @contextmanager
@@ -71,4 +88,4 @@ def _work(batch: Batch) -> Encoded:
 
 
 def _encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
-    return [array("I", ids) for ids in tokenizer.encode_documents(batch)]
+    return tokenizer.encode_arrays(batch)

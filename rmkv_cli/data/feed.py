@@ -3,20 +3,21 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, repeat
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmkv_cli.config import MixConfig, NoiseSource, Source, TaskSource, TextSource
-from rmkv_cli.data.encoding import Encoded, Submit
+from rmkv_cli.data.encoding import Encoded, Submit, grouped
 from rmkv_cli.data.noise import noise_document
 from rmkv_cli.data.order import Place
 from rmkv_cli.data.records import BadRecord
-from rmkv_cli.data.sources import Document, LeftOut, Skipped, digest, grouped, open_source, read_source, refuse
+from rmkv_cli.data.sources import LeftOut, Skipped, open_source, read_source, refuse
+from rmkv_cli.data.splits import Assigned, assign, digest, is_held_out
 from rmkv_cli.data.tasks import Haystack, TextHaystack, plain_haystack, task_example
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Tokenizer
@@ -24,22 +25,30 @@ from rmkv_cli.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A tokenized document."""
+    """A tokenized document, or a part of one that is long."""
 
     tokens: NDArray[Any]
     size: int
     """Bytes of its untrusted text."""
-    digest: int
-    """A number from 0 to 2^64 - 1, of its text and the mix's seed, or of its number where it is generated."""
+    held_out: bool
+    """Whether it belongs to the validation split."""
+    digest: int | None = None
+    """As in `Assigned`; a duplicate has that of an earlier one."""
     answers: list[tuple[int, int]] | None = None
     """Spans of the tokens that alone count in the loss; None: all do."""
+    continues: bool = False
+    """Whether it is the next part of the document before, whose tokens it goes on with."""
+    more: bool = False
+    """Whether a next part follows."""
+    stretch: bool = False
+    """Whether its held-out stretch follows."""
 
 
 Item: TypeAlias = Tokenized | BadRecord | LeftOut
 Items: TypeAlias = Iterator[tuple[Any, Item]]
 """Each with the place after it, as plain values."""
-Wanted: TypeAlias = Callable[[int], bool]
-"""Whether the document of a digest is."""
+Splits: TypeAlias = Literal["train", "validation", "both"]
+"""Which documents are wanted."""
 Open: TypeAlias = Callable[[Any], Items]
 """Reads a source from a place on; None is its beginning."""
 
@@ -50,8 +59,9 @@ def feeds(
     tokenizer: Tokenizer,
     submit: Submit,
     ahead: int,
-    wanted: Wanted,
-    training: Wanted,
+    splits: Splits,
+    *,
+    stretches: bool,
 ) -> list[Open]:
     """Return for each source a function that reads it: one epoch of a source of text, or all of an endless one.
 
@@ -61,25 +71,25 @@ def feeds(
         tokenizer: theirs.
         submit: what tokenizes.
         ahead: groups of documents that are tokenized before they are asked for, a source.
-        wanted: whether a document of this digest is; others are left out before they are tokenized.
-        training: whether a document of this digest may be the noise of a task.
+        splits: which documents; others are left out before they are tokenized.
+        stretches: as in `assign`.
     """
     files = {source.name: open_source(source, base) for source in mix.sources if isinstance(source, TextSource)}
 
-    def open_text(index: int, source: TextSource, chosen: Wanted) -> Open:
+    def open_text(index: int, source: TextSource, wanted: Splits) -> Open:
         def items(place: Any) -> Items:
             start = Place() if place is None else Place.from_json(place)
             read = read_source(source, files[source.name], [mix.seed, index], start)
-            return _tokenized(read, mix.seed, submit, ahead, chosen)
+            return _tokenized(assign(mix, source, read, stretches), submit, ahead, wanted)
 
         return items
 
     def open_one(index: int, source: Source) -> Open:
         match source:
             case TextSource():
-                return open_text(index, source, wanted)
+                return open_text(index, source, splits)
             case NoiseSource():
-                return lambda place: _noise(mix, index, source, place or 0, wanted)
+                return lambda place: _noise(mix, index, source, place or 0, splits)
         text = next((i for i, s in enumerate(mix.sources) if s.name == source.text), None)
 
         def noise(place: Any) -> Haystack:
@@ -87,11 +97,11 @@ def feeds(
                 return plain_haystack(source, tokenizer)
             its = mix.sources[text]
             assert isinstance(its, TextSource)
-            return TextHaystack(_Training(its.name, open_text(text, its, training), mix.on_error), place)
+            return TextHaystack(_Training(its.name, open_text(text, its, "train"), mix.on_error), place)
 
         def examples(place: Any) -> Items:
             number, hay = place or (0, None)
-            return _examples(mix, index, source, tokenizer, noise(hay), number, wanted)
+            return _examples(mix, index, source, tokenizer, noise(hay), number, splits)
 
         return examples
 
@@ -113,9 +123,9 @@ class _Training:
             for after, item in self.items(place):
                 if isinstance(item, BadRecord):
                     refuse(item, self.name, self.on_error, Skipped())
-                elif isinstance(item, Tokenized) and len(item.tokens) > 1:
+                elif isinstance(item, Tokenized) and len(text := item.tokens if item.continues else item.tokens[1:]):
                     empty = False
-                    yield before, item.tokens[1:]
+                    yield before, text
                 before = after
             if empty:
                 raise UserError("there is no text that a task's noise could be taken from")
@@ -123,54 +133,61 @@ class _Training:
 
 
 def _tokenized(
-    read: Iterator[tuple[Place, Document | BadRecord | LeftOut]],
-    seed: int,
-    submit: Submit,
-    ahead: int,
-    wanted: Wanted,
+    read: Iterator[tuple[Place, Assigned | BadRecord | LeftOut]], submit: Submit, ahead: int, splits: Splits
 ) -> Items:
     """Yield documents in order, while up to `ahead` groups of the next ones are tokenized."""
 
-    def chosen() -> Iterator[tuple[tuple[Place, int], Document | BadRecord | LeftOut]]:
+    def chosen() -> Iterator[tuple[Place, Assigned | BadRecord | LeftOut]]:
+        its = None
         for place, item in read:
-            if not isinstance(item, Document):
-                yield (place, 0), item
-                continue
-            its = digest(seed, *(piece.encode() for piece in item.pieces))
-            if wanted(its):
-                yield (place, its), item
+            if isinstance(item, Assigned):
+                its = its if item.digest is None else item.digest
+                if not _is_wanted(splits, item.held_out):
+                    continue
+                if splits == "validation" and not item.continues:
+                    item = replace(item, digest=its)  # a stretch stands for the document, of which nothing else comes
+            yield place, item
+
+    def size(pair: tuple[Place, Assigned | BadRecord | LeftOut]) -> int:
+        return pair[1].document.size if isinstance(pair[1], Assigned) else 0
 
     waiting: deque[tuple[list[Any], Future[Encoded]]] = deque()
-    for group in chain(grouped(chosen()), repeat(None)):
+    for group in chain(grouped(chosen(), size), repeat(None)):
         if group is not None:
-            waiting.append((group, submit([item.pieces for _, item in group if isinstance(item, Document)])))
+            waiting.append((group, submit([item.document.pieces for _, item in group if isinstance(item, Assigned)])))
         elif not waiting:
             return
         if group is None or len(waiting) > ahead:
             pairs, encoded = waiting.popleft()
             tokens = iter(encoded.result())
-            for (place, its), item in pairs:
-                if isinstance(item, Document):
-                    yield place.to_json(), Tokenized(np.array(next(tokens)), item.size, its)
+            for place, item in pairs:
+                if isinstance(item, Assigned):
+                    ids = np.array(next(tokens))[int(item.continues) :]  # a part's tokens without another <eod>
+                    its = item.held_out, item.digest, None, item.continues, item.more, item.stretch
+                    yield place.to_json(), Tokenized(ids, item.document.size, *its)
                 else:
                     yield place.to_json(), item
 
 
-def _noise(mix: MixConfig, index: int, source: NoiseSource, first: int, wanted: Wanted) -> Items:
+def _is_wanted(splits: Splits, held_out: bool) -> bool:
+    return splits == "both" or held_out == (splits == "validation")
+
+
+def _noise(mix: MixConfig, index: int, source: NoiseSource, first: int, splits: Splits) -> Items:
     for number in count(first):
         # By number, not by tokens: were all copies of a short document held out, the others would not be uniform.
-        its = digest(mix.seed, b"%d" % index, b"%d" % number)
-        if wanted(its):
-            yield number + 1, Tokenized(noise_document(source.vocab, [mix.seed, index, number]), 0, its)
+        held_out = is_held_out(mix, digest(mix.seed, b"%d" % index, b"%d" % number))
+        if _is_wanted(splits, held_out):
+            yield number + 1, Tokenized(noise_document(source.vocab, [mix.seed, index, number]), 0, held_out)
 
 
 def _examples(
-    mix: MixConfig, index: int, task: TaskSource, tokenizer: Tokenizer, noise: Haystack, first: int, wanted: Wanted
+    mix: MixConfig, index: int, task: TaskSource, tokenizer: Tokenizer, noise: Haystack, first: int, splits: Splits
 ) -> Items:
     for number in count(first):
         example = task_example(task, tokenizer, noise, [mix.seed, index, number])
-        its = digest(mix.seed, b"%d" % index, b"%d" % number)
-        if wanted(its):
+        held_out = is_held_out(mix, digest(mix.seed, b"%d" % index, b"%d" % number))
+        if _is_wanted(splits, held_out):
             answers = [(start + 1, stop + 1) for start, stop in example.answers]
             tokens = np.concatenate([[tokenizer.eod], example.tokens])
-            yield (number + 1, noise.place), Tokenized(tokens, 0, its, answers)
+            yield (number + 1, noise.place), Tokenized(tokens, 0, held_out, None, answers)

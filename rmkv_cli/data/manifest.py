@@ -39,6 +39,10 @@ class SourceReport(Count):
     """Records that the source's config does not want."""
     duplicates: int = 0
     """Documents that were left out because they came before."""
+    held_out_documents: int | None = None
+    """Documents of the source in the validation split; None in format 1, which did not count them."""
+    held_out_tokens: int | None = None
+    """Tokens of them."""
 
 
 class SplitReport(Count):
@@ -50,7 +54,8 @@ class SplitReport(Count):
 class Manifest(Section):
     """Everything about a mix but the tokens."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    """2: long documents are held out in part (see `assign`), and may be several rows of a shard. 1: neither."""
     seed: int
     tokenizer_hash: str
     vocab_size: int

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rmkv_cli.config import HubSource, MixConfig, NoiseSource, Source, TaskSource
 from rmkv_cli.data.encoding import parallel_encoder
+from rmkv_cli.data.feed import Splits
 from rmkv_cli.data.manifest import Manifest, SourceReport
-from rmkv_cli.data.mixer import Mixer, Reader, Splits
+from rmkv_cli.data.mixer import Mixer, Reader
 from rmkv_cli.data.shards import ShardWriter
-from rmkv_cli.data.sources import is_held_out
 from rmkv_cli.data.tasks import require_vocabulary
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, require_writable, whole_directory
@@ -86,10 +86,10 @@ def _write(
     ):
         mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, splits)
         for index, document in mixer:
-            writer = validation if is_held_out(mix, document.digest) else train
-            writer.add(index, document.tokens, document.size, document.answers)
+            writer = validation if document.held_out else train
+            writer.add(index, document.tokens, document.size, document.answers, document.continues)
             advance(len(document.tokens))
-    tokens = sum(mixer.balance.tokens)
+    tokens = sum(reader.tokens for reader in mixer.readers)
     manifest = Manifest(
         seed=mix.seed,
         tokenizer_hash=tokenizer.hash,
@@ -119,4 +119,6 @@ def _report(reader: Reader, wanted: float, tokens: int) -> SourceReport:
         first_error=reader.skipped.first,
         left_out=reader.left_out,
         duplicates=reader.duplicates,
+        held_out_documents=reader.held_out_documents,
+        held_out_tokens=reader.held_out_tokens,
     )

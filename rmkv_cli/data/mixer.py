@@ -2,20 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from rmkv_cli.config import MixConfig, Source, TextSource
 from rmkv_cli.data.balance import Balance
 from rmkv_cli.data.encoding import Submit
-from rmkv_cli.data.feed import Items, Open, Tokenized, feeds
+from rmkv_cli.data.feed import Items, Open, Splits, Tokenized, feeds
 from rmkv_cli.data.order import Place
 from rmkv_cli.data.records import BadRecord
-from rmkv_cli.data.sources import Skipped, is_held_out, refuse
+from rmkv_cli.data.sources import Skipped, refuse
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
-
-Splits: TypeAlias = Literal["train", "validation", "both"]
 
 
 class Reader:
@@ -26,8 +24,10 @@ class Reader:
         self.skipped = Skipped()
         self.epochs = 1
         self.documents = self.tokens = self.bytes = self.duplicates = self.left_out = 0
+        self.held_out_documents = self.held_out_tokens = 0
         self.seen: set[int] = set()
         """Digests of this epoch's documents, where duplicates are left out."""
+        self._is_duplicate = False
         self._begin = begin
         self._place: Any = None
         self._tokens_before = 0
@@ -50,18 +50,21 @@ class Reader:
 
     def is_duplicate(self, document: Tokenized) -> bool:
         """Return whether the document came before; take note of it if not."""
-        if not (isinstance(self.source, TextSource) and self.source.deduplicate):
-            return False
-        known = document.digest in self.seen
-        self.seen.add(document.digest)
-        self.duplicates += known and self.epochs == 1
-        return known
+        if document.digest is not None and isinstance(self.source, TextSource) and self.source.deduplicate:
+            self._is_duplicate = document.digest in self.seen
+            self.seen.add(document.digest)
+            self.duplicates += self._is_duplicate and self.epochs == 1
+        return self._is_duplicate  # what belongs to the document before goes with it
 
-    def count(self, document: Tokenized) -> None:
-        """Take note of a document of the split that is balanced."""
-        self.documents += 1
-        self.tokens += len(document.tokens)
-        self.bytes += document.size
+    def count(self, document: Tokenized, balanced: bool) -> None:
+        """Take note of a document, or a part of one; `balanced` says whether it is of the split that is."""
+        if balanced:
+            self.documents += not document.continues
+            self.tokens += len(document.tokens)
+            self.bytes += document.size
+        if document.held_out and self.epochs == 1:
+            self.held_out_documents += not document.continues
+            self.held_out_tokens += len(document.tokens)
 
     def require_progress(self) -> None:
         """Raise `UserError` if this epoch gave nothing: the mix could never go on."""
@@ -105,6 +108,7 @@ class Mixer:
         splits: Splits = "both",
         *,
         endless: bool = False,
+        stretches: bool = True,
     ) -> None:
         """Open all sources.
 
@@ -115,26 +119,24 @@ class Mixer:
             submit: what tokenizes.
             ahead: groups of documents a source that are tokenized before they are asked for.
             splits: which documents are yielded. Training documents are balanced; alone, those of validation.
+            stretches: whether long documents give a held-out stretch (see `assign`).
             endless: go on beyond `mix.tokens`, and repeat sources by default where there are none.
 
         Raises:
             UserError: a source cannot be opened.
         """
         self.mix, self._splits, self._endless = mix, splits, endless
-
-        def wanted(digest: int) -> bool:
-            return splits == "both" or is_held_out(mix, digest) == (splits == "validation")
-
-        opened = feeds(mix, base, tokenizer, submit, ahead, wanted, lambda digest: not is_held_out(mix, digest))
+        opened = feeds(mix, base, tokenizer, submit, ahead, splits, stretches=stretches)
         self.readers = [Reader(source, begin) for source, begin in zip(mix.sources, opened, strict=True)]
         self.balance = Balance(mix)
         self._tokens = None if endless else mix.tokens
+        self._open: tuple[int, int] | None = None  # the source whose long document is being read, and its tokens so far
         self.ended_by: str | None = None
         """The source that ran dry and so ended the mix."""
 
     def __iter__(self) -> Iterator[tuple[int, Tokenized]]:
-        while self._tokens is None or sum(self.balance.tokens) < self._tokens:
-            index = self.balance.next()
+        while not self._is_full():
+            index = self._open[0] if self._open else self.balance.next()
             if index is None:
                 return
             reader = self.readers[index]
@@ -151,13 +153,22 @@ class Mixer:
                 reader.left_out += reader.epochs == 1
             elif reader.is_duplicate(item):
                 continue
-            elif self._splits == "both" and is_held_out(self.mix, item.digest):
-                if reader.epochs == 1:
-                    yield index, item
             else:
-                reader.count(item)
-                self.balance.count(index, len(item.tokens))
-                yield index, item
+                balanced = self._splits != "both" or not item.held_out
+                more = item.more or (item.stretch and self._splits == "both")
+                length = (self._open[1] if self._open else 0) + (len(item.tokens) if balanced else 0)
+                self._open = (index, length) if more else None
+                if length and not more:  # as a whole, so that the order does not depend on how long texts are read
+                    self.balance.count(index, length)
+                reader.count(item, balanced)
+                if balanced or reader.epochs == 1:
+                    yield index, item
+
+    def _is_full(self) -> bool:
+        """Return whether the mix has its tokens; a training document is never cut."""
+        if self._tokens is None or (self._open and self._splits != "validation"):
+            return False
+        return sum(self.balance.tokens) + (self._open[1] if self._open else 0) >= self._tokens
 
     def _go_on(self, index: int, reader: Reader) -> bool:
         """Do what a source's end asks for; return whether the mix goes on."""
@@ -182,10 +193,12 @@ class Mixer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain values, all that `load_state_dict` needs but the readers' `seen`."""
-        return {"balance": self.balance.state_dict(), "readers": [reader.state_dict() for reader in self.readers]}
+        readers = [reader.state_dict() for reader in self.readers]
+        return {"balance": self.balance.state_dict(), "readers": readers, "open": self._open}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.balance.load_state_dict(state["balance"])
+        self._open = state.get("open")  # an earlier version had none
         for reader, its in zip(self.readers, state["readers"], strict=True):
             reader.load_state_dict(its)

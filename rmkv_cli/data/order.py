@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkv_cli.data.records import START, BadRecord, File, Position, Record
+from rmkv_cli.data.records import FIRST_PART, START, BadRecord, File, Position, Record
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def ordered(
         again = number == place.file
         file = files[order[number]]
         for block, records in file.blocks(place.block if again else START, columns):
+            if block == FIRST_PART and again and place.block == START and place.record:
+                break  # the version that noted this place had read the long text whole
             within = permuted(len(records), place.epoch, int(order[number]), *block)
             first = place.record if again and block == place.block else 0
             for at in range(first, len(records)):

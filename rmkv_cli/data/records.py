@@ -1,6 +1,7 @@
 """Files of records, read in numbered blocks: jsonl, csv, parquet, arrow, any other text, also .gz.
 
-A block is what is read at once: some megabytes of lines, up to 4,096 rows of a row group, a record batch, a whole text.
+A block is what is read at once: some megabytes of lines, up to 4,096 rows of a row group, a record batch, a text or,
+where that is longer than a megabyte, a part of it.
 Reading can begin at any block, at once where the format allows it.
 """
 
@@ -20,6 +21,9 @@ from typing import IO, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rmkv_cli.data.texts import Part, decode, decoded, read_text
+from rmkv_cli.errors import UserError
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 4096
@@ -44,11 +48,15 @@ class Record:
 
     where: str
     columns: dict[str, Any]
+    part: Part | None = None
+    """Which part of its text this is; None: all of it."""
 
 
 Position: TypeAlias = tuple[int, int]
 """Where a block begins: byte of a file of lines, or number of a row group or record batch; lines or rows before it."""
 START: Position = (0, 0)
+FIRST_PART: Position = (0, 1)
+"""Of a long text, so that it is told from START: a place in the only block of a text that was read whole."""
 Block: TypeAlias = tuple[Position, list[Record | BadRecord]]
 
 
@@ -77,19 +85,25 @@ def read_blocks(
 ) -> Iterator[Block]:
     """Yield a file's blocks from the one at `start` on.
 
-    Of records that have these columns no others may be read. A whole text is one record with the first of them. What is
-    wrong with the file itself is a bad record, too.
+    Of records that have these columns no others may be read. A text is one record with the first of them, or where it
+    is long several, its parts. What is wrong with the file itself is a bad record, too.
 
     Raises:
         OSError: it cannot be read.
+        UserError: a long text changed while it was read.
     """
+
+    def reread() -> Iterator[str]:
+        with open_it() as raw:
+            yield from decoded(_unzipped(name, raw))
+
     try:
         with open_it() as raw:
             if not raw.read(1):
                 yield START, [BadRecord(name, "is empty")]
                 return
             raw.seek(0)
-            stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else raw  # type: ignore[assignment]
+            stream = _unzipped(name, raw)
             match suffix(name):
                 case ".jsonl":
                     yield from _jsonl_blocks(name, stream, start)
@@ -100,28 +114,26 @@ def read_blocks(
                 case ".arrow":
                     yield from _arrow_blocks(name, stream, start, columns)
                 case _:
-                    yield START, [_text_record(name, stream, columns[0])]
+                    yield from _text_blocks(name, stream, start, columns[0], reread)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         yield (sys.maxsize, 0), [BadRecord(name, f"is not a whole gzip file ({error})")]
 
 
-def _decode(data: bytes) -> str:
-    """Return UTF-8 text without its byte order mark; raise `ValueError` saying what is wrong."""
-    if b"\0" in data:
-        raise ValueError("holds a NUL byte, so it is no text file")
+def _text_blocks(
+    name: str, stream: IO[bytes], start: Position, column: str, reread: Callable[[], Iterator[str]]
+) -> Iterator[Block]:
+    """Yield a text as one record, or where it is long in parts, each a block."""
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        place = f" (line {line})" if line > 1 else ""
-        raise ValueError(f"is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}{place}") from None
-
-
-def _text_record(name: str, stream: IO[bytes], column: str) -> Record | BadRecord:
-    try:
-        return Record(name, {column: _decode(stream.read())})
+        for offset, text, part in read_text(stream, start[0], reread):
+            yield (offset, FIRST_PART[1]) if part else START, [Record(name, {column: text}, part)]
     except ValueError as error:
-        return BadRecord(name, str(error))
+        yield START, [BadRecord(name, str(error))]
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _unzipped(name: str, raw: IO[bytes]) -> IO[bytes]:
+    return gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else raw  # type: ignore[return-value]
 
 
 def _jsonl_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block]:
@@ -147,7 +159,7 @@ def _some_lines(stream: IO[bytes]) -> Iterator[bytes]:
 
 def _json_record(where: str, line: bytes) -> Record | BadRecord:
     try:
-        columns = json.loads(_decode(line.rstrip(b"\r\n")))
+        columns = json.loads(decode(line.rstrip(b"\r\n")))
     except json.JSONDecodeError as error:
         return BadRecord(where, f"is not valid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:

@@ -23,11 +23,12 @@ def schema(vocab_size: int) -> pa.Schema:
     """Return the columns of a shard.
 
     source is its index; tokens have the narrowest type that holds the vocabulary; size is bytes of text; answers are
-    start, stop, start, stop, ... of the tokens that count in the loss, null where all do.
+    start, stop, start, stop, ... of the tokens that count in the loss, null where all do. A long document is several
+    rows, which follow one another: all but the first have continues.
     """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
     columns = [("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64())]
-    return pa.schema([*columns, ("answers", pa.list_(pa.int32()))])
+    return pa.schema([*columns, ("answers", pa.list_(pa.int32())), ("continues", pa.bool_())])
 
 
 def counted(length: int, answers: Iterable[Iterable[int]] | None) -> npt.NDArray[np.bool_] | None:
@@ -53,14 +54,26 @@ class BatchBuilder:
         self._tokens: list[npt.NDArray[Any]] = []
         self._sizes: list[int] = []
         self._answers: list[npt.NDArray[np.int32] | None] = []
+        self._continues: list[bool] = []
         self._length = 0
 
-    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None = None) -> None:
-        """Take a document: its source's index, ids (length,), bytes of text, spans of ids that alone count."""
+    def add(
+        self,
+        source: int,
+        tokens: npt.NDArray[Any],
+        size: int,
+        answers: Spans | None = None,
+        continues: bool = False,
+    ) -> None:
+        """Take a document: its source's index, ids (length,), bytes of text, spans of ids that alone count.
+
+        With `continues` it is the next part of the document before.
+        """
         self._sources.append(source)
         self._tokens.append(tokens.astype(self._dtype))
         self._sizes.append(size)
         self._answers.append(None if answers is None else np.array(answers, np.int32).ravel())
+        self._continues.append(continues)
         self._length += len(tokens)
 
     @property
@@ -77,8 +90,10 @@ class BatchBuilder:
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
             pa.array(self._sizes, pa.int64()),
             pa.array(self._answers, pa.list_(pa.int32())),
+            pa.array(self._continues, pa.bool_()),
         ]
-        self._sources, self._tokens, self._sizes, self._answers, self._length = [], [], [], [], 0
+        self._sources, self._tokens, self._sizes, self._answers, self._continues = [], [], [], [], []
+        self._length = 0
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
@@ -96,10 +111,10 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None) -> None:
-        """Write a document; arguments as in `BatchBuilder.add`."""
-        self._batch.add(source, tokens, size, answers)
-        self._documents += 1
+    def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None, continues: bool) -> None:
+        """Write a document, or the next part of one; arguments as in `BatchBuilder.add`."""
+        self._batch.add(source, tokens, size, answers, continues)
+        self._documents += not continues
         self._tokens += len(tokens)
         self._bytes += size
         if self._batch.full:

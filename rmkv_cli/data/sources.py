@@ -1,35 +1,44 @@
 """From a source's records to documents of untrusted text and special tokens."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from rmkv_cli.config import FileSource, HubSource, MixConfig, TextSource
 from rmkv_cli.data.chat import answer, pieces_of, read_messages
 from rmkv_cli.data.files import find_files
 from rmkv_cli.data.order import Place, ordered
 from rmkv_cli.data.records import BadRecord, File, Record, describe
+from rmkv_cli.data.texts import Part
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Piece, Special
 
-GROUP_BYTES = 1 << 19
-GROUP_DOCUMENTS = 1024
 HOPELESS = 1000  # bad records, and no good one: the source's declaration is wrong, not the records
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document before it is tokenized."""
+    """A document before it is tokenized, or a part of one that is long."""
 
     source: str
     """Name of its source."""
     pieces: tuple[Piece, ...]
     size: int
     """Bytes of its untrusted text in UTF-8."""
+    part: Part | None = None
+    """Which part this is; None: all of it."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is a document's first part, or all of it."""
+        return self.part is None or self.part.before == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether this is a document's last part, or all of it."""
+        return self.part is None or self.part.before + self.size == self.part.total
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ def read_source(
 ) -> Iterator[tuple[Place, Item]]:
     """Yield the documents of one reading of a source, what is left out, and bad records, each with the place after it.
 
+    The parts of a long document follow one another.
+
     Args:
         source: what a document is made of.
         files: of the source.
@@ -88,6 +99,8 @@ def read_source(
     first = ""
     for after, record in ordered(files, [*columns, *filters], seed, place or Place()):
         item = record if isinstance(record, BadRecord) else _item(source, record, columns)
+        if item is None:
+            continue
         if bad is not None and isinstance(item, BadRecord):
             bad, first = bad + 1, first or str(item)
             if bad == HOPELESS:
@@ -141,30 +154,6 @@ def mix_documents(mix: MixConfig, base: Path) -> Iterator[tuple[TextSource, Iter
             yield source, good_documents(source, base, mix.on_error, [mix.seed, index])
 
 
-def digest(seed: int, *parts: bytes) -> int:
-    """Return a number from 0 to 2^64 - 1 that a document's parts and the mix's seed give."""
-    return int.from_bytes(hashlib.blake2b(b"\0".join(parts), digest_size=8, key=str(seed).encode()).digest())
-
-
-def is_held_out(mix: MixConfig, digest: int) -> bool:
-    """Return whether the document of this digest belongs to the validation split."""
-    return digest < mix.validation * 2**64
-
-
-def grouped(items: Iterator[tuple[T, Item]]) -> Iterator[list[tuple[T, Item]]]:
-    """Yield documents, and what stands among them, in lists of a size that is worth tokenizing at once."""
-    group: list[tuple[T, Item]] = []
-    size = 0
-    for pair in items:
-        group.append(pair)
-        size += pair[1].size if isinstance(pair[1], Document) else 0
-        if size >= GROUP_BYTES or len(group) >= GROUP_DOCUMENTS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
 def _columns(source: TextSource) -> list[str]:
     match source.format:
         case "text":
@@ -174,7 +163,20 @@ def _columns(source: TextSource) -> list[str]:
     return [source.messages_column, *([source.answer_column] if source.answer_column else [])]
 
 
-def _item(source: TextSource, record: Record, columns: list[str]) -> Item:
+def _item(source: TextSource, record: Record, columns: list[str]) -> Item | None:
+    """Return what a record is; None for a part of a text of which the first part said what it is."""
+    part = record.part
+    if part is None:
+        return _whole_item(source, record, columns)
+    if source.format != "text":  # turns are found in the whole text
+        if part.before:
+            return None
+        return _whole_item(source, Record(record.where, {columns[0]: "".join(part.reread())}), columns)
+    item = _whole_item(source, record, columns)
+    return None if part.before and not isinstance(item, Document) else item
+
+
+def _whole_item(source: TextSource, record: Record, columns: list[str]) -> Item:
     try:
         if not _is_wanted(source, record.columns):
             return LeftOut()
@@ -188,10 +190,10 @@ def _item(source: TextSource, record: Record, columns: list[str]) -> Item:
     except ValueError as error:
         return BadRecord(record.where, str(error))
     texts = [piece for piece in pieces if not isinstance(piece, Special)]
-    length = sum(map(len, texts))
+    length = record.part.characters if record.part else sum(map(len, texts))
     if length < source.min_characters or length > (source.max_characters or length):
         return LeftOut()
-    return Document(source.name, pieces, sum(len(text.encode()) for text in texts))
+    return Document(source.name, pieces, sum(len(text.encode()) for text in texts), record.part)
 
 
 def _messages(values: list[Any], columns: list[str]) -> list[tuple[str, str]]:

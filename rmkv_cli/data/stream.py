@@ -35,7 +35,7 @@ TOLD_EVERY = 20  # seconds without data
 
 @dataclass(frozen=True)
 class Sent:
-    """A document, the index of its source, and which reading of the source it is from."""
+    """A document or a part of one, the index of its source, and which reading of the source it is from."""
 
     source: int
     epoch: int
@@ -99,6 +99,17 @@ class Stream:
             UserError: what the mix cannot go on for.
             EndOfData: it has come to the end that it asks for.
         """
+        document = self._take()
+        if not document.more:
+            return document.tokens, counted(len(document.tokens), document.answers)
+        parts = [document.tokens]
+        while document.more:
+            document = self._take()
+            parts.append(document.tokens)
+        return np.concatenate(parts), None
+
+    def _take(self) -> Tokenized:
+        """Return the next document, or the next part of one."""
         if self._process is None:
             self._start(None)
         while self._taken == len(self._chunk.documents):
@@ -106,8 +117,7 @@ class Stream:
             self._note_seen()
             self._chunk, self._taken = chunk, 0
         self._taken += 1
-        document = self._chunk.documents[self._taken - 1].document
-        return document.tokens, counted(len(document.tokens), document.answers)
+        return self._chunk.documents[self._taken - 1].document
 
     def _receive(self) -> _Chunk:
         waited = 0
@@ -125,7 +135,7 @@ class Stream:
     def _note_seen(self) -> None:
         """Add the chunk's documents to those that are not to come again."""
         for sent in self._chunk.documents:
-            if sent.source in self._seen:
+            if sent.source in self._seen and sent.document.digest is not None:
                 epoch, known = self._seen[sent.source]
                 if epoch != sent.epoch:
                     known = array("Q")

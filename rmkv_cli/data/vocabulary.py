@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmkv_cli.config import MixConfig
-from rmkv_cli.data.sources import Document, digest, is_held_out, mix_documents
+from rmkv_cli.config import MixConfig, TextSource
+from rmkv_cli.data.sources import Document, mix_documents
+from rmkv_cli.data.splits import Assigned, assign
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import progress, stderr
-from rmkv_cli.tokenizer import Special, Tokenizer, train_tokenizer
+from rmkv_cli.tokenizer import Special, Tokenizer, in_parts, train_tokenizer
 
 MEASURED_BYTES = 1 << 20
+PART = 1 << 15  # characters; the library splits hundreds of texts at once, and takes 130 bytes for each byte of them
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,16 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
     def texts() -> Iterator[str]:
         nonlocal taken
         with progress("Reading text", max_bytes, "bytes") as advance:
-            for document in _by_bytes(mix, base):
-                if is_held_out(mix, digest(mix.seed, *(piece.encode() for piece in document.pieces))):
+            for assigned in _by_bytes(mix, base):
+                document = assigned.document
+                if assigned.held_out:
                     held.add(document)
                     continue
                 last.add(document)
                 taken += document.size
                 advance(document.size)
-                yield from (piece for piece in document.pieces if not isinstance(piece, Special))
+                texts = [piece for piece in document.pieces if not isinstance(piece, Special)]
+                yield from (part for text in texts for part in in_parts([text], PART))
                 if max_bytes is not None and taken >= max_bytes:
                     break
         stderr().print(f"Merging into {vocab_size:,} tokens")  # the library's progress cannot be asked for
@@ -75,16 +79,22 @@ class _Window:
             self.size -= self.documents.popleft().size
 
 
-def _by_bytes(mix: MixConfig, base: Path) -> Iterator[Document]:
+def _by_bytes(mix: MixConfig, base: Path) -> Iterator[Assigned]:
     """Yield documents, always from the source that has given the fewest bytes for its weight."""
-    feeds = {source.name: documents for source, documents in mix_documents(mix, base)}
+    feeds = {source.name: _assigned(mix, source, documents) for source, documents in mix_documents(mix, base)}
     weights = {source.name: source.weight or 1 for source in mix.sources}  # a task's noise is text to be spelt as well
     served = dict.fromkeys(feeds, 0)
     while feeds:
         name = min(feeds, key=lambda name: served[name] / weights[name])
-        document = next(feeds[name], None)
-        if document is None:
+        assigned = next(feeds[name], None)
+        if assigned is None:
             del feeds[name]
         else:
-            served[name] += document.size
-            yield document
+            served[name] += assigned.document.size
+            yield assigned
+
+
+def _assigned(mix: MixConfig, source: TextSource, documents: Iterator[Document]) -> Iterator[Assigned]:
+    for _, item in assign(mix, source, ((None, document) for document in documents), stretches=True):
+        if isinstance(item, Assigned):
+            yield item

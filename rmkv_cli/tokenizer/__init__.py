@@ -1,7 +1,8 @@
 """Byte-level BPE that loses nothing and that untrusted text cannot forge special tokens in."""
 
+from rmkv_cli.tokenizer.parts import in_parts
 from rmkv_cli.tokenizer.special import Piece, Special
 from rmkv_cli.tokenizer.tokenizer import Stream, Tokenizer
 from rmkv_cli.tokenizer.train import train_tokenizer
 
-__all__ = ["Piece", "Special", "Stream", "Tokenizer", "train_tokenizer"]
+__all__ = ["Piece", "Special", "Stream", "Tokenizer", "in_parts", "train_tokenizer"]

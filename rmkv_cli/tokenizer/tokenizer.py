@@ -3,17 +3,20 @@
 import codecs
 import hashlib
 import itertools
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_whole, write_text
+from rmkv_cli.tokenizer.parts import in_parts
 from rmkv_cli.tokenizer.special import Piece, Special
 
 FILE = "tokenizer.json"
 LARGEST = 1 << 30  # bytes of a file: more than 2^24 ids take, the most that `train_tokenizer` makes
+PART, BATCH = 1 << 16, 1 << 19  # characters; while the library encodes a text, it takes 130 bytes for each byte
 PROBE = "".join(map(chr, range(256))) + " Ünïcödé, 日本語 \U0001f600  <eod>\r\n\t"
 """What every tokenizer of ours gives back."""
 
@@ -108,7 +111,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of untrusted text; raise `UserError` if it holds a lone surrogate."""
-        return self._encode([text])[0]
+        return self._encode([text])[0].tolist()
 
     def encode_document(self, pieces: Sequence[Piece]) -> list[int]:
         """Return [EOD] and the ids of the pieces; errors as in `encode`.
@@ -120,18 +123,27 @@ class Tokenizer:
 
     def encode_documents(self, documents: Sequence[Sequence[Piece]]) -> list[list[int]]:
         """Return `encode_document` of each, computed together, which is faster."""
+        return [ids.tolist() for ids in self.encode_arrays(documents)]
+
+    def encode_arrays(self, documents: Sequence[Sequence[Piece]]) -> list[array]:
+        """Return the ids of `encode_documents` as array("I"), which take a ninth of the memory."""
         texts = iter(self._encode([p for pieces in documents for p in pieces if not isinstance(p, Special)]))
         encoded = []
         for pieces in documents:
-            ids = [self.eod]
+            ids = array("I", [self.eod])
             for piece in pieces:
-                ids += (piece.id,) if isinstance(piece, Special) else next(texts)
+                ids += array("I", [piece.id]) if isinstance(piece, Special) else next(texts)
             encoded.append(ids)
         return encoded
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str]) -> list[array]:
+        """Return the ids of each text. They are encoded in parts, so that memory is bounded however long a text is."""
+        encoded = [array("I") for _ in texts]
         try:
-            return [e.ids for e in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+            for batch in _batches(texts):
+                found = self._library.encode_batch_fast([part for _, part in batch], add_special_tokens=False)
+                for (number, _), encoding in zip(batch, found, strict=True):
+                    encoded[number].extend(encoding.ids)
         except TypeError:  # what the library makes of a lone surrogate
             for text in texts:
                 try:
@@ -142,6 +154,7 @@ class Tokenizer:
                         "which is no valid Unicode"
                     ) from None
             raise
+        return encoded
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that an id stands for; for a special token, its spelling.
@@ -192,6 +205,21 @@ class Stream:
     def end(self) -> str:
         """Return what is left at the end: "" or, for the bytes of an unfinished character, U+FFFD."""
         return self._decoder.decode(b"", final=True)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    """Yield the texts' parts, each with its text's number, in lists of about BATCH characters."""
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for number, text in enumerate(texts):
+        for part in in_parts([text], PART):
+            batch.append((number, part))
+            size += len(part)
+            if size >= BATCH:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
 
 
 _BYTES = _bytes_of_characters()

@@ -79,7 +79,7 @@ def test_a_document_falls_to_its_split_by_its_text_and_the_seed(tmp_path, tokeni
 def test_the_result_does_not_depend_on_the_number_of_workers(
     tmp_path, tokenizer, write_jsonl, mix_of, monkeypatch, tokens
 ):
-    monkeypatch.setattr("rmkv_cli.data.sources.GROUP_DOCUMENTS", 5)
+    monkeypatch.setattr("rmkv_cli.data.encoding.GROUP_DOCUMENTS", 5)
     file = tmp_path / write_jsonl("a.jsonl", words("a", 300))
     file.write_text(file.read_text() + "broken\n" * 3)
     sources = {"a": (2, "a.jsonl"), "b": (1, write_jsonl("b.jsonl", words("b", 200)))}
@@ -154,7 +154,7 @@ def test_the_manifest_tells_all_and_the_tokenizer_lies_beside_it(tmp_path, token
     assert Manifest.load(tmp_path / "out") == manifest
     plain = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert plain["mix"] == mix.model_dump()
-    assert (plain["format"], plain["seed"], plain["eod"]) == (1, 4, 2)
+    assert (plain["format"], plain["seed"], plain["eod"]) == (2, 4, 2)
     assert plain["tokenizer_hash"] == tokenizer.hash == Tokenizer.load(tmp_path / "out").hash
     for name, split in plain["splits"].items():
         ids = [ids for _, ids in whole(tmp_path / "out", name)]
@@ -174,7 +174,7 @@ def test_large_mixes_are_rolled_into_several_shards(tmp_path, tokenizer, write_j
 
 
 def test_what_is_read_ahead_is_bounded(tmp_path, tokenizer, write_jsonl, mix_of, monkeypatch):
-    monkeypatch.setattr("rmkv_cli.data.sources.GROUP_DOCUMENTS", 5)
+    monkeypatch.setattr("rmkv_cli.data.encoding.GROUP_DOCUMENTS", 5)
     read = []
     read_source = feed.read_source
 

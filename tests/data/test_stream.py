@@ -45,7 +45,7 @@ def mixed(mix, base, tokenizer, splits="train"):
 
 
 def test_the_mixer_goes_on_from_any_document(tmp_path, tokenizer, mix, monkeypatch):
-    monkeypatch.setattr("rmkv_cli.data.sources.GROUP_DOCUMENTS", 7)
+    monkeypatch.setattr("rmkv_cli.data.encoding.GROUP_DOCUMENTS", 7)
     with parallel_encoder(tokenizer, 1) as submit:
 
         def make():

@@ -91,7 +91,7 @@ def test_a_bad_record_of_the_text_stops_the_mix_or_is_left_out(tmp_path, make, b
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, make, book, monkeypatch):
-    monkeypatch.setattr("rmkv_cli.data.sources.GROUP_DOCUMENTS", 5)
+    monkeypatch.setattr("rmkv_cli.data.encoding.GROUP_DOCUMENTS", 5)
     hashes = set()
     for workers in (1, 2):
         needle = {"kind": "needle", "segments": [2], "needles": 2, "text": "book"}

@@ -17,7 +17,7 @@ def test_texts_are_taken_in_proportion_by_bytes_and_a_dry_source_drops_out(tmp_p
         "noise": (9, 100),
     }
     documents = list(_by_bytes(mix_of(sources, tokens=1), tmp_path))
-    first = [d.source for d in documents[:40]]
+    first = [d.document.source for d in documents[:40]]
     assert (first.count("a"), first.count("b")) == (36, 4)  # 360 bytes and 120
     assert len(documents) == 70
 

@@ -1,6 +1,7 @@
 """64 clients at once for a minute, each answer compared with the one that the same request gets alone.
 
 python benchmarks/serve.py [SECONDS]
+python benchmarks/serve.py turns    how long a tiny request waits beside one of 15 MB that has a prompt for every lane
 
 The model is the preset `tiny`, random, in float64, so that what is written beside a text cannot change its last draw.
 Clients ask for 8 to 64 tokens, greedily or with a seed; one request in ten is a stream that its client leaves.
@@ -134,11 +135,36 @@ async def measure(url: str, process: int, seconds: float) -> None:
     print(f"  memory of the server: {before:.0f} MB before, {resident(process):.0f} MB after")
 
 
+async def turns(url: str) -> None:
+    """Print how long tiny requests wait: alone, beside a large one of words, and of a text that is one long word."""
+    async with httpx2.AsyncClient(base_url=url, timeout=1000, trust_env=False) as client:
+
+        async def seconds() -> str:
+            start = time.monotonic()
+            answer = await client.post("/v1/completions", json={"prompt": "the cat", "max_tokens": 1})
+            answer.raise_for_status()
+            return f"{time.monotonic() - start:.2f}"
+
+        await seconds()  # warms up
+        print("alone:", *[await seconds() for _ in range(5)])
+        for unit in (TEXT, "abcdefghijklmnopqrstuvwxyz"):
+            prompt = (unit * (1_000_000 // len(unit)))[: 15_000_000 // LANES]
+            large = asyncio.create_task(client.post("/v1/completions", json={"prompt": [prompt] * LANES}))
+            await asyncio.sleep(2)
+            waits = [await seconds() for _ in range(5)]
+            print(f"beside {LANES} prompts of {len(prompt):,} bytes, '{unit[:8]}...':", *waits)
+            print("  the large one is", "done" if large.done() else "still read")
+            large.cancel()
+            await asyncio.sleep(2)
+
+
 def main() -> None:
     """Serve, load and measure."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as (url, process):
-        asyncio.run(measure(url, process, seconds))
+        if sys.argv[1:] == ["turns"]:
+            asyncio.run(turns(url))
+        else:
+            asyncio.run(measure(url, process, float(sys.argv[1]) if len(sys.argv) > 1 else 60))
 
 
 if __name__ == "__main__":

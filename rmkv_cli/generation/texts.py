@@ -13,11 +13,13 @@ LONGEST = 1 << 20  # characters that are held while no place to cut is found
 CUT = re.compile(r".*(?:\S(?= )|[^\W_](?=\n))", re.DOTALL)
 
 
-def text_pieces(file: BinaryIO, name: str, advance: Callable[[float], None] = lambda size: None) -> Iterator[str]:
+def text_pieces(
+    file: BinaryIO, name: str, advance: Callable[[float], None] = lambda size: None, longest: int = LONGEST
+) -> Iterator[str]:
     """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
 
     It is cut where byte-level BPE cuts as well, before the space or the newline after a word, so that the pieces'
-    tokens are the whole text's. Only a text without any such place is cut elsewhere, after `LONGEST` characters.
+    tokens are the whole text's. Only a text without any such place is cut elsewhere, after `longest` characters.
     `advance` is called with the number of bytes of which the piece before was made.
 
     Raises:
@@ -29,7 +31,7 @@ def text_pieces(file: BinaryIO, name: str, advance: Callable[[float], None] = la
         new = _decode(decoder, data, offset, name)
         searched, text = max(len(text) - 1, 0), text + (new if offset else new.removeprefix("\ufeff"))
         cut = CUT.match(text, searched)
-        end = cut.end() if cut else len(text) if len(text) >= LONGEST else 0
+        end = cut.end() if cut else len(text) if len(text) >= longest else 0
         if end:
             yield text[:end]
             text = text[end:]

@@ -24,7 +24,7 @@ from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.metrics import Metrics
 from rmkv_cli.tokenizer import Piece, Special, Tokenizer
 
-SHORT = 1 << 13  # characters that are tokenized at once
+SHORT, LONGEST = 1 << 13, 1 << 16  # characters that are tokenized at once, and at most: others wait meanwhile
 
 Reading = tuple[Job, Iterator[None]]
 
@@ -270,10 +270,11 @@ def _shutting_down() -> ApiError:
 
 
 def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield the same text in pieces that are tokenized quickly, cut where the tokens are cut as well."""
+    """Yield the same text in pieces that are tokenized quickly, cut as in `text_pieces`."""
     for piece in pieces:
         if isinstance(piece, Special) or len(piece) <= SHORT:
             yield piece
         else:
             mark = "\ufeff" * piece.startswith("\ufeff")  # a first one would be taken for a file's byte order mark
-            yield from text_pieces(io.BytesIO((mark + piece).encode("utf-8", "surrogatepass")), "the text")
+            file = io.BytesIO((mark + piece).encode("utf-8", "surrogatepass"))
+            yield from text_pieces(file, "the text", longest=LONGEST)

@@ -35,9 +35,8 @@ def test_a_long_text_comes_in_small_pieces_as_it_is_read(monkeypatch):
     assert sum(read) == len(data)
 
 
-def test_a_text_without_words_is_cut_all_the_same(monkeypatch):
-    monkeypatch.setattr(texts, "LONGEST", 20_000)
-    cut = pieces("é".encode() * 100_000)
+def test_a_text_without_words_is_cut_all_the_same():
+    cut = list(text_pieces(io.BytesIO("é".encode() * 100_000), "a.txt", longest=20_000))
     assert "".join(cut) == "é" * 100_000
     assert max(map(len, cut)) <= 20_000 + texts.READ
 

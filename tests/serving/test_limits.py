@@ -74,6 +74,22 @@ class TestQueue:
             server.service.engine.shut(0)
             read.join()
 
+    @pytest.mark.parametrize("prompt", [TEXT * 5000, "x" * 200_000], ids=["words", "one word"])
+    def test_who_asks_for_little_does_not_wait_for_who_has_much_read(self, loaded, prompt):
+        """Although that one asks for all lanes, and some of its text has no place at which tokens are cut."""
+        with running(*loaded, lanes=4) as server, server.client() as client:
+            large = threading.Thread(
+                target=server.ask, args=("POST", "/v1/completions"), kwargs={"json": {"prompt": [prompt] * 4}}
+            )
+            large.start()
+            wait_for(lambda: server.metric("rmkv_queue_length") == 4)
+            for _ in range(3):
+                assert client.completions.create(**CAT).usage.completion_tokens == 12
+            assert server.metric("rmkv_queue_length") == 4
+            assert large.is_alive()
+            server.service.engine.shut(0)
+            large.join()
+
 
 class TestTime:
     def test_a_request_has_so_much(self, loaded):

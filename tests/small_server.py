@@ -1,5 +1,6 @@
 """A real server at a port of this machine, for tests."""
 
+import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,18 @@ class Running:
     tokenizer: Tokenizer
     url: str
     service: Service
+    server: Server
 
     def client(self, key="none", **more):
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 60} | more)
 
     def ask(self, method, path, **more):
         return httpx2.request(method, self.url + path, timeout=60, trust_env=False, **more)
+
+    def connect(self):
+        """A connection that nothing was sent over; whoever waits for the server longer than a minute has failed."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=60)
 
     def metric(self, name):
         """The sum of a metric's values over its labels."""
@@ -42,10 +49,11 @@ def running(model, tokenizer, key=None, host="127.0.0.1", **limits):
     service = Service(model, tokenizer, "small", Limits(**limits))
     server = Server(service, key, host)
     with bind(host, 0) as bound:
+        bound.listen()  # a client need not wait until the thread does so
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
-            yield Running(model, tokenizer, f"http://{host}:{bound.getsockname()[1]}", service)
+            yield Running(model, tokenizer, f"http://{host}:{bound.getsockname()[1]}", service, server)
         finally:
             service.engine.shut(0)
             server.should_exit = True

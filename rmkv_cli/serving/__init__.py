@@ -1,7 +1,7 @@
 """Serving a model over HTTP: the OpenAI protocol, named memories, a page to try them on."""
 
 from rmkv_cli.serving.limits import Limits
-from rmkv_cli.serving.server import Server, bind, in_url, is_loopback, serve
+from rmkv_cli.serving.server import Server, bind, is_loopback, serve
 from rmkv_cli.serving.service import Service
 
-__all__ = ["Limits", "Server", "Service", "bind", "in_url", "is_loopback", "serve"]
+__all__ = ["Limits", "Server", "Service", "bind", "is_loopback", "serve"]

@@ -6,11 +6,12 @@ import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from starlette.types import ASGIApp
 
+from rmkv_cli.serving.body import body_as
 from rmkv_cli.serving.errors import ApiError, handle_errors
 from rmkv_cli.serving.gate import Gate
 from rmkv_cli.serving.protocol import ChatRequest, CompletionRequest, MemoryRequest, TextRequest
@@ -50,7 +51,7 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": METRICS})
 
-    return Gate(app, service.metrics, service.limits.max_body, key, hosts)
+    return Gate(app, service.metrics, service.limits, key, hosts)
 
 
 def _add_protocol(app: FastAPI, service: Service) -> None:
@@ -66,12 +67,14 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
             raise ApiError(404, f"there is no model '{name}'; this server has '{service.name}'", "model_not_found")
         return model
 
-    @app.post("/v1/completions", response_model=None)
-    async def completions(request: Request, asked: CompletionRequest) -> dict[str, Any] | Response:
+    @app.post("/v1/completions")
+    async def completions(
+        request: Request, asked: Annotated[CompletionRequest, Depends(body_as(CompletionRequest))]
+    ) -> Response:
         return await service.write(request, asked)
 
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(request: Request, asked: ChatRequest) -> dict[str, Any] | Response:
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, asked: Annotated[ChatRequest, Depends(body_as(ChatRequest))]) -> Response:
         return await service.write(request, asked)
 
 
@@ -83,18 +86,20 @@ def _add_memories(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": memories.list(), "room": memories.room}
 
     @app.post("/v1/memories", status_code=201)
-    async def create(request: Request, asked: MemoryRequest) -> dict[str, Any]:
-        await service.read(request, asked.text, None, memories.create(asked.name))
-        return memories.describe(asked.name)
+    async def create(
+        request: Request, asked: Annotated[MemoryRequest, Depends(body_as(MemoryRequest))]
+    ) -> dict[str, Any]:
+        return await service.read(request, asked.text, None, memories.create(asked.name))
 
     @app.get("/v1/memories/{name}")
     async def one_memory(name: str) -> dict[str, Any]:
         return memories.describe(name)
 
     @app.post("/v1/memories/{name}")
-    async def read_on(request: Request, name: str, asked: TextRequest) -> dict[str, Any]:
-        await service.read(request, asked.text, *memories.hold(name))
-        return memories.describe(name)
+    async def read_on(
+        request: Request, name: str, asked: Annotated[TextRequest, Depends(body_as(TextRequest))]
+    ) -> dict[str, Any]:
+        return await service.read(request, asked.text, *memories.hold(name))
 
     @app.delete("/v1/memories/{name}")
     async def delete(name: str) -> dict[str, Any]:

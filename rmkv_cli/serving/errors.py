@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from rmkv_cli.errors import UserError
@@ -56,26 +55,20 @@ def handle_errors(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path}: {error.detail.lower()}"
         return ApiError(error.status_code, message).response(error.headers)
 
-    async def of_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return _of_problems(error.errors()).response()
-
     for kind in (ApiError, UserError, Exception):
         app.add_exception_handler(kind, tell)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(RequestValidationError, of_validation)
 
 
-def _of_problems(problems: Sequence[Any]) -> ApiError:
-    """Return the error for the first of pydantic's problems with a request."""
+def of_problems(problems: Sequence[Any]) -> ApiError:
+    """Return the error for the first of pydantic's problems with a request's body."""
     problem = problems[0]
-    kind, place = problem["type"], [str(part) for part in problem["loc"][1:]]  # the first says: the body
+    kind, place = problem["type"], [str(part)[:64] for part in problem["loc"]]  # a key may be as long as the body
     if kind == "unsupported_parameter":
         place.append(problem["ctx"]["param"])
-    if kind == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}", "invalid_json")
     if not place:
-        return ApiError(400, "the body should be a JSON object, sent with Content-Type: application/json")
+        message = "the body should be a JSON object" if kind == "model_type" else f"the body {problem['msg']}"
+        return ApiError(400, message)
     param = ".".join(place)
     if kind == "missing":
         return ApiError(400, f"{param}: is missing", "missing_required_parameter", param)

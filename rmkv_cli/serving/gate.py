@@ -1,30 +1,37 @@
 """What every request passes first: whose it may be, how large it is, and how it is counted."""
 
+import asyncio
 import re
 import secrets
 import time
 from collections.abc import Collection
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmkv_cli.serving.errors import ApiError
+from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.metrics import Metrics
 
 OPEN = {"/", "/health"}
+BODY_SECONDS = 60.0
+"""Time in which a body must have arrived, or `max_seconds` if that is less."""
+BODIES = 4
+"""Bodies of the largest size whose bytes may be held at once."""
 
 
 class Gate:
-    """ASGI middleware: asks for the key, looks at the host's name and the body's size, counts answers.
+    """ASGI middleware: asks for the key, looks at the host's name, bounds the bodies and their time, counts answers.
 
     Where there is no key, only requests to the names in `hosts`, in lower case, are let in, if any are given: a page of
     another site could else reach a server on this machine under a name of its own (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int, key: str | None, hosts: Collection[str]) -> None:
-        self._app, self._metrics, self._max_body = app, metrics, max_body
-        self._key, self._hosts = key, hosts
+    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, key: str | None, hosts: Collection[str]) -> None:
+        self._app, self._metrics, self._max_body = app, metrics, limits.max_body
+        self._body_seconds = min(BODY_SECONDS, limits.max_seconds)
+        self._key, self._hosts = None if key is None else key.encode(), hosts
+        self._bytes = 0  # of the bodies of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it."""
@@ -32,6 +39,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start, status, size = time.monotonic(), 499, 0
+        last: float | None = asyncio.get_running_loop().time() + self._body_seconds
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -40,17 +48,28 @@ class Gate:
             await send(message)
 
         async def measure() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_body:  # FastAPI hands on what is raised only if it is its own
-                raise HTTPException(413, f"the body is larger than {self._max_body} bytes")
+            nonlocal size, last
+            try:
+                async with asyncio.timeout_at(last):
+                    message = await receive()
+            except TimeoutError:
+                told = f"the body took longer than {self._body_seconds:g} s to arrive"
+                raise ApiError(408, told, "timeout") from None
+            if not message.get("more_body"):
+                last = None  # what follows is that the client leaves
+            size += (new := len(message.get("body", b"")))
+            self._bytes += new
+            if size > self._max_body:
+                raise ApiError(413, f"the body is larger than {self._max_body} bytes", "too_large")
+            if self._bytes > BODIES * self._max_body:
+                raise ApiError(429, "too many large requests at once; try again later", "too_many_bytes")
             return message
 
         refusal = self._refusal(scope)
         try:
             await (refusal.response() if refusal else self._app)(scope, measure, note)
         finally:
+            self._bytes -= size
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(time.monotonic() - start)
@@ -62,9 +81,10 @@ class Gate:
             if self._hosts and name not in self._hosts:
                 return ApiError(403, "this server answers to " + ", ".join(sorted(self._hosts)), "wrong_host")
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        known = secrets.compare_digest(given.strip().encode("latin-1"), self._key.encode())
-        if scope["path"] in OPEN or (scheme.lower() == "bearer" and known):
+        # As bytes: they are UTF-8, or what the client made of it, and latin-1 has spaces among their middles.
+        scheme, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")
+        known = secrets.compare_digest(given.strip(), self._key)
+        if scope["path"] in OPEN or (scheme.lower() == b"bearer" and known):
             return None
         message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
         return ApiError(401, message, "invalid_api_key")

@@ -12,9 +12,6 @@ from rmkv_cli.model.cost import state_bytes
 from rmkv_cli.serving.errors import ApiError
 from rmkv_cli.serving.limits import Limits
 
-Keep = Callable[[Prompt | None], None]
-"""Puts a reading in a memory's place, or with None leaves all as it was; called once, from any thread."""
-
 
 @dataclass(frozen=True)
 class _Memory:
@@ -22,6 +19,19 @@ class _Memory:
     tokens: int
     created: int
     updated: int
+
+
+@dataclass
+class Keep:
+    """Puts a reading in a memory's place, or with None leaves all as it was; called once, from any thread."""
+
+    put: Callable[[Prompt | None], dict[str, Any] | None]
+    figures: dict[str, Any] | None = None
+    """Figures of the memory as this put it there, whatever has become of it since."""
+
+    def __call__(self, prompt: Prompt | None) -> None:
+        """Put it there."""
+        self.figures = self.put(prompt)
 
 
 class Memories:
@@ -60,7 +70,7 @@ class Memories:
                 message = f"there is room for {self.room} memories of {self.bytes_at_most:,} bytes; delete one first"
                 raise ApiError(507, message, "no_room_for_memory")
             self._written.add(name)
-        return lambda prompt: self._put(name, prompt)
+        return Keep(lambda prompt: self._put(name, prompt))
 
     def get(self, name: str) -> Prompt:
         """Return the reading of this name; raise `ApiError` 404 if there is none."""
@@ -76,7 +86,7 @@ class Memories:
             memory = self._get(name)
             self._require_free(name)
             self._written.add(name)
-        return memory.prompt, lambda prompt: self._put(name, prompt)
+        return memory.prompt, Keep(lambda prompt: self._put(name, prompt))
 
     def delete(self, name: str) -> None:
         """Forget a memory; errors as in `hold`."""
@@ -87,7 +97,15 @@ class Memories:
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return a memory's figures; raise `ApiError` 404 if there is none."""
-        memory = self._get(name)
+        return self._figures(name, self._get(name))
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return the figures of all, the last updated first."""
+        with self._lock:
+            names = sorted(self._memories, key=lambda name: self._memories[name].updated, reverse=True)
+            return [self.describe(name) for name in names]
+
+    def _figures(self, name: str, memory: _Memory) -> dict[str, Any]:
         prompt = memory.prompt
         return {
             "object": "memory",
@@ -99,12 +117,6 @@ class Memories:
             "updated": memory.updated,
         }
 
-    def list(self) -> list[dict[str, Any]]:
-        """Return the figures of all, the last updated first."""
-        with self._lock:
-            names = sorted(self._memories, key=lambda name: self._memories[name].updated, reverse=True)
-            return [self.describe(name) for name in names]
-
     def _get(self, name: str) -> _Memory:
         memory = self._memories.get(name)
         if memory is None:
@@ -115,7 +127,7 @@ class Memories:
         if name in self._written:
             raise ApiError(409, f"another request is writing the memory '{name}'; try again later", "memory_busy")
 
-    def _put(self, name: str, prompt: Prompt | None) -> None:
+    def _put(self, name: str, prompt: Prompt | None) -> dict[str, Any] | None:
         memory = None
         try:
             if prompt is not None:
@@ -131,4 +143,5 @@ class Memories:
                 self._written.remove(name)
                 if memory is not None:
                     before = self._memories.get(name, memory)
-                    self._memories[name] = replace(memory, created=before.created)
+                    self._memories[name] = memory = replace(memory, created=before.created)
+        return self._figures(name, memory) if memory else None

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, FailFast, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rmkv_cli.config import Section
@@ -39,6 +39,9 @@ NEUTRAL = {
 }
 """The protocol's fields that this server does not know how to honour, with the value that asks for nothing."""
 
+MAX_KEYS = 100
+"""Keys of a request or of a part of it."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -53,6 +56,8 @@ class Asked(Section):
     def _known(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > MAX_KEYS:
+            raise PydanticCustomError("too_many_keys", "should have at most {most} keys", {"most": MAX_KEYS})
         own = {key: value for key, value in data.items() if value is not None}
         for key in own.keys() & NEUTRAL.keys() - cls.model_fields.keys():
             if own.pop(key) != NEUTRAL[key]:
@@ -73,7 +78,7 @@ class Request(SamplingConfig, Asked):
     """What completions and chats have in common; the sampling's defaults are those of `rmkv generate`."""
 
     seed: Seed = Field(default_factory=lambda: secrets.randbelow(2**31))
-    model: str | None = None
+    model: str | None = Field(None, max_length=256)
     max_tokens: int = Field(256, ge=1)
     n: int = Field(1, ge=1, le=128)
     stop: list[Stop] = Field([], max_length=4)
@@ -110,7 +115,7 @@ class Request(SamplingConfig, Asked):
 class CompletionRequest(Request):
     """POST /v1/completions."""
 
-    prompt: list[str] = Field(min_length=1)
+    prompt: list[str] = Field(min_length=1, max_length=1024)
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @field_validator("prompt", mode="before")
@@ -146,7 +151,7 @@ class Message(Asked):
 class ChatRequest(Request):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)

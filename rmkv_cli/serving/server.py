@@ -1,9 +1,11 @@
 """A service behind a socket, from its first request to its last."""
 
 import ipaddress
+import resource
 import signal
 import socket
 from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -11,9 +13,15 @@ import uvicorn
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 from rmkv_cli.serving.api import create_app
+from rmkv_cli.serving.connection import Connection
+from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.service import Service
 
 GRACE = 10.0  # seconds that answers have to end once the server is told to
+CONNECTIONS = 1000  # beyond those of the texts that are written or wait
+BACKLOG = 1024  # connections that wait to be accepted
+ACCEPTED = 16  # of them at a time
+FILES = 64 + 4 * ACCEPTED  # open beside connections: the process's own, those just accepted, those not closed yet
 
 
 class Server(uvicorn.Server):
@@ -31,13 +39,34 @@ class Server(uvicorn.Server):
         self._engine = service.engine
         hosts = {"localhost", "127.0.0.1", "[::1]", in_url(host).lower()} if is_loopback(host) else ()
         app = create_app(service, key, hosts)
-        # The engine ends the answers itself; if it cannot, uvicorn cuts them off.
-        super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(2 * GRACE))
+        self.interrupted = False
+        """Whether Ctrl-C ended it."""
+        config = uvicorn.Config(
+            app,
+            http=partial(Connection, limits=service.limits, most=_most_connections(service.limits)),  # type: ignore[arg-type]
+            ws="none",
+            lifespan="on",
+            workers=1,
+            proxy_headers=False,
+            log_config=None,
+            log_level="error",  # clients can cause warnings at any rate
+            access_log=False,
+            backlog=ACCEPTED,
+            timeout_graceful_shutdown=int(2 * GRACE),  # the engine ends answers itself; if it cannot, they are cut off
         )
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        for bound in (
+            sockets or ()
+        ):  # asyncio accepts as many at once as may wait, which could be more than files are left
+            bound.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take in no more, and let what is running go on for a while; a second Ctrl-C ends it."""
+        self.interrupted |= sig == signal.SIGINT
         self._engine.shut(0 if self.should_exit else GRACE)
         super().handle_exit(sig, frame)
 
@@ -73,9 +102,21 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(service: Service, bound: socket.socket, key: str | None, host: str) -> None:
     """Serve at a socket bound to the host until SIGTERM, after which it returns, or Ctrl-C, which is raised again."""
     server = Server(service, key, host)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn sends it again once all has ended
+    # Before uvicorn's own, which are the same: a signal that comes while it starts is none that is lost.
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        bound.listen(BACKLOG)  # so that whoever reads the next line can connect
+        stderr().print(f"serving {service.name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C ends it")
         server.run(sockets=[bound])
     finally:
-        signal.signal(signal.SIGTERM, before)
-        stderr().print("ended", style="dim")
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    stderr().print("ended", style="dim")
+    if server.interrupted:
+        raise KeyboardInterrupt
+
+
+def _most_connections(limits: Limits) -> int:
+    """Return how many connections there may be at once: so many that files are left to accept one more."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(ACCEPTED, min(CONNECTIONS + limits.lanes + limits.queue, files - FILES))

@@ -1,5 +1,6 @@
 """From requests to the engine's jobs, and back to answers."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -34,7 +35,7 @@ class Service:
         self.memories = Memories(model, limits)
         self.metrics.memories.set_function(lambda: len(self.memories))
 
-    async def write(self, request: Request, asked: CompletionRequest | ChatRequest) -> dict[str, Any] | Response:
+    async def write(self, request: Request, asked: CompletionRequest | ChatRequest) -> Response:
         """Answer a completion or a chat, whole or as a stream; raise `ApiError` or `UserError` if it cannot be."""
         exchange = Exchange()
         replies = Replies(self.name, self.tokenizer, chat=isinstance(asked, ChatRequest))
@@ -43,7 +44,8 @@ class Service:
         try:
             if not asked.stream:
                 parts = await while_connected(request, _all(said))
-                return replies.whole(parts, usage(exchange.read, exchange.written), scored=_scores(asked) is not None)
+                tokens, scored = usage(exchange.read, exchange.written), _scores(asked) is not None
+                return await asyncio.to_thread(_whole, replies, parts, tokens, scored)
             first = await while_connected(request, anext(said))  # what fails before it is told by a status of its own
         except BaseException:
             exchange.cancel()
@@ -51,14 +53,19 @@ class Service:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return EventStream(exchange, _events(first, said, exchange, replies, with_usage))
 
-    async def read(self, request: Request, text: str, after: Prompt | None, keep: Keep) -> None:
-        """Read a text, after an earlier reading or as a document's beginning, and keep the result; errors as above."""
+    async def read(self, request: Request, text: str, after: Prompt | None, keep: Keep) -> dict[str, Any]:
+        """Read a text, after an earlier reading or as a document's beginning, and keep the result.
+
+        Returns the figures of the memory that keeps it; errors as in `write`.
+        """
         exchange = Exchange()
         exchange.submit(self.engine, [Job((text,), exchange.send, self.limits.max_seconds, after, keep=keep)])
         try:
             await while_connected(request, _all(exchange.said()))
         finally:
             exchange.cancel()
+        assert keep.figures is not None
+        return keep.figures
 
     def _jobs(self, asked: CompletionRequest | ChatRequest, exchange: Exchange) -> list[Job]:
         """Return a job for each prompt."""
@@ -114,6 +121,13 @@ def _scores(asked: CompletionRequest | ChatRequest) -> int | None:
 
 async def _all(said: AsyncIterator[Said]) -> list[Said]:
     return [part async for part in said]
+
+
+def _whole(replies: Replies, parts: list[Said], tokens: dict[str, int], scored: bool) -> Response:
+    """Return a whole answer. With log probabilities it can be 40 MB: for a thread, and encoded in many small steps."""
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    answer = "".join(encoder.iterencode(replies.whole(parts, tokens, scored=scored)))
+    return Response(answer, media_type="application/json")
 
 
 async def _events(

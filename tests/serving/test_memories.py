@@ -172,6 +172,22 @@ class TestTogether:
         memories("POST", name="dogs", text="a")
         assert memories("POST", "", 409, name="dogs", text="a")["error"]["code"] == "memory_exists"
 
+    @pytest.mark.parametrize("path", ["", "dogs"])
+    def test_who_made_it_is_told_so_although_another_deletes_it_at_once(self, server, memories, monkeypatch, path):
+        read = server.service.read
+
+        async def read_and_lose(*what):
+            figures = await read(*what)
+            server.service.memories.delete("dogs")
+            return figures
+
+        if path:
+            memories("POST", name="dogs", text=TEXT)
+        monkeypatch.setattr(server.service, "read", read_and_lose)
+        told = memories("POST", path, text=TEXT, **({} if path else {"name": "dogs"}))
+        assert (told["name"], told["tokens"] > 0) == ("dogs", True)
+        assert memories("GET", "dogs", 404)
+
 
 class TestBounds:
     @pytest.mark.parametrize("bound", ["number", "bytes"])

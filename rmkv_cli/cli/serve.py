@@ -9,7 +9,6 @@ from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Model, parse_amount
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.progress import stderr
 
 KEY = "RMKV_API_KEY"
 
@@ -39,9 +38,9 @@ def serve(
     Clients must show the API key that the environment variable RMKV_API_KEY holds, if it holds one. SIGTERM and Ctrl-C
     let answers end within ten seconds.
     """
-    key = os.environ.get(KEY, "").strip() or None
+    key = _key()
     try:
-        from rmkv_cli.serving import Limits, Service, bind, in_url, is_loopback
+        from rmkv_cli.serving import Limits, Service, bind, is_loopback
         from rmkv_cli.serving import serve as run
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
@@ -66,5 +65,16 @@ def serve(
     with bind(host, port) as bound:
         name = model.resolve().name
         service = Service(*load_model(model, device), name, limits)
-        stderr().print(f"serving {name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C ends it")
         run(service, bound, key, host)
+
+
+def _key() -> str | None:
+    """Return the key that clients must show, None if there is none; raise `UserError` if no client could show it."""
+    if KEY not in os.environ:
+        return None
+    key = os.environ[KEY].strip()
+    if not key:
+        raise UserError(f"{KEY} is empty; set it to a secret that clients must show, or unset it")
+    if not key.isprintable():  # nor is what stands in for bytes that are not UTF-8
+        raise UserError(f"{KEY} is not printable UTF-8 text, which no client can show; set it to another secret")
+    return key

@@ -1,16 +1,21 @@
 """`rmkv serve` as a process: how it begins, and how it ends."""
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import openai
 import pytest
 from small_run import error_of, save_small_model
+
+from rmkv_cli.model import RMKV
+from rmkv_cli.serving import Limits, Server, Service, bind, serve
+from rmkv_cli.tokenizer import Tokenizer
 
 CAT = {"model": "small", "prompt": "the cat", "seed": 3}
 
@@ -69,7 +74,67 @@ def test_a_second_sigterm_cuts_them_off_with_an_error(folder):
         assert time.monotonic() - second < 5  # after the first alone, answers have 10 s to end
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("delay", [0, 0.02, 0.1, 0.3])
+def test_a_signal_at_the_very_beginning_ends_it_as_later_ones_do(folder, number, code, delay):
+    with served(folder) as (process, _):
+        time.sleep(delay)
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert process.stderr.read() == "ended\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "ending"), [(signal.SIGTERM, nullcontext()), (signal.SIGINT, pytest.raises(KeyboardInterrupt))]
+)
+def test_a_signal_before_uvicorn_expects_one_is_not_lost(folder, monkeypatch, number, ending):
+    run = Server.run
+
+    def signalled(self, **how):
+        signal.raise_signal(number)
+        return run(self, **how)
+
+    monkeypatch.setattr(Server, "run", signalled)
+    before = signal.getsignal(number)
+    service = Service(RMKV.from_pretrained(folder).eval(), Tokenizer.load(folder), "small", Limits())
+    with bind("127.0.0.1", 0) as bound, ending:
+        serve(service, bound, None, "127.0.0.1")
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.slow
+def test_a_body_that_is_still_coming_does_not_hold_up_the_end(folder):
+    with served(folder) as (process, client):
+        client.models.list()
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as half:
+            half.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+            )
+            assert b"100" in half.recv(99)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            assert process.stderr.read() == "ended\n"
+
+
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("key", "why"),
+        [
+            (b"", "is empty"),
+            (b" \n", "is empty"),
+            (b"s\xe9same", "is not printable UTF-8"),
+            (b"\xff\xfe", "is not printable UTF-8"),
+            (b"a\x07b", "is not printable UTF-8"),
+            (b"a\nb", "is not printable UTF-8"),
+        ],
+    )
+    def test_a_key_that_no_client_can_show(self, monkeypatch, capsys, folder, key, why):
+        monkeypatch.setenv("RMKV_API_KEY", os.fsdecode(key))
+        line = error_of(monkeypatch, capsys, "serve", "--model", folder)
+        assert line.startswith(f"error: RMKV_API_KEY {why}")
+
     def test_others_are_let_in_only_with_a_key(self, monkeypatch, capsys, folder):
         monkeypatch.delenv("RMKV_API_KEY", raising=False)
         line = error_of(monkeypatch, capsys, "serve", "--model", folder, "--host", "0.0.0.0")

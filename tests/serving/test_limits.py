@@ -138,6 +138,21 @@ class TestKey:
         elsewhere = headers | {"Host": "example.org"}
         assert locked.ask("GET", "/v1/models", headers=elsewhere).status_code == 200
 
+    @pytest.mark.parametrize(
+        "given", [b"Bearer \xe9", b"Bearer s\xe9same", b"\xff\xfe Bearer", b"Bearer \xa0", b"B\xe9arer x"]
+    )
+    def test_odd_bytes_are_no_key(self, locked, given):
+        refused = locked.ask("GET", "/v1/models", headers={"Authorization": given})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+
+    def test_the_key_s_last_byte_counts_whatever_it_is(self, loaded):
+        """That of an à is a space in latin-1, in which headers are read."""
+        with running(*loaded, key="voilà") as server:
+            assert (
+                server.ask("GET", "/v1/models", headers={"Authorization": "Bearer voilà".encode()}).status_code == 200
+            )
+            assert server.ask("GET", "/v1/models", headers={"Authorization": b"Bearer voil\xc3"}).status_code == 401
+
     def test_health_and_the_page_are_open(self, locked):
         assert locked.ask("GET", "/health").json() == {"status": "ok"}
         assert locked.ask("GET", "/").status_code == 200

@@ -14,7 +14,7 @@ from rmkv_cli.evaluation.harness_report import HarnessReport
 from rmkv_cli.evaluation.measure import Report
 from rmkv_cli.evaluation.memory import MemoryEffect
 from rmkv_cli.evaluation.tasks import TaskReport
-from rmkv_cli.files import write_text
+from rmkv_cli.files import read_whole, write_text
 
 FOLDER = "evaluations"
 LONGEST = 80  # characters of a name
@@ -52,8 +52,9 @@ def kept_evaluations(run: Path) -> dict[str, Evaluation]:
     """Return a run's evaluations by their names; raise `UserError` if a file is none."""
     found = {}
     for path in sorted((run / FOLDER).glob("[!.]*.json")):
+        data = read_whole(path)
         try:
-            found[path.stem] = TypeAdapter(Evaluation).validate_json(path.read_bytes())
+            found[path.stem] = TypeAdapter(Evaluation).validate_json(data)
         except ValueError:
             raise UserError(f"{path}: is no evaluation that this version of rmkv kept; remove it") from None
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import write_text
+from rmkv_cli.files import require_file, write_text
 
 
 class Metrics:
@@ -43,12 +43,25 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the whole records of a metrics.jsonl, each with its `step` and `tokens`; none where there is no file."""
-    if not path.exists():
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
         return []
+    require_file(path)
     records = []
     for line in path.read_bytes().splitlines():
-        with suppress(ValueError):  # half a line, from a kill or a full disk, or damage
+        with suppress(ValueError, RecursionError):  # half a line, from a kill or a full disk, or damage
             record = json.loads(line)
-            if isinstance(record, dict) and all(isinstance(record.get(key), int) for key in ("step", "tokens")):
+            if _is_record(record):
                 records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Return whether a line's value has the types that the rest of the program relies on."""
+    if not isinstance(record, dict) or not all(type(record.get(key)) is int for key in ("step", "tokens")):
+        return False
+    figures = record.get("validation", {"loss": 0})
+    if not isinstance(figures, dict) or type(figures.get("loss")) not in (int, float):
+        return False
+    told = [figure for figure in figures.values() if figure is not None]
+    numbers = [x for x in [*record.values(), *told] if type(x) is int]
+    return all(type(x) in (int, float) for x in told) and all(abs(x) < 1 << 63 for x in numbers)

@@ -12,8 +12,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes, Rows
+from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.pretrained import read_weights
+from rmkv_cli.model.state_file import fault
 from rmkv_cli.training.checkpoint import read_tensors, write_tensors
 from rmkv_cli.training.distribution import Ranks, averaged, part, parted_like, spread, whole
 from rmkv_cli.training.faults import BadStepError, Watch
@@ -220,9 +222,16 @@ class Trainer:
                 states[name] = part(x)
             else:
                 parameter, _, key = name.rpartition(".")
-                p = parameters[parameter]
+                if (p := parameters.get(parameter)) is None:
+                    raise UserError(f"{checkpoint}: has moments of '{parameter}', no part of the model")
                 moments[p][p][key] = x
-        self.state, self.step, self.tokens = State.from_tensors(states), step, tokens
+        shapes = [{name: x.shape for name, x in each.items()} for each in (states, self.state.tensors())]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{checkpoint}: its lanes' states do not fit the run's config.toml")
+        state = State.from_tensors(states)
+        if wrong := fault(state):
+            raise UserError(f"{checkpoint}: its lanes' states are damaged: {wrong}")
+        self.state, self.step, self.tokens = state, step, tokens
         self.watch.load_state_dict(watch)
 
     def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:

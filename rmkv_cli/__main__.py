@@ -1,6 +1,15 @@
-"""`python -m rmkv_cli`: the same as `rmkv` (torchrun needs a module)."""
+"""The `rmkv` command, also as `python -m rmkv_cli` (torchrun needs a module)."""
 
-from rmkv_cli.cli.main import main
+from rmkv_cli.cli.signals import handle_signals
+
+
+def main() -> None:
+    """Run `rmkv`, and let a signal end it from the first import on."""
+    handle_signals()
+    from rmkv_cli.cli.main import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

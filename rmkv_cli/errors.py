@@ -19,6 +19,25 @@ def one_line(error: Exception) -> str:
     return str(error)
 
 
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "failed to map segment")
+OUT_OF_THREADS = ("can't start new thread", "thread pool has not been initialized")
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one line that says what the user can mend, or None if the error is the code's own fault.
+
+    Libraries have no class for an exhausted machine: PyTorch raises a RuntimeError, a tokenizer's thread pool panics.
+    """
+    if isinstance(error, UserError | OSError):
+        return one_line(error)
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
+        return "memory is exhausted: use a smaller model, smaller batches or shorter texts, or free some memory"
+    if any(words in said for words in OUT_OF_THREADS):
+        return "no more threads can be started: raise the limit (`ulimit -u`; in a container, its pids limit)"
+    return None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'slots'?" for the known word nearest to `word`, or "" if none is near."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -13,6 +13,7 @@ import typer
 
 from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP
+from rmkv_cli.cli.signals import end_by_signal
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError, did_you_mean, one_line
 from rmkv_cli.files import require_file, require_new, require_writable
@@ -96,7 +97,7 @@ def chat(
     if typed:
         _tell(f"/help shows the commands. {KEYS}")
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup does
-        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))  # a terminal that is closed ends it as SIGTERM does
+        signal.signal(signal.SIGHUP, end_by_signal)  # a terminal that is closed ends it as SIGTERM does
     try:
         _converse(conversation, messages, typed, state)
     finally:
@@ -118,13 +119,14 @@ def _converse(conversation: "Conversation", messages: Iterator[str], typed: bool
             if message.strip() == "/quit":
                 return
             if message.startswith("/"):
-                _command(conversation, message, state)
+                try:
+                    _command(conversation, message, state)
+                except OSError as error:  # a file's; stdout's ends the conversation
+                    raise UserError(one_line(error)) from None
             elif message.strip():
                 _answer(conversation, message.strip())
-        except BrokenPipeError:
-            raise
-        except (UserError, OSError) as error:
-            stderr().print(f"error: {one_line(error)}", style="red")
+        except UserError as error:
+            stderr().print(f"error: {error}", style="red")
         except KeyboardInterrupt:
             if not typed:
                 raise

@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -25,7 +24,8 @@ from rmkv_cli.cli import (
     tokenizer,
     train,
 )
-from rmkv_cli.errors import UserError, one_line
+from rmkv_cli.cli.signals import handle_signals
+from rmkv_cli.errors import explain, one_line
 from rmkv_cli.progress import stderr
 
 
@@ -79,19 +79,36 @@ def _version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run `rmkv`. Exit code 0: done; 1: the work failed; 2: bad input, said in one line; 130: stopped by Ctrl-C.
+    """Run `rmkv`. Exit code 0: done; 1: the work failed, or nobody reads stdout any more; 2: what the user can mend.
 
+    What the user can mend is one line. 128 and a signal's number: it was ended by that, so by Ctrl-C with 130.
     RMKV_DEBUG=1 shows the traceback instead.
     """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # it is closed; the next file that is opened would take its place
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where it is not UTF-8; stderr escapes such characters by itself
-    if sys.stdin is None:  # closed: nothing can be read
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
+    handle_signals()
+    stdout, line = sys.stdout, None
     try:
         build()()
-    except (UserError, OSError) as error:
-        if os.environ.get("RMKV_DEBUG") == "1":
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:  # before Typer, which else takes it
+        code = 130
+    except BaseException as error:
+        line, code = explain(error), 2
+        if line is None or os.environ.get("RMKV_DEBUG") == "1":
             raise
-        stderr().print(f"error: {one_line(error)}", style="red")
-        sys.exit(2)
+    try:
+        stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # or Python tries again, and complains
+        if isinstance(error, BrokenPipeError):
+            line, code = None, 1
+        else:
+            line, code = f"standard output: {one_line(error)}", 2
+    if line is not None:
+        stderr().print(f"error: {line}", style="red")
+    sys.exit(code)

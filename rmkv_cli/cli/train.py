@@ -1,7 +1,6 @@
 """`rmkv train`."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -75,13 +74,11 @@ def train(
 
     if "RANK" in os.environ:  # DDP warns that it looks for unused weights, where a row happens to use all of them
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt inside an import may be swallowed there
     from rmkv_cli.training import BadStepError
     from rmkv_cli.training import dry_run as try_run
     from rmkv_cli.training import profile as profile_run
     from rmkv_cli.training import train as train_run
 
-    signal.signal(signal.SIGINT, before)
     try:
         if dry_run:
             report = try_run(resolved, run, price=price, allow_noncausal=allow_noncausal)

@@ -1,0 +1,104 @@
+"""What the system refuses (room, memory, a thread) ends every command by one line; a closed stdout by none."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from small_run import error_of, save_small_model
+
+from rmkv_cli.cli.main import main
+
+FULL = "error: standard output: no space left on device\n"
+# Each writes to stdout in a way of its own: print, write, json.dump, a table, Typer's help, pieces as they come.
+COMMANDS = {
+    "print": ["config", "list"],
+    "write": ["config", "show", "--preset", "tiny"],
+    "json": ["params", "--preset", "tiny", "--json"],
+    "table": ["params", "--preset", "tiny"],
+    "help": ["--help"],
+    "subcommand-help": ["data", "mix", "--help"],
+    "pieces": ["generate", "--model", "model", "--prompt", "a", "--max-tokens", "40"],
+    "answers": ["chat", "--model", "model", "--max-tokens", "5"],
+    "bytes": ["tokenizer", "decode", "model", "71", "100"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exhausted")
+    save_small_model(folder / "model")
+    (folder / "lines.jsonl").write_text('{"prompt": "the cat"}\n')
+    return folder
+
+
+@pytest.fixture
+def code_of(folder, monkeypatch):
+    """Runs a command in this process with that stdout, which must then close without a fault; returns its exit code."""
+
+    def run(arguments, stdout):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["rmkv", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        (stdout or sys.stdout).close()
+        return ended.value.code
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_a_full_stdout_is_one_line_and_exit_code_2(code_of, capsys, arguments):
+    assert code_of(arguments, open("/dev/full", "w")) == 2  # noqa: PTH123, SIM115
+    assert capsys.readouterr().err == FULL
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_a_stdout_that_nobody_reads_any_more_ends_it_quietly(code_of, capsys, arguments):
+    read, written = os.pipe()
+    os.close(read)
+    assert code_of(arguments, open(written, "w")) == 1  # noqa: PTH123, SIM115
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_without_a_stdout_the_work_is_done(code_of, arguments):
+    assert code_of(arguments, None) == 0
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"), [(">/dev/full", 2, FULL), ("| true", 1, ""), (">&-", 0, ""), (">&- 2>&-", 0, "")]
+)
+def test_python_itself_has_nothing_to_add(redirected, code, said):
+    line = f'set -o pipefail; "$0" -m rmkv_cli config list {redirected}'
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True, text=True, env=buffered)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_memory_that_cannot_be_had_is_one_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    lanes = ["--batch-size", str(10**12)]  # each needs a state
+    line = error_of(
+        monkeypatch, capsys, "generate", "--model", "model", "--file", "lines.jsonl", "--out", "out", *lanes
+    )
+    assert line.startswith("error: memory is exhausted: ")
+    assert not (folder / "out").exists()
+
+
+def test_a_thread_that_cannot_be_started_is_one_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (folder / "mix.toml").write_text('[[sources]]\nkind = "files"\nname = "t"\nweight = 1\nfiles = ["lines.jsonl"]\n')
+    size = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        line = error_of(
+            monkeypatch, capsys, "data", "mix", "mix.toml", "--tokenizer", "model", "--out", "data", "--workers", "1"
+        )
+    finally:
+        threading.stack_size(size)
+    assert line.startswith("error: no more threads can be started: ")
+    assert not (folder / "data").exists()

@@ -1,0 +1,42 @@
+"""A signal ends a command at any moment of its start-up: importing PyTorch takes seconds, and swallows exceptions."""
+
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+MODULES = 2000  # that `train` and `serve` import, PyTorch's among them; `serve` a few more
+
+
+def ended_at(module, number, *arguments):
+    """Run `rmkv` and send the signal once so many modules are imported; return its exit code and what it said.
+
+    Its own first module is where they are counted from: before it, Python is starting up.
+    """
+    command = [sys.executable, "-X", "importtime", "-m", "rmkv_cli", *map(str, arguments)]
+    said, modules = [], 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if not line.startswith("import time:"):
+                said.append(line)
+            elif modules or line.endswith(" rmkv_cli.cli\n"):
+                modules += 1
+                if modules == module:
+                    process.send_signal(number)
+    return process.returncode, "".join(said)
+
+
+@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("command", ["train", "serve"])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))], ids="seed{}".format
+)
+def test_a_signal_during_the_imports_ends_it_at_once_and_leaves_nothing(tmp_path, monkeypatch, command, number, seed):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"train": ["--preset", "tiny"], "serve": ["--model", "absent"]}[command]  # what they would end by
+    module = random.Random(f"{command} {number} {seed}").randrange(1, MODULES)
+    assert ended_at(module, number, command, *arguments) == (CODES[number], "")
+    assert list(tmp_path.iterdir()) == []

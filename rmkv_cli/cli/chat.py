@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rmkv_cli.cli.loading import Device, load_model
-from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP
+from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least
 from rmkv_cli.cli.signals import end_by_signal
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError, did_you_mean, one_line
@@ -50,7 +50,9 @@ def chat(
     system: Annotated[
         str, typer.Option(metavar="TEXT", help="What is set before a new conversation's first message.")
     ] = "",
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Write at most N tokens an answer.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(parser=at_least(0), metavar="N", help="Write at most N tokens an answer.")
+    ] = 256,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
     top_p: TopP = 0.95,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmkv_cli.cli.options import Json, MixName, TokenizerFile, parse_amount, print_json, read_mix
+from rmkv_cli.cli.options import Json, MixName, TokenizerFile, at_least, print_json, read_mix
 from rmkv_cli.progress import stderr
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def mix_command(
     out: Annotated[Path, typer.Option(help="The folder to make; must not exist.")] = Path("data"),
     tokens: Annotated[
         int | None,
-        typer.Option(parser=parse_amount, metavar="N", help="Length of the mix, such as 5M."),
+        typer.Option(parser=at_least(1), metavar="N", help="Length of the mix, such as 5M."),
     ] = None,
     workers: Annotated[
         int, typer.Option(min=1, show_default="one a core", help="Processes that tokenize; they change the time alone.")
@@ -88,15 +88,20 @@ def inspect(
             help="A prepared mix, or a shard of one; or a mix.toml, or the name of a shipped one.",
         ),
     ],
-    samples: Annotated[int, typer.Option(min=0, help="Documents of each source that are shown.")] = 2,
+    samples: Annotated[
+        int, typer.Option(parser=at_least(0), metavar="N", help="Documents of each source that are shown.")
+    ] = 2,
     documents: Annotated[
-        int, typer.Option(min=1, help="Documents of each source that are read, if the mix is not prepared.")
+        int,
+        typer.Option(
+            parser=at_least(1), metavar="N", help="Documents of each source that are read, if the mix is not prepared."
+        ),
     ] = 1_000,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Mix the beginning of a mix that is not prepared, to show its tokens as well.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(parser=parse_amount, metavar="N", help="With --tokenizer: how long a beginning.")
+        int, typer.Option(parser=at_least(1), metavar="N", help="With --tokenizer: how long a beginning.")
     ] = 1_000_000,
     as_json: Json = False,
 ) -> None:

@@ -10,13 +10,17 @@ from typing import Annotated
 
 import typer
 
+from rmkv_cli.cli.options import at_least
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 
 
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is put.")] = Path("demo"),
-    tokens: Annotated[int | None, typer.Option(min=1, help="Train on so many tokens. [default: the preset's]")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(parser=at_least(1), metavar="N", help="Train on so many tokens. [default: the preset's]"),
+    ] = None,
 ) -> None:
     """Learn to write from nothing, from a corpus to text and a report of the run. Offline, minutes on a CPU.
 

@@ -11,7 +11,7 @@ from rmkv_cli.cli.evaluate_harness import evaluate_harness
 from rmkv_cli.cli.evaluate_task import evaluate_task
 from rmkv_cli.cli.keep import keep
 from rmkv_cli.cli.loading import Device, find_and_load
-from rmkv_cli.cli.options import Json, Model, print_json
+from rmkv_cli.cli.options import Json, Model, at_least, print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import progress, stderr
@@ -31,7 +31,8 @@ def evaluate(
         Literal["validation", "train"], typer.Option(help="Which documents of a prepared mix.")
     ] = "validation",
     max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Read at most N tokens, of documents all over the data.")
+        int | None,
+        typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens, of documents all over the data."),
     ] = None,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Also measure what the memory is worth (3 more readings).")
@@ -47,7 +48,9 @@ def evaluate(
     text: Annotated[
         list[Path] | None, typer.Option("--text", metavar="FILE", help="A text that is the task's noise.")
     ] = None,
-    examples: Annotated[int, typer.Option(metavar="N", help="Documents for each of the task's difficulties.")] = 64,
+    examples: Annotated[
+        int, typer.Option(parser=at_least(0), metavar="N", help="Documents for each of the task's difficulties.")
+    ] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the task's documents.")] = 0,
     picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the task's accuracies.")] = None,
     harness: Annotated[
@@ -58,10 +61,12 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Where tasks of your own for --harness are, as its YAML files.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Ask only the first N documents of each harness task.")
+        int | None,
+        typer.Option(parser=at_least(1), metavar="N", help="Ask only the first N documents of each harness task."),
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Solved examples before each question of a harness task.")
+        int | None,
+        typer.Option(parser=at_least(0), metavar="N", help="Solved examples before each question of a harness task."),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmkv_cli.cli.loading import Device, load_model
-from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, print_json
+from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least, print_json
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file
@@ -39,8 +39,10 @@ def generate(
             help='Take --file as JSON lines, {"prompt": …} or {"messages": …}, and write a line with a text for each.',
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="With --out: texts written side by side.")] = 8,
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Write at most N tokens.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(parser=at_least(0), metavar="N", help="With --out: texts written side by side.")
+    ] = 8,
+    max_tokens: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Write at most N tokens.")] = 256,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
     top_p: TopP = 0.95,
@@ -52,7 +54,9 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; any number of times.")
     ] = None,
-    num_samples: Annotated[int, typer.Option(metavar="N", help="Texts to write, with seed, seed + 1, ...")] = 1,
+    num_samples: Annotated[
+        int, typer.Option(parser=at_least(0), metavar="N", help="Texts to write, with seed, seed + 1, ...")
+    ] = 1,
     state: Annotated[
         Path | None, typer.Option(metavar="NOTES", help="Go on from what `rmkv read` saved; the prompt follows it.")
     ] = None,

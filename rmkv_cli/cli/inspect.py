@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmkv_cli.cli.loading import Device, load_model
-from rmkv_cli.cli.options import Json, Model, print_json
+from rmkv_cli.cli.options import Json, Model, at_least, print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_writable
@@ -32,7 +32,9 @@ def memory(
     model: Model,
     file: Annotated[Path, typer.Option(metavar="FILE", help="A text of more than a segment, best of many.")],
     picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the figures.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Read at most N tokens.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -2,13 +2,13 @@
 
 import json
 import sys
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rmkv_cli.config import Config, MixConfig, load_config, load_mix, mix_path, preset_path
+from rmkv_cli.config import Config, MixConfig, load_config, load_mix, mix_path, preset_path, whole_number
 from rmkv_cli.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
@@ -49,18 +49,19 @@ def read_mix(name: str | None, preset: str | None, tokens: int | None = None) ->
     return load_mix(path, tokens), path.parent
 
 
-def parse_amount(amount: str | int) -> int:
-    """Return a whole number such as 5000, 5k, 5M, 1.5G or 2B; raise `typer.BadParameter` for what is none."""
-    text = str(amount)  # typer parses defaults, too
-    sizes = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
-    unit = sizes.get(text[-1:].lower(), 1)
-    try:
-        number = Decimal(text[:-1] if unit > 1 else text) * unit  # 16.1k is 16,100, and no binary fraction
-        if not 1 <= number <= 10**18 or number != int(number):
-            raise ValueError
-    except (ValueError, OverflowError, InvalidOperation):
-        raise typer.BadParameter(f"'{text}' is no whole number above 0 such as 5000000, 5M or 1.5G") from None
-    return int(number)
+def at_least(least: int) -> Callable[[str | int], int]:
+    """Return a parser, for an option, of whole numbers (see `whole_number`) that are `least` or more."""
+
+    def parse(given: str | int) -> int:  # Typer gives it defaults, too
+        try:
+            number = whole_number(str(given))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if not least <= number < 1 << 63:
+            raise typer.BadParameter(f"should be {least} or more and below 2^63, got '{given}'")
+        return number
+
+    return parse
 
 
 def read_config(preset: str | None, file: Path | None, overrides: list[str] | None) -> Config:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, print_json, read_config
 from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.progress import amount
 
@@ -13,8 +13,12 @@ def params(
     preset: Preset = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows at once. [default: micro_batch_size]")] = None,
-    row_tokens: Annotated[int | None, typer.Option(min=1, help="Row length. [default: segments_max segments]")] = None,
+    batch: Annotated[
+        int | None, typer.Option(parser=at_least(1), metavar="N", help="Rows at once. [default: micro_batch_size]")
+    ] = None,
+    row_tokens: Annotated[
+        int | None, typer.Option(parser=at_least(1), metavar="N", help="Row length. [default: segments_max segments]")
+    ] = None,
     train: Annotated[
         bool, typer.Option("--train", help="Show the training's budget as well: tokens, FLOPs, hours by card.")
     ] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rmkv_cli.cli.loading import Device, load_model
-from rmkv_cli.cli.options import Model, parse_amount
+from rmkv_cli.cli.options import Model, at_least
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 
@@ -17,16 +17,20 @@ def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-    lanes: Annotated[int, typer.Option(metavar="N", help="Write at most N texts at once.")] = 8,
-    queue: Annotated[int, typer.Option(metavar="N", help="Let at most N more texts wait.")] = 64,
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="The most that a request may ask for.")] = 4096,
+    lanes: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Write at most N texts at once.")] = 8,
+    queue: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Let at most N more texts wait.")] = 64,
+    max_tokens: Annotated[
+        int, typer.Option(parser=at_least(0), metavar="N", help="The most that a request may ask for.")
+    ] = 4096,
     max_seconds: Annotated[float, typer.Option(help="The most that a request may take.")] = 600,
     max_body: Annotated[
-        int, typer.Option(parser=parse_amount, metavar="BYTES", help="The largest request that is read.")
+        int, typer.Option(parser=at_least(1), metavar="BYTES", help="The largest request that is read.")
     ] = 16_000_000,
-    max_memories: Annotated[int, typer.Option(metavar="N", help="Keep at most N named memories.")] = 100,
+    max_memories: Annotated[
+        int, typer.Option(parser=at_least(0), metavar="N", help="Keep at most N named memories.")
+    ] = 100,
     max_memory_bytes: Annotated[
-        int, typer.Option(parser=parse_amount, metavar="BYTES", help="The most that all of them may take, such as 2G.")
+        int, typer.Option(parser=at_least(1), metavar="BYTES", help="The most that all of them may take, such as 2G.")
     ] = 1_000_000_000,
     allow_anyone: Annotated[
         bool, typer.Option("--allow-anyone", help="Listen beyond this machine without an API key.")

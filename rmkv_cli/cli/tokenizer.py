@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli.options import Json, MixName, parse_amount, print_json, read_mix
+from rmkv_cli.cli.options import Json, MixName, at_least, print_json, read_mix
 from rmkv_cli.config import load_config, preset_path
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, require_new, require_writable
@@ -25,11 +25,14 @@ def train(
     mix: MixName = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Take this preset's mix and vocabulary.")] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(help="Number of tokens; 263 is the least.", show_default="the preset's")
+        int | None,
+        typer.Option(
+            parser=at_least(1), metavar="N", help="Number of tokens; 263 is the least.", show_default="the preset's"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the tokenizer goes; must not exist.")] = Path("tokenizer.json"),
     max_bytes: Annotated[
-        int, typer.Option(parser=parse_amount, metavar="N", help="Stop after so much text.")
+        int, typer.Option(parser=at_least(1), metavar="N", help="Stop after so much text.")
     ] = 200_000_000,
     as_json: Json = False,
 ) -> None:

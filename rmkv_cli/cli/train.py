@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, print_json, read_config
 from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.config import load_config
 from rmkv_cli.errors import UserError
@@ -27,7 +27,9 @@ def train(
     profile: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="STEPS", help="Profile so many steps instead: a trace, and the dearest operations."
+            parser=at_least(1),
+            metavar="STEPS",
+            help="Profile so many steps instead: a trace, and the dearest operations.",
         ),
     ] = None,
     dry_run: Annotated[

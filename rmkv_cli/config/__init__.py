@@ -3,6 +3,7 @@
 from rmkv_cli.config.load import dump_toml, list_presets, load_any, load_config, load_mix, mix_path, parse, preset_path
 from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, TextSource
 from rmkv_cli.config.model import MemoryConfig, ModelConfig
+from rmkv_cli.config.numbers import whole_number
 from rmkv_cli.config.section import Section
 from rmkv_cli.config.tasks import (
     CopySource,
@@ -41,4 +42,5 @@ __all__ = [
     "mix_path",
     "parse",
     "preset_path",
+    "whole_number",
 ]

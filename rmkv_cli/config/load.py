@@ -1,8 +1,9 @@
 """From TOML, presets and `--set` to a config, with every error of a file in one report."""
 
+import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,6 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from rmkv_cli.config.mix import MixConfig, Source
+from rmkv_cli.config.numbers import WANTED
 from rmkv_cli.config.section import Section
 from rmkv_cli.config.train import Config
 from rmkv_cli.errors import UserError, did_you_mean
@@ -100,14 +102,15 @@ def parse(kind: type[S], data: dict[str, Any], origin: str, overridden: set[str]
         lines = []
         for problem in error.errors(include_url=False):
             key, section = _locate(kind, data, problem["loc"])
-            place = (
-                f"--set {key}"
-                if any(k == key or k.startswith(f"{key}.") for k in overridden or ())
-                else f"{origin}: {key}"
-                if key
-                else origin
-            )
-            lines.append(f"{place}: {_explain(dict(problem), section)}")
+            override = next((k for k in overridden or () if k == key or k.startswith(f"{key}.")), None)
+            if problem["type"] == "extra_forbidden":
+                parent = key[: key.rfind(".") + 1]
+                key = override or key
+                said = "unknown key" + _known_keys(kind, section, parent, key, override is not None)
+            else:
+                said = _explain(dict(problem))
+            place = f"--set {key}" if override else f"{origin}: {key}" if key else origin
+            lines.append(f"{place}: {said}")
         raise UserError("\n".join(lines)) from None
 
 
@@ -155,10 +158,42 @@ def _locate(kind: type[BaseModel], data: Any, loc: tuple[int | str, ...]) -> tup
     return key, section
 
 
-def _explain(problem: dict[str, Any], section: type[BaseModel] | None) -> str:
-    if problem["type"] == "extra_forbidden":
-        known = list(section.model_fields) if section else []
-        return "unknown key" + (did_you_mean(str(problem["loc"][-1]), known) or f"; known are {', '.join(known)}")
+def _known_keys(kind: type[BaseModel], section: type[BaseModel] | None, parent: str, key: str, whole: bool) -> str:
+    """Return what an unknown key may have meant, by its name and first of all in its own section, else what that knows.
+
+    Args:
+        kind: of the whole config.
+        section: the one that the key should have been in.
+        parent: that one's dotted key and a dot, or "".
+        key: the unknown one, dotted.
+        whole: name the section as well where it is the key's own.
+    """
+    here = [parent + name for name in (section.model_fields if section else ())]
+    everywhere = list(_paths(kind))
+    near = [path for path in everywhere if path.endswith(f".{key}")]
+    near = near or _with_nearest_name(key, here) or _with_nearest_name(key, everywhere)
+    shown = [path if whole else path.removeprefix(parent) for path in near or here]
+    return f"; did you mean {' or '.join(map(repr, shown))}?" if near else f"; known are {', '.join(shown)}"
+
+
+def _with_nearest_name(key: str, paths: Sequence[str]) -> list[str]:
+    """Return the paths, if any, whose last part is nearest to that of the key."""
+    names = [path.rpartition(".")[2] for path in paths]
+    nearest = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+    return [path for path, name in zip(paths, names, strict=True) if name in nearest]
+
+
+def _paths(kind: type[BaseModel], before: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a config's sections and of all in them."""
+    for name, field in kind.model_fields.items():
+        yield before + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _paths(field.annotation, f"{before}{name}.")
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    if problem["type"] == "int_parsing":
+        return f"{WANTED}, got '{problem['input']}'"
     if problem["type"] == "union_tag_invalid":
         given = problem["ctx"]["tag"]
         hint = did_you_mean(given, map(str, SOURCES))

@@ -1,9 +1,12 @@
 """The rules that every part of a config shares."""
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+
+from rmkv_cli.config.numbers import whole_number
 
 
 class Section(BaseModel):
@@ -15,6 +18,19 @@ class Section(BaseModel):
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
         """Yield a message for each broken rule across fields; one that lacks any of its fields is skipped."""
         yield from ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_numbers(cls, data: Any) -> Any:
+        # Not a field's validator, which pydantic forbids where it chooses a source by its kind.
+        if not isinstance(data, dict):
+            return data
+        read = dict(data)
+        for name, field in cls.model_fields.items():
+            if isinstance(read.get(name), str) and int in (field.annotation, *get_args(field.annotation)):
+                with suppress(ValueError):  # pydantic refuses what stays a text
+                    read[name] = whole_number(read[name])
+        return read
 
     @field_validator("*")
     @classmethod

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rmkv_cli.config import Config, dump_toml, list_presets, load_config, load_mix, preset_path
+from rmkv_cli.cli.options import at_least
+from rmkv_cli.config import Config, dump_toml, list_presets, load_config, load_mix, preset_path, whole_number
 from rmkv_cli.errors import UserError
 
 
@@ -45,6 +46,24 @@ def test_overrides_are_typed_by_the_schema_and_the_last_one_counts():
     assert (config.train.learning_rate, config.train.seed) == (1e-4, 2)
 
 
+NUMBERS = {"64": 64, "5k": 5000, "1M": 10**6, "1.5G": 15 * 10**8, "2B": 2 * 10**9, "1e6": 10**6, "2_000_000": 2 * 10**6}
+
+
+@pytest.mark.parametrize(("written", "number"), NUMBERS.items(), ids=NUMBERS)
+def test_whole_numbers_are_read_alike_everywhere(tmp_path, written, number):
+    assert load_config(preset_path("tiny"), [f"train.tokens={written}"]).train.tokens == number
+    assert load_config(write(tmp_path, f'[train]\ntokens = "{written}"')).train.tokens == number
+    noise = '[[sources]]\nkind = "noise"\nname = "n"\nweight = 1\nvocab = 9'
+    assert load_mix(write(tmp_path, f'tokens = "{written}"\n{noise}')).tokens == number
+    assert at_least(1)(written) == number
+
+
+@pytest.mark.parametrize("written", ["many", "", "k", "1.5", "0.0001k", "nan", "inf", "1e999999999", "0x10", "1e-3"])
+def test_what_is_no_whole_number_is_told_what_would_be(written):
+    with pytest.raises(ValueError, match=r"should be a whole number such as 64, 5k, 5M, 1\.5G or 1e6, got '"):
+        whole_number(written)
+
+
 def test_all_errors_of_a_file_come_at_once_with_their_place(tmp_path):
     path = write(
         tmp_path,
@@ -65,7 +84,7 @@ def test_all_errors_of_a_file_come_at_once_with_their_place(tmp_path):
     lines = errors(load_config, path)
     assert f"{path}: model.hiden_size: unknown key; did you mean 'hidden_size'?" in lines
     assert any(
-        line.startswith(f"{path}: model.vocab_size: ") and "integer" in line and '"many"' in line for line in lines
+        line.startswith(f"{path}: model.vocab_size: should be a whole number") and "'many'" in line for line in lines
     )
     assert any(line.startswith(f"{path}: model.lookback: ") and "greater than or equal to 0" in line for line in lines)
     assert any("model.memory.cell" in line and "'gru', 'lstm' or 'minimal'" in line for line in lines)
@@ -77,8 +96,20 @@ def test_all_errors_of_a_file_come_at_once_with_their_place(tmp_path):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.memory.slts=3", "--set model.memory.slts: unknown key; did you mean 'slots'?"),
-        ("model.memory.slots=many", "--set model.memory.slots: should be a valid integer"),
+        ("model.memory.slts=3", "--set model.memory.slts: unknown key; did you mean 'model.memory.slots'?"),
+        ("tokens=5", "--set tokens: unknown key; did you mean 'train.tokens'?"),
+        ("token=5", "--set token: unknown key; did you mean 'train.tokens'?"),
+        ("memory.slots=5", "--set memory.slots: unknown key; did you mean 'model.memory.slots'?"),
+        ("memory.slot=5", "--set memory.slot: unknown key; did you mean 'model.memory.slots'?"),
+        ("model.slots=5", "--set model.slots: unknown key; did you mean 'model.memory.slots'?"),
+        ("train.model.seed=5", "--set train.model.seed: unknown key; did you mean 'train.seed'?"),
+        ("zzzz=5", "--set zzzz: unknown key; known are model, train"),
+        (
+            "model.memory.slots=many",
+            "--set model.memory.slots: should be a whole number such as 64, 5k, 5M, 1.5G or 1e6, got 'many'",
+        ),
+        ("model.memory.slots=1.5", "should be a whole number such as 64, 5k, 5M, 1.5G or 1e6, got '1.5'"),
+        ("model.memory.slots=-1k", "--set model.memory.slots: should be greater than or equal to 0"),
         ("model.memory.slots", "wants KEY=VALUE"),
         ("model.vocab_size.x=3", "'vocab_size' is a value, not a section"),
         ("train.learning_rate=nan", "should be a finite number"),

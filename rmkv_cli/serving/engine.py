@@ -102,6 +102,7 @@ class Engine:
             with self._changed:
                 self._closed = True
             self._take_in()
+            self._batch.texts.clear()  # of a decoder that may be broken nothing is wanted any more
             for job in list(self._jobs):
                 self._end(job, _shutting_down())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_server import running
 
-from rmkv_cli.generation import SamplingConfig, generate
+from rmkv_cli.generation import Decoder, SamplingConfig, generate
 from rmkv_cli.generation import text as text_module
 from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.serving import memories as memories_module
@@ -181,6 +181,32 @@ class TestKeeping:
                 assert server.ask("POST", path, json=body).status_code == 500
         for path, body in self.requests():
             assert server.ask("POST", path, json=body).status_code in (200, 201)
+
+
+def test_lanes_that_cannot_be_freed_leave_nobody_waiting(loaded, monkeypatch):
+    """As on a device that is lost: the server says so, and all are answered, whether they write, read or wait."""
+
+    def failing(*_):
+        raise RuntimeError("the device is lost")
+
+    with running(*loaded, lanes=3, max_seconds=3) as server:
+        answers = []
+        requests = [CAT | {"max_tokens": 4096}, CAT | {"max_tokens": 4096, "n": 2}, CAT | {"prompt": TEXT * 5000}]
+        threads = [
+            threading.Thread(target=lambda asked=asked: answers.append(complete(server, **asked).status_code))
+            for asked in requests
+        ]
+        for thread in threads:
+            thread.start()
+        while server.unfinished() < 4:
+            pass
+        monkeypatch.setattr(Decoder, "remove", failing)
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 3
+        assert set(answers) <= {503, 504}
+        assert server.ask("GET", "/health").status_code == 503
+        assert complete(server, **CAT).status_code == 503
 
 
 def test_a_step_that_fails_ends_those_who_are_written_and_not_those_who_are_read(loaded, monkeypatch):

@@ -20,8 +20,10 @@ def keep(run: Path, name: str, checkpoint: Path, report: "DocumentsReport | Task
     Where the folder cannot be written, a note says so.
     """
     from rmkv_cli.evaluation.kept import Evaluation, keep_evaluation
+    from rmkv_cli.model.checkpoints import checkpoint_step
 
-    step = int(checkpoint.name.removeprefix("step-"))
+    step = checkpoint_step(checkpoint)
+    assert step is not None  # a run's
     try:
         path = keep_evaluation(run, name, Evaluation(step, shlex.join(["rmkv", *sys.argv[1:]]), report))
     except OSError as error:

@@ -7,6 +7,7 @@ from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
 from rmkv_cli.markdown import table
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.checkpoints import FOLDER, checkpoint_step
 from rmkv_cli.report.data import data_table
 from rmkv_cli.training.data import MIX
 from rmkv_cli.training.metrics import read_metrics
@@ -15,8 +16,10 @@ from rmkv_cli.training.metrics import read_metrics
 def model_card(name: str, folder: Path, model: RMKV) -> str:
     """Return the README.md of a model called `name`; where its folder is a run's checkpoint, the run is told, too."""
     parts = [_what_it_is(name, model)]
-    run = folder.resolve().parent.parent
-    if folder.resolve().parent.name == "checkpoints" and (run / "config.toml").is_file():
+    # A run's `latest` is followed, a checkpoint that was moved and linked in its place is not.
+    folder = folder.absolute() if folder.absolute().parent.name == FOLDER else folder.resolve()
+    run = folder.parent.parent
+    if folder.parent.name == FOLDER and (run / "config.toml").is_file():
         config = load_config(run / "config.toml")
         parts += [*_data(config, run), *_evaluation(run, folder), _training(config)]
     return "\n".join(parts)
@@ -73,7 +76,7 @@ def _data(config: Config, run: Path) -> list[str]:
 
 def _evaluation(run: Path, folder: Path) -> list[str]:
     """Return the part with the checkpoint's figures on held-out documents, if it was evaluated."""
-    step = int(folder.resolve().name.removeprefix("step-"))
+    step = checkpoint_step(folder)  # None of a folder that somebody else put there, which no record is of
     records = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] == step and "validation" in r]
     if not records:
         return []

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import ModelConfig, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, sha256, write_text
+from rmkv_cli.model.checkpoints import FOLDER, list_checkpoints
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.model.tensors import Layout, difference, open_tensors, save_tensors
 from rmkv_cli.progress import stderr
@@ -100,8 +101,7 @@ def find_model(path: Path, *, training: bool = False) -> Path:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; wants a model folder, a checkpoint or a run")
-    checkpoints = path / "checkpoints"
-    if not checkpoints.is_dir() and not (path / "config.toml").exists():
+    if not (path / FOLDER).is_dir() and not (path / "config.toml").exists():
         if (path / CHECKSUMS).exists() and (damage := damaged_file(path, training)):
             raise UserError(f"{path}: {damage} is damaged (its checksum is wrong)")
         return path
@@ -114,11 +114,6 @@ def find_model(path: Path, *, training: bool = False) -> Path:
             return checkpoint
         stderr().print(f"{checkpoint}: {damage} is damaged; going back to the checkpoint before", style="yellow")
     raise UserError(f"{path}: all its checkpoints are damaged; train again in another --run")
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Return a run's checkpoints, newest first."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 
 
 def write_checksums(directory: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rmkv_cli.config import Config
 from rmkv_cli.errors import UserError
+from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.model.cost import count_by_part, optimizer_bytes, state_bytes
-from rmkv_cli.model.pretrained import list_checkpoints
 
 
 def checkpoint_bytes(config: Config) -> int:

@@ -18,7 +18,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure, write_sample
 from rmkv_cli.files import whole_directory, write_text
 from rmkv_cli.model import find_model
-from rmkv_cli.model.pretrained import list_checkpoints
+from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.progress import stderr
 from rmkv_cli.training.checkpoint import (
@@ -37,7 +37,7 @@ from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
 from rmkv_cli.training.memory import require_memory, told_when_full
-from rmkv_cli.training.metrics import Metrics
+from rmkv_cli.training.metrics import Metrics, best_validation, read_metrics
 from rmkv_cli.training.optimizer import most_segments
 from rmkv_cli.training.trainer import Trainer
 
@@ -119,7 +119,8 @@ def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal:
         _require_allowance(allow_noncausal or resume)
     if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
         raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    if not resume and set(_visible(run)) - BEFORE_A_RUN:
+    left = BEFORE_A_RUN if (run / ".lock").exists() else {"profile"}  # without the lock, no start was killed here
+    if not resume and set(_visible(run)) - left:
         raise UserError(f"{run}: holds other things and is no run; choose another --run")
     require_disk(config, run)
     require_loggers(config.train.loggers)
@@ -183,7 +184,8 @@ class _Job:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        save_checkpoint(self.run, self.trainer.step, self.fill, self.trainer.config.train.keep_last)
+        _, best = best_validation(self.metrics.records)
+        save_checkpoint(self.run, self.trainer.step, self.fill, self.trainer.config.train.keep_last, best)
 
     def fill(self, folder: Path) -> None:
         """Write the model, and beside it what training goes on from."""
@@ -211,9 +213,10 @@ class _Job:
         tokenizer = self.data.tokenizer
         model = _on_all(trainer, "whole_model")
         report = measure(model, self.data.held_out, max_tokens=config.eval_tokens, tokenizer=tokenizer)
-        best = report.loss < self.metrics.best()
+        lowest, _ = best_validation(self.metrics.records)
+        best = report.loss < lowest
         if best:  # before it is recorded: should a kill come between, it is done again
-            mark_best(self.run, self.run / "checkpoints" / f"step-{trainer.step:08d}")
+            mark_best(self.run, trainer.step)
         figures = {"loss": report.loss, "perplexity": report.perplexity, "bits_per_byte": report.bits_per_byte}
         sample = write_sample(model, self.data.held_out, tokenizer)
         record = {"step": trainer.step, "tokens": trainer.tokens, "validation": figures}
@@ -301,7 +304,14 @@ def _require_allowance(allowed: bool) -> None:
 
 def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     """Load the run's newest whole checkpoint, if it has one yet."""
+    records = read_metrics(run / "metrics.jsonl")
     if not list_checkpoints(run):
+        steps = max((record["step"] for record in records), default=0)
+        if steps > trainer.config.train.checkpoint_every:  # what came before it was saved
+            raise UserError(
+                f"{run}: its checkpoints are gone, and it has trained for {steps:,} steps; put one back into "
+                f"{run / 'checkpoints'}, or train again in another --run"
+            )
         stderr().print(f"{run}: was stopped before its first checkpoint; starting anew")
         return
     checkpoint = find_model(run, training=True)
@@ -314,6 +324,7 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     assert trainer.lanes is not None
     trainer.lanes.load_state_dict(saved["lanes"])
     _on_all(trainer, "load", checkpoint, saved["step"], saved["tokens"], saved["watch"])
-    go_back(run, checkpoint, trainer.config.train.keep_last)
+    _, best = best_validation(record for record in records if record["step"] <= saved["step"])
+    go_back(run, checkpoint, trainer.config.train.keep_last, best)
     finished = "; it has come to its end, nothing is left to do" if trainer.finished else ""
     stderr().print(f"going on from {checkpoint}{finished}")

@@ -1,6 +1,8 @@
 """metrics.jsonl: a line a record, in the order of steps, continued exactly when a run goes on."""
 
 import json
+import math
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,16 @@ class Metrics:
         """Return whether the model of this step was evaluated."""
         return any(record["step"] == step and "validation" in record for record in self.records)
 
-    def best(self) -> float:
-        """Return the lowest validation loss so far, in nats per token; infinity if there is none."""
-        return min((r["validation"]["loss"] for r in self.records if "validation" in r), default=float("inf"))
-
     def close(self) -> None:
         """Close the file."""
         with suppress(OSError):  # a record that could not be written, which was told
             self._file.close()
+
+
+def best_validation(records: Iterable[dict[str, Any]]) -> tuple[float, int | None]:
+    """Return the lowest validation loss, in nats per token, and its first step; infinity and None if there is none."""
+    losses = ((r["validation"]["loss"], r["step"]) for r in records if "validation" in r)
+    return min(losses, default=(math.inf, None))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -16,12 +16,12 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
-from rmkv_cli.training.checkpoint import read_tensors, write_tensors
 from rmkv_cli.training.distribution import Ranks, averaged, part, parted_like, spread, whole
 from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.interrupt import Interrupt
 from rmkv_cli.training.loss import RowLoss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
+from rmkv_cli.training.tensors import read_tensors, write_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 
 MODEL_STATE, OPTIMIZER = "state", "optimizer"  # what the names of a checkpoint's tensors begin with
@@ -217,7 +217,7 @@ class Trainer:
             moments |= {p: optimizer.state for group in optimizer.param_groups for p in group["params"]}
         states = {}
         for path, x in read_tensors(checkpoint, self._empty).items():
-            kind, name = path.split(".", 1)
+            kind, _, name = path.partition(".")
             if kind == MODEL_STATE:
                 states[name] = part(x)
             else:
@@ -236,7 +236,7 @@ class Trainer:
 
     def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return an empty tensor for what a checkpoint has under a name, in parts as the ranks have it."""
-        kind, name = path.split(".", 1)
+        kind, _, name = path.partition(".")
         if kind == MODEL_STATE and shape:
             dim, mine = State.batch_dimension(name), list(shape)
             mine[dim] //= self.ranks.count

@@ -55,6 +55,14 @@ def test_other_data_other_splits_and_tasks_have_names_of_their_own(run, data, pr
     assert [(cell.row, cell.segments) for cell in report.cells] == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
+def test_a_copy_beside_the_checkpoints_is_not_taken_for_the_newest(run, data, tmp_path, printed):
+    other = tmp_path / "run"
+    shutil.copytree(run, other, symlinks=True)
+    shutil.copytree(other / "latest", other / "checkpoints" / "step-00000119-keep")
+    printed("eval", "--model", other, "--data", data, "--no-memory")
+    assert kept_evaluations(other)["validation"].step == int((run / "latest").resolve().name.removeprefix("step-"))
+
+
 def test_a_model_that_is_no_run_keeps_nothing(run, data, shown):
     checkpoint = (run / "latest").resolve()
     before = sorted(Path(run).rglob("*"))

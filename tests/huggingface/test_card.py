@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -32,6 +33,25 @@ def card_of(tmp_path):
         return (tmp_path / "mine" / "README.md").read_text()
 
     return make
+
+
+def test_a_checkpoint_that_was_moved_and_linked_has_the_card_of_its_run(card_of, tmp_path):
+    card = card_of()
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000040"
+    checkpoint.symlink_to(checkpoint.rename(tmp_path / "moved"))
+    for name, model in (("one", "run"), ("two", "run/checkpoints/step-00000040")):
+        export_folder(tmp_path / model, tmp_path / name)
+        assert (tmp_path / name / "README.md").read_text() == card.replace("mine", name)
+
+
+def test_a_copy_that_somebody_put_among_the_checkpoints_is_exported_without_an_evaluation(card_of, tmp_path):
+    card_of()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000040", checkpoints / "step-00000040-mine")
+    export_folder(checkpoints / "step-00000040-mine", tmp_path / "copy")
+    card = (tmp_path / "copy" / "README.md").read_text()
+    assert "## Training" in card
+    assert "## Evaluation" not in card
 
 
 def texts(**keys):

@@ -11,8 +11,9 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.errors import UserError
 from rmkv_cli.training import BadStepError, train
-from rmkv_cli.training.checkpoint import read_progress, read_tensors
+from rmkv_cli.training.checkpoint import read_progress
 from rmkv_cli.training.faults import FEWEST, MOST_BAD, WINDOW, Watch
+from rmkv_cli.training.tensors import read_tensors
 from rmkv_cli.training.trainer import Trainer
 
 

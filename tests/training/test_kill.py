@@ -11,11 +11,13 @@ from random import Random
 import pytest
 import torch
 from compare_runs import curve
+from foreign_files import add_foreign, contents, immutable
 from safetensors.torch import load_file
 
 from rmkv_cli.config import dump_toml
 from rmkv_cli.evaluation import sample
 from rmkv_cli.model import find_model
+from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.training import train
 
 
@@ -63,8 +65,43 @@ def test_killed_many_times_it_ends_as_if_it_had_not_been(way, tokens, kills, req
     file.write_text(dump_toml(config))
     whole = train(config, tmp_path / "whole").run
 
-    random, run = Random(0), tmp_path / "killed"
-    begin = ["--config", file]
+    run = tmp_path / "killed"
+    kill_many_times(file, run, kills)
+    assert rmkv_train("--resume", "--run", run).wait() == 0
+
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_many_times_among_foreign_files_and_an_immutable_checkpoint_it_ends_the_same(make_config, tmp_path):
+    file = tmp_path / "config.toml"
+    config = make_config(tokens=6000, checkpoint_every=5, eval_every=20, keep_last=1)
+    file.write_text(dump_toml(config))
+    whole = train(config, tmp_path / "whole").run
+
+    run = tmp_path / "killed"
+    kill_many_times(file, run, 2)
+    foreign = contents(add_foreign(run / "checkpoints"))
+    stays = min(list_checkpoints(run))
+    before = contents([stays])
+    with immutable(stays):
+        kill_many_times(file, run, 4, resume=True)
+        with rmkv_train("--resume", "--run", run, stderr=subprocess.PIPE) as process:
+            said = process.stderr.read()
+        assert process.returncode == 0
+    assert said.count("warning: ") == 1
+    assert f"{stays} cannot be removed" in said
+
+    assert_same(run, whole)
+    assert contents(foreign) == foreign
+    assert contents([stays]) == before
+    assert {path.name for path in list_checkpoints(run)} == names(whole) | {stays.name}
+
+
+def kill_many_times(file, run, kills, resume=False):
+    """Train, and kill it after a few steps, some times over."""
+    random, begin = Random(0), ["--resume"] if resume else ["--config", file]
     for _ in range(kills):
         process = rmkv_train(*begin, "--run", run)
         further = steps(run) + random.randint(1, 9)
@@ -73,9 +110,6 @@ def test_killed_many_times_it_ends_as_if_it_had_not_been(way, tokens, kills, req
         process.kill()
         assert process.wait() == -signal.SIGKILL
         begin = ["--resume"]
-    assert rmkv_train("--resume", "--run", run).wait() == 0
-
-    assert_same(run, whole)
 
 
 @pytest.mark.slow
@@ -91,9 +125,12 @@ def test_killed_before_any_step_of_writing_it_ends_the_same(make_config, tmp_pat
         run = tmp_path / str(deaths)
         died = in_a_fork(lambda run=run, n=deaths: die_before(monkeypatch, n) or train(config, run))
         resume = (run / "config.toml").exists()
+        foreign = contents(add_foreign(run / "checkpoints")) if list_checkpoints(run) else {}
         train(config, run, resume=resume)
         assert_same(run, whole)
-        assert names(run) <= names(whole)  # nothing left half done
+        theirs = {file.relative_to(run / "checkpoints").parts[0] for file in foreign}
+        assert names(run) - theirs <= names(whole)  # nothing left half done
+        assert contents(foreign) == foreign
         if not died:
             break
         deaths += 1

@@ -1,5 +1,8 @@
 """What damages a run, its disk or its data is told in a line, and the run goes on and ends as if it had not been."""
 
+import os
+import pickle
+import re
 import resource
 import shutil
 import signal
@@ -11,11 +14,13 @@ import pytest
 import torch
 from compare_runs import assert_same_run, curve, stop_at
 from small_run import error_of
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from rmkv_cli.cli.main import main
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import find_model
+from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.tokenizer import train_tokenizer
 from rmkv_cli.training import loop, memory, resolve_device, train
 from rmkv_cli.training.memory import require_memory, told_when_full
@@ -77,6 +82,80 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(config, whole, stopped, ca
     train(config, stopped, resume=True)
     assert f"{newest}: {name} is damaged; going back to the checkpoint before" in capsys.readouterr().err
     assert_same_run(whole, stopped)
+
+
+class Act:
+    """Pickled, it has whoever loads it call a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def with_size(size):
+    """Makes the index say that each of its tensors has a shape."""
+
+    def change(index):
+        for found in index.state_dict_metadata.values():
+            found.size = torch.Size(size)
+        return index
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda index: Act(os.mkdir, "acted"), "it names posix.mkdir, which could run code"),
+        (lambda index: [index, Act(eval, "__import__('os').mkdir('acted')")], "it names builtins.eval, which"),
+        (lambda index: index.state_dict_metadata, "it holds a dict"),
+        (lambda index: None, "it holds a NoneType"),
+        (with_size([1 << 40]), r"has the shape \(1099511627776,\), which the files do not hold"),
+        (with_size([-1, 8]), r"has the shape \(-1, 8\), which"),
+    ],
+    ids=["a call", "a call inside", "another object", "nothing", "too large", "negative"],
+)
+def test_an_index_that_was_tampered_with_runs_no_code(stopped, tmp_path, monkeypatch, capsys, change, says):
+    """Its checksum is right: whoever can change the one can change the other."""
+    newest = find_model(stopped)
+    path = newest / "training" / ".metadata"
+    path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
+    write_checksums(newest)
+    monkeypatch.chdir(tmp_path)
+    line = error_of(monkeypatch, capsys, "train", "--resume", "--run", stopped)
+    assert re.match(rf"error: {path}: is damaged, or not an index that rmkv wrote: .*{says}", line)
+    assert not (tmp_path / "acted").exists()
+
+
+def test_what_an_index_describes_beside_the_model_s_own_is_said(stopped, monkeypatch, capsys):
+    newest = find_model(stopped)
+    path = newest / "training" / ".metadata"
+    index = pickle.loads(path.read_bytes())
+    own, other = "optimizer.embedding.weight.exp_avg", "optimizer.another.weight.exp_avg"
+    index.state_dict_metadata[other] = index.state_dict_metadata.pop(own)
+    for key in [key for key in index.storage_data if key.fqn == own]:
+        index.storage_data[MetadataIndex(other, key.offset, key.index)] = index.storage_data.pop(key)
+    path.write_bytes(pickle.dumps(index))
+    write_checksums(newest)
+    line = error_of(monkeypatch, capsys, "train", "--resume", "--run", stopped)
+    assert line == f"error: {newest}: has moments of 'another.weight', no part of the model"
+
+
+@pytest.mark.parametrize(
+    "bytes_", [b"", b"PK\x03\x04", pickle.dumps(Act(os.mkdir, "acted"))], ids=["cut", "a zip", "a call"]
+)
+def test_progress_that_was_tampered_with_runs_no_code(stopped, tmp_path, monkeypatch, capsys, bytes_):
+    newest = find_model(stopped)
+    path = newest / "training" / "progress.pt"
+    path.write_bytes(bytes_)
+    write_checksums(newest)
+    monkeypatch.chdir(tmp_path)
+    assert error_of(monkeypatch, capsys, "train", "--resume", "--run", stopped).startswith(
+        f"error: {path}: is damaged: "
+    )
+    assert not (tmp_path / "acted").exists()
 
 
 def test_links_that_are_gone_are_made_again(config, whole, stopped):

@@ -1,0 +1,116 @@
+"""The tensors that training resumes from, beside the weights: each rank writes and reads its own parts."""
+
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+from rmkv_cli.errors import UserError
+
+TRAINING = "training"
+INDEX = ".metadata"
+IN_AN_INDEX = {
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},  # the same in Python 3.13
+    "torch": {"Size", *(str(x).removeprefix("torch.") for x in vars(torch).values() if isinstance(x, torch.dtype))},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "_MEM_FORMAT_ENCODING",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+    },
+    "torch.serialization": {"_get_layout"},
+}
+"""What the pickle that PyTorch writes as an index names, by module: descriptions of tensors, and nothing that acts."""
+
+
+def write_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
+    """Put beside a model the tensors that training goes on from, each rank its own parts; all ranks call this.
+
+    Raises:
+        UserError: on all ranks, if one of them cannot write.
+    """
+    path = directory / TRAINING
+    with _one_line(f"{path}: cannot be written"):
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(path), no_dist=not dist.is_initialized())
+
+
+def read_tensors(checkpoint: Path, empty: Callable[[str, torch.Size, torch.dtype], Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of `write_tensors`, read into those that `empty` gives for a name, a shape and a type.
+
+    However many ranks have written, each one that reads gets the parts that its empty tensors are; all ranks call this.
+
+    Raises:
+        UserError: on all ranks, if the files are damaged or name what would run code.
+    """
+    reader = _Reader(checkpoint / TRAINING)
+    tensors = {
+        name: empty(name, found.size, found.properties.dtype)
+        for name, found in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(found, TensorStorageMetadata)
+    }
+    with _one_line(f"{checkpoint / TRAINING}: cannot be read"):
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    return tensors
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads an index, and refuses a pickle that names anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in IN_AN_INDEX.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
+        return super().find_class(module, name)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads tensors as PyTorch does, but for the index: its pickle runs no code."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        path = Path(self.path) / INDEX
+        try:
+            with path.open("rb") as file:
+                index = _Unpickler(file).load()
+            if not isinstance(index, Metadata):
+                raise pickle.UnpicklingError(f"it holds a {type(index).__name__}")
+            self._require_room(index)
+        except Exception as error:  # a damaged pickle raises whatever it stumbles over
+            raise UserError(f"{path}: is damaged, or not an index that rmkv wrote: {error}") from None
+        index.storage_meta = StorageMeta(load_id=self.load_id)
+        return index
+
+    def _require_room(self, index: Metadata) -> None:
+        """Raise `ValueError` if the index describes more than the files hold: memory for it would be made in vain."""
+        held = sum(path.stat().st_size for path in Path(self.path).glob("*.distcp"))
+        for name, found in index.state_dict_metadata.items():
+            if isinstance(found, TensorStorageMetadata):
+                held -= math.prod(found.size) * found.properties.dtype.itemsize
+                if held < 0 or min(found.size, default=0) < 0:
+                    raise ValueError(f"'{name}' has the shape {tuple(found.size)}, which the files do not hold")
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Raise `UserError` on all ranks, if one of them fails in this call of distributed checkpoint."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
+        try:
+            yield
+        except dcp.CheckpointException as failed:
+            error = next(error for error, _ in failed.failures.values())
+            if not isinstance(error, Exception):  # a second signal
+                raise error from None
+            raise UserError(f"{what}: {(str(error) or repr(error)).splitlines()[0]}") from failed

@@ -38,15 +38,96 @@ class EndOfData(Exception):  # noqa: N818 - not an error
     """A mix has come to its end, as it asked for; the message says why."""
 
 
+class Document(Protocol):
+    """A document as a lane reads it."""
+
+    def __len__(self) -> int:
+        """Return how many tokens it has."""
+
+    def part(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return its tokens from `start` to `stop`, or to its end where that comes first."""
+
+    def counted(self, start: int, stop: int) -> npt.NDArray[np.bool_] | None:
+        """Return which targets of these tokens count, or None if all do."""
+
+    def rest(self, offset: int) -> dict[str, Any]:
+        """Return what `Queue.reopen` needs to give the document from token `offset` on, for a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A document that is in memory."""
+
+    tokens: npt.NDArray[Any]
+    counts: npt.NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """See `Document`."""
+        return self.tokens[start:stop]
+
+    def counted(self, start: int, stop: int) -> npt.NDArray[np.bool_] | None:
+        """See `Document`."""
+        return None if self.counts is None else self.counts[start:stop]
+
+    def rest(self, offset: int) -> dict[str, Any]:
+        """Return its tokens as tensors, which are small in a checkpoint and safe to read from one."""
+        import torch
+
+        # Of the signed type of the same size, as torch pickles no other.
+        tokens = torch.from_numpy(
+            self.tokens[offset:].astype(f"u{self.tokens.itemsize}").view(f"i{self.tokens.itemsize}")
+        )
+        return {
+            "tokens": tokens,
+            "counts": None if self.counts is None else torch.from_numpy(self.counts[offset:].copy()),
+        }
+
+    @classmethod
+    def reopened(cls, rest: dict[str, Any]) -> "Held":
+        """Return the document of such a rest."""
+        tokens = np.asarray(rest["tokens"])
+        counts = None if rest["counts"] is None else np.asarray(rest["counts"], np.bool_)
+        return cls(tokens.view(f"u{tokens.itemsize}"), counts)
+
+
+class Stored:
+    """A document of a prepared mix, of which only what is asked for is read."""
+
+    def __init__(self, documents: Documents, index: int) -> None:
+        self._documents, self._index = documents, index
+        self._counts = documents.counted(index)
+
+    def __len__(self) -> int:
+        return int(self._documents.lengths[self._index])
+
+    def part(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """See `Document`."""
+        return self._documents.part(self._index, start, stop)
+
+    def counted(self, start: int, stop: int) -> npt.NDArray[np.bool_] | None:
+        """See `Document`."""
+        return None if self._counts is None else self._counts[start:stop]
+
+    def rest(self, offset: int) -> dict[str, Any]:
+        """Return where it is, and not what it holds."""
+        return {"document": self._index, "offset": offset}
+
+
 class Queue(Protocol):
     """A queue of documents, mostly endless."""
 
-    def next(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-        """Return a document's tokens (length,), and which of its targets count (length,), or None if all do.
+    def next(self) -> Document:
+        """Return a document.
 
         Raises:
             EndOfData: there is none any more.
         """
+
+    def reopen(self, rest: dict[str, Any]) -> tuple[Document, int]:
+        """Return the document that `rest` was taken of, and from which token on it is to be read."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on exactly here."""
@@ -72,15 +153,20 @@ class Prepared:
         standing = np.arange(len(self._documents))
         return np.random.default_rng([self._seed, self._epoch]).permutation(standing) if self._epoch else standing
 
-    def next(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    def next(self) -> Stored:
         """Return the next document (see `Queue`)."""
         if self._cursor == len(self._order):
             self._epoch += 1
             self._cursor = 0
             self._order = self._permutation()
         self._cursor += 1
-        index = int(self._order[self._cursor - 1])
-        return self._documents[index], self._documents.counted(index)
+        return Stored(self._documents, int(self._order[self._cursor - 1]))
+
+    def reopen(self, rest: dict[str, Any]) -> tuple[Document, int]:
+        """Return a document and where to read on in it (see `Queue`)."""
+        if "document" not in rest:  # of an earlier version's checkpoint, which held the tokens
+            return Held.reopened(rest), 0
+        return Stored(self._documents, rest["document"]), rest["offset"]
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain values, all that `load_state_dict` needs to go on exactly here."""
@@ -97,10 +183,11 @@ class Prepared:
 
 @dataclass
 class _Lane:
-    """What is left of the document that a lane is in."""
+    """Where a lane is."""
 
-    tokens: npt.NDArray[Any]
-    counted: npt.NDArray[np.bool_] | None = None
+    document: Document
+    offset: int = 0
+    """Tokens of the document that it has read."""
     number: int = -1
     """Of the document in the lane."""
 
@@ -110,7 +197,7 @@ class Lanes:
 
     def __init__(self, queue: Queue, lanes: int, eod: int) -> None:
         self._queue, self._eod = queue, eod
-        self._lanes = [_Lane(np.empty(0, np.int64)) for _ in range(lanes)]
+        self._lanes = [_Lane(Held(np.empty(0, np.int64))) for _ in range(lanes)]
 
     def next(self, length: int) -> Rows:
         """Return the next `length` tokens of every lane; raise `EndOfData` where a lane finds no more documents."""
@@ -123,28 +210,24 @@ class Lanes:
     def _fill(self, lane: _Lane, input_ids: Int64, targets: Int64, document_ids: Int64) -> None:
         at = 0
         while at < len(input_ids):
-            if not len(lane.tokens):
-                lane.tokens, lane.counted = self._queue.next()
+            if lane.offset == len(lane.document):
+                lane.document, lane.offset = self._queue.next(), 0
                 lane.number += 1
-            end = min(at + len(lane.tokens), len(input_ids))
-            step = end - at
-            input_ids[at:end] = lane.tokens[:step]
+            start = lane.offset
+            step = min(len(lane.document) - start, len(input_ids) - at)
+            end, lane.offset = at + step, start + step
+            tokens = lane.document.part(start, start + step + 1)
+            input_ids[at:end] = tokens[:step]
             document_ids[at:end] = lane.number
-            after = lane.tokens[1 : step + 1]
-            targets[at : at + len(after)] = after
-            targets[at + len(after) : end] = self._eod
-            lane.tokens = lane.tokens[step:]
-            if lane.counted is not None:
-                targets[at:end][~lane.counted[:step]] = IGNORED
-                lane.counted = lane.counted[step:]
+            targets[at : at + len(tokens) - 1] = tokens[1:]
+            targets[at + len(tokens) - 1 : end] = self._eod
+            if (counted := lane.document.counted(start, start + step)) is not None:
+                targets[at:end][~counted] = IGNORED
             at = end
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on exactly here, the rests of the open documents among it."""
-        lanes = [
-            [lane.tokens.tolist(), None if lane.counted is None else lane.counted.tolist(), lane.number]
-            for lane in self._lanes
-        ]
+        lanes = [lane.document.rest(lane.offset) | {"number": lane.number} for lane in self._lanes]
         return {"queue": self._queue.state_dict(), "lanes": lanes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -155,10 +238,12 @@ class Lanes:
         """
         _require_equal("lanes", len(state["lanes"]), len(self._lanes))
         self._queue.load_state_dict(state["queue"])
-        self._lanes = [
-            _Lane(np.array(tokens, np.int64), None if counted is None else np.array(counted, np.bool_), number)
-            for tokens, counted, number in state["lanes"]
-        ]
+        self._lanes = [_Lane(*self._queue.reopen(rest), rest["number"]) for rest in map(_as_now, state["lanes"])]
+
+
+def _as_now(lane: Any) -> dict[str, Any]:
+    """Return a lane's state as `Lanes.state_dict` gives it; earlier versions gave lists of numbers."""
+    return dict(zip(("tokens", "counts", "number"), lane, strict=True)) if isinstance(lane, list) else lane
 
 
 def _require_equal(key: str, there: int, here: int) -> None:

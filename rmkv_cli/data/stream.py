@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rmkv_cli.config import MixConfig, TextSource
 from rmkv_cli.data.encoding import end_with_parent, parallel_encoder
 from rmkv_cli.data.feed import Tokenized
-from rmkv_cli.data.lanes import EndOfData
+from rmkv_cli.data.lanes import EndOfData, Held
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.shards import counted
 from rmkv_cli.errors import UserError
@@ -57,10 +56,14 @@ class Stream:
         base: the folder that its files are relative to.
         tokenizer: of the model.
         workers: processes that tokenize, besides the one that reads.
+        stretches: as in `assign`.
     """
 
-    def __init__(self, mix: MixConfig, base: Path, tokenizer: Tokenizer, workers: int = 1) -> None:
-        self._job = (mix, base, tokenizer.to_json(), workers)
+    def __init__(
+        self, mix: MixConfig, base: Path, tokenizer: Tokenizer, workers: int = 1, *, stretches: bool = True
+    ) -> None:
+        self._job = (mix, base, tokenizer.to_json(), workers, stretches)
+        self._type = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         self._seen = {
             i: (1, array("Q")) for i, s in enumerate(mix.sources) if isinstance(s, TextSource) and s.deduplicate
         }
@@ -92,21 +95,24 @@ class Stream:
         self._process.start()
         sent.close()  # so that its end is the process's
 
-    def next(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """Return the next document (see `Queue`).
+    def next(self) -> Held:
+        """Return the next document (see `Queue`), all of it, in the narrowest type that holds its tokens.
 
         Raises:
             UserError: what the mix cannot go on for.
             EndOfData: it has come to the end that it asks for.
         """
         document = self._take()
-        if not document.more:
-            return document.tokens, counted(len(document.tokens), document.answers)
-        parts = [document.tokens]
+        counts = counted(len(document.tokens), document.answers)
+        parts = [document.tokens.astype(self._type)]
         while document.more:
             document = self._take()
-            parts.append(document.tokens)
-        return np.concatenate(parts), None
+            parts.append(document.tokens.astype(self._type))
+        return Held(np.concatenate(parts), counts)
+
+    def reopen(self, rest: dict[str, Any]) -> tuple[Held, int]:
+        """Return a document and where to read on in it (see `Queue`)."""
+        return Held.reopened(rest), 0
 
     def _take(self) -> Tokenized:
         """Return the next document, or the next part of one."""
@@ -160,6 +166,7 @@ def _serve(
     base: Path,
     tokenizer_json: str,
     workers: int,
+    stretches: bool,
     state: dict[str, Any] | None,
     seen: dict[int, array],
 ) -> None:
@@ -177,7 +184,7 @@ def _serve(
     tokenizer = Tokenizer.from_json(tokenizer_json)
     try:
         with parallel_encoder(tokenizer, workers) as submit:
-            mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, "train", endless=True)
+            mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, "train", endless=True, stretches=stretches)
             if state is not None:
                 mixer.load_state_dict(state)
             for index, known in seen.items():

@@ -81,10 +81,12 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
         shutil.rmtree(run / HELD_OUT, ignore_errors=True)
         if mix.validation:
             hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
-    kept = mix.validation and Manifest.load(run / HELD_OUT).splits["validation"].documents
+    manifest = Manifest.load(run / HELD_OUT) if mix.validation else None
+    kept = manifest and manifest.splits["validation"].documents
     held_out = Documents.open(run / HELD_OUT, "validation") if kept else None
+    stretches = manifest is None or manifest.format > 1  # a run goes on holding out what it began with
     digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
-    with Stream(mix, run, tokenizer, workers) as stream:
+    with Stream(mix, run, tokenizer, workers, stretches=stretches) as stream:
         yield Data(stream, mix.phases, held_out, tokenizer, digest)
 
 

@@ -115,3 +115,36 @@ def test_rows_are_shared_out_in_the_order_of_their_lanes(lengths, lane_count, sh
     assert [len(part.input_ids) for part in parts] == [lane_count] * shares
     for name, x in vars(Rows.join(parts)).items():
         assert np.array_equal(x, getattr(whole, name))
+
+
+def as_once(lanes):
+    """The lanes' state as versions before format 2 saved it: with the rests of the documents, as lists."""
+    state = lanes.state_dict()
+    rests = []
+    for lane in lanes._lanes:
+        tokens = lane.document.part(lane.offset, len(lane.document))
+        counted = lane.document.counted(lane.offset, len(lane.document))
+        rests.append([tokens.tolist(), None if counted is None else counted.tolist(), lane.number])
+    return {"queue": state["queue"], "lanes": rests}
+
+
+@settings(max_examples=50, deadline=None)
+@given(sets, st.integers(1, 4), rows, rows, rows)
+def test_the_state_of_an_earlier_version_goes_on_exactly(lengths, lane_count, before, between, after):
+    ids = iter(range(100, 100_000))
+    answers = [[(1, n // 2 + 1)] if n % 2 else None for n in lengths]
+    documents = make_documents([[next(ids) for _ in range(n)] for n in lengths], vocab_size=1 << 20, answers=answers)
+    lanes = make_lanes(documents, lane_count, 0)
+    streams(lanes, before)
+    resumed = make_lanes(documents, lane_count, 0)
+    resumed.load_state_dict(json.loads(json.dumps(as_once(lanes))))
+    assert (streams(lanes, between) == streams(resumed, between)).all()
+    again = make_lanes(documents, lane_count, 0)
+    again.load_state_dict(resumed.state_dict())
+    assert (streams(lanes, after) == streams(again, after)).all()
+
+
+def test_the_state_of_prepared_data_does_not_grow_with_a_document():
+    lanes = make_lanes(numbered([50_000]), 2, 0)
+    lanes.next(10)
+    assert lanes.state_dict()["lanes"] == [{"document": 0, "offset": 10, "number": 0}] * 2

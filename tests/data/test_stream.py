@@ -1,11 +1,13 @@
 """A streamed mix gives the documents of the prepared one, from any point on, whole or in shares."""
 
+import io
 import pickle
 import random
 from collections import Counter
 from contextlib import suppress
 
 import pytest
+import torch
 
 from rmkv_cli.config import MixConfig
 from rmkv_cli.data.documents import Documents
@@ -86,6 +88,31 @@ def test_rows_of_a_stream_are_those_of_the_prepared_mix_and_go_on_exactly(tmp_pa
                 assert plain(lanes.next(lengths[at])) == rows[at]
             state = pickle.dumps(lanes.state_dict())
             lanes.next(50)
+
+
+def test_a_long_document_of_a_stream_is_one_and_goes_on_from_any_row(tmp_path, tokenizer, mix_of):
+    lines = "".join(f"Line {i} of a long text. " * (i % 9) + "\n" for i in range(12_000))
+    (tmp_path / "a.txt").write_text(lines)
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"A short one, {number}")
+    mix = mix_of({"a": (1, "*.txt")}, validation=0.1, tokens=1_200_000)
+    prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
+    documents = Documents.open(tmp_path / "out", "train")
+    assert sorted(documents.sizes.tolist())[-1] > 1 << 20
+    prepared = Lanes(Prepared(documents, 0), 2, EOD)
+    rows = [prepared.next(500) for _ in range(40)]
+    with Stream(mix, tmp_path, tokenizer) as stream:
+        lanes = Lanes(stream, 2, EOD)
+        for row in rows[:20]:
+            assert lanes.next(500).input_ids.tolist() == row.input_ids.tolist()
+        file = io.BytesIO()
+        torch.save(lanes.state_dict(), file)  # as in a checkpoint
+    assert len(file.getvalue()) < 2 * 2.1 * documents.lengths.max()  # two bytes a token in two lanes
+    with Stream(mix, tmp_path, tokenizer) as stream:
+        lanes = Lanes(stream, 2, EOD)
+        lanes.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        for row in rows[20:]:
+            assert [x.tolist() for x in vars(lanes.next(500)).values()] == [x.tolist() for x in vars(row).values()]
 
 
 def test_ranks_see_disjoint_documents_that_are_together_the_single_stream(tmp_path, tokenizer, mix):

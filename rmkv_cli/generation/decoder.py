@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rmkv_cli.model import RMKV, RMKVBlock, State, reading
 from rmkv_cli.model.attention import KEY_VALUE
 from rmkv_cli.model.positions import rotate, rotation
 from rmkv_cli.model.store import TAPS
+
+GRAPHS = 8  # batch sizes that are compiled; after as many PyTorch runs a function as it is (its recompile_limit)
 
 
 class Decoder:
@@ -18,7 +21,8 @@ class Decoder:
     put in their places, nothing is copied or grows. A segment's last token, which updates the memory, is read by the
     model itself. Texts come and go between steps, each at its own place in its segment; `len(decoder)` are held.
 
-    With `compiled` the step is compiled, which takes a minute for each number of texts; on a GPU with CUDA graphs.
+    With `compiled` the step is compiled, on a GPU with CUDA graphs. That takes a minute for each of a few batch sizes:
+    `lanes`, half of them, a quarter and so on; other numbers of texts are padded to the next one.
     """
 
     def __init__(self, model: RMKV, lanes: int = 1, *, compiled: bool = False) -> None:
@@ -45,12 +49,14 @@ class Decoder:
             for buffer, _ in self._buffers():
                 torch._dynamo.mark_static_address(buffer)
             mode = "reduce-overhead" if like.is_cuda else "default"
-            self._step = torch.compile(self._read, dynamic=False, mode=mode)
+            self._compiled = torch.compile(self._read, dynamic=False, mode=mode)
+            self._step = self._read_padded
 
     def __len__(self) -> int:
         """Return how many texts are held."""
         return len(self._states)
 
+    @torch.inference_mode()
     def add(self, state: State) -> None:
         """Take in a text by the state (of batch 1) after what is read of it; it becomes the batch's last."""
         if len(self) == self.lanes:
@@ -151,6 +157,14 @@ class Decoder:
         seen[self._slots : end] = state.documents[0] == document
         seen[end:] = False
         self._position[lane], self._offset[lane], self._filled[lane] = state.position[0], state.offset[0], state.filled
+
+    def _read_padded(self, tokens: Tensor) -> Tensor:
+        """Read as `_read` does, compiled, in one of the few batch sizes."""
+        B = len(tokens)
+        size = min(size for i in range(GRAPHS) if (size := self.lanes >> i) >= B)
+        for counter in (self._position, self._offset, self._filled):
+            counter[B:size] = 0  # of lanes that hold no text: they stay at a segment's beginning
+        return self._compiled(F.pad(tokens, (0, size - B)))[:B]
 
     def _read(self, tokens: Tensor) -> Tensor:
         """Read a token of each text, (B,), inside their segments; return what the head reads, (B, D)."""

@@ -138,6 +138,17 @@ def test_a_text_that_is_no_numbers_spoils_neither_those_beside_it_nor_who_comes_
             assert torch.allclose(logits.double(), expected, atol=1e-5)
 
 
+def test_the_buffers_hold_no_graph_of_gradients():
+    """Which would grow with each text that a server writes."""
+    model = make_model(7).requires_grad_(True)
+    decoder = Decoder(model)
+    with torch.inference_mode():
+        state = model.hidden(torch.randint(13, (1, 10)))[1]
+    decoder.add(state)
+    decoder.step(torch.tensor([1]))
+    assert not any(buffer.requires_grad for buffer, _ in decoder._buffers())
+
+
 def test_no_more_texts_than_lanes():
     model = make_model(5)
     decoder = Decoder(model, 1)

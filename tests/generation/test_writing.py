@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_model import make_model
+from torch._dynamo.utils import counters
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.errors import UserError
@@ -346,3 +347,21 @@ def test_a_compiled_step_writes_the_same(words):
             texts.append("".join(generation))
             assert len(generation.ids) > 10
     assert len(set(texts)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_however_many_texts_are_left_few_graphs_are_compiled(words):
+    """Texts end one after the other: their number takes every value, and is padded to one of a few."""
+    model = make_model(3, vocab_size=words.vocab_size, num_hidden_layers=1)
+    prompts = read_prompts(model, words, [["the cat"] if i % 2 else ["a dog on"] for i in range(12)])
+    written = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        counters.clear()
+        texts = [Text(words, prompt, WARM, 2 + 2 * i) for i, prompt in enumerate(prompts)]
+        done = list(together(Decoder(model, 12, compiled=compiled), texts))
+        assert {len(text.ids) for text in done} == set(range(2, 26, 2))
+        written.append([(text.text, text.stop_reason, text.fault) for text in texts])
+        assert counters["stats"]["unique_graphs"] == 4 * compiled  # of 12, 6, 3 and 1
+    assert written[0] == written[1]

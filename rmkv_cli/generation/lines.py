@@ -12,9 +12,9 @@ from rmkv_cli.files import require_file, require_new, require_writable, write_te
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.notes import model_hash
-from rmkv_cli.generation.prompt import read_prompts, require_positions
+from rmkv_cli.generation.prompt import Prompt, read_prompts, require_fit, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.generation.text import ANSWER_ENDS, END, Text
+from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Piece, Tokenizer
 
@@ -78,7 +78,8 @@ def write_lines(
     """Write a text after each line's prompt with each of the configs, as many at once as the decoder has lanes.
 
     `out` gets a line a text, in the prompts' order: the prompt's own keys, `text`, `tokens`, `stop_reason` and `seed`.
-    A text that a fault broke off has the stop reason "error", and says in `error` what was wrong; the others go on.
+    A text that a fault broke off, or whose prompt cannot be read, has the stop reason "error", and says in `error` what
+    was wrong; the others go on.
     What is written lies beside it, in OUT.part, until all is; a start with the same model, prompts and settings goes on
     from there. `advance` is called with 1 for each text that is there.
 
@@ -86,9 +87,10 @@ def write_lines(
         The number of tokens written by this start, and the errors of the texts that faults broke off, in `out`'s order.
 
     Raises:
-        UserError: `out` exists, or OUT.part is of another model, prompts or settings; as `read_prompts`, `Text` and
-            `require_positions` do.
+        UserError: `out` exists, or OUT.part is of another model, prompts or settings; the model cannot generate, or the
+            tokenizer does not fit it; as `Text` does.
     """
+    require_fit(model, tokenizer)
     require_new(out)
     require_writable(out)
     part = out.with_name(out.name + ".part")
@@ -107,9 +109,7 @@ def write_lines(
     def texts() -> Iterator[Text]:
         todo = [i for i in range(len(lines)) if any((i, c) not in written for c in range(len(configs)))]
         for start in range(0, len(todo), decoder.lanes):
-            group = todo[start : start + decoder.lanes]
-            for i, prompt in zip(group, read_prompts(model, tokenizer, [pieces(lines[i]) for i in group]), strict=True):
-                require_positions(model, prompt.state, max_tokens - 1)
+            for i, prompt in readings(todo[start : start + decoder.lanes]):
                 ends = ANSWER_ENDS if "messages" in lines[i] else END
                 for c, config in enumerate(configs):
                     if (i, c) not in written:
@@ -117,19 +117,40 @@ def write_lines(
                         places[text] = i, c
                         yield text
 
+    def readings(group: Sequence[int]) -> Iterator[tuple[int, Prompt]]:
+        """Yield the lines' prompts, read together; if one cannot be, that is noted, and the others are read alone."""
+        try:
+            prompts = read_prompts(model, tokenizer, [pieces(lines[i]) for i in group])
+            for prompt in prompts:
+                require_positions(model, prompt.state, max_tokens - 1)
+        except Exception as error:
+            if len(group) > 1:
+                for i in group:
+                    yield from readings([i])
+                return
+            for place in ((group[0], c) for c in range(len(configs))):
+                if place not in written:
+                    note(place, "", 0, None, error)
+        else:
+            yield from zip(group, prompts, strict=True)
+
+    def note(
+        place: tuple[int, int], text: str, tokens: int, reason: StopReason | None, fault: Exception | None
+    ) -> None:
+        i, c = place
+        figures: dict[str, Any] = {"tokens": tokens, "stop_reason": reason, "seed": configs[c].seed}
+        if fault is not None:
+            figures |= {"stop_reason": "error", "error": one_line(fault) or type(fault).__name__}
+        written[place] = lines[i] | {"text": text} | figures
+        file.write(json.dumps([place, written[place]], ensure_ascii=False) + "\n")
+        file.flush()
+        advance(1)
+
     tokens = 0
     with part.open("a", encoding="utf-8") as file:
         for text in together(decoder, texts()):
-            i, c = place = places.pop(text)
-            reason = text.stop_reason if text.fault is None else "error"
-            figures: dict[str, Any] = {"tokens": len(text.ids), "stop_reason": reason, "seed": configs[c].seed}
-            if text.fault is not None:
-                figures["error"] = one_line(text.fault) or type(text.fault).__name__
-            written[place] = lines[i] | {"text": text.text} | figures
-            file.write(json.dumps([place, written[place]], ensure_ascii=False) + "\n")
-            file.flush()
+            note(places.pop(text), text.text, len(text.ids), text.stop_reason, text.fault)
             tokens += len(text.ids)
-            advance(1)
     in_order = [line for _, line in sorted(written.items())]
     write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in in_order))
     part.unlink()
@@ -142,7 +163,8 @@ def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
     if not part.exists():
         write_text(part, head)
         return {}
-    require_file(part)
+    if not part.is_file():
+        raise UserError(f"{part}: is not a file")
     # Bytes are cut at line ends alone, texts at U+2028 and its like as well, which JSON leaves as they are.
     first, *rest = part.read_bytes().splitlines(keepends=True) or [b""]
     if first != head.encode():

@@ -63,7 +63,7 @@ def read_by_segments(
 
     What the caller does in between does not count as time.
     """
-    _require_fit(model, tokenizer)
+    require_fit(model, tokenizer)
     config = model.config
     seconds, read = 0.0, 0
     state, logits = (after.state, after.logits) if after else (None, None)
@@ -111,7 +111,7 @@ def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[P
     Raises:
         UserError: as `read_prompt` does, but for the logits.
     """
-    _require_fit(model, tokenizer)
+    require_fit(model, tokenizer)
     start, S, device = time.perf_counter(), model.config.segment_length, model.memory.device
     documents = tokenizer.encode_documents(prompts)
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]), reverse=True)
@@ -164,7 +164,7 @@ def _segments(
         yield ids
 
 
-def _require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
+def require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
     """Raise `UserError` if the model cannot generate, or not with this tokenizer."""
     if model.config.memory.carry == "layers":
         raise UserError(

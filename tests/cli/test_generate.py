@@ -213,6 +213,13 @@ class TestManyPrompts:
         assert again["tokens"] < sum(json.loads(line)["tokens"] for line in whole.read_bytes().splitlines())
         assert not part.exists()
 
+    def broken_off(self, monkeypatch, capsys, *options):
+        monkeypatch.setattr(sys, "argv", ["rmkv", "generate", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        return capsys.readouterr()
+
     def test_a_text_that_a_fault_breaks_off_stops_no_other(self, saved, prompts, tmp_path, monkeypatch, capsys):
         whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
         run(monkeypatch, capsys, *self.options(saved, prompts, whole), "--num-samples", 2)
@@ -225,12 +232,7 @@ class TestManyPrompts:
             return draw(logits, config, *rest)
 
         monkeypatch.setattr(text_module, "sample", broken)
-        options = ["generate", *self.options(saved, prompts, out), "--num-samples", 2, "--json"]
-        monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, options)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        assert ended.value.code == 2
+        shown = self.broken_off(monkeypatch, capsys, *self.options(saved, prompts, out), "--num-samples", 2, "--json")
         assert shown.err.splitlines()[-1] == f"error: {out}: 4 of 8 texts broke off; the first: a fault"
         assert json.loads(shown.out)["errors"] == 4
         lines = [json.loads(line) for line in out.read_bytes().splitlines()]
@@ -241,6 +243,22 @@ class TestManyPrompts:
                 assert (line["stop_reason"], line["error"]) == ("error", "a fault")
                 assert other["text"].startswith(line["text"])
         assert not Path(f"{out}.part").exists()
+
+    def test_a_prompt_that_cannot_be_read_stops_no_other(self, prompts, tmp_path, monkeypatch, capsys):
+        """One that is longer than the model's learned positions, and one that they leave too little room after."""
+        (tmp_path / "short").mkdir()
+        save_small_model(tmp_path / "short", position="learned", max_position_embeddings=80)
+        long = [{"prompt": "the cat " * 100}, {"prompt": TEXT * 4}]
+        out, alone = tmp_path / "texts.jsonl", tmp_path / "alone.jsonl"
+        run(monkeypatch, capsys, *self.options([tmp_path / "short"], prompts, alone))
+        prompts.write_text("".join(json.dumps(line) + "\n" for line in (*long, *self.LINES)))
+        shown = self.broken_off(monkeypatch, capsys, *self.options([tmp_path / "short"], prompts, out))
+        assert f"{out}: 2 of 6 texts broke off; the first: prompt and text are longer" in shown.err
+        lines = [json.loads(line) for line in out.read_bytes().splitlines()]
+        assert lines[2:] == [json.loads(line) for line in alone.read_bytes().splitlines()]
+        for line, prompt in zip(lines, long, strict=False):
+            assert (line["prompt"], line["text"], line["tokens"]) == (prompt["prompt"], "", 0)
+            assert "(max_position_embeddings)" in line["error"]
 
     def test_bad_input_is_said(self, saved, prompts, tmp_path, monkeypatch, capsys):
         out = tmp_path / "texts.jsonl"
@@ -268,10 +286,6 @@ class TestManyPrompts:
         part = Path(f"{out}.part")
         part.write_text("")
         assert "remove it, or choose another --out" in error_of(monkeypatch, capsys, "generate", *options)
-        part.unlink()
-        save_small_model(tmp_path / "short", position="learned", max_position_embeddings=16)
-        short = self.options([tmp_path / "short"], prompts, out)
-        assert "max_position_embeddings" in error_of(monkeypatch, capsys, "generate", *short)
         part.unlink()
         out.touch()
         assert "already exists" in error_of(monkeypatch, capsys, "generate", *options)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmkv_cli.config import Config, MixConfig, load_config, load_mix, mix_path, preset_path, whole_number
+from rmkv_cli.config import Config, MixConfig, list_mixes, load_config, load_mix, mix_path, preset_path, whole_number
 from rmkv_cli.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
@@ -28,7 +28,9 @@ MinP = Annotated[float, typer.Option(help="Leave out tokens less than this share
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: rather tokens not seen yet.")]
 MixName = Annotated[
     str | None,
-    typer.Argument(metavar="MIX", help="Sources and weights: a mix.toml, or the name of a shipped one."),
+    typer.Argument(
+        metavar="MIX", help="A mix.toml (sources and weights), the name of a shipped one, or a folder or file of texts."
+    ),
 ]
 TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json, or a folder that holds one.")]
 
@@ -36,16 +38,28 @@ TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.js
 def read_mix(name: str | None, preset: str | None, tokens: int | None = None) -> tuple[MixConfig, Path]:
     """Return the mix of this name, or else that of a preset, and the folder that its files are relative to.
 
+    The name is a shipped mix's, or the path of a mix.toml, of a folder that holds one, or of a folder or file of texts.
     With `tokens` the mix is that long, whatever its file says.
     """
     if (name is None) == (preset is None):
-        raise UserError("give one mix: either MIX, a mix.toml or the name of a shipped one, or --preset NAME")
+        raise UserError(
+            "give one mix: either MIX (a mix.toml, a folder or file of texts, a shipped mix's name) or --preset NAME"
+        )
     if preset is not None:
         name = load_config(preset_path(preset)).train.mix
         if name is None:
             raise UserError(f"--preset {preset}: has no mix of its own; give one: `rmkv data sample` makes one to try")
     assert name is not None
-    path = mix_path(name)
+    path = Path(name)
+    if (path / "mix.toml").is_file():
+        path /= "mix.toml"
+    elif path.exists() and path.suffix != ".toml" and name not in list_mixes():
+        from rmkv_cli.data.plain import mix_of
+
+        mix, base = mix_of(path)
+        return (mix if tokens is None else mix.model_copy(update={"tokens": tokens})), base
+    else:
+        path = mix_path(name)
     return load_mix(path, tokens), path.parent
 
 

@@ -1,6 +1,16 @@
 """What a run is, as frozen data: the model, the training, the mix; read from presets, files and overrides."""
 
-from rmkv_cli.config.load import dump_toml, list_presets, load_any, load_config, load_mix, mix_path, parse, preset_path
+from rmkv_cli.config.load import (
+    dump_toml,
+    list_mixes,
+    list_presets,
+    load_any,
+    load_config,
+    load_mix,
+    mix_path,
+    parse,
+    preset_path,
+)
 from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, TextSource
 from rmkv_cli.config.model import MemoryConfig, ModelConfig
 from rmkv_cli.config.numbers import whole_number
@@ -35,6 +45,7 @@ __all__ = [
     "TextSource",
     "TrainConfig",
     "dump_toml",
+    "list_mixes",
     "list_presets",
     "load_any",
     "load_config",

@@ -45,6 +45,11 @@ def preset_path(name: str) -> Path:
     return _presets() / f"{name}.toml"
 
 
+def list_mixes() -> list[str]:
+    """Return the shipped mixes' names."""
+    return sorted(path.stem for path in (_presets() / "mixes").glob("*.toml"))
+
+
 def mix_path(name: str) -> Path:
     """Return the file of a shipped mix or, if `name` ends in .toml, that file.
 
@@ -54,7 +59,7 @@ def mix_path(name: str) -> Path:
     if name.endswith(".toml"):
         require_file(Path(name))
         return Path(name)
-    known = sorted(path.stem for path in (_presets() / "mixes").glob("*.toml"))
+    known = list_mixes()
     if name not in known:
         raise UserError(f"mix '{name}': no such mix{did_you_mean(name, known)} (there are: {', '.join(known)})")
     return _presets() / "mixes" / f"{name}.toml"

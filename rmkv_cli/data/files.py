@@ -8,6 +8,8 @@ from pathlib import Path
 from rmkv_cli.data.records import File, suffix
 from rmkv_cli.errors import UserError
 
+NO_RECORDS = {".json", ".ndjson"}  # suffixes of what may be one record, or many, or a text
+
 
 def find_files(patterns: Sequence[str], base: Path) -> list[File]:
     """Return the files that paths and globs (`**` crosses folders) match from `base`, sorted within a pattern.
@@ -31,7 +33,7 @@ def find_files(patterns: Sequence[str], base: Path) -> list[File]:
                 what = f"holds a folder for each split; name them: {pattern}/train, say"
             raise UserError(f"{literal}: {what}")
         for path in files:
-            if suffix(path.name) in (".json", ".ndjson"):
+            if suffix(path.name) in NO_RECORDS:
                 raise UserError(f"{path}: is it text? name it .txt; is each line a record? name it .jsonl")
             found[path] = File.local(path)
     return list(found.values())

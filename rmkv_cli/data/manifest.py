@@ -76,7 +76,12 @@ class Manifest(Section):
         """Read a folder's manifest.json; raise `UserError` if the folder is not a mix or the file is damaged."""
         file = folder / FILE
         if not file.is_file():
-            raise UserError(f"{folder}: is not a mix (it has no {FILE}); `rmkv data mix` makes one")
+            how = (
+                f"`rmkv data mix {folder} --out NEW` makes one of its texts"
+                if folder.is_dir()
+                else "`rmkv data mix` makes one"
+            )
+            raise UserError(f"{folder}: is not a mix (it has no {FILE}); {how}")
         try:
             return parse(cls, json.loads(file.read_text(encoding="utf-8")), str(file))
         except ValueError as error:

@@ -106,7 +106,10 @@ def test_mix_and_inspect_print_what_there_is(folder):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["inspect", "."], ".: is not a mix (it has no manifest.json); `rmkv data mix` makes one"),
+        (
+            ["inspect", "."],
+            ".: is not a mix (it has no manifest.json); `rmkv data mix . --out NEW` makes one of its texts",
+        ),
         (["inspect", "none.toml"], "none.toml: no such file"),
         (["inspect", "train-00000.arrow"], ".: is not a mix"),
         (["sample", "."], ".: already exists"),

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,24 +41,26 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
     held, last = _Window(), _Window()
     taken = 0
 
-    def texts() -> Iterator[str]:
+    def texts(bar: ExitStack) -> Iterator[str]:
         nonlocal taken
-        with progress("Reading text", max_bytes, "bytes") as advance:
-            for assigned in _by_bytes(mix, base):
-                document = assigned.document
-                if assigned.held_out:
-                    held.add(document)
-                    continue
-                last.add(document)
-                taken += document.size
-                advance(document.size)
-                texts = [piece for piece in document.pieces if not isinstance(piece, Special)]
-                yield from (part for text in texts for part in in_parts([text], PART))
-                if max_bytes is not None and taken >= max_bytes:
-                    break
+        advance = bar.enter_context(progress("Reading text", max_bytes, "bytes"))
+        for assigned in _by_bytes(mix, base):
+            document = assigned.document
+            if assigned.held_out:
+                held.add(document)
+                continue
+            last.add(document)
+            taken += document.size
+            advance(document.size)
+            texts = [piece for piece in document.pieces if not isinstance(piece, Special)]
+            yield from (part for text in texts for part in in_parts([text], PART))
+            if max_bytes is not None and taken >= max_bytes:
+                break
+        bar.close()
         stderr().print(f"Merging into {vocab_size:,} tokens")  # the library's progress cannot be asked for
 
-    tokenizer = train_tokenizer(texts(), vocab_size)
+    with ExitStack() as bar:  # closed here, too: a signal ends this thread, not the library's, which reads the texts
+        tokenizer = train_tokenizer(texts(bar), vocab_size)
     if not taken:
         raise UserError("the sources of the mix hold no text to train a tokenizer on")
     measured = (held if held.size else last).documents

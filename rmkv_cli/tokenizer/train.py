@@ -1,22 +1,32 @@
 """Training a tokenizer from a stream of texts."""
 
+import re
+import threading
 from collections.abc import Iterator
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rmkv_cli.errors import UserError
+from rmkv_cli.progress import stderr
+from rmkv_cli.tokenizer.native import interruptible
 from rmkv_cli.tokenizer.special import Special
 from rmkv_cli.tokenizer.tokenizer import Tokenizer
 
 SMALLEST, LARGEST = len(Special) + 256, 2**24  # the library takes memory for all of them at once
+
+LONGEST_WORD = 1024
+"""Bytes of a word that training sees whole. The library's training is quadratic in a word's length; ruled lines of
+hundreds of dashes are ordinary text."""
+_PERHAPS_LONGER = re.compile(r"[^\W\d_]{256,}|(?:[^\w\s]|_){256,}|\s{256,}")  # characters have up to 4 bytes
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """Return byte-level BPE of at most `vocab_size` ids, fewer where the texts are too short to fill them.
 
     The texts are read once and not kept: only the counts of their distinct words are. The same texts give the same
-    tokenizer. Nothing is normalised and all 256 bytes are in the vocabulary, so that no text is lost.
+    tokenizer. Nothing is normalised and all 256 bytes are in the vocabulary, so that no text is lost. Words longer than
+    LONGEST_WORD are cut for training alone, and a note says so: in languages that set no spaces, or in base64.
 
     Raises:
         UserError: `vocab_size` has no room for the bytes and the special tokens, or is above 2^24.
@@ -28,9 +38,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     if vocab_size > LARGEST:
         raise UserError(f"a vocabulary of {vocab_size} is too large: {LARGEST:,} is the most")
     library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    library.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.FixedLength(LONGEST_WORD)])
     library.decoder = decoders.ByteLevel()
     library.encode_special_tokens = True
     trainer = trainers.BpeTrainer(
@@ -39,5 +48,28 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    library.train_from_iterator(texts, trainer)
+    stopped = threading.Event()
+
+    def watched() -> Iterator[str]:
+        longest = 0
+        for text in texts:
+            if stopped.is_set():
+                raise InterruptedError
+            longest = max([longest, *map(_longest_word, _PERHAPS_LONGER.findall(text))])
+            yield text
+        if longest > LONGEST_WORD:
+            stderr().print(
+                f"note: words of more than {LONGEST_WORD} bytes, the longest has {longest:,}, are cut for training; "
+                "the tokenizer itself cuts none",
+                style="yellow",
+            )
+
+    interruptible(lambda: library.train_from_iterator(watched(), trainer), stopped.set)
+    library.pre_tokenizer = pre_tokenizers.Sequence(words)
     return Tokenizer(library)
+
+
+def _longest_word(text: str) -> int:
+    """Return the bytes of the longest word in a text."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+    return max(len(word) for word, _ in words)  # a character of a byte-level word is a byte

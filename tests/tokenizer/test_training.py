@@ -1,10 +1,25 @@
 """Training a tokenizer."""
 
+import json
+import random
+import signal
+import subprocess
+import sys
+
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers, trainers
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.tokenizer import train_tokenizer
+from rmkv_cli.tokenizer import Special, train_tokenizer
 
+MIX = """
+[[sources]]
+kind = "files"
+name = "text"
+weight = 1
+files = ["text.txt"]
+"""
 TEXTS = ["the cat sat on the mat", "the bat and the rat", "that hat"] * 3
 
 
@@ -39,3 +54,47 @@ def test_an_error_of_the_texts_comes_through():
 
     with pytest.raises(UserError, match="line 2: broken"):
         train_tokenizer(texts(), 300)
+
+
+def test_a_word_of_any_length_is_trained_on_and_stays_one_word_for_the_tokenizer(capsys):
+    word = "".join(random.Random(0).choices("abcdefgh", k=200_000))  # uncut, it would take minutes
+    tokenizer = train_tokenizer(iter([f"the {word} cat", word]), 300)
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.decode(tokenizer.encode(word)) == word
+    note = "note: words of more than 1024 bytes, the longest has 200,000, are cut for training"
+    assert capsys.readouterr().err.count(note) == 1
+    plain = json.loads(train_tokenizer(iter(TEXTS), 263).to_json())
+    assert json.loads(tokenizer.to_json())["pre_tokenizer"] == plain["pre_tokenizer"]
+    assert "cut" not in capsys.readouterr().err
+
+
+def test_words_that_training_sees_whole_give_what_the_library_itself_makes_of_them():
+    words = ["ab" * 512, "漢字" * 170, "_" * 1024, " " * 900, "the cat"]
+    library = tokenizers.Tokenizer.from_str(train_tokenizer(iter([]), 263).to_json())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    library.train_from_iterator(
+        iter(words),
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=list(map(str, Special)), initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    assert train_tokenizer(iter(words), 300).to_json() == library.to_str()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_merging_which_would_take_minutes(tmp_path, sent):
+    characters = random.Random(0).choices([chr(code) for code in range(0x4E00, 0x6E00)], k=2_000_000)
+    (tmp_path / "text.txt").write_text("".join(characters))
+    (tmp_path / "mix.toml").write_text(MIX)
+    command = [sys.executable, "-m", "rmkv_cli", "tokenizer", "train", tmp_path / "mix.toml"]
+    command += ["--vocab-size", str(2**23), "--out", tmp_path / "tokenizer.json"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            assert any("are cut for training" in line for line in lines)
+            process.send_signal(sent)
+            assert process.wait(timeout=30) == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "mix.toml"}

@@ -38,6 +38,11 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def pip_install(extra: str) -> str:
+    """Return the command that installs an extra of rmkv, which no package index has."""
+    return f"pip install -c constraints.txt -e '.[{extra}]' (in the checkout's folder)"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'slots'?" for the known word nearest to `word`, or "" if none is near."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -24,6 +24,11 @@ def amount(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number and what it counts: 1 token, 2,000 tokens."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()

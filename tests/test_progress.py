@@ -1,9 +1,7 @@
-"""Messages on stderr."""
-
-from rmkv_cli.progress import stderr
+from rmkv_cli.progress import plural
 
 
-def test_a_message_is_printed_as_it_is(capsys):
-    message = "runs/[red]/x:smile:[/b]: " + "a long path " * 20
-    stderr().print(message, style="yellow")
-    assert capsys.readouterr().err == message + "\n"
+def test_one_is_no_plural():
+    assert [plural(number, "token") for number in (0, 1, 2, 12345)] == [
+        *("0 tokens", "1 token", "2 tokens", "12,345 tokens")
+    ]

@@ -15,9 +15,9 @@ from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least
 from rmkv_cli.cli.signals import end_by_signal
 from rmkv_cli.config import parse
-from rmkv_cli.errors import UserError, did_you_mean, one_line
+from rmkv_cli.errors import UserError, did_you_mean, one_line, pip_install
 from rmkv_cli.files import require_file, require_new, require_writable
-from rmkv_cli.progress import progress, stderr
+from rmkv_cli.progress import plural, progress, stderr
 
 if TYPE_CHECKING:
     from rmkv_cli.generation import Conversation
@@ -72,7 +72,7 @@ def chat(
         try:
             from rmkv_cli.cli.terminal import CommandCompleter, typed_messages
         except ModuleNotFoundError:
-            raise UserError("typing needs prompt_toolkit: pip install 'rmkv[chat]'; or pipe lines in") from None
+            raise UserError(f"typing needs prompt_toolkit: {pip_install('chat')}; or pipe lines in") from None
         with_file = {name for name, (argument, _) in COMMANDS.items() if argument}
         messages = typed_messages(CommandCompleter(COMMANDS, with_file))
     else:
@@ -183,15 +183,15 @@ def _read(conversation: "Conversation", path: Path) -> None:
     require_file(path)
     with path.open("rb") as file, progress(f"reading {path}", path.stat().st_size, "bytes") as advance:
         reading = conversation.read(text_pieces(file, str(path), advance))
-    _tell(f"read {reading.tokens:,} tokens at {reading.tokens / reading.seconds:,.0f}/s")
+    _tell(f"read {plural(reading.tokens, 'token')} at {reading.tokens / reading.seconds:,.0f}/s")
 
 
 def _stats(conversation: "Conversation") -> None:
     carried, question, answer = conversation.memory.state, conversation.question, conversation.answer
-    _tell(f"{int(carried.position):,} tokens so far, in a state of {carried.size():,} bytes")
+    _tell(f"{plural(int(carried.position), 'token')} so far, in a state of {carried.size():,} bytes")
     if question is not None and answer is not None and answer.ids:
         _tell(
-            f"last turn: read {question.tokens:,} tokens at {question.tokens / question.seconds:,.0f}/s, "
+            f"last turn: read {plural(question.tokens, 'token')} at {question.tokens / question.seconds:,.0f}/s, "
             f"wrote {len(answer.ids):,} at {len(answer.ids) / answer.seconds:,.0f}/s"
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmkv_cli.cli.options import Json, MixName, TokenizerFile, at_least, print_json, read_mix
-from rmkv_cli.progress import stderr
+from rmkv_cli.progress import plural, stderr
 
 if TYPE_CHECKING:
     from rmkv_cli.data.manifest import SourceReport
@@ -69,7 +69,7 @@ def mix_command(
     titles = ("source", "weight", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token", "epochs")
     _print_table((*titles, "skipped"), rows)
     for name, split in manifest.splits.items():
-        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes")
+        print(f"{name}: {plural(split.documents, 'document')}, {plural(split.tokens, 'token')}, {split.bytes:,} bytes")
     if manifest.ended_by:
         stderr().print(f"The mix ends where '{manifest.ended_by}' ran dry; `tokens = N` in it repeats sources instead.")
     if not manifest.splits["validation"].documents:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from rmkv_cli.cli.options import at_least
-from rmkv_cli.errors import UserError
+from rmkv_cli.errors import UserError, pip_install
 from rmkv_cli.progress import stderr
 
 
@@ -27,7 +27,7 @@ def demo(
     What is there already is not made again, so a demo that was stopped goes on.
     """
     if find_spec("matplotlib") is None or find_spec("plotext") is None:
-        raise UserError("the demo draws its loss curve with matplotlib and plotext: pip install 'rmkv[plot]'")
+        raise UserError(f"the demo draws its loss curve with matplotlib and plotext: {pip_install('plot')}")
     corpus, tokenizer, data, run = (directory / name for name in ("corpus", "tokenizer.json", "data", "run"))
     if not corpus.exists():
         _run("data", "sample", corpus)

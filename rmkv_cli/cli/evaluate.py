@@ -14,7 +14,7 @@ from rmkv_cli.cli.loading import Device, find_and_load
 from rmkv_cli.cli.options import Json, Model, at_least, print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
-from rmkv_cli.progress import progress, stderr
+from rmkv_cli.progress import plural, progress, stderr
 
 if TYPE_CHECKING:
     from rmkv_cli.data.documents import Documents
@@ -151,8 +151,8 @@ def _print(report: "Report", effect: "MemoryEffect | None") -> None:
     if report.tokens < report.available_tokens:
         cut = ", the last one cut" if report.cut else ""
         screen.print(
-            f"Read: {report.tokens:,} of {report.available_tokens:,} tokens, {report.documents:,} of "
-            f"{report.available_documents:,} documents{cut}."
+            f"Read: {report.tokens:,} of {plural(report.available_tokens, 'token')}, {report.documents:,} of "
+            f"{plural(report.available_documents, 'document')}{cut}."
         )
     positions = table("position in document", "tokens", "loss")
     for part in report.by_position:
@@ -168,7 +168,8 @@ def _print(report: "Report", effect: "MemoryEffect | None") -> None:
             memories.add_row(name, f"{loss:.4f}", f"{cost:+.4f}", "" if bits is None else f"{bits:+.4f}")
         screen.print(memories)
         screen.print(
-            f"Over {effect.tokens:,} tokens after the first segment of {effect.documents:,} documents. Losses in nats."
+            f"Over {plural(effect.tokens, 'token')} after the first segment of {plural(effect.documents, 'document')}. "
+            "Losses in nats."
         )
 
 

@@ -10,7 +10,7 @@ from rmkv_cli.cli.keep import keep
 from rmkv_cli.cli.loading import find_and_load
 from rmkv_cli.cli.options import print_json
 from rmkv_cli.cli.tables import console, table
-from rmkv_cli.errors import UserError
+from rmkv_cli.errors import UserError, pip_install
 
 if TYPE_CHECKING:
     from rmkv_cli.evaluation.harness_report import HarnessReport
@@ -27,7 +27,7 @@ def evaluate_harness(
 ) -> None:
     """Ask a model the tasks of lm-evaluation-harness, named with commas between them, and print its scores."""
     if find_spec("lm_eval") is None:
-        raise UserError("--harness needs lm-evaluation-harness: pip install 'rmkv[harness]'")
+        raise UserError(f"--harness needs lm-evaluation-harness: {pip_install('harness')}")
     os.environ.setdefault("TQDM_DISABLE", "1")  # its own bars; read when tqdm is imported, which torch does
     from rmkv_cli.evaluation.harness import HarnessModel
     from rmkv_cli.evaluation.harness_tasks import harness_scores

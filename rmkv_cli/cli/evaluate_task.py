@@ -13,10 +13,11 @@ from rmkv_cli.cli.tables import console, table
 from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_writable
-from rmkv_cli.progress import progress
+from rmkv_cli.progress import plural, progress
 
 if TYPE_CHECKING:
     from rmkv_cli.evaluation import TaskReport
+    from rmkv_cli.evaluation.tasks import Cell
 
 TASKS: dict[str, type[TaskSource]] = {
     "recall": RecallSource,
@@ -88,17 +89,24 @@ def _setting(override: str) -> tuple[str, Any]:
 
 def _print(report: "TaskReport") -> None:
     columns = list(dict.fromkeys(cell.segments for cell in report.cells))
-    accuracies = table(f"{report.axis} \\ segments", *(f"{column:,}" for column in columns))
-    for start in range(0, len(report.cells), len(columns)):
-        cells = report.cells[start : start + len(columns)]
-        errors = ("" if c.standard_error is None else f" ±{c.standard_error:.3f}" for c in cells)
-        accuracies.add_row(
-            f"{cells[0].row:g}", *(f"{c.accuracy:.3f}{error}" for c, error in zip(cells, errors, strict=True))
-        )
-    screen = console()
-    screen.print(accuracies)
+    rows = [report.cells[start : start + len(columns)] for start in range(0, len(report.cells), len(columns))]
+    title, screen = f"{report.axis} \\ segments", console()
+    texts = [[_accuracy(cell) for cell in cells] for cells in rows]
+    width = max(map(len, [*(text for row in texts for text in row), *(f"{column:,}" for column in columns)]))
+    fitting = max(1, (screen.width - len(title) - 4) // (width + 3))  # with what is between columns
+    for first in range(0, len(columns), fitting):
+        part = slice(first, first + fitting)
+        accuracies = table(title, *(f"{column:,}" for column in columns[part]))
+        for cells, row in zip(rows, texts, strict=True):
+            accuracies.add_row(f"{cells[0].row:g}", *row[part])
+        screen.print(accuracies)
     answers = sum(cell.answers for cell in report.cells)
     screen.print(
-        f"{report.task['kind']}: accuracy ± standard error, {report.examples:,} documents a cell, "
-        f"{answers:,} answers in all, seed {report.seed}."
+        f"{report.task['kind']}: accuracy ± standard error, {plural(report.examples, 'document')} a cell, "
+        f"{plural(answers, 'answer')} in all, seed {report.seed}."
     )
+
+
+def _accuracy(cell: "Cell") -> str:
+    error = "" if cell.standard_error is None else f" ±{cell.standard_error:.3f}"
+    return f"{cell.accuracy:.3f}{error}"

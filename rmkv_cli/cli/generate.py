@@ -15,7 +15,7 @@ from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperatu
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file
-from rmkv_cli.progress import progress, stderr
+from rmkv_cli.progress import plural, progress, stderr
 
 if TYPE_CHECKING:
     from rmkv_cli.generation import Generation, SamplingConfig
@@ -125,7 +125,7 @@ def generate(
         )
     else:
         stderr().print(
-            f"read {beginning.tokens:,} tokens at {read_rate:,.0f}/s, wrote {tokens:,} at {write_rate:,.0f}/s, "
+            f"read {plural(beginning.tokens, 'token')} at {read_rate:,.0f}/s, wrote {tokens:,} at {write_rate:,.0f}/s, "
             f"ended by {', '.join(str(s.stop_reason) for s in samples)}; seed {first_seed}",
             style="dim",
         )
@@ -163,9 +163,9 @@ def _write_file(
     if as_json:
         print_json(figures)
     else:
-        print(f"{out}: {texts:,} texts; {tokens:,} tokens were written at {rate:,.0f}/s, reading included")
+        print(f"{out}: {plural(texts, 'text')}, {plural(tokens, 'token')} at {rate:,.0f}/s, reading included")
     if errors:
-        raise UserError(f"{out}: {len(errors):,} of {texts:,} texts broke off; the first: {errors[0]}")
+        raise UserError(f"{out}: {len(errors):,} of {plural(texts, 'text')} broke off; the first: {errors[0]}")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

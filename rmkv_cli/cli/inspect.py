@@ -12,7 +12,7 @@ from rmkv_cli.cli.options import Json, Model, at_least, print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_writable
-from rmkv_cli.progress import progress
+from rmkv_cli.progress import plural, progress
 
 if TYPE_CHECKING:
     from rmkv_cli.evaluation import MemoryReport
@@ -35,6 +35,7 @@ def memory(
     max_tokens: Annotated[
         int | None, typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens.")
     ] = None,
+    slots: Annotated[bool, typer.Option("--slots", help="Show each slot as well, and what it attends to.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -63,6 +64,8 @@ def memory(
         print_json(asdict(report))
     else:
         _print(report)
+        if slots and report.layers[0].slots:
+            _print_slots(report)
 
 
 def _print(report: "MemoryReport") -> None:
@@ -75,22 +78,25 @@ def _print(report: "MemoryReport") -> None:
     layers.add_section()
     layers.add_row("all", "", "", "", "", f"{report.cost_without:+.4f}")
     screen = console()
-    if report.layers[0].slots:
-        slots = table("layer", "slot", "half-life", "longest", "on slots", "its query attends to", "its pooling takes")
-        for i, layer in enumerate(report.layers):
-            for j, slot in enumerate(layer.slots):
-                figures = (_number(slot.half_life), _number(slot.half_life_of_longest), f"{slot.on_memory:.0%}")
-                slots.add_row(str(i), str(j), *figures, _tokens(slot.attends), _tokens(slot.pools))
-            slots.add_section()
-        screen.print(slots)
-        screen.print(
-            "Half-life: the channels' median, and what the longest tenth reach. Of a query's attention, the share that "
-            "goes to the slots, and to which tokens; in brackets those tokens' shares of the text."
-        )
     screen.print(layers)
     screen.print(
-        f"Half-lives in segments, least to greatest; losses in nats more than {report.loss:.4f} over {report.tokens:,} "
-        f"tokens after the first segment, {report.segments:,} segments in all."
+        f"Half-lives in segments, least to greatest; losses in nats more than {report.loss:.4f} over "
+        f"{plural(report.tokens, 'token')} after the first segment, {plural(report.segments, 'segment')} in all."
+    )
+
+
+def _print_slots(report: "MemoryReport") -> None:
+    slots = table("layer", "slot", "half-life", "longest", "on slots", "its query attends to", "its pooling takes")
+    for i, layer in enumerate(report.layers):
+        for j, slot in enumerate(layer.slots):
+            figures = (_number(slot.half_life), _number(slot.half_life_of_longest), f"{slot.on_memory:.0%}")
+            slots.add_row(str(i), str(j), *figures, _tokens(slot.attends), _tokens(slot.pools))
+        slots.add_section()
+    screen = console()
+    screen.print(slots)
+    screen.print(
+        "Half-life: the channels' median, and what the longest tenth reach. Of a query's attention, the share that "
+        "goes to the slots, and to which tokens; in brackets those tokens' shares of the text."
     )
 
 

@@ -10,7 +10,7 @@ from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Json, Model, print_json
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, require_new, require_writable
-from rmkv_cli.progress import progress
+from rmkv_cli.progress import plural, progress
 
 
 def read(
@@ -55,5 +55,5 @@ def read(
         print_json(figures)
         return
     of = f" ({figures['document_tokens']:,} with those before)" if earlier else ""
-    print(f"{out}: {figures['bytes']:,} bytes after {reading.tokens:,} tokens{of}")
+    print(f"{out}: {figures['bytes']:,} bytes after {plural(reading.tokens, 'token')}{of}")
     print(f"{figures['tokens_per_second']:,.0f} tokens per second")

@@ -8,7 +8,7 @@ import typer
 from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Model, at_least
 from rmkv_cli.config import parse
-from rmkv_cli.errors import UserError
+from rmkv_cli.errors import UserError, pip_install
 
 KEY = "RMKV_API_KEY"
 
@@ -49,7 +49,7 @@ def serve(
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
             raise
-        raise UserError(f"{error.name} is not installed; pip install 'rmkv[serve]'") from None
+        raise UserError(f"{error.name} is not installed; {pip_install('serve')}") from None
 
     if not is_loopback(host) and key is None and not allow_anyone:
         raise UserError(

@@ -11,7 +11,7 @@ from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, 
 from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.config import load_config
 from rmkv_cli.errors import UserError
-from rmkv_cli.progress import stderr
+from rmkv_cli.progress import plural, stderr
 
 
 def train(
@@ -107,7 +107,7 @@ def train(
             }
         )
     else:
-        print(f"{outcome.run}: {outcome.tokens:,} tokens in {outcome.step:,} steps")
+        print(f"{outcome.run}: {plural(outcome.tokens, 'token')} in {plural(outcome.step, 'step')}")
     if not outcome.finished:
         stderr().print(f"stopped; go on with: rmkv train --resume --run {run}")
     _leave(outcome.exit_code)
@@ -147,5 +147,5 @@ def _print_profile(report: dict[str, Any]) -> None:
     for each in report["operations"]:
         shown.add_row(each["name"], f"{each['calls']:,.1f}", f"{each['milliseconds']:,.3f}", f"{each['share']:.1%}")
     console().print(shown)
-    size = f"{report['rows']} rows of {report['segments']} segments"
-    print(f"{report['steps']} steps, each of one micro-batch, {size}: {report['trace']}")
+    size = f"{plural(report['rows'], 'row')} of {plural(report['segments'], 'segment')}"
+    print(f"{plural(report['steps'], 'step')}, each of one micro-batch, {size}: {report['trace']}")

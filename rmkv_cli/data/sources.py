@@ -12,7 +12,7 @@ from rmkv_cli.data.order import Place, ordered
 from rmkv_cli.data.records import BadRecord, File, Record, describe
 from rmkv_cli.data.texts import Part
 from rmkv_cli.errors import UserError, did_you_mean
-from rmkv_cli.progress import stderr
+from rmkv_cli.progress import plural, stderr
 from rmkv_cli.tokenizer import Piece, Special
 
 HOPELESS = 1000  # bad records, and no good one: the source's declaration is wrong, not the records
@@ -57,7 +57,7 @@ class Skipped:
     first: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.records:,} bad record{'s' * (self.records != 1)} left out, the first: {self.first}"
+        return f"{plural(self.records, 'bad record')} left out, the first: {self.first}"
 
 
 def open_source(source: TextSource, base: Path) -> list[File]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmkv_cli.errors import UserError
+from rmkv_cli.errors import UserError, pip_install
 from rmkv_cli.evaluation.inspect import MemoryReport
 from rmkv_cli.evaluation.tasks import TaskReport
 from rmkv_cli.files import whole_file
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def require_matplotlib() -> None:
     """Raise `UserError` if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise UserError("a picture needs matplotlib: pip install 'rmkv[plot]'")
+        raise UserError(f"a picture needs matplotlib: {pip_install('plot')}")
 
 
 def draw_heat_map(report: TaskReport, png: Path) -> None:

@@ -8,6 +8,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.markdown import table
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.checkpoints import FOLDER, checkpoint_step
+from rmkv_cli.progress import plural
 from rmkv_cli.report.data import data_table
 from rmkv_cli.training.data import MIX
 from rmkv_cli.training.metrics import read_metrics
@@ -81,7 +82,8 @@ def _evaluation(run: Path, folder: Path) -> list[str]:
     if not records:
         return []
     figures = [[name.replace("_", " "), f"{x:.4f}"] for name, x in records[-1]["validation"].items() if x is not None]
-    about = f"On held-out documents, after {records[-1]['tokens']:,} tokens in {step:,} steps; loss in nats per token."
+    read = f"{records[-1]['tokens']:,} tokens in {plural(step, 'step')}"
+    about = f"On held-out documents, after {read}; loss in nats per token."
     return [f"## Evaluation\n\n{about}\n\n{table(['measure', 'value'], figures)}\n"]
 
 

@@ -8,6 +8,7 @@ from rmkv_cli.config import MixConfig, dump_toml
 from rmkv_cli.evaluation.harness_report import HarnessReport
 from rmkv_cli.evaluation.kept import DocumentsReport
 from rmkv_cli.markdown import code, escape, span, table
+from rmkv_cli.progress import plural
 from rmkv_cli.report.data import data_table
 from rmkv_cli.report.differences import common_toml, differences
 from rmkv_cli.report.figures import cost_tables, figures_table
@@ -108,7 +109,7 @@ def _by_position(runs: Sequence[Run]) -> Section:
     )
     read = "; ".join(
         f"{escape(name)}: step {step:,}, {'all ' if its.tokens == its.available_tokens else f'{its.tokens:,} of '}"
-        f"{its.available_tokens:,} tokens"
+        f"{plural(its.available_tokens, 'token')}"
         for name, (step, its) in found.items()
     )
     text = f"On documents from their beginnings, by the token's position. {read}.\n\n{picture.markdown}\n\n"
@@ -140,7 +141,7 @@ def _tasks(runs: Sequence[Run]) -> Section:
         for name, (step, report) in run.tasks().items():
             whose = f"{run.name}, {name}"
             drawn.append(heat_map(f"task-{len(drawn) + 1}", whose, report))
-            about = f"{escape(whose)}, step {step:,}: {report.examples:,} documents a cell, seed {report.seed}."
+            about = f"{escape(whose)}, step {step:,}: {plural(report.examples, 'document')} a cell, seed {report.seed}."
             lines += [about, drawn[-1].markdown]
     if not drawn:
         return Section("Tasks", _missing(runs, "--task", "recall"))
@@ -206,7 +207,9 @@ def _data(runs: Sequence[Run]) -> Iterator[str]:
             tokenizer = span(str(of[0].tokenizer_hash))
             yield f"{whose}: streamed, SHA-256 of the mix {span(str(digest))}, tokenizer {tokenizer}."
         else:
-            splits = "; ".join(f"{n}: {s.documents:,} documents, {s.tokens:,} tokens" for n, s in data.splits.items())
+            splits = "; ".join(
+                f"{n}: {plural(s.documents, 'document')}, {plural(s.tokens, 'token')}" for n, s in data.splits.items()
+            )
             yield (
                 f"{whose}: prepared in {span(str(train.data))}, seed {data.seed}, SHA-256 of its manifest.json "
                 f"{span(str(digest))}, tokenizer of {data.vocab_size:,} tokens {span(data.tokenizer_hash)}. {splits}."

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmkv_cli.errors import UserError
+from rmkv_cli.errors import UserError, pip_install
 from rmkv_cli.training.metrics import read_metrics
 
 Points = tuple[list[float], list[float]]
@@ -19,7 +19,7 @@ def draw_loss_curve(run: Path, png: Path) -> str:
         import matplotlib as mpl
         import plotext
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed; pip install 'rmkv[plot]'") from None
+        raise UserError(f"{error.name} is not installed; {pip_install('plot')}") from None
     records = read_metrics(run / "metrics.jsonl")
     if not records:
         raise UserError(f"{run}: has no metrics yet")

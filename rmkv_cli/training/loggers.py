@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rmkv_cli.config import Config
-from rmkv_cli.errors import UserError
+from rmkv_cli.errors import UserError, pip_install
 
 Log = Callable[[dict[str, Any]], None]
-PACKAGES = {"tensorboard": "'rmkv[log]'", "trackio": "'rmkv[log]'", "wandb": "wandb"}  # what pip should install
+INSTALLS = {"tensorboard": pip_install("log"), "trackio": pip_install("log"), "wandb": "pip install wandb"}
 
 
 def require_loggers(names: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ def require_loggers(names: Sequence[str]) -> None:
     for name in names:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # not even a folder of that name, where Python would look for it
-            raise UserError(f"train.loggers: {name} is not installed; pip install {PACKAGES[name]}")
+            raise UserError(f"train.loggers: {name} is not installed; {INSTALLS[name]}")
 
 
 @contextmanager

@@ -54,4 +54,4 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
     assert "--harness: names no task" in error("--harness", " , ")
     assert "absent: no such folder" in error("--harness", "own_choice", "--include", place / "absent")
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # Python's own mark of what cannot be imported
-    assert "pip install 'rmkv[harness]'" in error("--harness", "piqa")
+    assert "pip install -c constraints.txt -e '.[harness]'" in error("--harness", "piqa")

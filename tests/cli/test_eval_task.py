@@ -37,6 +37,15 @@ def test_a_table_and_a_heat_map(place, printed):
     assert (place / "heat.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_table_too_wide_for_the_terminal_is_parted_and_no_header_is_broken(place, printed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    small = [word for key in ("keys=4", "pairs=[1,2]", "segments=[0,1,2,3,1000]") for word in ("--set", key)]
+    table = printed("eval", "--model", place[0] / "model", "--task", "recall", "--examples", 2, *small)
+    headers = [line.split() for line in table.splitlines() if "segments ┃" in line]
+    assert [[word for word in header if word[0].isdigit()] for header in headers] == [["0", "1", "2", "3"], ["1,000"]]
+    assert len([line for line in table.splitlines() if line.startswith("│ 2 ")]) == 2
+
+
 def test_json_of_a_task_as_it_is_in_a_mix(place, printed):
     place = place[0]
     ask = ["eval", "--model", place / "model", "--data", place / "mix", "--task", "recall", "--set", "segments=[1,2]"]

@@ -17,9 +17,19 @@ def book(tmp_path_factory):
 def test_tables_and_a_picture(book, printed):
     file = ["--file", book / "book.txt", "--max-tokens", 200, "--picture", book / "memory.png"]
     tables = printed("inspect", "memory", "--model", book / "model", *file)
-    for words in ("half-life", "' the'", "its pooling", "effective", "segments in all"):
+    for words in ("half-life", "effective", "segments in all"):
         assert words in tables
+    assert "its pooling" not in tables
     assert (book / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slots_come_after_the_summary_where_they_are_asked_for(book, printed):
+    file = ["--file", book / "book.txt", "--max-tokens", 200]
+    summary = printed("inspect", "memory", "--model", book / "model", *file)
+    tables = printed("inspect", "memory", "--model", book / "model", *file, "--slots")
+    assert tables.startswith(summary)
+    for words in ("' the'", "its pooling"):
+        assert words in tables.removeprefix(summary)
 
 
 def test_json_of_a_model_without_slots_and_its_picture(book, printed):
@@ -48,4 +58,4 @@ def test_bad_input_is_said_in_one_line(book, monkeypatch, capsys):
     assert "no such file" in error(book / "absent.txt")
     assert "max_tokens: should be 1 or more" in error(book / "book.txt", "--max-tokens", "0")
     monkeypatch.setattr("rmkv_cli.evaluation.pictures.find_spec", lambda name: None)
-    assert "pip install 'rmkv[plot]'" in error(book / "book.txt", "--picture", book / "no.png")
+    assert "pip install -c constraints.txt -e '.[plot]'" in error(book / "book.txt", "--picture", book / "no.png")

@@ -13,6 +13,7 @@ import openai
 import pytest
 from small_run import error_of, save_small_model
 
+from rmkv_cli.errors import pip_install
 from rmkv_cli.model import RMKV
 from rmkv_cli.serving import Limits, Server, Service, bind, serve
 from rmkv_cli.tokenizer import Tokenizer
@@ -157,4 +158,4 @@ class TestRefusals:
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, name, None)
         line = error_of(monkeypatch, capsys, "serve", "--model", folder)
-        assert line == f"error: {name} is not installed; pip install 'rmkv[serve]'"
+        assert line == f"error: {name} is not installed; {pip_install('serve')}"

@@ -7,7 +7,7 @@ import pytest
 from rmkv_cli.report import write_report
 
 playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (pip install 'rmkv[browser]')"
+    "playwright.sync_api", reason="playwright is not installed (pip install -c constraints.txt -e '.[browser]')"
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

@@ -215,4 +215,4 @@ def test_what_cannot_be_reported_is_said(run, monkeypatch):
     (run / "evaluations" / "mine.json").write_text("{}")
     assert "mine.json: is no evaluation that this version of rmkv kept; remove it" in error([run])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'rmkv[plot]'" in error([run])
+    assert "pip install -c constraints.txt -e '.[plot]'" in error([run])

@@ -11,7 +11,7 @@ from compare_runs import curve, killed_after
 from rmkv_cli.config import dump_toml
 from rmkv_cli.errors import UserError
 from rmkv_cli.training import train
-from rmkv_cli.training.loggers import PACKAGES, scalars
+from rmkv_cli.training.loggers import INSTALLS, scalars
 
 
 def test_scalars_are_the_numbers_but_the_step():
@@ -19,12 +19,12 @@ def test_scalars_are_the_numbers_but_the_step():
     assert scalars(record) == {"loss": 2.5, "segments": 4, "validation/loss": 2.0}
 
 
-@pytest.mark.parametrize(("name", "install"), PACKAGES.items())
+@pytest.mark.parametrize(("name", "install"), INSTALLS.items())
 def test_one_that_is_not_installed_is_told_before_anything_is_made(make_config, tmp_path, monkeypatch, name, install):
     monkeypatch.setitem(sys.modules, name, None)  # Python's own mark of what cannot be imported, installed or not
     with pytest.raises(UserError) as error:
         train(make_config(loggers=[name]), tmp_path / "run")
-    assert str(error.value) == f"train.loggers: {name} is not installed; pip install {install}"
+    assert str(error.value) == f"train.loggers: {name} is not installed; {install}"
     assert not (tmp_path / "run").exists()
 
 

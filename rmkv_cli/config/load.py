@@ -21,6 +21,7 @@ S = TypeVar("S", bound=Section)
 SOURCES: dict[int | str, type[BaseModel]] = {
     get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(Source)[0])
 }
+MOST_LINES, LONGEST_LINE = 50, 1000  # of the report of a file's errors, whatever the file holds
 LARGEST = 8 << 20  # bytes of a config: a mix that names 50,000 files has fewer
 _KINDS = "{}, or {}".format(", ".join(map(repr, list(SOURCES)[:-1])), repr(list(SOURCES)[-1]))
 
@@ -115,8 +116,13 @@ def parse(kind: type[S], data: dict[str, Any], origin: str, overridden: set[str]
             else:
                 said = _explain(dict(problem))
             place = f"--set {key}" if override else f"{origin}: {key}" if key else origin
-            lines.append(f"{place}: {said}")
-        raise UserError("\n".join(lines)) from None
+            lines.append(_shortened(f"{place}: {said}"))
+        more = [f"{origin}: {len(lines) - MOST_LINES} more errors"] if len(lines) > MOST_LINES else []
+        raise UserError("\n".join(lines[:MOST_LINES] + more)) from None
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

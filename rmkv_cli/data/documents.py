@@ -11,7 +11,8 @@ import pyarrow as pa
 from rmkv_cli.config import FileSource, load_mix
 from rmkv_cli.data.encoding import grouped
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.data.shards import BatchBuilder, counted, map_shard
+from rmkv_cli.data.mapped import Verify, map_shard
+from rmkv_cli.data.shards import BatchBuilder, counted
 from rmkv_cli.data.sources import good_documents, mix_documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Tokenizer
@@ -20,7 +21,8 @@ from rmkv_cli.tokenizer import Tokenizer
 class Documents:
     """A sequence of documents: `documents[i]` is an array (length,) of ids that begins with the id `eod`.
 
-    Where they come from a mix's folder they are mapped into memory: nothing is read before it is used.
+    Where they come from a mix's folder they are mapped into memory: nothing is read before it is used. The first use of
+    a shard compares its content with the hash in the manifest.
     """
 
     def __init__(
@@ -30,11 +32,14 @@ class Documents:
         eod: int,
         vocab_size: int,
         tokenizer_hash: str,
+        verify: Sequence[Verify] = (),
     ) -> None:
+        """Take the documents of record batches; with `verify`, one for each, called before a document of it is read."""
         self.source_names = list(source_names)
         self.eod = eod
         self.vocab_size = vocab_size
         self.tokenizer_hash = tokenizer_hash
+        self._verify = verify
         lists = [batch.column("tokens") for batch in batches]
         self._values = [tokens.values.to_numpy() for tokens in lists]
         self._offsets = [tokens.offsets.to_numpy() for tokens in lists]
@@ -92,6 +97,8 @@ class Documents:
 
     def _row(self, row: int) -> npt.NDArray[Any]:
         batch, within = self._locate(row)
+        if self._verify:
+            self._verify[batch]()
         offsets = self._offsets[batch]
         return self._values[batch][offsets[within] : offsets[within + 1]]
 
@@ -120,7 +127,8 @@ class Documents:
         manifest = Manifest.load(folder)
         report = manifest.splits[split]
         documents = cls.of_shards(folder, manifest, report.shards)
-        if len(documents) != report.documents or documents.lengths.sum() != report.tokens:
+        found = len(documents), documents.lengths.sum(), documents.sizes.sum()
+        if found != (report.documents, report.tokens, report.bytes):
             raise UserError(f"{folder}: its {split} shards do not fit its manifest; make the mix again")
         if not len(documents):
             raise UserError(
@@ -132,9 +140,15 @@ class Documents:
     @classmethod
     def of_shards(cls, folder: Path, manifest: Manifest, shards: Sequence[str]) -> "Documents":
         """Return the documents of some of a folder's shards; raise `UserError` if one is damaged."""
-        batches = [batch for shard in shards for batch in map_shard(folder / shard)]
+        hashes = {name: x for split in manifest.splits.values() for name, x in split.hashes().items()}
         names = [source.name for source in manifest.sources]
-        return cls(batches, names, manifest.eod, manifest.vocab_size, manifest.tokenizer_hash)
+        batches: list[pa.RecordBatch] = []
+        verify: list[Verify] = []
+        for shard in shards:
+            found, check = map_shard(folder / shard, manifest.vocab_size, len(names), hashes.get(shard))
+            batches += found
+            verify += [check] * len(found)
+        return cls(batches, names, manifest.eod, manifest.vocab_size, manifest.tokenizer_hash, verify)
 
     @classmethod
     def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> "Documents":

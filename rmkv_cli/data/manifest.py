@@ -1,12 +1,15 @@
 """What `rmkv data mix` writes beside the documents: where they come from, how many they are, and in which ratio."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from rmkv_cli.config import MixConfig, Section, parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import write_text
+from rmkv_cli.files import read_json, write_text
+from rmkv_cli.tokenizer import Special
 
 FILE = "manifest.json"
 
@@ -14,9 +17,9 @@ FILE = "manifest.json"
 class Count(Section):
     """How much there is of something."""
 
-    documents: int
-    tokens: int
-    bytes: int
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    bytes: int = Field(ge=0)
     """Of untrusted text in UTF-8; 0 for noise and tasks."""
 
 
@@ -49,6 +52,23 @@ class SplitReport(Count):
     """What a split holds."""
 
     shards: list[str]
+    """Names of its files, in their order."""
+    sha256: list[str] = Field([])
+    """SHA-256 of each of them, in hexadecimal; empty in mixes of earlier versions."""
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        match fields:
+            case {"shards": shards} if any(Path(name).name != name for name in shards):
+                yield "shards should be names of files beside the manifest"
+        match fields:
+            case {"shards": shards, "sha256": hashes} if hashes and len(hashes) != len(shards):
+                yield f"has {len(hashes)} hashes for {len(shards)} shards"
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each shard that has one, by its name."""
+        return dict(zip(self.shards, self.sha256, strict=False))
 
 
 class Manifest(Section):
@@ -58,7 +78,7 @@ class Manifest(Section):
     """2: long documents are held out in part (see `assign`), and may be several rows of a shard. 1: neither."""
     seed: int
     tokenizer_hash: str
-    vocab_size: int
+    vocab_size: int = Field(ge=len(Special), le=1 << 24)
     eod: int
     sources: list[SourceReport]
     splits: dict[str, SplitReport]
@@ -66,6 +86,14 @@ class Manifest(Section):
     ended_by: str | None = None
     """The source that ran dry and so ended the mix, where it has no `tokens`; the others may hold more."""
     mix: MixConfig
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        if fields.get("eod", Special.EOD.id) != Special.EOD.id:
+            yield f"eod should be {Special.EOD.id}"
+        if "splits" in fields and fields["splits"].keys() != {"train", "validation"}:
+            yield "splits should be train and validation"
 
     def save(self, folder: Path) -> None:
         """Write manifest.json into a folder."""
@@ -82,7 +110,4 @@ class Manifest(Section):
                 else "`rmkv data mix` makes one"
             )
             raise UserError(f"{folder}: is not a mix (it has no {FILE}); {how}")
-        try:
-            return parse(cls, json.loads(file.read_text(encoding="utf-8")), str(file))
-        except ValueError as error:
-            raise UserError(f"{file}: is damaged ({error}); make the mix again") from None
+        return parse(cls, read_json(file), str(file))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rmkv_cli.data.manifest import SplitReport
-from rmkv_cli.errors import UserError
+from rmkv_cli.files import sha256
 
 BATCH_TOKENS = 1 << 20
 BATCH_DOCUMENTS = 1 << 16
@@ -106,6 +106,7 @@ class ShardWriter:
         self._file: pa.NativeFile = None
         self._writer: pa.RecordBatchWriter = None
         self._shards: list[str] = []
+        self._hashes: list[str] = []
         self._documents = self._tokens = self._bytes = 0
 
     def __enter__(self) -> "ShardWriter":
@@ -122,7 +123,13 @@ class ShardWriter:
 
     def report(self) -> SplitReport:
         """Return what was written, once it is."""
-        return SplitReport(documents=self._documents, tokens=self._tokens, bytes=self._bytes, shards=self._shards)
+        return SplitReport(
+            documents=self._documents,
+            tokens=self._tokens,
+            bytes=self._bytes,
+            shards=self._shards,
+            sha256=self._hashes,
+        )
 
     def _flush(self) -> None:
         if self._file is not None and self._file.tell() >= SHARD_BYTES:
@@ -138,6 +145,7 @@ class ShardWriter:
             self._writer.close()
             self._file.close()
             self._file = self._writer = None
+            self._hashes.append(sha256(self._folder / self._shards[-1]))  # while the system still has it in memory
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind is None:
@@ -145,13 +153,3 @@ class ShardWriter:
             self._close()
         elif self._file is not None:
             self._file.close()
-
-
-def map_shard(file: Path) -> list[pa.RecordBatch]:
-    """Return the record batches of a shard, mapped into memory; raise `UserError` if it is absent or damaged."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (pa.ArrowException, OSError) as error:
-        what = "is missing" if not file.exists() else f"is damaged ({str(error).partition(chr(10))[0]})"
-        raise UserError(f"{file}: {what}; make the mix again") from None

@@ -83,7 +83,7 @@ class Tokenizer:
         try:
             library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"is not a tokenizer file: {error}") from None
+            raise UserError(f"is not a tokenizer file: {error!s:.300}") from None
         return cls(library)
 
     def to_json(self) -> str:

@@ -181,3 +181,11 @@ def test_errors_in_a_mix_name_the_source(tmp_path):
     kinds = "'files', 'hub', 'noise', 'recall', 'copy', 'reverse', 'needle', or 'facts'"
     assert f"{path}: sources[1]: kind should be {kinds}, got 'nois'; did you mean 'noise'?" in lines
     assert f"{path}: sources[2]: kind is missing; it should be {kinds}" in lines
+
+
+def test_a_file_full_of_errors_is_told_in_lines_that_can_be_read(tmp_path):
+    keys = "".join(f'k{i} = "{"x" * 5000}"\n' for i in range(900))
+    *lines, last = errors(load_config, write(tmp_path, f"[model]\nhidden_size = '{'9' * 5000}'\n{keys}"))
+    assert len(lines) == 50
+    assert max(map(len, lines)) <= 1001
+    assert "851 more errors" in last

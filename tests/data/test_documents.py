@@ -4,6 +4,7 @@ import gzip
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rmkv_cli.data.documents import Documents
@@ -153,3 +154,76 @@ def test_a_bad_or_absent_file_is_refused(tmp_path, tokenizer):
 
 def test_a_tokenizer_is_told_by_its_hash(folder):
     assert Documents.open(folder, "train").tokenizer_hash != train_tokenizer(iter(["x"]), 263).hash
+
+
+def rewritten(folder, rows, **manifest):
+    """Write the training shard anew, of (source, tokens, answers), and the manifest to go with it, without a hash."""
+    builder = BatchBuilder(280)
+    for source, tokens, answers in rows:
+        builder.add(source, np.array(tokens), 0, answers)
+    batch = builder.build()
+    with pa.ipc.new_file(str(folder / "train-00000.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    described = json.loads((folder / "manifest.json").read_text())
+    split = {"documents": len(rows), "tokens": sum(len(tokens) for _, tokens, _ in rows), "bytes": 0}
+    described["splits"]["train"] = split | {"shards": ["train-00000.arrow"]}
+    (folder / "manifest.json").write_text(json.dumps(described | manifest))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ((7, [2, 3], None), "a document is of no source"),
+        ((-1, [2, 3], None), "a document is of no source"),
+        ((0, [], None), "a document has no tokens"),
+        ((0, [2, 3], [(1, 9)]), "an answer is not within its document"),
+        ((0, [2, 3], [(0, 1)]), "an answer is not within its document"),
+        ((0, [2, 3, 4], [(2, 1)]), "an answer is not within its document"),
+        ((0, [2, 3, 4, 5], [(1, 3), (2, 4)]), "answers overlap"),
+    ],
+)
+def test_a_shard_that_no_mix_writes_is_refused(folder, row, says):
+    rewritten(folder, [(0, [2, 8, 9], None), row])
+    with pytest.raises(UserError, match=rf"train-00000.arrow: is damaged \({says}.*; make the mix again"):
+        Documents.open(folder, "train")
+
+
+def test_data_of_before_which_have_no_hashes_are_read(folder):
+    rewritten(folder, [(0, [2, 8, 9], None), (0, [2, 8, 9, 10], [(1, 2), (2, 4)])])
+    documents = Documents.open(folder, "train")
+    assert [x.tolist() for x in documents] == [[2, 8, 9], [2, 8, 9, 10]]
+    assert documents.counts.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"eod": 3}, "eod: eod should be 2"),
+        ({"vocab_size": 10**9}, "vocab_size: should be less than or equal to"),
+        ({"splits": {}}, "splits: splits should be train and validation"),
+        ({"sources": []}, "a document is of no source"),
+    ],
+)
+def test_a_manifest_that_no_mix_writes_is_refused(folder, change, says):
+    rewritten(folder, [(0, [2, 8, 9], None)], **change)
+    with pytest.raises(UserError, match=says):
+        Documents.open(folder, "train")
+
+
+def test_a_shard_s_name_does_not_lead_out_of_its_folder(folder):
+    described = json.loads((folder / "manifest.json").read_text())
+    described["splits"]["train"]["shards"] = ["../train-00000.arrow"]
+    (folder / "manifest.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="shards should be names of files beside the manifest"):
+        Documents.open(folder, "train")
+
+
+def test_a_shard_s_content_is_verified_when_it_is_first_read(folder):
+    shard = folder / "train-00000.arrow"
+    tokens = Documents.open(folder, "train")[0].tobytes()
+    data = shard.read_bytes()
+    at = data.index(tokens)
+    shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])  # a token that the vocabulary has
+    documents = Documents.open(folder, "train")
+    with pytest.raises(UserError, match=r"train-00000\.arrow: is damaged \(its content is not that of its SHA-256\)"):
+        documents[len(documents) - 1]

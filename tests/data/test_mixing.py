@@ -11,6 +11,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.errors import UserError
+from rmkv_cli.files import sha256
 from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -160,7 +161,8 @@ def test_the_manifest_tells_all_and_the_tokenizer_lies_beside_it(tmp_path, token
         ids = [ids for _, ids in whole(tmp_path / "out", name)]
         size = sum(len(tokenizer.decode(document[1:]).encode()) for document in ids)
         counts = {"documents": len(ids), "tokens": sum(map(len, ids)), "bytes": size}
-        assert split == counts | {"shards": [f"{name}-00000.arrow"]}
+        shard = f"{name}-00000.arrow"
+        assert split == counts | {"shards": [shard], "sha256": [sha256(tmp_path / "out" / shard)]}
 
 
 def test_large_mixes_are_rolled_into_several_shards(tmp_path, tokenizer, write_jsonl, mix_of, monkeypatch):

@@ -49,7 +49,7 @@ def test_what_cannot_be_exported_or_imported_is_said_in_one_line(models, tmp_pat
     written = json.loads(config.read_text())
     for change, says in (
         ({"architectures": ["GPT2LMHeadModel"]}, "holds another kind of model (GPT2LMHeadModel)"),
-        ({"hidden_size": "wide"}, "config.json: hidden_size: should be a valid integer"),
+        ({"hidden_size": "wide"}, "config.json: hidden_size: should be a whole number"),
         ({"hidden_size": 32}, "model.safetensors does not fit config.json"),
     ):
         config.write_text(json.dumps(written | change))

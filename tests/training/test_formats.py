@@ -134,8 +134,8 @@ def test_the_files_of_a_mix(data):
     assert manifest.keys() == named("manifest.json")
     assert keys(manifest["sources"]) == named("A source in manifest.json")
     assert manifest["splits"].keys() == {"train", "validation"}
-    assert keys(manifest["splits"].values()) == {"documents", "tokens", "bytes", "shards"}
-    assert "{documents, tokens, bytes, shards}" in PAGE
+    assert keys(manifest["splits"].values()) == {"documents", "tokens", "bytes", "shards", "sha256"}
+    assert "{documents, tokens, bytes, shards, sha256}" in PAGE
     with pa.ipc.open_file(str(data / "train-00000.arrow")) as shard:
         assert set(shard.schema.names) == named("A shard")
 

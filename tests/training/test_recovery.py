@@ -313,7 +313,7 @@ def test_another_tokenizer_is_refused(config, copied, tmp_path):
         train(on(config, copied), tmp_path / "run")
 
 
-def test_tokens_that_no_vocabulary_has_are_told(config, copied, whole, tmp_path):
+def test_a_shard_that_was_overwritten_is_told(config, copied, whole, tmp_path):
     """Bytes of a shard are overwritten."""
     shard = copied / "train-00000.arrow"
     documents = Documents.open(copied, "train")
@@ -321,7 +321,7 @@ def test_tokens_that_no_vocabulary_has_are_told(config, copied, whole, tmp_path)
     damaged = before.replace(tokens, b"\xff" * len(tokens))
     assert damaged != before
     shard.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"document 8 of the data is damaged \(it holds token 65535\); make the mix"):
+    with pytest.raises(UserError, match=r"train-00000.arrow: is damaged \(its content is not that of its SHA-256\)"):
         train(on(config, copied), tmp_path / "run")
     shard.write_bytes(before)
     train(on(config, copied), tmp_path / "run", resume=True)

@@ -82,7 +82,7 @@ def _evaluation(run: Path, folder: Path) -> list[str]:
     if not records:
         return []
     figures = [[name.replace("_", " "), f"{x:.4f}"] for name, x in records[-1]["validation"].items() if x is not None]
-    read = f"{records[-1]['tokens']:,} tokens in {plural(step, 'step')}"
+    read = f"{records[-1]['tokens']:,} tokens in {plural(records[-1]['step'], 'step')}"
     about = f"On held-out documents, after {read}; loss in nats per token."
     return [f"## Evaluation\n\n{about}\n\n{table(['measure', 'value'], figures)}\n"]
 

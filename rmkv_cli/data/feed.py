@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmkv_cli.config import MixConfig, NoiseSource, Source, TaskSource, TextSource
+from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.encoding import Encoded, Submit, grouped
 from rmkv_cli.data.noise import noise_document
 from rmkv_cli.data.order import Place
-from rmkv_cli.data.records import BadRecord
 from rmkv_cli.data.sources import LeftOut, Skipped, open_source, read_source, refuse
 from rmkv_cli.data.splits import Assigned, assign, digest, is_held_out
 from rmkv_cli.data.tasks import Haystack, TextHaystack, plain_haystack, task_example

@@ -19,7 +19,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 
 from rmkv_cli.config import HubSource
-from rmkv_cli.data.records import RECORDS, TEXTS, Block, File, Position, read_blocks, suffix
+from rmkv_cli.data.blocks import Block, Position
+from rmkv_cli.data.records import RECORDS, TEXTS, File, read_blocks, suffix
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.progress import stderr
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from rmkv_cli.config import MixConfig, Source, TextSource
 from rmkv_cli.data.balance import Balance
+from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.encoding import Submit
 from rmkv_cli.data.feed import Items, Open, Splits, Tokenized, feeds
 from rmkv_cli.data.order import Place
-from rmkv_cli.data.records import BadRecord
 from rmkv_cli.data.sources import Skipped, refuse
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr

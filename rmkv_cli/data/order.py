@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkv_cli.data.records import FIRST_PART, START, BadRecord, File, Position, Record
+from rmkv_cli.data.blocks import FIRST_PART, START, BadRecord, Position, Record
+from rmkv_cli.data.records import File
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rmkv_cli.config import FileSource, HubSource, MixConfig, TextSource
+from rmkv_cli.data.blocks import BadRecord, Record
 from rmkv_cli.data.chat import answer, pieces_of, read_messages
 from rmkv_cli.data.files import find_files
 from rmkv_cli.data.order import Place, ordered
-from rmkv_cli.data.records import BadRecord, File, Record, describe
+from rmkv_cli.data.records import File, describe
 from rmkv_cli.data.texts import Part
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.progress import plural, stderr
@@ -134,7 +135,7 @@ def good_documents(
 
 
 def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None:
-    """Count a bad record in `skipped` if `on_error` is "skip".
+    """Count a bad record in `skipped` if `on_error` is "skip"; print it if it costs others as well.
 
     Raises:
         UserError: the record's place and fault, if `on_error` is "stop".
@@ -143,8 +144,10 @@ def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None
         raise UserError(
             f"{bad} (source '{source}'; on_error = \"skip\" above the mix's first [[sources]] leaves such records out)"
         )
-    skipped.records += 1
+    skipped.records += bad.records
     skipped.first = skipped.first or str(bad)
+    if bad.records > 1:
+        stderr().print(f"source '{source}': {bad}", style="yellow")
 
 
 def mix_documents(mix: MixConfig, base: Path) -> Iterator[tuple[TextSource, Iterator[Document]]]:

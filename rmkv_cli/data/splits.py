@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rmkv_cli.config import MixConfig, TextSource
-from rmkv_cli.data.records import BadRecord
+from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.sources import Document, LeftOut
 from rmkv_cli.tokenizer import Special
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from rmkv_cli.config import MixConfig, TextSource
 from rmkv_cli.data.balance import Balance
+from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mix import prepare
-from rmkv_cli.data.records import BadRecord
 from rmkv_cli.data.sources import Document, Skipped, open_source, read_source, refuse
 from rmkv_cli.tokenizer import Piece, Special, Tokenizer
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rmkv_cli.data import records
+from rmkv_cli.data import blocks
+from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.order import Place, ordered
-from rmkv_cli.data.records import BadRecord, File
+from rmkv_cli.data.records import File
 
 LINES = [json.dumps({"text": f"record {i}"}) for i in range(40)]
 ROWS = [f"record {i}" for i in range(40)]
@@ -19,8 +20,8 @@ ROWS = [f"record {i}" for i in range(40)]
 @pytest.fixture(params=["jsonl", "jsonl.gz", "csv", "parquet", "arrow", "stream.arrow", "txt"])
 def files(request, tmp_path, monkeypatch):
     """Three files of 40 records, or 40 texts, in blocks of about five."""
-    monkeypatch.setattr(records, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(records, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 5)
     kind = request.param
     table = pa.table({"text": ROWS, "id": list(range(40))})
     paths = [tmp_path / f"{n}.{kind}" for n in range(40 if kind == "txt" else 3)]
@@ -75,7 +76,7 @@ def test_places_are_told_as_people_count(files):
 
 
 def test_a_file_that_breaks_off_is_not_read_twice_after_a_resume(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(LINES).encode(), compresslevel=0)[:-300])
     files = [File.local(path)]

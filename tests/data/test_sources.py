@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmkv_cli.config import FileSource
+from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.order import Place
-from rmkv_cli.data.records import BadRecord
 from rmkv_cli.data.sources import Document, LeftOut, good_documents, open_source, read_source
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Special
@@ -167,19 +167,6 @@ def test_a_column_of_numbers_is_no_text(tmp_path):
     first, second = map(str, read(tmp_path, "a.parquet"))
     assert first == f"{tmp_path / 'a.parquet'}:1: column 'text' is not a string but a number"
     assert ":2: " in second
-
-
-def test_a_damaged_parquet_is_a_bad_record_after_its_good_rows(tmp_path):
-    file = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": [f"{i}" * 99 for i in range(90)]}), file, row_group_size=30, compression="none")
-    whole = file.read_bytes()
-    (tmp_path / "z.txt").write_text("fine")
-    at = pq.ParquetFile(file).metadata.row_group(1).column(0).file_offset or len(whole) // 3
-    file.write_bytes(whole[: at + 4] + b"\xff" * 3000 + whole[at + 3004 :])
-    *good, bad, fine = read(tmp_path, "a.parquet", "z.txt")
-    assert len(good) == 30
-    assert str(bad).startswith(f"{file}:31: is not readable as Parquet: ")
-    assert fine.pieces == ("fine",)
 
 
 def test_a_row_that_is_not_utf8_spoils_itself_alone(tmp_path):

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 from rmkv_cli.config import FileSource
+from rmkv_cli.data.blocks import START, BadRecord
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.encoding import parallel_encoder
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.order import Place
-from rmkv_cli.data.records import START, BadRecord
 from rmkv_cli.data.sources import LeftOut, open_source, read_source
 from rmkv_cli.data.splits import digest
 from rmkv_cli.errors import UserError

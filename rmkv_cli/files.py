@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all: write aside, fsync, rename."""
 
+import codecs
 import glob
 import hashlib
 import json
@@ -162,3 +163,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: is damaged: not a JSON object")
     return value
+
+
+POINTERS = {
+    b"version https://git-lfs.github.com/spec/": "git-lfs pointer, not the file itself; fetch that with `git lfs pull`",
+    b"/annex/objects/": "git-annex pointer, not the file itself; fetch that with `git annex get`",
+}
+HEAD = 64  # bytes that tell
+
+
+def why_no_file(head: bytes) -> str | None:
+    """Return what is wrong with a file that begins so and only points to the one that was meant; None: nothing."""
+    return next((f"is a {what}" for begin, what in POINTERS.items() if head.startswith(begin)), None)
+
+
+def why_no_text(head: bytes) -> str | None:
+    """Return what is wrong with a text that begins so, an encoding that can be told or a pointer; None: nothing."""
+    wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or any(
+        len(zeros) > 1 and not any(zeros) and all(others)
+        for zeros, others in ((head[::2], head[1::2]), (head[1::2], head[::2]))
+    )
+    if not wide:
+        return why_no_file(head)
+    kind = "UTF-32" if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) else "UTF-16"
+    return f"is {kind}, where UTF-8 is expected; convert it: iconv -f {kind} -t UTF-8 FILE > NEW"

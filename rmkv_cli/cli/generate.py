@@ -14,7 +14,7 @@ from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least, print_json
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file
+from rmkv_cli.files import HEAD, require_file, why_no_text
 from rmkv_cli.progress import plural, progress, stderr
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def generate(
 ) -> None:
     """Write on from a prompt, which is read from standard input where neither --prompt nor --file is given.
 
-    The text appears on stdout as it is written. A file's or standard input's final newline is no part of the prompt.
+    The text appears on stdout as it is written. Of a file or standard input, line ends are read as newlines, and the
+    final one is no part of the prompt.
     """
     if num_samples < 1:
         raise UserError(f"num_samples: should be 1 or more, got {num_samples}")
@@ -181,8 +182,10 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         return ""
     else:
         name, data = "standard input", sys.stdin.buffer.read()
+    if what := why_no_text(data[:HEAD]):
+        raise UserError(f"{name}: {what}")
     try:
-        return data.decode("utf-8-sig").removesuffix("\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 

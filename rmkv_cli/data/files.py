@@ -1,8 +1,9 @@
 """The local files of a source."""
 
-import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rmkv_cli.data.records import File, suffix
@@ -14,7 +15,9 @@ NO_RECORDS = {".json", ".ndjson"}  # suffixes of what may be one record, or many
 def find_files(patterns: Sequence[str], base: Path) -> list[File]:
     """Return the files that paths and globs (`**` crosses folders) match from `base`, sorted within a pattern.
 
-    A folder that `datasets` saved to disk stands for its files.
+    What exists under its own name is no pattern, whatever characters that has. A file that is found in several ways,
+    by links for instance, is one file, with the first of its names. A folder that `datasets` saved to disk stands for
+    its files.
 
     Raises:
         UserError: a pattern matches nothing, or a file is one of JSON, whose records have no lines.
@@ -25,8 +28,7 @@ def find_files(patterns: Sequence[str], base: Path) -> list[File]:
         if (literal / "state.json").is_file():
             files = _saved_to_disk(literal)
         else:
-            matches = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute ones
-            files = [literal] if literal.is_file() else [base / m for m in sorted(matches) if (base / m).is_file()]
+            files = sorted(filter(Path.is_file, _matches(base, Path(pattern).parts)), key=str)
         if not files:
             what = f"is a folder; its files are {pattern}/**/*.txt, say" if literal.is_dir() else "no such file"
             if (literal / "dataset_dict.json").is_file():
@@ -35,8 +37,43 @@ def find_files(patterns: Sequence[str], base: Path) -> list[File]:
         for path in files:
             if suffix(path.name) in NO_RECORDS:
                 raise UserError(f"{path}: is it text? name it .txt; is each line a record? name it .jsonl")
-            found[path] = File.local(path)
+            found.setdefault(path.resolve(), File.local(path))
     return list(found.values())
+
+
+def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield what the parts of a pattern match in a folder, as `glob` does, but each folder of a loop of links once."""
+    if not parts:
+        yield folder
+        return
+    first, rest = parts[0], parts[1:]
+    if (folder / first).exists():
+        yield from _matches(folder / first, rest)
+    elif first == "**":
+        for inner in _folders(folder):
+            yield from _matches(inner, rest or ["*"])
+    else:
+        for name in _names(folder):
+            if fnmatchcase(name, first) and (first.startswith(".") or not name.startswith(".")):
+                yield from _matches(folder / name, rest)
+
+
+def _folders(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield a folder and those in it, except hidden ones, and those that a link leads back to."""
+    real = folder.resolve()
+    if real in above or not folder.is_dir():
+        return
+    yield folder
+    for name in _names(folder):
+        if not name.startswith("."):
+            yield from _folders(folder / name, above | {real})
+
+
+def _names(folder: Path) -> list[str]:
+    """Return what is in a folder; nothing where it is none, or may not be read."""
+    with suppress(OSError):
+        return [path.name for path in folder.iterdir()]
+    return []
 
 
 def _saved_to_disk(folder: Path) -> list[Path]:

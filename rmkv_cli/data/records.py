@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmkv_cli.data import blocks
-from rmkv_cli.data.blocks import DAMAGED_GZIP, FIRST_PART, START, BadRecord, Block, Position, Record
+from rmkv_cli.data.blocks import DAMAGED_GZIP, FIRST_PART, START, BadRecord, Block, Position, Record, named_twice
 from rmkv_cli.data.columnar import arrow_blocks, parquet_blocks
 from rmkv_cli.data.csv_blocks import csv_blocks
 from rmkv_cli.data.texts import decode, decoded, read_text
 from rmkv_cli.errors import UserError
+from rmkv_cli.files import HEAD, why_no_file, why_no_text
 
 RECORDS = {".jsonl", ".csv", ".parquet", ".arrow"}
 TEXTS = {".txt", ".md", ".py", ".tex", ".html"}  # of the files of a hub; a local one is text whatever its name
@@ -69,9 +70,15 @@ def read_blocks(
                 return
             raw.seek(0)
             stream = _unzipped(name, raw)
-            match suffix(name):
+            kind = suffix(name)
+            head = stream.read(HEAD)
+            stream.seek(0)
+            if what := (why_no_file if kind in (".parquet", ".arrow") else why_no_text)(head):
+                yield START, [BadRecord(name, what)]
+                return
+            match kind:
                 case ".jsonl":
-                    yield from _jsonl_blocks(name, stream, start)
+                    yield from _jsonl_blocks(name, stream, start, columns)
                 case ".csv":
                     yield from csv_blocks(name, stream, start, columns)
                 case ".parquet":
@@ -101,11 +108,12 @@ def _unzipped(name: str, raw: IO[bytes]) -> IO[bytes]:
     return gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else raw  # type: ignore[return-value]
 
 
-def _jsonl_blocks(name: str, stream: IO[bytes], start: Position) -> Iterator[Block]:
+def _jsonl_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Iterator[Block]:
     offset, number = start
     stream.seek(offset)
     while lines := list(_some_lines(stream)):
-        yield (offset, number), [_json_record(f"{name}:{n}", x) for n, x in enumerate(lines, number + 1) if x.strip()]
+        numbered = enumerate(lines, number + 1)
+        yield (offset, number), [_json_record(f"{name}:{n}", x, columns) for n, x in numbered if x.strip()]
         offset += sum(map(len, lines))
         number += len(lines)
 
@@ -122,9 +130,15 @@ def _some_lines(stream: IO[bytes]) -> Iterator[bytes]:
             raise
 
 
-def _json_record(where: str, line: bytes) -> Record | BadRecord:
+def _json_record(where: str, line: bytes, wanted: Sequence[str]) -> Record | BadRecord:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs) and (twice := named_twice(where, wanted, [name for name, _ in pairs])):
+            raise ValueError(twice.what)
+        return found
+
     try:
-        columns = json.loads(decode(line.rstrip(b"\r\n")))
+        columns = json.loads(decode(line.rstrip(b"\r\n")), object_pairs_hook=once)
     except json.JSONDecodeError as error:
         return BadRecord(where, f"is not valid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:

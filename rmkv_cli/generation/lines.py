@@ -8,7 +8,7 @@ from typing import Any
 
 from rmkv_cli.data.chat import pieces_of, read_messages
 from rmkv_cli.errors import UserError, one_line
-from rmkv_cli.files import require_file, require_new, require_writable, write_text
+from rmkv_cli.files import HEAD, require_file, require_new, require_writable, why_no_text, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.notes import model_hash
@@ -26,6 +26,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         UserError: the file is absent or empty, or a line is something else; all such lines are told, up to ten.
     """
     require_file(path)
+    with path.open("rb") as begun:
+        if what := why_no_text(begun.read(HEAD)):
+            raise UserError(f"{path}: {what}")
     lines, wrong = [], []
     with path.open(encoding="utf-8-sig") as file:
         try:

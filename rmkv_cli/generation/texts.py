@@ -1,11 +1,13 @@
 """A text of any length as a stream of pieces."""
 
 import codecs
+import io
 import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from rmkv_cli.errors import UserError
+from rmkv_cli.files import HEAD, why_no_text
 
 READ = 1 << 13  # bytes
 LONGEST = 1 << 20  # characters that are held while no place to cut is found
@@ -14,21 +16,30 @@ CUT = re.compile(r".*(?:\S(?= )|[^\W_](?=\n))", re.DOTALL)
 
 
 def text_pieces(
-    file: BinaryIO, name: str, advance: Callable[[float], None] = lambda size: None, longest: int = LONGEST
+    file: BinaryIO,
+    name: str,
+    advance: Callable[[float], None] = lambda size: None,
+    longest: int = LONGEST,
+    *,
+    exact: bool = False,
 ) -> Iterator[str]:
     """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
 
     It is cut where byte-level BPE cuts as well, before the space or the newline after a word, so that the pieces'
     tokens are the whole text's. Only a text without any such place is cut elsewhere, after `longest` characters.
-    `advance` is called with the number of bytes of which the piece before was made.
+    `advance` is called with the number of bytes of which the piece before was made. Line ends are read as "\\n", unless
+    the text is to be `exact`, as one is that did not come from a user's file.
 
     Raises:
         UserError: the file, called `name`, is not UTF-8 text.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
+    lines = io.IncrementalNewlineDecoder(None, translate=not exact)
     text, offset = "", 0
     while data := file.read(READ):
-        new = _decode(decoder, data, offset, name)
+        if not offset and not exact and (what := why_no_text(data[:HEAD])):
+            raise UserError(f"{name}: {what}")
+        new = lines.decode(_decode(decoder, data, offset, name))
         searched, text = max(len(text) - 1, 0), text + (new if offset else new.removeprefix("\ufeff"))
         cut = CUT.match(text, searched)
         end = cut.end() if cut else len(text) if len(text) >= longest else 0
@@ -37,7 +48,7 @@ def text_pieces(
             text = text[end:]
         offset += len(data)
         advance(len(data))
-    text += _decode(decoder, b"", offset, name)
+    text += lines.decode(_decode(decoder, b"", offset, name), final=True)
     if text:
         yield text
 

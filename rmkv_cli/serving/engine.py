@@ -278,4 +278,4 @@ def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
         else:
             mark = "\ufeff" * piece.startswith("\ufeff")  # a first one would be taken for a file's byte order mark
             file = io.BytesIO((mark + piece).encode("utf-8", "surrogatepass"))
-            yield from text_pieces(file, "the text", longest=LONGEST)
+            yield from text_pieces(file, "the text", longest=LONGEST, exact=True)

@@ -81,6 +81,20 @@ def test_the_prompt_comes_from_an_option_a_file_or_standard_input(saved, monkeyp
     assert (empty["prompt"], empty["prompt_tokens"]) == ("", 1)
 
 
+def test_line_ends_of_a_file_are_newlines_and_its_encoding_is_told(saved, monkeypatch, capsys, tmp_path):
+    options = ["--model", saved[0], "--max-tokens", 1, "--json"]
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"one\r\ntwo\rthree\n\r\n")
+    for arguments, stdin in ((["--file", file], b""), ([], file.read_bytes())):
+        figures = json.loads(run(monkeypatch, capsys, *options, *arguments, stdin=stdin).out)
+        assert figures["prompt"] == "one\ntwo\nthree\n"
+    assert json.loads(run(monkeypatch, capsys, *options, "--prompt", "a\r\nb").out)["prompt"] == "a\r\nb"
+    file.write_bytes('{"prompt": "a"}'.encode("utf-16"))
+    for more in ([], ["--out", tmp_path / "out.jsonl"]):
+        line = error_of(monkeypatch, capsys, "generate", *options, "--file", file, *more)
+        assert line.startswith(f"error: {file}: is UTF-16, where UTF-8 is expected; convert it: iconv -f UTF-16")
+
+
 def test_stop_strings(saved, monkeypatch, capsys):
     options = ["--model", saved[0], "--prompt", "the", "--seed", 3]
     text = run(monkeypatch, capsys, *options).out

@@ -1,6 +1,7 @@
 """Reading local files: every kind, every fault, each with its place."""
 
 import csv
+import glob
 import gzip
 import json
 import random
@@ -17,6 +18,7 @@ from rmkv_cli.data.sources import Document, LeftOut, good_documents, open_source
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Special
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 TEXTS = ["first\r\nline", "naïve <eod> 😀", ""]
 
 
@@ -82,6 +84,57 @@ def test_globs_cross_folders_in_a_fixed_order_and_a_file_is_read_once(tmp_path):
     assert texts(tmp_path, "**/*.txt", "b.txt") == ["b.txt", "x/[1].txt", "x/a.txt", "x/y/c.txt"]
     assert texts(tmp_path, "x/[1].txt") == ["x/[1].txt"]
     assert texts(tmp_path, str(tmp_path / "x" / "*.txt")) == ["x/[1].txt", "x/a.txt"]
+
+
+def test_a_folder_whose_name_is_a_pattern_is_that_folder(tmp_path):
+    for folder in ("data [v2]", "data v", "x*", "xy"):
+        (tmp_path / "in" / folder / "more").mkdir(parents=True)
+        (tmp_path / "in" / folder / "more" / "a.txt").write_text(folder)
+    assert texts(tmp_path, "in/data [v2]/**/*.txt") == ["data [v2]"]
+    assert texts(tmp_path, "*/data [v2]/more/a.txt") == ["data [v2]"]
+    assert texts(tmp_path / "in" / "data [v2]", "*/*.txt") == ["data [v2]"]
+    assert texts(tmp_path, "in/x*/more/*") == ["x*"]
+    assert texts(tmp_path, "in/x?/more/*") == ["x*", "xy"]
+    assert texts(tmp_path, "in/data [uv]/more/*") == ["data v"]
+    assert texts(tmp_path, str(tmp_path / "in" / "data [v2]" / "**")) == ["data [v2]"]
+
+
+def test_a_file_that_is_found_in_several_ways_is_read_once(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "x").mkdir(parents=True)
+    (folder / "a.txt").write_text("a")
+    (folder / "x" / "b.txt").write_text("b")
+    (folder / "link.txt").symlink_to("a.txt")
+    for loop in ("loop", "x/back", "x/loop"):  # with three of them there are more ways than can be walked
+        (folder / loop).symlink_to(folder)
+    (tmp_path / "other").symlink_to(folder)
+    everything = source("data/x/../a.txt", "**/*.txt", "other/*.txt", "data/link.txt")
+    names = [file.name for file in open_source(everything, tmp_path)]
+    assert names == [str(tmp_path / "data/x/../a.txt"), str(tmp_path / "data/x/b.txt")]
+
+
+def test_patterns_find_what_glob_finds(tmp_path):
+    for name in ("a.txt", ".b.txt", "x/c.txt", "x/.h/d.txt", "x/y/e.txt", ".x/f.txt", "x/z.md/g.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    patterns = (
+        "*",
+        "**",
+        "**/*",
+        "*.txt",
+        ".*",
+        "x/*",
+        "x/**",
+        "**/y/*",
+        "**/.h/*.txt",
+        "**/**/*.txt",
+        ".x/*",
+        "?/*.txt",
+    )
+    for pattern in (*patterns, "[a-x]*", "./x//*.txt", "x/../*.txt", f"{tmp_path}/**/e.txt", "**/x/**/*.txt"):
+        found = sorted(glob.glob(pattern, root_dir=tmp_path, recursive=True))  # noqa: PTH207
+        expected = list(dict.fromkeys(str(tmp_path / file) for file in found if (tmp_path / file).is_file()))
+        assert [file.name for file in open_source(source(pattern), tmp_path)] == expected, pattern
 
 
 def test_sizes_are_bytes_of_untrusted_text(tmp_path):
@@ -152,6 +205,17 @@ def test_bad_rows_of_csv_are_named_by_line(tmp_path):
         ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], ": is not a whole gzip file"),
         ("a.parquet", b"no parquet", ":1: is not readable as Parquet"),
         ("a.csv", b'"id"x,text\n1,a\n', ":1: is not valid CSV: "),
+        ("a.csv", b"text,id,text\na,1,b\n", ":1: has 2 columns named 'text'; rename all but the one to read"),
+        ("a.jsonl", b'{"text": "a", "id": 1, "text": "b"}', ":1: has 2 columns named 'text'"),
+        ("a.txt", "é".encode("utf-16"), ": is UTF-16, where UTF-8 is expected; convert it: iconv -f UTF-16 -t UTF-8"),
+        ("a.md", b"t\0e\0x\0t\0", ": is UTF-16, where UTF-8 is expected"),
+        ("a.csv", "text\na\n".encode("utf-16-be"), ": is UTF-16, where UTF-8 is expected"),
+        ("a.jsonl.gz", gzip.compress('{"text": 1}'.encode("utf-16")), ": is UTF-16, where UTF-8 is expected"),
+        ("a.txt", "text".encode("utf-32"), ": is UTF-32, where UTF-8 is expected"),
+        ("a.txt", POINTER, ": is a git-lfs pointer, not the file itself; fetch that with `git lfs pull`"),
+        ("a.parquet", POINTER, ": is a git-lfs pointer, not the file itself"),
+        ("a.arrow", POINTER, ": is a git-lfs pointer, not the file itself"),
+        ("a.jsonl", b"/annex/objects/SHA256E-s9--a.jsonl\n", ": is a git-annex pointer, not the file itself"),
     ],
 )
 def test_a_bad_file_is_named_and_the_next_one_is_read(tmp_path, name, content, what):
@@ -160,6 +224,22 @@ def test_a_bad_file_is_named_and_the_next_one_is_read(tmp_path, name, content, w
     bad, fine = read(tmp_path, name, "z.txt")
     assert str(bad).startswith(f"{tmp_path / name}{what}")
     assert fine.pieces == ("fine",)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_columns_of_one_name_are_told_where_one_of_them_is_read(tmp_path, name):
+    table = pa.table([["one"], [1], ["two"], [2]], names=["text", "id", "words", "id"])
+    for given, expected in (
+        (table, "one"),
+        (table.rename_columns(["text", "id", "text", "other"]), "has 2 columns named 'text'; rename all but the one"),
+    ):
+        if name == "a.parquet":
+            pq.write_table(given, tmp_path / name)
+        else:
+            with pa.ipc.new_file(tmp_path / name, given.schema) as file:
+                file.write_table(given)
+        (item,) = read(tmp_path, name)
+        assert expected in str(item)
 
 
 def test_a_column_of_numbers_is_no_text(tmp_path):

@@ -22,7 +22,7 @@ def test_the_tokens_are_the_whole_texts(words):
     text = "".join(words)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texts, "READ", 3)
-        cut = pieces(text.encode())
+        cut = pieces(text.encode(), exact=True)
     assert "".join(cut) == text
     assert [i for piece in cut for i in TOKENIZER.encode(piece)] == TOKENIZER.encode(text)
 
@@ -41,8 +41,29 @@ def test_a_text_without_words_is_cut_all_the_same():
     assert max(map(len, cut)) <= 20_000 + texts.READ
 
 
-def test_a_byte_order_mark_is_no_text_and_line_ends_stay():
-    assert "".join(pieces(b"\xef\xbb\xbfa\r\nb\rc\n")) == "a\r\nb\rc\n"
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8192])
+def test_a_byte_order_mark_is_no_text_and_line_ends_are_newlines(monkeypatch, size):
+    text = b"a\r\nb\rc\n\r\r\n"
+    assert "".join(pieces(b"\xef\xbb\xbf" + text)) == "a\nb\nc\n\n\n"
+    monkeypatch.setattr(texts, "READ", size)
+    assert "".join(pieces(text)) == "a\nb\nc\n\n\n"
+    assert "".join(pieces(text, exact=True)) == text.decode()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (
+            "fine".encode("utf-16"),
+            "is UTF-16, where UTF-8 is expected; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+        ),
+        ("fine".encode("utf-16-be"), "is UTF-16, where UTF-8 is expected"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-lfs pointer, not the file itself"),
+    ],
+)
+def test_what_is_another_encoding_or_no_file_is_told(data, what):
+    with pytest.raises(UserError, match=f"^a.txt: {what}"):
+        pieces(data)
 
 
 @pytest.mark.parametrize(

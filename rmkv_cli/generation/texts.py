@@ -15,34 +15,26 @@ LONGEST = 1 << 20  # characters that are held while no place to cut is found
 CUT = re.compile(r".*(?:\S(?= )|[^\W_](?=\n))", re.DOTALL)
 
 
-def text_pieces(
-    file: BinaryIO,
-    name: str,
-    advance: Callable[[float], None] = lambda size: None,
-    longest: int = LONGEST,
-    *,
-    exact: bool = False,
-) -> Iterator[str]:
+def text_pieces(file: BinaryIO, name: str, advance: Callable[[float], None] = lambda size: None) -> Iterator[str]:
     """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
 
     It is cut where byte-level BPE cuts as well, before the space or the newline after a word, so that the pieces'
-    tokens are the whole text's. Only a text without any such place is cut elsewhere, after `longest` characters.
-    `advance` is called with the number of bytes of which the piece before was made. Line ends are read as "\\n", unless
-    the text is to be `exact`, as one is that did not come from a user's file.
+    tokens are the whole text's. Only a text without any such place is cut elsewhere, after `LONGEST` characters.
+    `advance` is called with the number of bytes of which the piece before was made. Line ends are read as "\\n".
 
     Raises:
         UserError: the file, called `name`, is not UTF-8 text.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    lines = io.IncrementalNewlineDecoder(None, translate=not exact)
+    lines = io.IncrementalNewlineDecoder(None, translate=True)
     text, offset = "", 0
     while data := file.read(READ):
-        if not offset and not exact and (what := why_no_text(data[:HEAD])):
+        if not offset and (what := why_no_text(data[:HEAD])):
             raise UserError(f"{name}: {what}")
         new = lines.decode(_decode(decoder, data, offset, name))
         searched, text = max(len(text) - 1, 0), text + (new if offset else new.removeprefix("\ufeff"))
         cut = CUT.match(text, searched)
-        end = cut.end() if cut else len(text) if len(text) >= longest else 0
+        end = cut.end() if cut else len(text) if len(text) >= LONGEST else 0
         if end:
             yield text[:end]
             text = text[end:]

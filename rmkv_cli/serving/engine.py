@@ -1,6 +1,5 @@
 """The thread that owns the model: it reads prompts and writes texts, many at once, for whoever hands in jobs."""
 
-import io
 import threading
 import time
 import traceback
@@ -14,7 +13,6 @@ from rmkv_cli.generation import (
     Prompt,
     read_by_segments,
     require_positions,
-    text_pieces,
 )
 from rmkv_cli.model import RMKV
 from rmkv_cli.serving.choice import Choice
@@ -22,7 +20,7 @@ from rmkv_cli.serving.errors import ApiError, as_api_error
 from rmkv_cli.serving.jobs import Done, Event, Job
 from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.metrics import Metrics
-from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+from rmkv_cli.tokenizer import Piece, Special, Tokenizer, in_parts, require_unicode
 
 SHORT, LONGEST = 1 << 13, 1 << 16  # characters that are tokenized at once, and at most: others wait meanwhile
 
@@ -271,11 +269,10 @@ def _shutting_down() -> ApiError:
 
 
 def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield the same text in pieces that are tokenized quickly, cut as in `text_pieces`."""
+    """Yield the same text in pieces that are tokenized quickly, cut where the tokens are cut as well."""
     for piece in pieces:
-        if isinstance(piece, Special) or len(piece) <= SHORT:
+        if isinstance(piece, Special):
             yield piece
         else:
-            mark = "\ufeff" * piece.startswith("\ufeff")  # a first one would be taken for a file's byte order mark
-            file = io.BytesIO((mark + piece).encode("utf-8", "surrogatepass"))
-            yield from text_pieces(file, "the text", longest=LONGEST, exact=True)
+            require_unicode(piece)  # here, where a character's place in the text is known
+            yield from in_parts([piece], SHORT, LONGEST)

@@ -11,21 +11,26 @@ _PLACES = re.compile(
 )
 
 
-def in_parts(texts: Iterable[str], length: int) -> Iterator[str]:
+def in_parts(texts: Iterable[str], length: int, longest: int = 1 << 62) -> Iterator[str]:
     """Yield the text that `texts` make together, in parts of at least `length` characters, the last of fewer.
 
     The tokens of the parts, one after the other, are those of the whole text. A part ends at the first place from
-    `length` on where that holds, so it depends on the text alone and not on how `texts` divide it. An empty text has no
-    part.
+    `length` on where that holds, so it depends on the text alone and not on how `texts` divide it. Only where no such
+    place is found, a part ends after `longest` characters all the same. An empty text has no part.
     """
     rest, looked = "", length
     for text in texts:
         rest += text
         begin = 0
-        while place := _PLACES.search(rest, looked) if looked < len(rest) else None:
-            yield rest[begin : place.start()]
-            begin = place.start()
-            looked = begin + length
+        while looked < len(rest):
+            if place := _PLACES.search(rest, looked, begin + longest):
+                end = place.start()
+            elif len(rest) - begin >= longest:
+                end = begin + longest
+            else:
+                break
+            yield rest[begin:end]
+            begin, looked = end, end + length
         rest = rest[begin:]
         looked = max(length, len(rest))
     if rest:

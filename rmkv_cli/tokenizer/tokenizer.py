@@ -146,13 +146,7 @@ class Tokenizer:
                     encoded[number].extend(encoding.ids)
         except TypeError:  # what the library makes of a lone surrogate
             for text in texts:
-                try:
-                    text.encode()
-                except UnicodeEncodeError as error:
-                    raise UserError(
-                        f"character {error.start + 1} of the text is a lone surrogate ({text[error.start]!a}), "
-                        "which is no valid Unicode"
-                    ) from None
+                require_unicode(text)
             raise
         return encoded
 
@@ -185,6 +179,17 @@ class Tokenizer:
     def stream(self) -> "Stream":
         """Return a decoder that is given one id after the other."""
         return Stream(self)
+
+
+def require_unicode(text: str) -> None:
+    """Raise `UserError` if the text holds a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"character {error.start + 1} of the text is a lone surrogate ({text[error.start]!a}), which is no valid "
+            "Unicode"
+        ) from None
 
 
 class Stream:

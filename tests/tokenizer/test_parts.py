@@ -39,6 +39,13 @@ def test_where_there_is_no_such_place_a_part_grows():
     assert list(in_parts(["a" * 500, "b" * 500, " c"], 10)) == ["a" * 500 + "b" * 500, " c"]
 
 
+def test_where_there_is_no_place_a_part_has_its_longest_length():
+    text = "a" * 95 + " b" + "c" * 25
+    assert list(in_parts([text], 10, 30)) == ["a" * 30, "a" * 30, "a" * 30, "a" * 5 + " b" + "c" * 23, "cc"]
+    for pieces in (list(text), [text[:40], text[40:]]):
+        assert list(in_parts(pieces, 10, 30)) == list(in_parts([text], 10, 30))
+
+
 def test_a_long_text_is_encoded_in_parts_unnoticed(monkeypatch):
     text = "".join(f"{WORDS}{i}" for i in range(300))
     sizes = []

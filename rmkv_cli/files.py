@@ -16,7 +16,9 @@ from typing import Any
 from rmkv_cli.errors import UserError
 
 SMALL = 64 << 20
-"""Most bytes of a file that is read whole into memory. Manifests of many terabytes and lists of files stay below."""
+"""Most bytes of a config, manifest or report. Manifests of many terabytes and lists of files stay below."""
+LARGE = 8 << 30
+"""Most bytes of a file of many lines that are all kept in memory: records of a run, prompts, texts."""
 
 
 def _fsync(path: Path) -> None:
@@ -133,12 +135,15 @@ def require_writable(path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({folder}: {error.strerror}); choose another place") from None
 
 
-def require_file(path: Path) -> None:
-    """Raise `UserError` unless `path` is a readable file with something in it."""
+def require_file(path: Path, most: int | None = None) -> None:
+    """Raise `UserError` unless `path` is a readable file with something in it, and with at most `most` bytes."""
     if not path.is_file():
         raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: is not a file")
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise UserError(f"{path}: is empty")
+    if most is not None and size > most:
+        raise UserError(f"{path}: has {size:,} bytes; a file of this kind has at most {most:,}")
 
 
 def read_whole(path: Path, most: int = SMALL) -> bytes:
@@ -147,9 +152,7 @@ def read_whole(path: Path, most: int = SMALL) -> bytes:
     Raises:
         UserError: it is not a regular file, is empty, or is larger than `most` bytes.
     """
-    require_file(path)
-    if (size := path.stat().st_size) > most:
-        raise UserError(f"{path}: has {size:,} bytes; a file of this kind has at most {most:,}")
+    require_file(path, most)
     return path.read_bytes()
 
 

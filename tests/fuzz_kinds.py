@@ -14,6 +14,7 @@ from rmkv_cli.data.mix import prepare
 from rmkv_cli.evaluation.kept import DocumentsReport, Evaluation, keep_evaluation
 from rmkv_cli.evaluation.measure import PositionLoss, Score
 from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes
+from rmkv_cli.generation.lines import _begin, read_lines
 from rmkv_cli.huggingface import export_folder, import_folder
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.pretrained import write_checksums
@@ -45,6 +46,9 @@ class Kinds:
         (folder / "mix.toml").write_text(dump_toml(mix))
         prepare(mix, folder, self.tokenizer, folder / "data", workers=1)
         self._run(folder / "run")
+        (folder / "prompts.jsonl").write_text('{"prompt": "the"}\n{"messages": [{"role": "user", "content": "who"}]}\n')
+        lines = [{"job": "a job"}, [[0, 0], {"text": "cat"}], [[1, 0], {"text": "dog"}]]
+        (folder / "texts.jsonl.part").write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.read = {
             "notes.rmkv": self.notes,
             "state.safetensors": self.state,
@@ -56,6 +60,8 @@ class Kinds:
             "run/metrics.jsonl": self.run,
             "run/evaluations/validation.json": self.run,
             "mix.toml": lambda: dump_toml(load_mix(folder / "mix.toml")),
+            "prompts.jsonl": lambda: read_lines(folder / "prompts.jsonl"),
+            "texts.jsonl.part": lambda: _begin(folder / "texts.jsonl.part", "a job"),
         }
 
     CHECKED = ("notes.rmkv", "state.safetensors", "whole/", "data/")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rmkv_cli.data.chat import pieces_of, read_messages
 from rmkv_cli.errors import UserError, one_line
-from rmkv_cli.files import HEAD, require_file, require_new, require_writable, why_no_text, write_text
+from rmkv_cli.files import HEAD, LARGE, require_file, require_new, require_writable, why_no_text, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.notes import model_hash
@@ -25,7 +25,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is absent or empty, or a line is something else; all such lines are told, up to ten.
     """
-    require_file(path)
+    require_file(path, LARGE)
     with path.open("rb") as begun:
         if what := why_no_text(begun.read(HEAD)):
             raise UserError(f"{path}: {what}")
@@ -157,7 +157,7 @@ def write_lines(
     in_order = [line for _, line in sorted(written.items())]
     write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in in_order))
     part.unlink()
-    return tokens, [line["error"] for line in in_order if line["stop_reason"] == "error"]
+    return tokens, [str(line.get("error")) for line in in_order if line.get("stop_reason") == "error"]
 
 
 def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
@@ -166,8 +166,8 @@ def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
     if not part.exists():
         write_text(part, head)
         return {}
-    if not part.is_file():
-        raise UserError(f"{part}: is not a file")
+    if not part.is_file() or part.stat().st_size > LARGE:
+        raise UserError(f"{part}: is not a file that an earlier start has left; remove it, or choose another --out")
     # Bytes are cut at line ends alone, texts at U+2028 and its like as well, which JSON leaves as they are.
     first, *rest = part.read_bytes().splitlines(keepends=True) or [b""]
     if first != head.encode():

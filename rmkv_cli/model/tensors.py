@@ -69,8 +69,8 @@ def open_tensors(path: Path, damage: str) -> Iterator[TensorFile]:
     try:
         with safe_open(path, framework="pt") as file:
             yield TensorFile(path, file)
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {damage}: {error}") from None
+    except (SafetensorError, UnicodeDecodeError, MemoryError) as error:  # a file larger than the address space
+        raise UserError(f"{path}: {damage}: {error!s:.300}") from None
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

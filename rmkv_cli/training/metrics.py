@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file, write_text
+from rmkv_cli.files import LARGE, require_file, write_text
 
 
 class Metrics:
@@ -49,7 +49,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the whole records of a metrics.jsonl, each with its `step` and `tokens`; none where there is no file."""
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return []
-    require_file(path)
+    require_file(path, LARGE)
     records = []
     for line in path.read_bytes().splitlines():
         with suppress(ValueError, RecursionError):  # half a line, from a kill or a full disk, or damage

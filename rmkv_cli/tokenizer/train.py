@@ -14,11 +14,10 @@ from rmkv_cli.tokenizer.special import Special
 from rmkv_cli.tokenizer.tokenizer import Tokenizer
 
 SMALLEST, LARGEST = len(Special) + 256, 2**24  # the library takes memory for all of them at once
-
 LONGEST_WORD = 1024
 """Bytes of a word that training sees whole. The library's training is quadratic in a word's length; ruled lines of
 hundreds of dashes are ordinary text."""
-_PERHAPS_LONGER = re.compile(r"[^\W\d_]{256,}|(?:[^\w\s]|_){256,}|\s{256,}")  # characters have up to 4 bytes
+_SPACES = re.compile(r"\s{256,}")
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -55,7 +54,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         for text in texts:
             if stopped.is_set():
                 raise InterruptedError
-            longest = max([longest, *map(_longest_word, _PERHAPS_LONGER.findall(text))])
+            longest = max(longest, _longest_word(text))
             yield text
         if longest > LONGEST_WORD:
             stderr().print(
@@ -70,6 +69,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 
 def _longest_word(text: str) -> int:
-    """Return the bytes of the longest word in a text."""
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
-    return max(len(word) for word, _ in words)  # a character of a byte-level word is a byte
+    """Return the bytes of the longest word in a text, 0 if none is near LONGEST_WORD."""
+    runs = [run for run in text.split() if len(run) > LONGEST_WORD // 4]  # a character has up to four bytes
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    return max((len(word) for run in runs + _SPACES.findall(text) for word, _ in split(run)), default=0)

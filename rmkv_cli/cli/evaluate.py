@@ -122,7 +122,7 @@ def evaluate(
     else:
         _print(report, effect)
     if checkpoint != model:
-        keep(model, documents_name(model, data, split), checkpoint, whole)
+        keep(model, documents_name(model, data, split, documents, max_tokens, memory), checkpoint, whole)
 
 
 def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path) -> "Documents":

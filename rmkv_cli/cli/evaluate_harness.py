@@ -31,6 +31,7 @@ def evaluate_harness(
     os.environ.setdefault("TQDM_DISABLE", "1")  # its own bars; read when tqdm is imported, which torch does
     from rmkv_cli.evaluation.harness import HarnessModel
     from rmkv_cli.evaluation.harness_tasks import harness_scores
+    from rmkv_cli.evaluation.kept import harness_name
 
     tasks = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
     if not tasks:
@@ -43,9 +44,7 @@ def evaluate_harness(
     else:
         _print(report)
     if checkpoint != model:
-        how = {"num_fewshot": num_fewshot, "limit": limit}
-        asked_so = [f"{key}={value}" for key, value in how.items() if value is not None]
-        keep(model, " ".join(["harness", *tasks, *asked_so]), checkpoint, report)
+        keep(model, harness_name(tasks, include, limit, num_fewshot), checkpoint, report)
 
 
 def _print(report: "HarnessReport") -> None:

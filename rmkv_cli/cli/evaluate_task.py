@@ -44,6 +44,7 @@ def evaluate_task(
     from rmkv_cli.data.documents import Documents
     from rmkv_cli.data.tasks import row_axis
     from rmkv_cli.evaluation import find_task, held_out_text, task_accuracy
+    from rmkv_cli.evaluation.kept import task_name
     from rmkv_cli.evaluation.pictures import draw_heat_map, require_matplotlib
 
     if picture:
@@ -73,7 +74,7 @@ def evaluate_task(
     else:
         _print(report)
     if checkpoint != model:
-        keep(model, " ".join([kind, *overrides]), checkpoint, report)
+        keep(model, task_name(kind, settings, examples, seed, mix, texts), checkpoint, report)
 
 
 def _setting(override: str) -> tuple[str, Any]:

@@ -3,21 +3,24 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from rmkv_cli.config import load_config
+from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.harness_report import HarnessReport
 from rmkv_cli.evaluation.measure import Report
 from rmkv_cli.evaluation.memory import MemoryEffect
 from rmkv_cli.evaluation.tasks import TaskReport
-from rmkv_cli.files import read_whole, write_text
+from rmkv_cli.files import read_whole, sha256, write_text
 
 FOLDER = "evaluations"
 LONGEST = 80  # characters of a name
+EXAMPLES = 64  # documents a cell, unless --examples says otherwise
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ class Evaluation:
 
 
 def keep_evaluation(run: Path, name: str, evaluation: Evaluation) -> Path:
-    """Write an evaluation into a run's folder in place of the one of that name; return the file."""
+    """Write an evaluation into a run's folder in place of the one of that name; return the file.
+
+    The name tells what was measured, as `documents_name` and its like give it.
+    """
     slug = re.sub(r"[^\w.=,-]+", "-", name.replace("[", "").replace("]", "")).strip("-.")
     if len(slug) > LONGEST:  # many tasks at once: what tells them apart may stand at the end
         slug = f"{slug[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -60,10 +66,46 @@ def kept_evaluations(run: Path) -> dict[str, Evaluation]:
     return found
 
 
-def documents_name(run: Path, data: Path, split: str) -> str:
-    """Return the name of an evaluation on `data`: the split's, and of other data than the run's own theirs as well."""
+def documents_name(
+    run: Path, data: Path, split: str, documents: Documents, max_tokens: int | None, memory: bool
+) -> str:
+    """Return the name of an evaluation on `data`: the split's alone for the run's own data, read whole."""
+    settings = [] if memory else ["no-memory"]
+    if max_tokens is not None and max_tokens < documents.lengths.sum():
+        settings.insert(0, f"max-tokens={max_tokens}")
     if not data.is_dir():
-        return f"file-{data.name}"
+        content = hashlib.sha256(documents.lengths.tobytes())
+        for ids in documents:
+            content.update(ids.tobytes())
+        return _name(f"file-{data.name}", *settings, read={data: content.hexdigest()})
     own = load_config(run / "config.toml").train.data
     ours = (run / "held-out", Path(own) if own else run / "held-out")
-    return split if data.resolve() in {path.resolve() for path in ours} else f"{split}-{data.resolve().name}"
+    if data.resolve() in {path.resolve() for path in ours}:
+        return _name(split, *settings)
+    return _name(f"{split}-{data.resolve().name}", *settings, read={data: sha256(data / "manifest.json")})
+
+
+def task_name(
+    kind: str, overrides: Mapping[str, object], examples: int, seed: int, mix: Path | None, texts: Sequence[Path]
+) -> str:
+    """Return the name of an evaluation on a task: what was asked otherwise than usual, and what it took from files."""
+    settings = [f"{key}={value}".replace(" ", "") for key, value in sorted(overrides.items())]
+    settings += [f"examples={examples}"] * (examples != EXAMPLES) + [f"seed={seed}"] * (seed != 0)
+    files = [*texts, *([mix / "manifest.json" if mix.is_dir() else mix] if mix else [])]
+    return _name(kind, *settings, read={file: sha256(file) for file in files})
+
+
+def harness_name(tasks: Sequence[str], include: Path | None, limit: int | None, num_fewshot: int | None) -> str:
+    """Return the name of an evaluation on tasks of lm-evaluation-harness."""
+    how = {"num_fewshot": num_fewshot, "limit": limit}
+    settings = [f"{key}={value}" for key, value in how.items() if value is not None]
+    files = [path for path in include.rglob("*") if path.suffix in {".yaml", ".yml"}] if include else []
+    return _name("harness", *sorted(tasks), *settings, read={file: sha256(file) for file in files})
+
+
+def _name(*parts: str, read: Mapping[Path, str] | None = None) -> str:
+    """Return the parts as a name, with a hash of the paths and contents of what was `read`."""
+    if read:
+        files = sorted((str(path.resolve()), content) for path, content in read.items())
+        parts = (*parts, hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8])
+    return " ".join(parts)

@@ -1,6 +1,7 @@
 """What `rmkv eval` finds of a run stays in the run's folder."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -37,7 +38,11 @@ def test_a_run_keeps_what_json_prints_with_step_and_command(run, data, printed):
     }
     assert printed_report["memory"]["tokens"] > 0
     assert json.loads(printed("eval", "--model", run, "--data", data, "--max-tokens", 50, "--json"))["tokens"] == 50
-    assert kept_evaluations(run)["validation"].report.tokens == 50  # the same evaluation again takes its place
+    assert kept_evaluations(run)["validation-max-tokens=50"].report.tokens == 50
+    before = names(run)
+    printed("eval", "--model", run, "--data", data, "--max-tokens", 50)  # the same measurement takes its place
+    assert names(run) == before
+    assert "--json" not in kept_evaluations(run)["validation-max-tokens=50"].command
 
 
 def test_other_data_other_splits_and_tasks_have_names_of_their_own(run, data, printed, monkeypatch):
@@ -47,9 +52,17 @@ def test_other_data_other_splits_and_tasks_have_names_of_their_own(run, data, pr
     printed("eval", "--model", run, "--data", data.parent / "else", "--no-memory")
     printed("eval", "--model", run, "--data", data.parent / "story.jsonl", "--no-memory")
     printed("eval", "--model", run, *TASK, "--examples", 2)
-    new = {"train.json", "validation-else.json", "file-story.jsonl.json"}
-    task = "recall-segments=0,1-pairs=1,2-segment_length=40.json"
-    assert names(run) - {path.name for path in before} == new | {task}
+    printed("eval", "--model", run, "--data", data.parent / "else")
+    task = "recall-pairs=1,2-segment_length=40-segments=0,1-examples=2.json"
+    new = names(run) - {path.name for path in before}
+    plain = {re.sub("-[0-9a-f]{8}", "-HASH", name) for name in new}
+    others = {
+        "validation-else-HASH.json",
+        "validation-else-no-memory-HASH.json",
+        "file-story.jsonl-no-memory-HASH.json",
+    }
+    assert plain == {"train-no-memory.json", task} | others
+    assert len(new) == len(plain)
     assert all(path.read_bytes() == text for path, text in before.items())
     report = kept_evaluations(run)[task.removesuffix(".json")].report
     assert [(cell.row, cell.segments) for cell in report.cells] == [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -61,6 +74,40 @@ def test_a_copy_beside_the_checkpoints_is_not_taken_for_the_newest(run, data, tm
     shutil.copytree(other / "latest", other / "checkpoints" / "step-00000119-keep")
     printed("eval", "--model", other, "--data", data, "--no-memory")
     assert kept_evaluations(other)["validation"].step == int((run / "latest").resolve().name.removeprefix("step-"))
+
+
+def test_another_path_content_or_setting_is_another_measurement(run, printed, tmp_path):
+    def new_names(*arguments):
+        before = names(run)
+        printed("eval", "--model", run, *arguments)
+        return len(names(run) - before)
+
+    for folder, text in (("a", "the cat"), ("b", "the cat"), ("b", "the dog")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        file = tmp_path / folder / "test.txt"
+        file.write_text(text * 50)
+        asked = ["--data", file, "--no-memory"]
+        assert [new_names(*asked), new_names(*asked), new_names(*asked, "--max-tokens", 9)] == [1, 0, 1]
+        assert new_names(*asked, "--max-tokens", 10**6) == 0  # which cuts nothing
+    for options in (
+        [],
+        ["--seed", 1],
+        ["--text", tmp_path / "a" / "test.txt"],
+        ["--text", tmp_path / "b" / "test.txt"],
+    ):
+        task = [*TASK, "--examples", 1, *options]
+        assert [new_names(*task), new_names(*task)] == [1, 0]
+    assert new_names("--task", "recall", *TASK[4:], "--set", "segments=[0, 1]", "--examples", 1) == 0
+
+
+def test_evaluations_that_an_earlier_version_kept_are_still_read(run, data, printed):
+    printed("eval", "--model", run, "--data", data)
+    old = run / "evaluations" / "file-old.txt.json"
+    old.write_bytes((run / "evaluations" / "validation.json").read_bytes())
+    assert {"file-old.txt", "validation"} <= kept_evaluations(run).keys()
+    printed("report", run, "--out", data.parent / "report")
+    assert "file-old.txt" in (data.parent / "report" / "report.md").read_text()
+    old.unlink()
 
 
 def test_a_model_that_is_no_run_keeps_nothing(run, data, shown):

@@ -36,6 +36,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.tasks import TextHaystack, make_example, over_and_over
 from rmkv_cli.files import whole_directory, whole_file
 from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model.checkpoints import checkpoint_step, list_checkpoints
 from rmkv_cli.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent / "curves"
@@ -184,8 +185,10 @@ def train(row: str, seed: int, rate: float, tokens: int) -> None:
 
 def _measure_checkpoints(run: Path, config: Config, measure: Callable[[nn.Module, Config, int], None]) -> None:
     step_tokens = config.train.batch_size * config.train.segments_max * config.model.segment_length
-    for checkpoint in sorted((run / "checkpoints").glob("step-????????")):
-        read = int(checkpoint.name.removeprefix("step-")) * step_tokens
+    for checkpoint in reversed(list_checkpoints(run)):
+        step = checkpoint_step(checkpoint)
+        assert step is not None  # all that are listed have one
+        read = step * step_tokens
         if due(read, config) or read >= config.train.tokens:
             measure(RMKV.from_pretrained(checkpoint), config, read)
 

@@ -9,7 +9,7 @@ import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, print_json, read_config
 from rmkv_cli.cli.tables import console, size, table
-from rmkv_cli.config import load_config
+from rmkv_cli.config import load_config, mix_path
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import plural, stderr
 
@@ -18,6 +18,12 @@ def train(
     preset: Preset = None,
     config: ConfigFile = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="What `rmkv data mix` made.")] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIX", help="Stream this mix.toml or shipped mix; with --resume, find files that were moved by it."
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     overrides: Overrides = None,
@@ -59,7 +65,9 @@ def train(
                 "give a config (--preset NAME or --config FILE), or a run to go on with: --resume --run DIR"
             )
         run = Path("runs") / name
-    moved = [f"train.data={data}"] if data else []
+    if data and mix:
+        raise UserError("--data and --mix: a training reads either prepared data or a stream; give one of them")
+    moved = [f"train.data={data}"] if data else [f"train.mix={mix_path(mix).absolute()}"] if mix else []
     if resume:
         if overrides:
             raise UserError(f"--set has no effect with --resume: {run} goes on with its own config.toml")
@@ -68,6 +76,8 @@ def train(
         resolved = load_config(run / "config.toml", moved)
     else:
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
+    if mix and resolved.train.data:
+        raise UserError(f"--mix: this training reads prepared data, train.data = '{resolved.train.data}'; see --data")
 
     if nproc > 1 and "RANK" not in os.environ:  # which each of the processes has
         from rmkv_cli.training.launch import launch

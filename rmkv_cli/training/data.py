@@ -19,6 +19,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.training.files import current_mix
 
 MIX = "mix.toml"
 HELD_OUT = "held-out"
@@ -39,13 +40,19 @@ class Data:
     """Of the mix's manifest, or of the mix itself where it is streamed."""
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """Return the config with data that are found from everywhere; raise `UserError` if it names none."""
+def with_absolute_paths(config: Config, begun: bool = False) -> Config:
+    """Return the config with data that are found from everywhere.
+
+    Raises:
+        UserError: it names none, or a mix that does not exist, which a run that has `begun` does not need.
+    """
     train = config.train
     if train.data is not None:
         absolute = {"data": str(Path(train.data).resolve())}
     elif train.mix is not None:
-        mix, tokenizer = mix_path(train.mix).resolve(), Path(train.tokenizer).resolve()
+        needed = not begun or not Path(train.mix).is_absolute()
+        mix = mix_path(train.mix).resolve() if needed else Path(train.mix)
+        tokenizer = Path(train.tokenizer).resolve()
         absolute = {"mix": str(mix), "tokenizer": str(tokenizer)}
     else:
         raise UserError("no data: give --data DIR, a folder that `rmkv data mix` made, or --set train.mix=MIX.toml")
@@ -73,7 +80,7 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
             "model.position = 'learned' ends at model.max_position_embeddings, and a stream's documents may be longer; "
             "rotary and sinusoidal ones know no end"
         )
-    mix = load_mix(run / MIX) if begun else _definite(config)
+    mix = current_mix(load_mix(run / MIX), run, Path(config.train.mix or "")) if begun else _definite(config)
     require_room(mix, tokenizer)
     workers = max(1, (os.cpu_count() or 1) // 2)
     if not begun:  # what a start that was killed has left may be of another mix

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from rmkv_cli.config import Config, dump_toml
+from rmkv_cli.config import Config, dump_toml, load_mix
 from rmkv_cli.data.lanes import EndOfData, Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure, write_sample
@@ -34,6 +34,7 @@ from rmkv_cli.training.disk import require_disk
 from rmkv_cli.training.display import Display
 from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
+from rmkv_cli.training.files import FILES, record_files
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
 from rmkv_cli.training.memory import require_memory, told_when_full
@@ -42,7 +43,7 @@ from rmkv_cli.training.optimizer import most_segments
 from rmkv_cli.training.trainer import Trainer
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
-BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, "profile"}  # what a start that was killed leaves, and a profile
+BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, FILES, "profile"}  # what a start that was killed leaves, and a profile
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
             _go_on(trainer, run, data)
         else:
             data.tokenizer.save(run / "tokenizer.json")
+            if config.train.data is None:
+                record_files(load_mix(run / MIX), run)
             write_text(run / "config.toml", dump_toml(config))  # last: with it the run can be gone on with
         metrics = Metrics(run / "metrics.jsonl", trainer.step)
         try:
@@ -114,7 +117,7 @@ def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal:
     Raises:
         UserError: it cannot.
     """
-    config = with_absolute_paths(config)
+    config = with_absolute_paths(config, resume)
     if config.model.memory.carry == "layers":
         _require_allowance(allow_noncausal or resume)
     if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):

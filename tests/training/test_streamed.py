@@ -1,8 +1,10 @@
 """A run that streams its mix: the same rows as from the prepared one, in phases."""
 
 import shutil
+import signal
 
 import pytest
+from small_run import error_of, written_by
 
 from rmkv_cli.config import dump_toml, load_mix
 from rmkv_cli.data.mix import prepare
@@ -10,6 +12,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.model import find_model
 from rmkv_cli.training import train
 from rmkv_cli.training.metrics import read_metrics
+from rmkv_cli.training.trainer import Trainer
 
 
 def curve(run):
@@ -64,6 +67,47 @@ def test_nothing_need_be_held_out(streamed, data, tmp_path):
     (data.parent / "mix.toml").write_text(dump_toml(mix))
     outcome = train(streamed(tokens=300), tmp_path / "run")
     assert outcome.validation is None
+
+
+@pytest.mark.slow
+def test_a_run_whose_files_were_moved_goes_on_as_if_they_had_not_been(streamed, data, tmp_path, monkeypatch, capsys):
+    """The mix that it was made from is gone, and its file is found by a mix elsewhere."""
+    folder, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.copy(data.parent / "story.jsonl", folder)
+    shutil.copy(data.parent / "mix.toml", folder)
+    config = streamed(mix=str(folder / "mix.toml"), tokens=300, eval_every=1000)
+    whole = curve(train(config, tmp_path / "whole").run)
+    step = Trainer.train_step
+
+    def until_third(trainer, *arguments):
+        if trainer.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", until_third)
+        run = train(config, tmp_path / "run").run
+    folder.rename(elsewhere)
+    capsys.readouterr()
+    resume = ["train", "--resume", "--run", run]
+    line = error_of(monkeypatch, capsys, *resume)
+    assert line.startswith(f"error: {folder}/story.jsonl: no such file; ")
+    assert line.endswith("put it back, or name a mix that finds it with --mix MIX.toml")
+    line = error_of(monkeypatch, capsys, *resume, "--mix", folder / "mix.toml")
+    assert line == f"error: {folder}/mix.toml: no such file"
+    line = error_of(monkeypatch, capsys, *resume, "--mix", "instruct", "--data", "data")
+    assert line.startswith("error: --data and --mix: ")
+    written_by(monkeypatch, capsys, *resume, "--mix", elsewhere / "mix.toml")
+    losses = [[record["loss"] for record in records if "loss" in record] for records in (whole, curve(run))]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 4
+    (elsewhere / "mix.toml").unlink()
+    written_by(monkeypatch, capsys, *resume)  # which knows their place now, and needs no mix
+    with (elsewhere / "story.jsonl").open("a") as file:
+        file.write("{}\n")
+    line = error_of(monkeypatch, capsys, *resume)
+    assert line.startswith(f"error: {elsewhere}/story.jsonl: has changed since the run began; ")
 
 
 def test_files_that_came_after_its_beginning_are_not_read(streamed, data, tmp_path):

@@ -2,11 +2,14 @@
 
 python benchmarks/data.py
 python benchmarks/data.py memory        # of the processes of a stream, over a gigabyte of text (Linux)
+python benchmarks/data.py mix 200       # time and memory of `rmkv data mix` on one text of so many megabytes (Linux)
 """
 
+import json
 import multiprocessing
 import random
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
 
-from rmkv_cli.config import MixConfig, load_config, load_mix, preset_path
+from rmkv_cli.config import FileSource, MixConfig, dump_toml, load_config, load_mix, preset_path
 from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.data.sample import make_sample
 from rmkv_cli.data.sources import mix_documents
@@ -70,6 +73,45 @@ def memory() -> None:
                     print(f"{number / documents:.0%} of {documents:,} documents: {resident():,.0f} MB", flush=True)
 
 
+def resident_tree(process: int) -> float:
+    """Return the megabytes of memory of a process and all that it started."""
+    total = 0.0
+    for task in Path(f"/proc/{process}/task").glob("*"):
+        try:
+            total += sum(resident_tree(int(child)) for child in (task / "children").read_text().split())
+        except OSError:  # it has ended
+            continue
+    try:
+        found = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    except OSError:
+        return total
+    return total + sum(map(int, found)) / 1000
+
+
+def mix_one_text(megabytes: int) -> None:
+    """Mix one text of shuffled lines of the sample corpus by two processes; print the peak of all processes' memory."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_sample(folder / "corpus")
+        tokenizer = train_on_mix(load_mix(folder / "corpus/mix.toml"), folder / "corpus", 4096, None).tokenizer
+        tokenizer.save(folder / "tokenizer.json")
+        records = (json.loads(line) for line in (folder / "corpus/prose.jsonl").open(encoding="utf-8"))
+        lines = [line for record in records for line in record["text"].splitlines(keepends=True)]
+        rng = random.Random(0)
+        with (folder / "text.txt").open("w", encoding="utf-8") as file:
+            while file.tell() < 1_000_000 * megabytes:
+                file.write("".join(rng.choices(lines, k=10_000)))
+        source = FileSource(kind="files", name="text", weight=1, files=["text.txt"])
+        (folder / "mix.toml").write_text(dump_toml(MixConfig(validation=0.1, sources=[source])))
+        began, peak = time.perf_counter(), 0.0
+        command = [sys.executable, "-m", "rmkv_cli", "data", "mix", "mix.toml", "--workers", "2"]
+        process = subprocess.Popen(command, cwd=folder)
+        while process.poll() is None:
+            peak = max(peak, resident_tree(process.pid))
+            time.sleep(0.1)
+        print(f"{megabytes:,} MB of text: {peak:,.0f} MB of memory at most, {time.perf_counter() - began:,.0f} s")
+
+
 def main() -> None:
     """Measure the three over the sample corpus, with the preset `tiny`, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
@@ -107,4 +149,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    memory() if sys.argv[1:] == ["memory"] else main()
+    match sys.argv[1:]:
+        case ["memory"]:
+            memory()
+        case ["mix", megabytes]:
+            mix_one_text(int(megabytes))
+        case _:
+            main()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rmkv_cli.data.manifest import SourceReport
     from rmkv_cli.data.survey import SourceSurvey
 
+HELD_OUT = ("held out: documents", "tokens")
 app = typer.Typer(no_args_is_help=True, help="Make the sample corpus, mix sources, look into mixes.")
 
 
@@ -50,7 +51,7 @@ def mix_command(
     as_json: Json = False,
 ) -> None:
     """Tokenize the sources of a mix and write their documents, in the ratio of the weights by tokens."""
-    from rmkv_cli.data.mix import prepare
+    from rmkv_cli.data.mix import prepare, warn_of_sources_without_held_out
     from rmkv_cli.tokenizer import Tokenizer
 
     sources, base = read_mix(mix, preset, tokens)
@@ -62,17 +63,19 @@ def mix_command(
         (
             *(source.name, f"{source.weight:g}", f"{source.wanted:.2%}", f"{source.achieved:.2%}"),
             *(f"{source.documents:,}", f"{source.tokens:,}", f"{source.bytes:,}"),
-            *(f"{source.bytes / max(1, source.tokens):.3f}", str(source.epochs), f"{source.skipped:,}"),
+            *(f"{source.bytes / max(1, source.tokens):.3f}", *_held_out(source)),
+            *(str(source.epochs), f"{source.skipped:,}"),
         )
         for source in manifest.sources
     ]
-    titles = ("source", "weight", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token", "epochs")
-    _print_table((*titles, "skipped"), rows)
+    titles = ("source", "weight", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token")
+    _print_table((*titles, *HELD_OUT, "epochs", "skipped"), rows)
     for name, split in manifest.splits.items():
         print(f"{name}: {plural(split.documents, 'document')}, {plural(split.tokens, 'token')}, {split.bytes:,} bytes")
     if manifest.ended_by:
         stderr().print(f"The mix ends where '{manifest.ended_by}' ran dry; `tokens = N` in it repeats sources instead.")
-    if not manifest.splits["validation"].documents:
+    warn_of_sources_without_held_out(manifest)
+    if not sources.validation:
         stderr().print(
             "No document is held out: `validation` in the mix is the share of those that are.", style="yellow"
         )
@@ -127,14 +130,16 @@ def inspect(
         (
             *(s.name, f"{s.wanted:.2%}", "-" if s.achieved is None else f"{s.achieved:.2%}", f"{s.documents:,}"),
             *("-" if s.tokens is None else f"{s.tokens:,}", f"{s.bytes:,}"),
-            f"{s.bytes / s.tokens:.3f}" if s.tokens else "-",
+            *(f"{s.bytes / s.tokens:.3f}" if s.tokens else "-", *_held_out(s)),
             *(f"{s.shortest:,}", f"{s.median:,.0f}", f"{s.longest:,}", f"{s.skipped:,}"),
         )
         for s in surveys
     ]
     unit = "bytes" if surveys[0].tokens is None else "tokens"
     lengths = (f"shortest ({unit})", "median", "longest", "skipped")
-    _print_table(("source", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token", *lengths), rows)
+    _print_table(
+        ("source", "wanted", "achieved", "documents", "tokens", "bytes", "bytes/token", *HELD_OUT, *lengths), rows
+    )
     edges = sorted({edge for survey in surveys for edge in survey.histogram})
     shares = [(s.name, *(f"{s.histogram.get(edge, 0) / max(1, s.documents):.1%}" for edge in edges)) for s in surveys]
     print(f"\nDocuments by length: from so many {unit} to twice as many")
@@ -143,6 +148,12 @@ def inspect(
         for pieces in survey.samples:
             _print_sample(survey.name, pieces)
     _tell_skipped(surveys)
+
+
+def _held_out(source: "SourceReport | SourceSurvey") -> tuple[str, str]:
+    """Return the cells under `HELD_OUT`."""
+    figures = source.held_out_documents, source.held_out_tokens
+    return tuple("-" if figure is None else f"{figure:,}" for figure in figures)  # type: ignore[return-value]
 
 
 def _tell_skipped(sources: "Sequence[SourceReport | SourceSurvey]") -> None:

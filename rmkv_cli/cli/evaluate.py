@@ -97,7 +97,7 @@ def evaluate(
     from rmkv_cli.evaluation.kept import DocumentsReport, documents_name
 
     checkpoint, rmkv, tokenizer = find_and_load(model, device)
-    documents = _open(data, split, tokenizer, model)
+    documents = _open(data, split, tokenizer, model, max_tokens)
     if rmkv.config.memory.carry == "layers":
         stderr().print(
             "warning: memory.carry = 'layers' lets tokens see what comes after them: this loss is no causal model's",
@@ -125,11 +125,11 @@ def evaluate(
         keep(model, documents_name(model, data, split, documents, max_tokens, memory), checkpoint, whole)
 
 
-def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path) -> "Documents":
+def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path, max_tokens: int | None) -> "Documents":
     from rmkv_cli.data.documents import Documents
 
     if not data.is_dir():
-        return Documents.from_files([data], tokenizer)
+        return Documents.from_files([data], tokenizer, max_tokens)
     documents = Documents.open(data, split)
     if documents.tokenizer_hash != tokenizer.hash:
         raise UserError(
@@ -148,11 +148,12 @@ def _print(report: "Report", effect: "MemoryEffect | None") -> None:
         scores.add_section()
         scores.add_row("all", *_cells(report))
     screen.print(scores)
-    if report.tokens < report.available_tokens:
+    if report.tokens != report.available_tokens:
         cut = ", the last one cut" if report.cut else ""
+        of = "" if report.available_tokens is None else f" of {report.available_tokens:,}"
         screen.print(
-            f"Read: {report.tokens:,} of {plural(report.available_tokens, 'token')}, {report.documents:,} of "
-            f"{plural(report.available_documents, 'document')}{cut}."
+            f"Read: {report.tokens:,}{of} {'token' if report.available_tokens == 1 else 'tokens'}, "
+            f"{report.documents:,} of {plural(report.available_documents, 'document')}{cut}."
         )
     positions = table("position in document", "tokens", "loss")
     for part in report.by_position:

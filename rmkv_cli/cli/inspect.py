@@ -52,7 +52,7 @@ def memory(
         require_matplotlib()
         require_writable(picture)
     rmkv, tokenizer = load_model(model, device)
-    documents = Documents.from_files([file], tokenizer)
+    documents = Documents.from_files([file], tokenizer, max_tokens)
     total = int(documents.lengths.sum())
     with progress("reading", min(total, max_tokens) if max_tokens else total, "tokens") as advance:
         report = inspect_memory(rmkv, documents, tokenizer, max_tokens=max_tokens, advance=advance)

@@ -1,5 +1,6 @@
 """Tokenized documents, from a mix's folder or straight from files, by number."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rmkv_cli.data.encoding import grouped
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mapped import Verify, map_shard
 from rmkv_cli.data.shards import BatchBuilder, counted
-from rmkv_cli.data.sources import good_documents, mix_documents
+from rmkv_cli.data.sources import Document, good_documents, is_long_text, mix_documents, text_documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -40,6 +41,8 @@ class Documents:
         self.vocab_size = vocab_size
         self.tokenizer_hash = tokenizer_hash
         self._verify = verify
+        self.complete = True
+        """Whether each document is here to its end."""
         lists = [batch.column("tokens") for batch in batches]
         self._values = [tokens.values.to_numpy() for tokens in lists]
         self._offsets = [tokens.offsets.to_numpy() for tokens in lists]
@@ -151,33 +154,53 @@ class Documents:
         return cls(batches, names, manifest.eod, manifest.vocab_size, manifest.tokenizer_hash, verify)
 
     @classmethod
-    def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> "Documents":
+    def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer, max_tokens: int | None = None) -> "Documents":
         """Read and tokenize files into memory: jsonl, parquet, csv, any text, also .gz, or the sources of a mix.toml.
+
+        With `max_tokens` a long text file ends after its token of that number and the next one, which it predicts; no
+        more of it is read than that takes.
 
         Raises:
             UserError: a path is absent, a record is bad, or there is no document at all.
         """
-        sources = []
+        sources, texts = [], set()
         for path in paths:
             if path.suffix == ".toml":
                 sources += [(s.name, documents) for s, documents in mix_documents(load_mix(path), path.parent)]
+            elif max_tokens is not None and is_long_text(path):
+                texts.add(len(sources))
+                sources.append((str(path), text_documents(path)))
             else:
                 source = FileSource(kind="files", name=str(path), weight=1, files=[str(path.absolute())])
                 sources.append((source.name, good_documents(source, path.parent, "stop")))
         builder = BatchBuilder(tokenizer.vocab_size)
         batches = []
+        complete = True
         for index, (_, documents) in enumerate(sources):
-            for group in grouped(documents, lambda document: document.size):
-                for document, ids in zip(group, tokenizer.encode_arrays([d.pieces for d in group]), strict=True):
-                    tokens = np.array(ids)[int(not document.first) :]
-                    builder.add(index, tokens, document.size, continues=not document.first)
-                    if builder.full:
-                        batches.append(builder.build())
+            length, most = 0, sys.maxsize if max_tokens is None or index not in texts else max_tokens + 1
+            for document, tokens in _tokenized(documents, tokenizer):
+                length = 0 if document.first else length
+                complete &= length + len(tokens) <= most
+                if length < most:
+                    builder.add(index, tokens[: most - length], document.size, continues=not document.first)
+                length += len(tokens)
+                if builder.full:
+                    batches.append(builder.build())
+                if length > most:
+                    break
         batches.append(builder.build())
         built = cls(batches, [name for name, _ in sources], tokenizer.eod, tokenizer.vocab_size, tokenizer.hash)
+        built.complete = complete
         if not len(built):
             raise UserError(f"no document in {', '.join(map(str, paths))}")
         return built
+
+
+def _tokenized(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, npt.NDArray[Any]]]:
+    """Yield each document, or part of one, with its tokens, a part's without another EOD."""
+    for group in grouped(documents, lambda document: document.size):
+        for document, ids in zip(group, tokenizer.encode_arrays([d.pieces for d in group]), strict=True):
+            yield document, np.array(ids)[int(not document.first) :]
 
 
 def _answers(batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:

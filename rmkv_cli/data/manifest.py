@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rmkv_cli.config import MixConfig, Section, parse
+from rmkv_cli.config import MixConfig, Section, TextSource, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, write_text
 from rmkv_cli.tokenizer import Special
@@ -94,6 +94,12 @@ class Manifest(Section):
             yield f"eod should be {Special.EOD.id}"
         if "splits" in fields and fields["splits"].keys() != {"train", "validation"}:
             yield "splits should be train and validation"
+
+    def sources_without_held_out(self) -> list[str]:
+        """Return the names of the sources of text that the validation split holds nothing of, though it should."""
+        texts = {source.name for source in self.mix.sources if isinstance(source, TextSource)}
+        given = [s.name for s in self.sources if (s.weight or s.documents) and not s.held_out_documents]
+        return [name for name in given if name in texts] if self.mix.validation else []
 
     def save(self, folder: Path) -> None:
         """Write manifest.json into a folder."""

@@ -12,7 +12,7 @@ from rmkv_cli.data.shards import ShardWriter
 from rmkv_cli.data.tasks import require_vocabulary
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, require_writable, whole_directory
-from rmkv_cli.progress import progress
+from rmkv_cli.progress import progress, stderr
 from rmkv_cli.tokenizer import Special, Tokenizer
 
 
@@ -47,6 +47,16 @@ def hold_out(mix: MixConfig, base: Path, tokenizer: Tokenizer, tokens: int, out:
     """
     with whole_directory(out) as folder:
         return _write(mix.model_copy(update={"tokens": tokens}), base, tokenizer, folder, workers, "validation")
+
+
+def warn_of_sources_without_held_out(manifest: Manifest) -> None:
+    """Say of which sources no text is held out."""
+    for name in manifest.sources_without_held_out():
+        stderr().print(
+            f"warning: source '{name}': none of its text is held out, so no validation measures it; raise `validation` "
+            f"in the mix, or give it more text",
+            style="yellow",
+        )
 
 
 def pinned(mix: MixConfig) -> MixConfig:

@@ -61,7 +61,7 @@ def read_blocks(
 
     def reread() -> Iterator[str]:
         with open_it() as raw:
-            yield from decoded(_unzipped(name, raw))
+            yield from decoded(unzipped(name, raw))
 
     try:
         with open_it() as raw:
@@ -69,7 +69,7 @@ def read_blocks(
                 yield START, [BadRecord(name, "is empty")]
                 return
             raw.seek(0)
-            stream = _unzipped(name, raw)
+            stream = unzipped(name, raw)
             kind = suffix(name)
             head = stream.read(HEAD)
             stream.seek(0)
@@ -104,7 +104,8 @@ def _text_blocks(
         raise UserError(f"{name}: {error}") from None
 
 
-def _unzipped(name: str, raw: IO[bytes]) -> IO[bytes]:
+def unzipped(name: str, raw: IO[bytes]) -> IO[bytes]:
+    """Return a file's content, unzipped if its name says that it is zipped."""
     return gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else raw  # type: ignore[return-value]
 
 

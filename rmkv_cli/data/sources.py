@@ -1,5 +1,7 @@
 """From a source's records to documents of untrusted text and special tokens."""
 
+import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,13 @@ from rmkv_cli.data.blocks import BadRecord, Record
 from rmkv_cli.data.chat import answer, pieces_of, read_messages
 from rmkv_cli.data.files import find_files
 from rmkv_cli.data.order import Place, ordered
-from rmkv_cli.data.records import File, describe
-from rmkv_cli.data.texts import Part
+from rmkv_cli.data.records import RECORDS, File, describe, suffix, unzipped
+from rmkv_cli.data.texts import Part, decoded
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.progress import plural, stderr
-from rmkv_cli.tokenizer import Piece, Special
+from rmkv_cli.tokenizer import Piece, Special, in_parts
 
+LONG = 1 << 16  # bytes of a text of which only the beginning is read, where that is asked for
 HOPELESS = 1000  # bad records, and no good one: the source's declaration is wrong, not the records
 
 
@@ -132,6 +135,28 @@ def good_documents(
             stderr().print(f"source '{source.name}': {skipped}", style="yellow")
 
     return good()
+
+
+def is_long_text(path: Path) -> bool:
+    """Return whether a file is a text that takes more memory than it should as a whole."""
+    return path.is_file() and path.stat().st_size > LONG and suffix(path.name) not in RECORDS
+
+
+def text_documents(path: Path) -> Iterator[Document]:
+    """Yield a text file in parts, which are one document; it is read no further than they are asked for.
+
+    Raises:
+        UserError: it is no text in UTF-8.
+    """
+    with path.open("rb") as raw:
+        before = 0
+        try:
+            for text in in_parts(decoded(unzipped(path.name, raw)), LONG):
+                size = len(text.encode())
+                yield Document(str(path), (text,), size, Part(before, sys.maxsize, sys.maxsize, lambda: iter(())))
+                before += size
+        except (ValueError, OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None:

@@ -39,6 +39,10 @@ class SourceSurvey:
     longest: int
     skipped: int
     first_error: str | None
+    held_out_documents: int | None
+    """Documents of it in the validation split; None before the mix is prepared."""
+    held_out_tokens: int | None
+    """Tokens of them."""
     histogram: dict[int, int]
     """Documents by length: those that are shorter than twice the key, and not shorter than it."""
     samples: list[tuple[Piece, ...]]
@@ -55,11 +59,13 @@ def survey_folder(place: Path, samples: int) -> list[SourceSurvey]:
     manifest = Manifest.load(folder)
     whole = place == folder
     documents = Documents.open(folder, "train") if whole else Documents.of_shards(folder, manifest, [place.name])
+    held_out = Documents.of_shards(folder, manifest, manifest.splits["validation"].shards)
     tokenizer = Tokenizer.load(folder)
     found = []
     for index, source in enumerate(manifest.sources):
         its = np.flatnonzero(documents.sources == index)
         tokens = int(documents.lengths[its].sum())
+        held = held_out.lengths[held_out.sources == index]
         found.append(
             SourceSurvey(
                 name=source.name,
@@ -71,6 +77,8 @@ def survey_folder(place: Path, samples: int) -> list[SourceSurvey]:
                 **_lengths(documents.lengths[its]),
                 skipped=source.skipped,
                 first_error=source.first_error,
+                held_out_documents=len(held),
+                held_out_tokens=int(held.sum()),
                 samples=[_shown(documents, int(i), tokenizer) for i in its[:samples]],
             )
         )
@@ -99,11 +107,11 @@ def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list
         for _, item in items:
             if isinstance(item, BadRecord):
                 refuse(item, source.name, mix.on_error, skipped)
-            if not isinstance(item, Document):
+            if not isinstance(item, Document) or not item.first:
                 continue
             if len(sizes) == documents:
                 break
-            sizes.append(item.size)
+            sizes.append(item.part.total if item.part else item.size)
             if len(shown) < samples:
                 shown.append(_shortened(item.pieces, SAMPLE_CHARACTERS))
         found.append(
@@ -117,6 +125,8 @@ def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list
                 **_lengths(sizes),
                 skipped=skipped.records,
                 first_error=skipped.first,
+                held_out_documents=None,
+                held_out_tokens=None,
                 samples=shown,
             )
         )
@@ -124,10 +134,10 @@ def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list
 
 
 def _shown(documents: Documents, index: int, tokenizer: Tokenizer) -> tuple[Piece, ...]:
-    ids = documents[index].tolist()
+    ids = documents.part(index, 0, 5 * SAMPLE_CHARACTERS).tolist()  # a character is at most four tokens
     if documents.counted(index) is None:
         return _shortened(tokenizer.pieces(ids), SAMPLE_CHARACTERS)
-    end = "".join(tokenizer.pieces(ids[-SAMPLE_CHARACTERS:]))[-SAMPLE_CHARACTERS // 2 :]
+    end = "".join(tokenizer.pieces(documents[index][-SAMPLE_CHARACTERS:].tolist()))[-SAMPLE_CHARACTERS // 2 :]
     return *_shortened(tokenizer.pieces(ids), SAMPLE_CHARACTERS // 2), " ", end
 
 

@@ -129,7 +129,7 @@ def inspect_memory(
     require_fits(model, documents.vocab_size, int(lengths.max()))
 
     device = model.memory.device
-    texts = [documents[int(i)][: length + 1] for i, length in zip(chosen, lengths, strict=True)]
+    texts = [documents.part(int(i), 0, length + 1) for i, length in zip(chosen, lengths, strict=True)]
     kinds = np.unique(np.concatenate(texts))
     rows = L + 2  # with all memory, without each layer's, without any
     forgotten = torch.zeros(L, rows, dtype=torch.bool, device=device)

@@ -56,8 +56,8 @@ class Report(Score):
     cut: int
     """Documents of which only the beginning was read, for `max_tokens`: 0 or 1."""
     available_documents: int
-    available_tokens: int
-    """Those that `tokens` would be, were all documents read to their ends."""
+    available_tokens: int | None
+    """Those that `tokens` would be, were all documents read to their ends; None where some were never read so far."""
 
 
 def measure(
@@ -95,7 +95,8 @@ def measure(
     with reading(model):
         for batch in batches(lengths, batch_tokens, model):
             state = model.initial_state(len(batch))
-            texts, counted = zip(*((documents[int(i)], documents.counted(int(i))) for i in chosen[batch]), strict=True)
+            texts = [documents.part(int(chosen[i]), 0, int(lengths[i]) + 1) for i in batch]
+            counted = [documents.counted(int(i)) for i in chosen[batch]]
             for step in steps(texts, lengths[batch], documents.eod, model, counted):
                 hidden, state = model.hidden(step.inputs, going_on(state, step))
                 losses = token_losses(model, hidden, step)
@@ -119,7 +120,7 @@ def measure(
         ],
         cut=int((lengths < documents.lengths[chosen]).sum()),
         available_documents=len(documents),
-        available_tokens=int(documents.counts.sum()),
+        available_tokens=int(documents.counts.sum()) if documents.complete else None,
     )
 
 
@@ -161,7 +162,7 @@ def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer:
     sizes = documents.sizes[chosen].astype(np.int64)
     of_token = token_sizes(tokenizer) if tokenizer else None
     for i in np.flatnonzero(lengths < documents.lengths[chosen]):
-        targets = documents[int(chosen[i])][1 : lengths[i] + 1]
+        targets = documents.part(int(chosen[i]), 1, int(lengths[i]) + 1)
         sizes[i] = of_token[targets].sum() if of_token is not None and sizes[i] else 0
     return sizes
 

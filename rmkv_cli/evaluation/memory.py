@@ -74,7 +74,7 @@ def memory_effect(
     order = np.argsort(lengths, kind="stable")
     with reading(model):
         for batch in np.array_split(order, max(1, len(order) // max(2, batch_tokens // S))):
-            texts = [documents[int(i)] for i in chosen[batch]]
+            texts = [documents.part(int(chosen[i]), 0, int(lengths[i]) + 1) for i in batch]
             states = [model.initial_state(len(batch))] * 3
             counted = [documents.counted(int(i)) for i in chosen[batch]]
             for step in steps(texts, lengths[batch], documents.eod, model, counted):

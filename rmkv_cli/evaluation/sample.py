@@ -16,7 +16,7 @@ def write_sample(model: RMKV, documents: Documents, tokenizer: Tokenizer) -> dic
     The prompt is the beginning of the first document that is longer, so the same at every call. The draws are seeded on
     their own: no other random number is touched, and the model's training mode is restored.
     """
-    ids = documents[int((documents.lengths > PROMPT_TOKENS).argmax())][1 : PROMPT_TOKENS + 1].tolist()
+    ids = documents.part(int((documents.lengths > PROMPT_TOKENS).argmax()), 1, PROMPT_TOKENS + 1).tolist()
     try:
         prompt = read_prompt(model, tokenizer, "")
         if ids:

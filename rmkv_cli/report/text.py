@@ -108,8 +108,7 @@ def _by_position(runs: Sequence[Run]) -> Section:
         {name: [((part.first + part.last) / 2, part.loss) for part in its.values()] for name, its in parts.items()}
     )
     read = "; ".join(
-        f"{escape(name)}: step {step:,}, {'all ' if its.tokens == its.available_tokens else f'{its.tokens:,} of '}"
-        f"{plural(its.available_tokens, 'token')}"
+        f"{escape(name)}: step {step:,}, {_share(its.tokens, its.available_tokens)} tokens"
         for name, (step, its) in found.items()
     )
     text = f"On documents from their beginnings, by the token's position. {read}.\n\n{picture.markdown}\n\n"
@@ -258,3 +257,10 @@ def _line(*words: object) -> str:
 
 def _command(*words: object) -> str:
     return span(_line(*words))
+
+
+def _share(tokens: int, available: int | None) -> str:
+    """Return how many tokens were read of those that there are; None where that is not known."""
+    if tokens == available:
+        return f"all {tokens:,}"
+    return f"{tokens:,}" if available is None else f"{tokens:,} of {available:,}"

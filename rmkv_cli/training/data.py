@@ -12,7 +12,7 @@ from rmkv_cli.config import Config, FileSource, MixConfig, Phase, dump_toml, loa
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import Prepared, Queue
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.data.mix import hold_out, pinned, require_room
+from rmkv_cli.data.mix import hold_out, pinned, require_room, warn_of_sources_without_held_out
 from rmkv_cli.data.sources import open_source
 from rmkv_cli.data.stream import Stream
 from rmkv_cli.errors import UserError
@@ -87,7 +87,8 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
         write_text(run / MIX, dump_toml(mix))
         shutil.rmtree(run / HELD_OUT, ignore_errors=True)
         if mix.validation:
-            hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
+            made = hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
+            warn_of_sources_without_held_out(made)
     manifest = Manifest.load(run / HELD_OUT) if mix.validation else None
     kept = manifest and manifest.splits["validation"].documents
     held_out = Documents.open(run / HELD_OUT, "validation") if kept else None

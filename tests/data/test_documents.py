@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 
 import numpy as np
 import pyarrow as pa
@@ -227,3 +228,25 @@ def test_a_shard_s_content_is_verified_when_it_is_first_read(folder):
     documents = Documents.open(folder, "train")
     with pytest.raises(UserError, match=r"train-00000\.arrow: is damaged \(its content is not that of its SHA-256\)"):
         documents[len(documents) - 1]
+
+
+def test_of_documents_that_are_read_up_to_a_number_of_tokens_no_more_is_there(tmp_path, tokenizer, write_jsonl):
+    text = "".join(f"Line {i} of a long text.\n" for i in range(150_000))
+    (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff")  # which nobody is to come to
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(random.Random(0).randbytes(3_000_000).hex().encode())[:-99])
+    write_jsonl("c.jsonl", ["short", text[:3000]])
+    names = ["a.txt", "b.txt.gz", "c.jsonl"]
+    some = Documents.from_files([tmp_path / name for name in names], tokenizer, 100)
+    first = tokenizer.encode_document([text[:3000]])
+    assert [some[i].tolist() for i in (0, 2, 3)] == [first[:101], tokenizer.encode_document(["short"]), first]
+    assert some.lengths.tolist()[:2] == [101, 101]
+    assert not some.complete
+    longer = Documents.from_files([tmp_path / "a.txt"], tokenizer, 200_000)  # of several parts
+    assert longer[0].tolist() == tokenizer.encode_document([text[:1_500_000]])[:200_001]
+    assert Documents.from_files([tmp_path / "c.jsonl"], tokenizer, 10_000).complete
+    with pytest.raises(
+        UserError, match=rf"a\.txt: is not valid UTF-8: byte 0xff at offset {len(text)} \(line 150001\)"
+    ):
+        Documents.from_files([tmp_path / "a.txt"], tokenizer)
+    with pytest.raises(UserError, match=r"a\.txt: is not valid UTF-8: byte 0xff at offset"):
+        Documents.from_files([tmp_path / "a.txt"], tokenizer, 10**9)

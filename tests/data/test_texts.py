@@ -15,22 +15,21 @@ from rmkv_cli.data.blocks import START, BadRecord
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.encoding import parallel_encoder
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.data.mix import prepare
+from rmkv_cli.data.mix import hold_out, prepare
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.order import Place
 from rmkv_cli.data.sources import LeftOut, open_source, read_source
 from rmkv_cli.data.splits import digest
+from rmkv_cli.data.survey import survey_folder
 from rmkv_cli.errors import UserError
 
 
 def story(seed, size):
     """Lines of some words and numbers, `size` bytes or a line more."""
-    rng, lines = random.Random(seed), []
-    while sum(map(len, lines)) < size:
-        lines.append(
-            " ".join(rng.choices(["naïve", "def f(x):", "12", "It's", "words,", "我们走吧。你好"], k=8)) + "\n"
-        )
-    return "".join(lines)
+    rng, text = random.Random(seed), ""
+    while len(text) < size:
+        text += " ".join(rng.choices(["naïve", "def f(x):", "12", "It's", "words,", "我们走吧。你好"], k=8)) + "\n"
+    return text
 
 
 @pytest.fixture
@@ -304,3 +303,38 @@ def test_a_shard_alone_may_begin_within_a_document(tmp_path, short_parts, tokeni
     parts = [Documents.of_shards(tmp_path / "out", manifest, [shard]) for shard in shards]
     assert sum(map(len, parts)) > 5
     assert np.concatenate([ids for part in parts for ids in part]).tolist() == whole(tmp_path / "out", "train")[0]
+
+
+def test_each_source_s_held_out_share_is_known_and_one_without_any_is_named(tmp_path, tokenizer, write_jsonl, mix_of):
+    (tmp_path / "book.txt").write_text(story(0, 80_000))
+    write_jsonl("few.jsonl", ["one", "two"])
+    mix = mix_of({"book": (1, "book.txt"), "few": (1, "few.jsonl"), "noise": (1, 9)}, validation=0.1, tokens=30_000)
+    manifest = prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
+    assert manifest.sources_without_held_out() == ["few"]
+    book, few, _ = manifest.sources
+    assert 0.09 < book.held_out_tokens / (book.held_out_tokens + book.tokens) < 0.12
+    assert (book.held_out_documents, few.held_out_documents, few.held_out_tokens) == (1, 0, 0)
+    held = Documents.open(tmp_path / "out", "validation")
+    assert held.lengths[held.sources == 0].sum() == book.held_out_tokens
+    survey = survey_folder(tmp_path / "out", 1)
+    found = [(its.held_out_documents, its.held_out_tokens) for its in survey]
+    assert found == [(its.held_out_documents, its.held_out_tokens) for its in manifest.sources]
+    assert (
+        prepare(
+            mix.model_copy(update={"validation": 0.0}), tmp_path, tokenizer, tmp_path / "all", 1
+        ).sources_without_held_out()
+        == []
+    )
+
+
+def test_a_run_s_held_out_documents_are_the_stretches_and_a_source_without_any_is_named(
+    tmp_path, tokenizer, write_jsonl, mix_of
+):
+    (tmp_path / "book.txt").write_text(text := story(0, 1_500_000))
+    write_jsonl("few.jsonl", ["one", "two"])
+    mix = mix_of({"book": (1, "book.txt"), "few": (1, "few.jsonl")}, validation=0.4, seed=2)
+    manifest = hold_out(mix, tmp_path, tokenizer, 1000, tmp_path / "out", 1)
+    assert manifest.sources_without_held_out() == ["few"]
+    assert 1000 <= manifest.splits["validation"].tokens < 500_000  # it ends with the part that has its tokens
+    (held,) = whole(tmp_path / "out", "validation")
+    assert text.index(tokenizer.decode(held[1:])) > 850_000

@@ -1,6 +1,6 @@
 """From logits to the next token."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -25,6 +25,13 @@ class SamplingConfig(Section):
     min_p: float = Field(0.0, ge=0, le=1)
     """Keep tokens at least this share as likely as the likeliest (Nguyen et al., 2024)."""
     seed: Seed = 0
+
+
+def sampling_defaults() -> dict[str, Any]:
+    """Return how `rmkv generate` samples by default, in the words of transformers' generation_config.json."""
+    config = SamplingConfig()
+    names = "temperature", "top_k", "top_p", "repetition_penalty"
+    return {"do_sample": True} | {name: getattr(config, name) for name in names}
 
 
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, seen: Tensor) -> Tensor:

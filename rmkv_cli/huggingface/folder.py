@@ -9,6 +9,7 @@ import torch
 from rmkv_cli.config import MemoryConfig, ModelConfig, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, require_new, require_writable, whole_directory
+from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.generation.text import ANSWER_ENDS, NEVER_WRITTEN
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
@@ -55,7 +56,8 @@ def export_folder(model: Path, out: Path) -> None:
     never = [*NEVER_WRITTEN, *range(tokenizer.vocab_size, config.vocab_size)]
     with whole_directory(out) as aside:
         _write_json(aside / CONFIG, described)
-        _write_json(aside / "generation_config.json", ids | {"eos_token_id": ends, "suppress_tokens": never})
+        generation = ids | {"eos_token_id": ends, "suppress_tokens": never} | sampling_defaults()
+        _write_json(aside / "generation_config.json", generation)
         save_tensors({f"{PREFIX}{name}": x.detach() for name, x in rmkv.state_dict().items()}, aside / WEIGHTS)
         write_tokenizer(aside, tokenizer, config.max_position_embeddings if config.position == "learned" else None)
         for name, text in exported_modules().items():

@@ -13,6 +13,7 @@ import torch
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import whole_directory
+from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.checkpoints import checkpoint_path, checkpoint_step, list_checkpoints, list_leftovers
 from rmkv_cli.model.pretrained import write_checksums
@@ -66,10 +67,10 @@ def go_back(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> No
 
 
 def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
-    """Fill a model folder: config, weights, tokenizer and the ids that generation starts and ends with."""
+    """Fill a model folder: config, weights, tokenizer, and how to generate."""
     model.save_pretrained(directory)
     tokenizer.save(directory / "tokenizer.json")
-    generation = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod}
+    generation = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod} | sampling_defaults()
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 

@@ -5,8 +5,11 @@ import sys
 
 from small_run import error_of, save_small_model
 
+from rmkv_cli.cli.loading import load_model
 from rmkv_cli.config import MemoryConfig
+from rmkv_cli.generation import SamplingConfig
 from rmkv_cli.huggingface import export_folder, import_folder
+from rmkv_cli.training.checkpoint import write_model
 
 
 def test_a_model_comes_back_bit_for_bit(models, tmp_path):
@@ -16,6 +19,17 @@ def test_a_model_comes_back_bit_for_bit(models, tmp_path):
         for file in ("config.json", "model.safetensors", "tokenizer.json"):
             assert (tmp_path / f"{name}-back" / file).read_bytes() == (models[0] / name / file).read_bytes()
         assert json.loads((tmp_path / f"{name}-back" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_transformers_samples_as_generate_does_by_default(models, tmp_path):
+    export_folder(models[0] / "usual", tmp_path / "exported")
+    write_model(tmp_path / "model", *load_model(models[0] / "usual", "cpu"))
+    ours = SamplingConfig()
+    for folder in ("exported", "model"):
+        theirs = json.loads((tmp_path / folder / "generation_config.json").read_text())
+        assert theirs["do_sample"]
+        for name in ("temperature", "top_k", "top_p", "repetition_penalty"):
+            assert theirs[name] == getattr(ours, name)
 
 
 def test_the_code_beside_the_weights_lacks_no_name_and_nothing_of_rmkv(models, tmp_path):

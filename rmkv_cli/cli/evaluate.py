@@ -149,7 +149,7 @@ def _print(report: "Report", effect: "MemoryEffect | None") -> None:
         scores.add_row("all", *_cells(report))
     screen.print(scores)
     if report.tokens != report.available_tokens:
-        cut = ", the last one cut" if report.cut else ""
+        cut = f", {report.cut:,} of them cut" if report.cut else ""
         of = "" if report.available_tokens is None else f" of {report.available_tokens:,}"
         screen.print(
             f"Read: {report.tokens:,}{of} {'token' if report.available_tokens == 1 else 'tokens'}, "

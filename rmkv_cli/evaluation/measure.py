@@ -54,7 +54,7 @@ class Report(Score):
     by_source: dict[str, Score]
     by_position: list[PositionLoss]
     cut: int
-    """Documents of which only the beginning was read, for `max_tokens`: 0 or 1."""
+    """Documents of which only the beginning was read, for `max_tokens`."""
     available_documents: int
     available_tokens: int | None
     """Those that `tokens` would be, were all documents read to their ends; None where some were never read so far."""
@@ -74,7 +74,7 @@ def measure(
     Args:
         model: its training mode is restored.
         documents: what is read.
-        max_tokens: read at most so many: see `choose`.
+        max_tokens: read at most so many: see `sample`.
         tokenizer: tells how many bytes a cut document's tokens are; without it bits per byte leaves that one out.
         batch_tokens: most tokens in one forward pass; bounds the memory.
         advance: is called with the number of tokens just read.
@@ -82,7 +82,7 @@ def measure(
     Raises:
         UserError: there are no documents, they do not fit the model, or what is read of them holds no answer.
     """
-    chosen, lengths = choose(documents.lengths, max_tokens)
+    chosen, lengths = sample(documents.lengths, documents.sources, max_tokens)
     require_fits(model, documents.vocab_size, int(lengths.max()))
     edges = _edges(int(lengths.max()))
     device = model.memory.device
@@ -140,6 +140,25 @@ def choose(lengths: Integers, max_tokens: int | None) -> tuple[Integers, Integer
     before = np.cumsum(lengths[order]) - lengths[order]
     order = order[before < max_tokens]
     return order, np.minimum(lengths[order], max_tokens - before[before < max_tokens])
+
+
+def sample(lengths: Integers, sources: Integers, max_tokens: int | None) -> tuple[Integers, Integers]:
+    """Return a sample of documents that stands for all, and how many tokens of each are read; always the same one.
+
+    The documents of one source whose lengths agree within a factor of two are a stratum. Each stratum gives the share
+    of `max_tokens` that it has of all tokens, so that sources and lengths keep their shares: whole documents in a fixed
+    random order, the last one cut. Arguments and result are as in `choose`, but for `sources` (documents,), which names
+    each document's source by a number; errors as there.
+    """
+    if max_tokens is None or not 1 <= max_tokens < lengths.sum():
+        return choose(lengths, max_tokens)
+    keys = np.stack([sources, np.log2(lengths).astype(np.int64)], axis=1)
+    strata = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    shares = np.cumsum(np.bincount(strata, lengths)) / lengths.sum()
+    budgets = np.diff(np.round(shares * max_tokens).astype(np.int64), prepend=0)
+    drawn = [(np.flatnonzero(strata == i), int(budget)) for i, budget in enumerate(budgets) if budget]
+    parts = [(of, *choose(lengths[of], budget)) for of, budget in drawn]
+    return np.concatenate([of[order] for of, order, _ in parts]), np.concatenate([read for *_, read in parts])
 
 
 def token_sizes(tokenizer: Tokenizer) -> Integers:

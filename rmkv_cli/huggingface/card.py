@@ -10,7 +10,7 @@ from rmkv_cli.model import RMKV
 from rmkv_cli.model.checkpoints import FOLDER, checkpoint_step
 from rmkv_cli.progress import plural
 from rmkv_cli.report.data import data_table
-from rmkv_cli.training.data import MIX
+from rmkv_cli.training.data import HELD_OUT, MIX
 from rmkv_cli.training.metrics import read_metrics
 
 
@@ -22,7 +22,7 @@ def model_card(name: str, folder: Path, model: RMKV) -> str:
     run = folder.parent.parent
     if folder.parent.name == FOLDER and (run / "config.toml").is_file():
         config = load_config(run / "config.toml")
-        parts += [*_data(config, run), *_evaluation(run, folder), _training(config)]
+        parts += [*_data(config, run), *_evaluation(config, run, folder), _training(config)]
     return "\n".join(parts)
 
 
@@ -75,7 +75,7 @@ def _data(config: Config, run: Path) -> list[str]:
         return []
 
 
-def _evaluation(run: Path, folder: Path) -> list[str]:
+def _evaluation(config: Config, run: Path, folder: Path) -> list[str]:
     """Return the part with the checkpoint's figures on held-out documents, if it was evaluated."""
     step = checkpoint_step(folder)  # None of a folder that somebody else put there, which no record is of
     records = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] == step and "validation" in r]
@@ -83,8 +83,22 @@ def _evaluation(run: Path, folder: Path) -> list[str]:
         return []
     figures = [[name.replace("_", " "), f"{x:.4f}"] for name, x in records[-1]["validation"].items() if x is not None]
     read = f"{records[-1]['tokens']:,} tokens in {plural(records[-1]['step'], 'step')}"
-    about = f"On held-out documents, after {read}; loss in nats per token."
+    about = f"On {_measured(config, run)}, after {read}; loss in nats per token."
     return [f"## Evaluation\n\n{about}\n\n{table(['measure', 'value'], figures)}\n"]
+
+
+def _measured(config: Config, run: Path) -> str:
+    """Return what a validation of the run reads."""
+    try:
+        held_out = Manifest.load(Path(config.train.data) if config.train.data else run / HELD_OUT).splits["validation"]
+    except UserError:
+        return f"at most {config.train.eval_tokens:,} tokens of held-out documents"
+    if held_out.tokens <= config.train.eval_tokens:
+        return f"all held-out documents ({held_out.tokens:,} tokens)"
+    return (
+        f"a sample of {config.train.eval_tokens:,} of {held_out.tokens:,} tokens of held-out documents, "
+        "with each source and each length of documents in its share"
+    )
 
 
 def _training(config: Config) -> str:

@@ -9,7 +9,7 @@ from small_model import make_model
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
-from rmkv_cli.evaluation.measure import choose
+from rmkv_cli.evaluation.measure import choose, sample
 from rmkv_cli.tokenizer import Special, train_tokenizer
 
 LENGTHS = [1, 2, 5, 6, 10, 11, 12, 12, 30, 63, 64, 65, 129, 140]
@@ -144,6 +144,33 @@ class TestBudget:
         assert lengths[chosen].mean() == pytest.approx(lengths.mean(), rel=0.1)  # neither the short nor the long ones
         assert chosen.mean() == pytest.approx(2500, rel=0.15)  # nor only the first
         assert choose(lengths, 50_000)[0].tolist() == chosen.tolist()
+
+    def test_a_sample_keeps_the_shares_of_sources_and_lengths(self):
+        draw = np.random.default_rng(2)
+        lengths = np.concatenate(
+            [draw.integers(10, 50, 20_000), draw.integers(1000, 3000, 300), [90_000, 70_000, 80_000]]
+        )
+        sources = np.repeat([0, 1, 2], [20_000, 300, 3])
+        for budget in (20_000, 200_000, 1_200_000):
+            chosen, read = sample(lengths, sources, budget)
+            assert read.sum() == budget
+            assert (read <= lengths[chosen]).all()
+            assert len(set(chosen.tolist())) == len(chosen)
+            fraction = budget / lengths.sum()
+            assert np.bincount(sources[chosen], read) == pytest.approx(np.bincount(sources, lengths) * fraction, abs=9)
+            long = lengths >= 32  # of the first source alone
+            whole = lengths[:20_000][long[:20_000]].sum()
+            assert read[long[chosen] & (sources[chosen] == 0)].sum() == pytest.approx(whole * fraction, abs=9)
+            assert sample(lengths, sources, budget)[0].tolist() == chosen.tolist()
+
+    def test_a_sample_without_a_budget_is_everything_and_bad_ones_are_refused(self):
+        lengths, sources = np.array([3, 1, 2]), np.array([0, 1, 0])
+        for budget in (None, 6, 7):
+            assert sample(lengths, sources, budget)[1].tolist() == [3, 1, 2]
+        with pytest.raises(UserError, match="max_tokens: should be 1 or more"):
+            sample(lengths, sources, 0)
+        with pytest.raises(UserError, match="no documents"):
+            sample(lengths[:0], sources[:0], 5)
 
     def test_a_budget_beyond_everything_is_everything(self):
         chosen, read = choose(np.array([3, 1, 2]), 6)

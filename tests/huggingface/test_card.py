@@ -10,7 +10,7 @@ from small_run import save_small_model
 from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.huggingface import export_folder
-from rmkv_cli.huggingface.card import model_card
+from rmkv_cli.huggingface.card import _measured, model_card
 from rmkv_cli.model.pretrained import write_checksums
 
 
@@ -72,9 +72,14 @@ def test_a_run_s_card_tells_model_data_evaluation_and_command_but_no_path(card_o
     assert "| memory.slots | 2 |" in card
     one = manifest.sources[0]
     assert f"| one | {one.documents:,} | {one.tokens:,} | {one.achieved:.1%} | {one.epochs} |" in card
-    assert "after 2,000 tokens in 40 steps" in card
+    held_out = manifest.splits["validation"].tokens
+    assert f"On all held-out documents ({held_out:,} tokens), after 2,000 tokens in 40 steps" in card
     assert "| loss | 2.2500 |" in card
     assert "$ rmkv train --config config.toml" in card
+    assert _measured(Config(train={"data": str(tmp_path / "data"), "eval_tokens": 20}), tmp_path) == (
+        f"a sample of 20 of {held_out} tokens of held-out documents, with each source and each length of documents in "
+        "its share"
+    )
     (config,) = re.findall(r"```toml\n(.*?)```", card, re.DOTALL)
     told = Config.model_validate(tomllib.loads(config)).train
     assert (told.data, told.learning_rate) == ("data", 1e-3)

@@ -117,16 +117,17 @@ def sha256(path: Path) -> str:
 
 
 def require_new(path: Path) -> None:
-    """Raise `UserError` if `path` exists: results are never overwritten silently."""
+    """Raise `UserError` if `path` exists, as results are never overwritten silently, or if nothing can be made there.
+
+    Call it before the work whose result goes to `path`.
+    """
     if os.path.lexists(path):  # a link that leads nowhere, too
         raise UserError(f"{path}: already exists; remove it or choose another name")
+    require_writable(path)
 
 
 def require_writable(path: Path) -> None:
-    """Raise `UserError` if no file or folder can be made at `path`; call it before work whose result goes there.
-
-    What exists at `path` does not matter. Nothing is left behind.
-    """
+    """Raise `UserError` if no file or folder can be made at `path`, whatever exists there; nothing is left behind."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):

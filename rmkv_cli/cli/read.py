@@ -9,7 +9,7 @@ import typer
 from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Json, Model, print_json
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file, require_new, require_writable
+from rmkv_cli.files import require_file, require_new
 from rmkv_cli.progress import plural, progress
 
 
@@ -25,7 +25,6 @@ def read(
 ) -> None:
     """Read a text and save what the model carries after it, fixed in size, for `rmkv generate --state`."""
     require_new(out)
-    require_writable(out)
     from_stdin = file == Path("-")
     if not from_stdin:
         require_file(file)

@@ -9,7 +9,7 @@ import typer
 from rmkv_cli.cli.options import Json, MixName, at_least, print_json, read_mix
 from rmkv_cli.config import load_config, preset_path
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import HEAD, require_file, require_new, require_writable, why_no_text
+from rmkv_cli.files import HEAD, require_file, require_new, why_no_text
 
 app = typer.Typer(no_args_is_help=True, help="Train, use and look into tokenizers.")
 SHOWN = 2_000  # characters of a file whose split is shown
@@ -40,7 +40,6 @@ def train(
     from rmkv_cli.data.vocabulary import train_on_mix
 
     require_new(out)
-    require_writable(out)
     sources, base = read_mix(mix, preset)
     if vocab_size is None:
         if preset is None:

@@ -11,7 +11,7 @@ from rmkv_cli.data.mixer import Mixer, Reader
 from rmkv_cli.data.shards import ShardWriter
 from rmkv_cli.data.tasks import require_vocabulary
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, require_writable, whole_directory
+from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.progress import progress, stderr
 from rmkv_cli.tokenizer import Special, Tokenizer
 
@@ -28,7 +28,6 @@ def prepare(mix: MixConfig, base: Path, tokenizer: Tokenizer, out: Path, workers
         OSError: the disk is full; nothing is left on it.
     """
     require_new(out)
-    require_writable(out)
     require_room(mix, tokenizer)
     try:
         with whole_directory(out) as folder:

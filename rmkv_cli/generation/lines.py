@@ -8,7 +8,7 @@ from typing import Any
 
 from rmkv_cli.data.chat import pieces_of, read_messages
 from rmkv_cli.errors import UserError, one_line
-from rmkv_cli.files import HEAD, LARGE, require_file, require_new, require_writable, why_no_text, write_text
+from rmkv_cli.files import HEAD, LARGE, require_file, require_new, why_no_text, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.notes import model_hash
@@ -95,7 +95,6 @@ def write_lines(
     """
     require_fit(model, tokenizer)
     require_new(out)
-    require_writable(out)
     part = out.with_name(out.name + ".part")
     job = [
         lines,

@@ -8,7 +8,7 @@ import torch
 
 from rmkv_cli.config import MemoryConfig, ModelConfig, parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import read_json, require_new, require_writable, whole_directory
+from rmkv_cli.files import read_json, require_new, whole_directory
 from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.generation.text import ANSWER_ENDS, NEVER_WRITTEN
 from rmkv_cli.huggingface.card import model_card
@@ -32,7 +32,6 @@ def export_folder(model: Path, out: Path) -> None:
         UserError: `out` exists, there is no whole model, or it is not causal.
     """
     require_new(out)
-    require_writable(out)
     source = find_model(model)
     rmkv, tokenizer = RMKV.from_pretrained(source), Tokenizer.load(source)
     config = rmkv.config
@@ -72,7 +71,6 @@ def import_folder(folder: Path, out: Path) -> None:
         UserError: `out` exists, or `folder` holds something else or is damaged.
     """
     require_new(out)
-    require_writable(out)
     config = require_exported(folder)
     with torch.device("meta"):
         model = RMKV(config)

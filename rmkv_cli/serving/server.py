@@ -59,9 +59,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections."""
         await super().startup(sockets)
-        for bound in (
-            sockets or ()
-        ):  # asyncio accepts as many at once as may wait, which could be more than files are left
+        # asyncio accepts as many connections at once as `backlog` says, which may be more than there are files left.
+        for bound in sockets or ():
             bound.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity
 from rmkv_cli.config import Config
 from rmkv_cli.data.lanes import EndOfData, Lanes
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, require_writable, whole_directory
+from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import progress
 from rmkv_cli.training.data import open_data
@@ -80,7 +80,6 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     """
     folder = run / "profile"
     require_new(folder)
-    require_writable(folder)
     config = checked(config, run, resume=(run / "config.toml").exists(), allow_noncausal=allow_noncausal)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler writes notes of its own to stderr
     rows = config.train.micro_batch_size

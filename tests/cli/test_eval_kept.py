@@ -73,7 +73,8 @@ def test_a_copy_beside_the_checkpoints_is_not_taken_for_the_newest(run, data, tm
     shutil.copytree(run, other, symlinks=True)
     shutil.copytree(other / "latest", other / "checkpoints" / "step-00000119-keep")
     printed("eval", "--model", other, "--data", data, "--no-memory")
-    assert kept_evaluations(other)["validation"].step == int((run / "latest").resolve().name.removeprefix("step-"))
+    step = int((run / "latest").resolve().name.removeprefix("step-"))
+    assert kept_evaluations(other)["validation-no-memory"].step == step
 
 
 def test_another_path_content_or_setting_is_another_measurement(run, printed, tmp_path):

@@ -137,7 +137,7 @@ def test_damage_bad_steps_and_an_unfinished_run_are_told(run):
         )
     markdown, page, written = report_of(run)
     (note,) = page.texts["blockquote"]
-    assert "5 lines of metrics.jsonl are damaged" in note
+    assert "6 lines of metrics.jsonl are damaged" in note
     assert "passed over step 6 (not a finite number: loss nan)" in note
     assert f"it goes on with rmkv train --resume --run {run}" in note
     assert written.runs["first"]["bad_steps"] == 1

@@ -48,7 +48,7 @@ class Running:
 def running(model, tokenizer, key=None, host="127.0.0.1", **limits):
     service = Service(model, tokenizer, "small", Limits(**limits))
     server = Server(service, key, host)
-    with bind(host, 0) as bound:
+    with bind(host, 0) as bound, service.engine:
         bound.listen()  # a client need not wait until the thread does so
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()

@@ -3,8 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def create_app(service: Service, key: str | None = None, hosts: Collection[str] = ()) -> ASGIApp:
-    """Return the application that serves; it runs the service's engine while it runs itself.
+    """Return the application that serves the service, whose engine must be running.
 
     Args:
         service: the model, and all that goes with it.
@@ -29,13 +28,7 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
         hosts: without a key, the names that the server answers to; none: to all.
     """
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.engine.start()
-        yield
-        service.engine.close()
-
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(openapi_url=None)
     handle_errors(app)
     _add_protocol(app, service)
     _add_memories(app, service)

@@ -34,6 +34,8 @@ class Engine:
     Between two steps of the texts that are being written, one segment of one prompt is read. A prompt's first segment
     goes before the others, whose turns come one after the other: a long prompt slows others down, and does not stop
     them. What goes wrong with one job ends that job alone.
+
+    Use it in a `with` statement: entering starts the thread, leaving ends it and all jobs.
     """
 
     def __init__(self, model: RMKV, tokenizer: Tokenizer, limits: Limits, metrics: Metrics) -> None:
@@ -51,9 +53,16 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         metrics.lanes.set(limits.lanes)
 
-    def start(self) -> None:
-        """Begin to work."""
+    def __enter__(self) -> None:
+        """Start the thread."""
         self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        """End all jobs now, then the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
 
     @property
     def open(self) -> bool:
@@ -82,13 +91,6 @@ class Engine:
     def shut(self, seconds: float) -> None:
         """Take in no more; what is running may go on for so long. Safe to call from a signal handler."""
         self._last = time.monotonic() + seconds
-
-    def close(self) -> None:
-        """End all jobs now, and the thread."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
 
     def _run(self) -> None:
         try:

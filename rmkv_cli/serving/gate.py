@@ -35,9 +35,6 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         start, status, size = time.monotonic(), 499, 0
         last: float | None = asyncio.get_running_loop().time() + self._body_seconds
 

@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
             app,
             http=partial(Connection, limits=service.limits, most=_most_connections(service.limits)),  # type: ignore[arg-type]
             ws="none",
-            lifespan="on",
+            lifespan="off",
             workers=1,
             proxy_headers=False,
             log_config=None,
@@ -104,9 +104,10 @@ def serve(service: Service, bound: socket.socket, key: str | None, host: str) ->
     # Before uvicorn's own, which are the same: a signal that comes while it starts is none that is lost.
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        bound.listen(BACKLOG)  # so that whoever reads the next line can connect
-        stderr().print(f"serving {service.name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C ends it")
-        server.run(sockets=[bound])
+        with service.engine:  # before uvicorn runs, which would log an error here as a traceback
+            bound.listen(BACKLOG)  # so that whoever reads the next line can connect
+            stderr().print(f"serving {service.name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C ends it")
+            server.run(sockets=[bound])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -24,6 +24,10 @@ COMMANDS = {
     "answers": ["chat", "--model", "model", "--max-tokens", "5"],
     "bytes": ["tokenizer", "decode", "model", "71", "100"],
 }
+THREADED = {
+    "data-mix": ["data", "mix", "mix.toml", "--tokenizer", "model", "--out", "data", "--workers", "1"],
+    "serve": ["serve", "--model", "model", "--port", "0"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +94,13 @@ def test_memory_that_cannot_be_had_is_one_line(folder, monkeypatch, capsys):
     assert not (folder / "out").exists()
 
 
-def test_a_thread_that_cannot_be_started_is_one_line(folder, monkeypatch, capsys):
+@pytest.mark.parametrize("arguments", THREADED.values(), ids=THREADED)
+def test_a_thread_that_cannot_be_started_is_one_line(folder, monkeypatch, capsys, arguments):
     monkeypatch.chdir(folder)
     (folder / "mix.toml").write_text('[[sources]]\nkind = "files"\nname = "t"\nweight = 1\nfiles = ["lines.jsonl"]\n')
     size = threading.stack_size(1 << 46)  # more than there are addresses
     try:
-        line = error_of(
-            monkeypatch, capsys, "data", "mix", "mix.toml", "--tokenizer", "model", "--out", "data", "--workers", "1"
-        )
+        line = error_of(monkeypatch, capsys, *arguments)
     finally:
         threading.stack_size(size)
     assert line.startswith("error: no more threads can be started: ")

@@ -1,15 +1,19 @@
 """A real server at a port of this machine, for tests."""
 
+import gc
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import httpx2
 import openai
 
 from rmkv_cli.model import RMKV
 from rmkv_cli.serving import Limits, Server, Service, bind
+from rmkv_cli.serving.choice import Choice
 from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -58,3 +62,23 @@ def running(model, tokenizer, key=None, host="127.0.0.1", **limits):
             service.engine.shut(0)
             server.should_exit = True
             thread.join()
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@contextmanager
+def texts_let_go_of():
+    """Check that every text begun inside is freed without the garbage collector."""
+    gc.collect()
+    earlier = WeakSet(kept for kept in gc.get_objects() if type(kept) is Choice)  # left by other servers
+    gc.disable()
+    try:
+        yield
+        wait_for(lambda: not any(type(kept) is Choice and kept not in earlier for kept in gc.get_objects()))
+    finally:
+        gc.enable()

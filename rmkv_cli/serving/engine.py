@@ -248,6 +248,7 @@ class Engine:
             for text in texts:
                 if text in self._batch.texts:
                     self._batch.remove(text)
+                text.fault = None  # its traceback refers to the text: a cycle, which would keep both
         finally:
             with self._changed:
                 self._texts -= job.lanes

@@ -1,27 +1,16 @@
 """What a server refuses, whom it lets in, what it counts, and that who leaves takes nothing with him."""
 
-import gc
 import json
 import threading
-import time
 
 import httpx2
 import openai
 import pytest
-from small_server import running
-
-from rmkv_cli.serving.choice import Choice
+from small_server import running, texts_let_go_of, wait_for
 
 CAT = {"model": "small", "prompt": "the cat", "max_tokens": 12, "seed": 3}
 LONG = CAT | {"max_tokens": 4096}
 TEXT = "the dog sat on the log. "
-
-
-def wait_for(condition, seconds=30):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -236,11 +225,6 @@ def test_what_was_written_is_let_go_of_at_once(loaded):
     """Not when the garbage collector comes by, which counts objects and not the bytes of their states."""
     with running(*loaded, max_seconds=1) as server:
         server.ask("POST", "/v1/completions", json=CAT)
-        gc.collect()
-        gc.disable()
-        try:
+        with texts_let_go_of():
             for asked in (CAT, CAT | {"n": 2}, LONG):
                 server.ask("POST", "/v1/completions", json=asked)
-            wait_for(lambda: not any(type(kept) is Choice for kept in gc.get_objects()))
-        finally:
-            gc.enable()

@@ -16,7 +16,7 @@ from typing import Any
 from rmkv_cli.errors import UserError
 
 SMALL = 64 << 20
-"""Most bytes of a config, manifest or report. Manifests of many terabytes and lists of files stay below."""
+"""Most bytes of a config, manifest or report: a run's mix.toml may name half a million files."""
 LARGE = 8 << 30
 """Most bytes of a file of many lines that are all kept in memory: records of a run, prompts, texts."""
 
@@ -157,9 +157,9 @@ def read_whole(path: Path, most: int = SMALL) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = SMALL) -> dict[str, Any]:
     """Return the JSON object in a file; raise `UserError` if it holds none, or as `read_whole` does."""
-    data = read_whole(path)
+    data = read_whole(path, most)
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

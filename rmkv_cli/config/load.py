@@ -22,7 +22,6 @@ SOURCES: dict[int | str, type[BaseModel]] = {
     get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(Source)[0])
 }
 MOST_LINES, LONGEST_LINE = 50, 1000  # of the report of a file's errors, whatever the file holds
-LARGEST = 8 << 20  # bytes of a config: a mix that names 50,000 files has fewer
 _KINDS = "{}, or {}".format(", ".join(map(repr, list(SOURCES)[:-1])), repr(list(SOURCES)[-1]))
 
 
@@ -126,7 +125,7 @@ def _shortened(line: str) -> str:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    data = read_whole(path, LARGEST)
+    data = read_whole(path)
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also one of its decoding, and of a number of 5,000 digits

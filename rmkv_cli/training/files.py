@@ -8,10 +8,11 @@ from pathlib import Path
 from rmkv_cli.config import FileSource, MixConfig, Section, load_mix, parse
 from rmkv_cli.data.sources import open_source
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import read_json, sha256, write_text
+from rmkv_cli.files import SMALL, read_json, sha256, write_text
 from rmkv_cli.progress import progress
 
 FILES = "files.json"
+LARGEST = 16 * SMALL  # bytes of it: it says more of each file than mix.toml, which has at most SMALL
 
 
 class RunFile(Section):
@@ -72,7 +73,7 @@ def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
     """
     if not (run / FILES).exists():
         return mix
-    known = parse(RunFiles, read_json(run / FILES), str(run / FILES))
+    known = parse(RunFiles, read_json(run / FILES, LARGEST), str(run / FILES))
     moved: dict[str, list[Path]] | None = None
     files = []
     for file in known.files:

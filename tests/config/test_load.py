@@ -3,7 +3,16 @@
 import pytest
 
 from rmkv_cli.cli.options import at_least
-from rmkv_cli.config import Config, dump_toml, list_presets, load_config, load_mix, preset_path, whole_number
+from rmkv_cli.config import (
+    Config,
+    MixConfig,
+    dump_toml,
+    list_presets,
+    load_config,
+    load_mix,
+    preset_path,
+    whole_number,
+)
 from rmkv_cli.errors import UserError
 
 
@@ -189,3 +198,10 @@ def test_a_file_full_of_errors_is_told_in_lines_that_can_be_read(tmp_path):
     assert len(lines) == 50
     assert max(map(len, lines)) <= 1001
     assert "851 more errors" in last
+
+
+def test_a_mix_may_name_hundreds_of_thousands_of_files(tmp_path):
+    """As the mix.toml of a streamed run does, which names each one."""
+    mix = MixConfig(sources=[{"kind": "files", "name": "a", "weight": 1, "files": ["a.txt", "b.txt"]}])
+    rest = f"# {'of the same length as more names' * (1 << 20)}\n"
+    assert load_mix(write(tmp_path, dump_toml(mix) + rest)) == mix

@@ -6,6 +6,7 @@ import pytest
 
 from rmkv_cli.config import MixConfig, dump_toml
 from rmkv_cli.errors import UserError
+from rmkv_cli.files import SMALL
 from rmkv_cli.training import files
 from rmkv_cli.training.files import current_mix, record_files
 
@@ -87,6 +88,13 @@ def test_of_a_run_of_an_earlier_version_nothing_is_known(begun, tmp_path):
     run, folder, mix = begun
     (run / "files.json").unlink()
     (folder / "b.txt").write_text("other text")
+    assert current_mix(mix, run, tmp_path / "none.toml") == mix
+
+
+def test_the_record_may_be_larger_than_the_mix(begun, tmp_path):
+    run, _, mix = begun
+    with (run / "files.json").open("a") as file:
+        file.write(" " * SMALL)
     assert current_mix(mix, run, tmp_path / "none.toml") == mix
 
 

@@ -60,8 +60,7 @@ def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
 
 def _folders(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Yield a folder and those in it, except hidden ones, and those that a link leads back to."""
-    real = folder.resolve()
-    if real in above or not folder.is_dir():
+    if not folder.is_dir() or (real := folder.resolve()) in above:
         return
     yield folder
     for name in _names(folder):

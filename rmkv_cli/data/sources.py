@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 from rmkv_cli.config import FileSource, HubSource, MixConfig, TextSource
 from rmkv_cli.data.blocks import BadRecord, Record
 from rmkv_cli.data.chat import answer, pieces_of, read_messages
-from rmkv_cli.data.files import find_files
+from rmkv_cli.data.files import NO_RECORDS, find_files
 from rmkv_cli.data.order import Place, ordered
 from rmkv_cli.data.records import RECORDS, File, describe, suffix, unzipped
 from rmkv_cli.data.texts import Part, decoded
 from rmkv_cli.errors import UserError, did_you_mean
+from rmkv_cli.files import HEAD, why_no_text
 from rmkv_cli.progress import plural, stderr
 from rmkv_cli.tokenizer import Piece, Special, in_parts
 
@@ -139,7 +140,7 @@ def good_documents(
 
 def is_long_text(path: Path) -> bool:
     """Return whether a file is a text that takes more memory than it should as a whole."""
-    return path.is_file() and path.stat().st_size > LONG and suffix(path.name) not in RECORDS
+    return path.is_file() and path.stat().st_size > LONG and suffix(path.name) not in RECORDS | NO_RECORDS
 
 
 def text_documents(path: Path) -> Iterator[Document]:
@@ -151,7 +152,11 @@ def text_documents(path: Path) -> Iterator[Document]:
     with path.open("rb") as raw:
         before = 0
         try:
-            for text in in_parts(decoded(unzipped(path.name, raw)), LONG):
+            stream = unzipped(path.name, raw)
+            if what := why_no_text(stream.read(HEAD)):
+                raise ValueError(what)
+            stream.seek(0)
+            for text in in_parts(decoded(stream), LONG):
                 size = len(text.encode())
                 yield Document(str(path), (text,), size, Part(before, sys.maxsize, sys.maxsize, lambda: iter(())))
                 before += size

@@ -250,3 +250,21 @@ def test_of_documents_that_are_read_up_to_a_number_of_tokens_no_more_is_there(tm
         Documents.from_files([tmp_path / "a.txt"], tokenizer)
     with pytest.raises(UserError, match=r"a\.txt: is not valid UTF-8: byte 0xff at offset"):
         Documents.from_files([tmp_path / "a.txt"], tokenizer, 10**9)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 100])
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.json", b"{}\n" * 50_000, "is it text"),
+        ("a.ndjson", b"{}\n" * 50_000, "is it text"),
+        ("a.txt", ("text " * 20_000).encode("utf-16"), "is UTF-16, where UTF-8 is expected"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\n" * 2_000, "is a git-lfs pointer"),
+    ],
+)
+def test_a_long_file_that_is_no_text_is_refused_however_little_is_wanted(
+    tmp_path, tokenizer, name, content, what, max_tokens
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: {what}"):
+        Documents.from_files([tmp_path / name], tokenizer, max_tokens)

@@ -42,7 +42,7 @@ class Metrics:
 def best_validation(records: Iterable[dict[str, Any]]) -> tuple[float, int | None]:
     """Return the lowest validation loss, in nats per token, and its first step; infinity and None if there is none."""
     losses = ((r["validation"]["loss"], r["step"]) for r in records if "validation" in r)
-    return min(losses, default=(math.inf, None))
+    return min(((loss, step) for loss, step in losses if math.isfinite(loss)), default=(math.inf, None))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -87,6 +87,16 @@ def test_a_state_for_which_there_is_no_memory_is_told(folder):
         assert "model.safetensors: needs 0.5 GB of memory, but there are 0.1 GB" in refusal(folder)
 
 
+def test_a_model_larger_than_the_memory_is_not_called_damaged(folder):
+    write_checksums(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretrained, "total_memory", lambda device: 10**4)
+        assert "model.safetensors: needs 0.0 GB of memory, but there are 0.0 GB" in refusal(folder)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "model.safetensors: damaged or missing weights" in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "checksums.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(folder, name, make):

@@ -2,47 +2,42 @@
 
 import codecs
 import io
-import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import HEAD, why_no_text
+from rmkv_cli.tokenizer import in_parts
 
-READ = 1 << 13  # bytes
+READ = 1 << 13  # bytes that are read at once, and characters of a piece
 LONGEST = 1 << 20  # characters that are held while no place to cut is found
-
-CUT = re.compile(r".*(?:\S(?= )|[^\W_](?=\n))", re.DOTALL)
 
 
 def text_pieces(file: BinaryIO, name: str, advance: Callable[[float], None] = lambda size: None) -> Iterator[str]:
     """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
 
-    It is cut where byte-level BPE cuts as well, before the space or the newline after a word, so that the pieces'
-    tokens are the whole text's. Only a text without any such place is cut elsewhere, after `LONGEST` characters.
-    `advance` is called with the number of bytes of which the piece before was made. Line ends are read as "\\n".
+    The pieces' tokens are the whole text's (see `in_parts`). Only a text without any place to cut is cut elsewhere,
+    after `LONGEST` characters. `advance` is called with the number of bytes that were read, once their pieces are
+    taken. Line ends are read as "\\n".
 
     Raises:
         UserError: the file, called `name`, is not UTF-8 text.
     """
+    return in_parts(_decoded(file, name, advance), READ, LONGEST)
+
+
+def _decoded(file: BinaryIO, name: str, advance: Callable[[float], None]) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     lines = io.IncrementalNewlineDecoder(None, translate=True)
-    text, offset = "", 0
+    offset = 0
     while data := file.read(READ):
         if not offset and (what := why_no_text(data[:HEAD])):
             raise UserError(f"{name}: {what}")
-        new = lines.decode(_decode(decoder, data, offset, name))
-        searched, text = max(len(text) - 1, 0), text + (new if offset else new.removeprefix("\ufeff"))
-        cut = CUT.match(text, searched)
-        end = cut.end() if cut else len(text) if len(text) >= LONGEST else 0
-        if end:
-            yield text[:end]
-            text = text[end:]
+        text = lines.decode(_decode(decoder, data, offset, name))
+        yield text if offset else text.removeprefix("\ufeff")
         offset += len(data)
         advance(len(data))
-    text += lines.decode(_decode(decoder, b"", offset, name), final=True)
-    if text:
-        yield text
+    yield lines.decode(_decode(decoder, b"", offset, name), final=True)
 
 
 def _decode(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, name: str) -> str:

@@ -1,5 +1,6 @@
 """`rmkv generate`."""
 
+import io
 import secrets
 import sys
 import time
@@ -14,7 +15,7 @@ from rmkv_cli.cli.loading import Device, load_model
 from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least, print_json
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import HEAD, require_file, why_no_text
+from rmkv_cli.files import require_file
 from rmkv_cli.progress import plural, progress, stderr
 
 if TYPE_CHECKING:
@@ -182,12 +183,9 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         return ""
     else:
         name, data = "standard input", sys.stdin.buffer.read()
-    if what := why_no_text(data[:HEAD]):
-        raise UserError(f"{name}: {what}")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+    from rmkv_cli.generation import text_pieces
+
+    return "".join(text_pieces(io.BytesIO(data), name)).removesuffix("\n")
 
 
 def _write(sample: "Generation", to_stdout: bool) -> None:

@@ -1,4 +1,4 @@
-"""What files of records are read as: numbered blocks of records, good and bad."""
+"""Define the numbered blocks of good and bad records that files are read as."""
 
 import gzip
 import zlib
@@ -16,12 +16,12 @@ DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be read, or several in a row: where they stand, and what is wrong with them."""
+    """One or several consecutive records that cannot be read: their location and the fault."""
 
     where: str
     what: str
     records: int = 1
-    """How many they are; 1 also where that cannot be known."""
+    """Number of records; 1 if the number is unknown."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -29,25 +29,26 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """The columns of one record, unchecked, and where it stands."""
+    """The columns of one record, not yet validated, and its location."""
 
     where: str
     columns: dict[str, Any]
     part: Part | None = None
-    """Which part of its text this is; None: all of it."""
+    """Part of the text that this record holds; None for the whole text."""
 
 
 Position: TypeAlias = tuple[int, int]
-"""Where a block begins: byte of a file of lines, or number of a row group or record batch; lines or rows before it."""
+"""Start of a block: its byte in a file of lines, or its row group's or record batch's number; then lines or rows before
+it."""
 START: Position = (0, 0)
 FIRST_PART: Position = (0, 1)
-"""Of a long text, so that it is told from START: a place in the only block of a text that was read whole."""
+"""Position of the first part of a long text. It differs from START, which is the only block of a text read whole."""
 Block: TypeAlias = tuple[Position, list[Record | BadRecord]]
 Blocks: TypeAlias = Iterator[Block]
 
 
 def named_twice(name: str, columns: Sequence[str], names: Sequence[str]) -> BadRecord | None:
-    """Return what is wrong with a file in which several columns have the name of one that is to be read."""
+    """Return the fault of a file in which several columns share the name of a requested column, else None."""
     times = Counter(names)
     for column in columns:
         if times[column] > 1:

@@ -37,7 +37,7 @@ def answer(text: str) -> tuple[Piece, ...]:
 
 
 def text_of(content: Any) -> str | None:
-    """Return a message's text: its content, or the joined parts of type "text" of a list; None if it is neither."""
+    """Return a message's text: its content, or the joined "text" parts of a list; None if the content is neither."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
     known = [text for text in texts if isinstance(text, str)]

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, read in blocks of rows; damage costs the rows that it makes unreadable, and no others."""
+"""Read Parquet and Arrow files in blocks of rows. Damage loses only the rows that it makes unreadable."""
 
 import gzip
 import io
@@ -21,9 +21,9 @@ MAGIC = b"ARROW1\0\0"
 
 
 def parquet_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Blocks:
-    """Yield a file's blocks from the one at `start` on: up to `BLOCK_ROWS` rows of a row group.
+    """Yield a file's blocks from `start` on; a block has up to `BLOCK_ROWS` rows of one row group.
 
-    A page that is damaged costs its row group's rows from there on: the library cannot pass over it.
+    A damaged page loses the rest of its row group, because the library cannot skip a page.
     """
     try:
         file = pq.ParquetFile(_seekable(stream), page_checksum_verification=True)
@@ -49,7 +49,7 @@ def parquet_blocks(name: str, stream: IO[bytes], start: Position, columns: Seque
             _require_of_content(error)
             good: Rows = []
             with _until_damage():
-                # One by one: of those that were to be read with the damaged ones, most are good.
+                # Read row by row: most rows of the block that failed are good.
                 for number, row in enumerate(file.iter_batches(1, [group], chosen), first):
                     if number >= at:
                         good += _rows(name, row, number)
@@ -58,7 +58,7 @@ def parquet_blocks(name: str, stream: IO[bytes], start: Position, columns: Seque
 
 
 def arrow_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Blocks:
-    """Yield a file's blocks from the one at `start` on: its record batches."""
+    """Yield a file's blocks from `start` on; a block is a record batch."""
     try:
         file = pa.PythonFile(_seekable(stream), mode="r")
         schema, batches = _open(file, start[0])
@@ -81,7 +81,7 @@ def arrow_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequenc
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """A record batch that cannot be read, and its number of rows if that is known."""
+    """A record batch that cannot be read, and its number of rows if known."""
 
     error: Exception
     rows: int | None
@@ -91,12 +91,12 @@ _Batches: TypeAlias = Iterator[pa.RecordBatch | _Unreadable]
 
 
 def _open(file: pa.PythonFile, first: int) -> tuple[pa.Schema, _Batches]:
-    """Return an Arrow file's schema, and its record batches from the one of this number on."""
+    """Return an Arrow file's schema and its record batches from number `first` on."""
     if file.read(len(MAGIC)) == MAGIC:
         with _until_damage():
             reader = pa.ipc.open_file(file)
             return reader.schema, _batches_of_file(file, reader, first)
-        file.seek(len(MAGIC))  # its end is damaged or cut off; before it stands what a stream holds
+        file.seek(len(MAGIC))  # the footer is damaged or missing; the rest of the file is a valid stream
     else:
         file.seek(0)
     reader = pa.ipc.open_stream(file)
@@ -126,7 +126,7 @@ def _batches_of_stream(file: pa.PythonFile, reader: pa.RecordBatchStreamReader, 
         except FAULTS as error:
             _require_of_content(error)
             file.seek(begin)
-            rows = next(_messages(file), None)  # after which the reader finds the next batch
+            rows = next(_messages(file), None)  # leaves the file at the next batch
             batch = _Unreadable(error, rows)
             if rows is None:
                 yield batch
@@ -136,13 +136,13 @@ def _batches_of_stream(file: pa.PythonFile, reader: pa.RecordBatchStreamReader, 
 
 
 def _lengths(file: pa.PythonFile) -> Iterator[int]:
-    """Yield the numbers of rows of a file's record batches, up to the first whose message is damaged."""
+    """Yield the number of rows of each record batch, up to the first batch with a damaged message."""
     file.seek(len(MAGIC))
     return _messages(file)
 
 
 def _messages(file: pa.PythonFile) -> Iterator[int]:
-    """Read record batches from here on, but not their columns; yield how many rows each has, as far as is readable."""
+    """Read the record batches from here on without their columns; yield each one's number of rows until damage."""
     with _until_damage(), suppress(EOFError):
         while True:
             message = pa.ipc.read_message(file)
@@ -151,10 +151,9 @@ def _messages(file: pa.PythonFile) -> Iterator[int]:
 
 
 def _length(message: bytes) -> int:
-    """Return how many rows a record batch has, which the library reads together with the columns alone.
+    """Return the number of rows in a record batch. The library itself reads it only together with the columns.
 
-    A message is a flatbuffer, whose tables point to where their fields are; field 2 is the batch, whose field 0 is its
-    length.
+    A message is a flatbuffer. Field 2 of its root table is the batch; field 0 of the batch is its length.
     """
 
     def place(table: int, field: int) -> int:
@@ -171,19 +170,19 @@ def _length(message: bytes) -> int:
 
 
 def _seekable(stream: IO[bytes]) -> IO[bytes]:
-    """Return a file that can be read from its end; what is zipped is unzipped into memory."""
+    """Return a seekable file; a compressed one is decompressed into memory."""
     return io.BytesIO(stream.read()) if isinstance(stream, gzip.GzipFile) else stream
 
 
 def _checked_rows(name: str, rows: pa.RecordBatch, before: int) -> Rows:
-    """Return a batch's rows, each that is damaged as a bad record.
+    """Return a batch's rows; a damaged row becomes a bad record.
 
-    Only full validation keeps Python from reading beyond the batch's memory: of 2,000 files with a bit flipped, 11
-    crashed the process after `validate()` and none after `validate(full=True)`.
+    Only full validation keeps Python from reading beyond the batch's memory. Of 2,000 files with a flipped bit, 11
+    crashed the process after `validate()`, and none after `validate(full=True)`.
     """
     try:
         rows.validate()
-    except pa.ArrowInvalid as error:  # its rows cannot be told apart
+    except pa.ArrowInvalid as error:  # the rows cannot be separated
         return [_lost(name, before, len(rows), "Arrow", error)]
     try:
         rows.validate(full=True)
@@ -202,7 +201,7 @@ def _checked_row(name: str, row: pa.RecordBatch, before: int) -> Record | BadRec
 
 
 def _rows(name: str, rows: pa.RecordBatch, before: int) -> Rows:
-    """Return a batch's rows; one that is not UTF-8 spoils itself alone."""
+    """Return a batch's rows; only a row that is not UTF-8 itself becomes a bad record."""
 
     def row(i: int) -> Record | BadRecord:
         where = f"{name}:{before + i + 1}"
@@ -218,20 +217,20 @@ def _rows(name: str, rows: pa.RecordBatch, before: int) -> Rows:
 
 
 def _chosen(columns: Sequence[str], schema: pa.Schema) -> list[str]:
-    """Return the columns to read: all, lest one is missing, that people may be told what there is."""
+    """Return the columns to read; all of them if one is missing, so that the error can list what exists."""
     return list(columns) if set(columns) <= set(schema.names) else schema.names
 
 
 def _lost(name: str, before: int, rows: int | None, kind: str, error: Exception) -> BadRecord:
-    """Return the bad record that stands for so many rows; None: for all to the file's end, or for a whole batch.
+    """Return the bad record that stands for `rows` rows; None: all rows to the file's end, or a whole batch.
 
     Raises:
-        OSError: what a disk or a hub did, not the file's content.
+        OSError: the disk or the hub failed, not the file's content.
     """
     _require_of_content(error)
     what = f"not readable as {kind}: {_first_line(error)}"
     if rows is None:
-        return BadRecord(f"{name}:{before + 1}", f"is {what}; how many records that costs is not known")
+        return BadRecord(f"{name}:{before + 1}", f"is {what}; the number of lost records is unknown")
     if rows > 1:
         return BadRecord(f"{name}:{before + 1}-{before + rows}", f"{rows:,} records are {what}", rows)
     return BadRecord(f"{name}:{before + 1}", f"is {what}", rows)
@@ -243,7 +242,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _until_damage() -> Iterator[None]:
-    """End quietly where the file's content is damaged."""
+    """Stop silently at damaged content."""
     try:
         yield
     except FAULTS as error:
@@ -251,6 +250,6 @@ def _until_damage() -> Iterator[None]:
 
 
 def _require_of_content(error: Exception) -> None:
-    """Raise again what a disk or a hub did: of a file's content Arrow makes plain errors without a number."""
+    """Raise the error again if the disk or the hub caused it. Arrow's errors about content have no errno."""
     if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error

@@ -1,4 +1,4 @@
-"""Files of comma-separated values, read in blocks of lines."""
+"""Read files of comma-separated values in blocks of lines."""
 
 import codecs
 import csv
@@ -14,9 +14,9 @@ SPAN_BYTES = 32 << 20
 
 
 def csv_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Blocks:
-    """Yield a file's blocks from the one at `start` on; a row that cannot be parsed costs its first line alone.
+    """Yield a file's blocks from `start` on; a row that cannot be parsed loses only its first line.
 
-    A row may have `SPAN_BYTES`, and never has twice as many: a quote was not closed.
+    A row may have up to `SPAN_BYTES`. At twice that size its quote counts as unclosed.
     """
     csv.field_size_limit(sys.maxsize)
     lines = _Lines(stream, *START)
@@ -60,35 +60,34 @@ def csv_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[
 
 
 class _Lines:
-    """Lines as csv wants them. Those of a record that is given up are given once more, except its first.
+    """An iterator of lines for `csv`, which repeats all but the first line of a record that is given up.
 
     Args:
-        stream: where they come from.
+        stream: the file to read.
         at: bytes before the next line.
-        number: lines before it.
+        number: lines before the next line.
     """
 
     def __init__(self, stream: IO[bytes], at: int, number: int) -> None:
         self.at, self.number = at, number
         self._stream = stream
         self._again: deque[bytes] = deque()
-        self._hopeless = 0
-        """A record that begins before this byte and has a second line cannot be parsed."""
+        self._unclosed_before = 0
+        """Byte before which no record of more than one line can be parsed."""
         self.begin_record()
 
     def begin_record(self) -> None:
-        """Take the next line for the first of a record."""
+        """Treat the next line as the first line of a record."""
         self._begun, self._record = self.at, list[bytes]()
 
     def give_up_record(self) -> None:
         """Go back to the second line of the record.
 
-        Each of the lines that csv took for the record's began inside quotes. A later record that reaches one of them
-        inside quotes meets the same end, so it need not be parsed to that end again: else a file with many unclosed
-        quotes would take time that grows with the square of its size.
+        All later lines of this record began inside quotes. A later record that reaches one of them inside quotes fails
+        in the same way, so it is given up early. Otherwise a file with many unclosed quotes would take quadratic time.
         """
         end = min(self.at - len(self._record[-1]), (self._begun // SPAN_BYTES + 1) * SPAN_BYTES)
-        self._hopeless = max(self._hopeless, end)
+        self._unclosed_before = max(self._unclosed_before, end)
         first, *rest = self._record
         self._again.extendleft(reversed(rest))
         self.at, self.number = self._begun + len(first), self.number - len(rest)
@@ -97,10 +96,10 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        # Spans begin at multiples of their size, so that where a record is given up does not depend on what was read
-        # before it: a reader that begins here finds the same.
+        # Spans begin at multiples of their size. A reader that resumes here therefore gives up a record at the same
+        # place as one that began at the start of the file.
         spans = self.at // SPAN_BYTES - self._begun // SPAN_BYTES
-        if self._record and (spans > 1 or self._begun < self._hopeless):
+        if self._record and (spans > 1 or self._begun < self._unclosed_before):
             raise csv.Error("a quote is not closed")
         line = self._again.popleft() if self._again else self._stream.readline()
         if not line:
@@ -109,5 +108,5 @@ class _Lines:
         self._record.append(line)
         self.at += len(line)
         self.number += 1
-        # A byte that is not UTF-8 spoils its own row alone: a lone surrogate is found when the text is checked.
+        # An invalid byte becomes a lone surrogate. The check of the text finds it, so only its own row is lost.
         return text.decode("utf-8", "surrogateescape")

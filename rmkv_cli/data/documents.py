@@ -22,8 +22,8 @@ from rmkv_cli.tokenizer import Tokenizer
 class Documents:
     """A sequence of documents: `documents[i]` is an array (length,) of ids that begins with the id `eod`.
 
-    Where they come from a mix's folder they are mapped into memory: nothing is read before it is used. The first use of
-    a shard compares its content with the hash in the manifest.
+    Documents of a prepared mix are memory-mapped: nothing is read before it is used. The first use of a shard compares
+    its content with the hash in the manifest.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Documents:
         tokenizer_hash: str,
         verify: Sequence[Verify] = (),
     ) -> None:
-        """Take the documents of record batches; with `verify`, one for each, called before a document of it is read."""
+        """Take the documents of record batches; `verify` has one function per batch, called before its first use."""
         self.source_names = list(source_names)
         self.eod = eod
         self.vocab_size = vocab_size
         self.tokenizer_hash = tokenizer_hash
         self._verify = verify
         self.complete = True
-        """Whether each document is here to its end."""
+        """Whether no document was cut short."""
         lists = [batch.column("tokens") for batch in batches]
         self._values = [tokens.values.to_numpy() for tokens in lists]
         self._offsets = [tokens.offsets.to_numpy() for tokens in lists]
@@ -50,7 +50,7 @@ class Documents:
         self._first = np.cumsum([0, *map(len, lists)])
         rows = _join([np.diff(o) for o in self._offsets])
         continues = _join([_continues(batch) for batch in batches]).astype(np.bool_)
-        continues[:1] = False  # of a shard alone the first row may go on with the shard before
+        continues[:1] = False  # the first row of a lone shard may continue a document of the previous shard
         self._rows = np.append(np.flatnonzero(~continues), len(rows))
         self._before = np.append(0, np.cumsum(rows))  # tokens before each row
 
@@ -77,11 +77,11 @@ class Documents:
         return self.part(index)
 
     def part(self, index: int, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
-        """Return the ids of a document from `start` to `stop`, (stop - start,); nothing else of it is read.
+        """Return the ids of a document from `start` to `stop`, (stop - start,), without reading the rest of it.
 
         Raises:
             IndexError: there is no such document.
-            UserError: it is damaged.
+            UserError: the document is damaged.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
@@ -92,7 +92,7 @@ class Documents:
         rows = range(first, max(first + 1, int(self._before.searchsorted(end))))
         parts = [self._row(i)[max(begin - self._before[i], 0) : max(end - self._before[i], 0)] for i in rows]
         tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if tokens.max(initial=0) >= self.vocab_size:  # which no embedding has
+        if tokens.max(initial=0) >= self.vocab_size:  # has no embedding
             raise UserError(
                 f"document {index} of the data is damaged (it holds token {tokens.max()}); make the mix again"
             )
@@ -109,13 +109,13 @@ class Documents:
         return (self[i] for i in range(len(self)))
 
     def _locate(self, row: int) -> tuple[int, int]:
-        """Return which batch a row is in, and where in it."""
+        """Return a row's batch and its index within that batch."""
         batch = int(self._first.searchsorted(row, "right")) - 1
         return batch, row - int(self._first[batch])
 
     def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
         """Return which targets of a document count in the loss, (length,), or None if all do (see `counted`)."""
-        batch, within = self._locate(int(self._rows[index]))  # those of a task are of one row
+        batch, within = self._locate(int(self._rows[index]))  # a task's document is always a single row
         spans, offsets, has = self._answers[batch]
         answers = spans[offsets[within] : offsets[within + 1]].reshape(-1, 2) if has[within] else None
         return counted(int(self.lengths[index]), answers)
@@ -157,8 +157,7 @@ class Documents:
     def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer, max_tokens: int | None = None) -> "Documents":
         """Read and tokenize files into memory: jsonl, parquet, csv, any text, also .gz, or the sources of a mix.toml.
 
-        With `max_tokens` a long text file ends after its token of that number and the next one, which it predicts; no
-        more of it is read than that takes.
+        With `max_tokens`, a long text file ends after `max_tokens` + 1 tokens, the last of which is only a target.
 
         Raises:
             UserError: a path is absent, a record is bad, or there is no document at all.
@@ -197,7 +196,7 @@ class Documents:
 
 
 def _tokenized(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, npt.NDArray[Any]]]:
-    """Yield each document, or part of one, with its tokens, a part's without another EOD."""
+    """Yield each document or part with its tokens; only a document's first part begins with EOD."""
     for group in grouped(documents, lambda document: document.size):
         for document, ids in zip(group, tokenizer.encode_arrays([d.pieces for d in group]), strict=True):
             yield document, np.array(ids)[int(not document.first) :]
@@ -211,7 +210,7 @@ def _answers(batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any],
 
 
 def _continues(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """Return which rows go on with the document of the row before (rows,)."""
+    """Return which rows continue the document of the previous row (rows,)."""
     if "continues" not in batch.schema.names:  # of format 1
         return np.zeros(len(batch), np.bool_)
     return batch.column("continues").to_numpy(zero_copy_only=False)

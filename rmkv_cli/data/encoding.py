@@ -26,7 +26,7 @@ _tokenizer: Tokenizer  # of this worker process
 
 
 def grouped(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield the items in lists whose documents are worth tokenizing at once; `size` gives an item's bytes of text."""
+    """Yield the items in lists that are large enough to tokenize at once; `size` returns an item's bytes of text."""
     group: list[T] = []
     total = 0
     for item in items:

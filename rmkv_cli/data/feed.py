@@ -25,30 +25,30 @@ from rmkv_cli.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A tokenized document, or a part of one that is long."""
+    """A tokenized document, or one part of a long document."""
 
     tokens: NDArray[Any]
     size: int
     """Bytes of its untrusted text."""
     held_out: bool
-    """Whether it belongs to the validation split."""
+    """Whether this text belongs to the validation split."""
     digest: int | None = None
-    """As in `Assigned`; a duplicate has that of an earlier one."""
+    """Digest, as in `Assigned`; duplicates have equal digests."""
     answers: list[tuple[int, int]] | None = None
     """Spans of the tokens that alone count in the loss; None: all do."""
     continues: bool = False
-    """Whether it is the next part of the document before, whose tokens it goes on with."""
+    """Whether this part continues the document of the previous item."""
     more: bool = False
-    """Whether a next part follows."""
+    """Whether another part of the document follows."""
     stretch: bool = False
-    """Whether its held-out stretch follows."""
+    """Whether the document's held-out stretch follows."""
 
 
 Item: TypeAlias = Tokenized | BadRecord | LeftOut
 Items: TypeAlias = Iterator[tuple[Any, Item]]
 """Each with the place after it, as plain values."""
 Splits: TypeAlias = Literal["train", "validation", "both"]
-"""Which documents are wanted."""
+"""The splits whose documents are read."""
 Open: TypeAlias = Callable[[Any], Items]
 """Reads a source from a place on; None is its beginning."""
 
@@ -71,7 +71,7 @@ def feeds(
         tokenizer: theirs.
         submit: what tokenizes.
         ahead: groups of documents that are tokenized before they are asked for, a source.
-        splits: which documents; others are left out before they are tokenized.
+        splits: the splits to read; documents of other splits are dropped before they are tokenized.
         stretches: as in `assign`.
     """
     files = {source.name: open_source(source, base) for source in mix.sources if isinstance(source, TextSource)}
@@ -138,14 +138,15 @@ def _tokenized(
     """Yield documents in order, while up to `ahead` groups of the next ones are tokenized."""
 
     def chosen() -> Iterator[tuple[Place, Assigned | BadRecord | LeftOut]]:
-        its = None
+        document_digest = None
         for place, item in read:
             if isinstance(item, Assigned):
-                its = its if item.digest is None else item.digest
+                document_digest = document_digest if item.digest is None else item.digest
                 if not _is_wanted(splits, item.held_out):
                     continue
                 if splits == "validation" and not item.continues:
-                    item = replace(item, digest=its)  # a stretch stands for the document, of which nothing else comes
+                    # Only the stretch of this document is read, so it carries the document's digest.
+                    item = replace(item, digest=document_digest)
             yield place, item
 
     def size(pair: tuple[Place, Assigned | BadRecord | LeftOut]) -> int:
@@ -162,9 +163,9 @@ def _tokenized(
             tokens = iter(encoded.result())
             for place, item in pairs:
                 if isinstance(item, Assigned):
-                    ids = np.array(next(tokens))[int(item.continues) :]  # a part's tokens without another <eod>
-                    its = item.held_out, item.digest, None, item.continues, item.more, item.stretch
-                    yield place.to_json(), Tokenized(ids, item.document.size, *its)
+                    ids = np.array(next(tokens))[int(item.continues) :]  # only the first part begins with <eod>
+                    fields = item.held_out, item.digest, None, item.continues, item.more, item.stretch
+                    yield place.to_json(), Tokenized(ids, item.document.size, *fields)
                 else:
                     yield place.to_json(), item
 

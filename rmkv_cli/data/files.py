@@ -9,15 +9,15 @@ from pathlib import Path
 from rmkv_cli.data.records import File, suffix
 from rmkv_cli.errors import UserError
 
-NO_RECORDS = {".json", ".ndjson"}  # suffixes of what may be one record, or many, or a text
+NO_RECORDS = {".json", ".ndjson"}  # suffixes of files that may hold one record, many records or a text
 
 
 def find_files(patterns: Sequence[str], base: Path) -> list[File]:
     """Return the files that paths and globs (`**` crosses folders) match from `base`, sorted within a pattern.
 
-    What exists under its own name is no pattern, whatever characters that has. A file that is found in several ways,
-    by links for instance, is one file, with the first of its names. A folder that `datasets` saved to disk stands for
-    its files.
+    A path that exists is never a pattern, whatever characters it has. A file that is found in several ways, through
+    links for instance, counts once, under the first name found. A folder that `datasets` saved to disk stands for the
+    files in it.
 
     Raises:
         UserError: a pattern matches nothing, or a file is one of JSON, whose records have no lines.
@@ -42,7 +42,7 @@ def find_files(patterns: Sequence[str], base: Path) -> list[File]:
 
 
 def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """Yield what the parts of a pattern match in a folder, as `glob` does, but each folder of a loop of links once."""
+    """Yield the paths in a folder that match a pattern's parts, as `glob` does; follow a loop of links only once."""
     if not parts:
         yield folder
         return
@@ -59,7 +59,7 @@ def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
 
 
 def _folders(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield a folder and those in it, except hidden ones, and those that a link leads back to."""
+    """Yield a folder and its subfolders, except hidden folders and links back to a parent."""
     if not folder.is_dir() or (real := folder.resolve()) in above:
         return
     yield folder
@@ -69,7 +69,7 @@ def _folders(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Pat
 
 
 def _names(folder: Path) -> list[str]:
-    """Return what is in a folder; nothing where it is none, or may not be read."""
+    """Return a folder's entries; none if the path is not a folder or cannot be read."""
     with suppress(OSError):
         return [path.name for path in folder.iterdir()]
     return []

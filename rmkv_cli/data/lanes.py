@@ -42,21 +42,21 @@ class Document(Protocol):
     """A document as a lane reads it."""
 
     def __len__(self) -> int:
-        """Return how many tokens it has."""
+        """Return the number of tokens."""
 
     def part(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return its tokens from `start` to `stop`, or to its end where that comes first."""
+        """Return the tokens from `start` to `stop` or to the document's end, whichever comes first."""
 
     def counted(self, start: int, stop: int) -> npt.NDArray[np.bool_] | None:
-        """Return which targets of these tokens count, or None if all do."""
+        """Return which targets from `start` to `stop` count in the loss, or None if all do."""
 
     def rest(self, offset: int) -> dict[str, Any]:
-        """Return what `Queue.reopen` needs to give the document from token `offset` on, for a checkpoint."""
+        """Return what a checkpoint needs for `Queue.reopen` to return the document from token `offset` on."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """A document that is in memory."""
+class InMemory:
+    """A document in memory."""
 
     tokens: npt.NDArray[Any]
     counts: npt.NDArray[np.bool_] | None = None
@@ -73,10 +73,10 @@ class Held:
         return None if self.counts is None else self.counts[start:stop]
 
     def rest(self, offset: int) -> dict[str, Any]:
-        """Return its tokens as tensors, which are small in a checkpoint and safe to read from one."""
+        """Return the remaining tokens as tensors, which are compact in a checkpoint and safe to load."""
         import torch
 
-        # Of the signed type of the same size, as torch pickles no other.
+        # The signed type of the same size, because torch pickles no unsigned one.
         tokens = torch.from_numpy(
             self.tokens[offset:].astype(f"u{self.tokens.itemsize}").view(f"i{self.tokens.itemsize}")
         )
@@ -86,15 +86,15 @@ class Held:
         }
 
     @classmethod
-    def reopened(cls, rest: dict[str, Any]) -> "Held":
-        """Return the document of such a rest."""
+    def reopened(cls, rest: dict[str, Any]) -> "InMemory":
+        """Return the document that `rest` described."""
         tokens = np.asarray(rest["tokens"])
         counts = None if rest["counts"] is None else np.asarray(rest["counts"], np.bool_)
         return cls(tokens.view(f"u{tokens.itemsize}"), counts)
 
 
 class Stored:
-    """A document of a prepared mix, of which only what is asked for is read."""
+    """A document of a prepared mix; only requested tokens are read."""
 
     def __init__(self, documents: Documents, index: int) -> None:
         self._documents, self._index = documents, index
@@ -112,7 +112,7 @@ class Stored:
         return None if self._counts is None else self._counts[start:stop]
 
     def rest(self, offset: int) -> dict[str, Any]:
-        """Return where it is, and not what it holds."""
+        """Return the document's index and the offset, without its tokens."""
         return {"document": self._index, "offset": offset}
 
 
@@ -120,14 +120,14 @@ class Queue(Protocol):
     """A queue of documents, mostly endless."""
 
     def next(self) -> Document:
-        """Return a document.
+        """Return the next document.
 
         Raises:
-            EndOfData: there is none any more.
+            EndOfData: the queue is exhausted.
         """
 
     def reopen(self, rest: dict[str, Any]) -> tuple[Document, int]:
-        """Return the document that `rest` was taken of, and from which token on it is to be read."""
+        """Return the document that `rest` describes and the offset of its next token."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on exactly here."""
@@ -163,9 +163,9 @@ class Prepared:
         return Stored(self._documents, int(self._order[self._cursor - 1]))
 
     def reopen(self, rest: dict[str, Any]) -> tuple[Document, int]:
-        """Return a document and where to read on in it (see `Queue`)."""
-        if "document" not in rest:  # of an earlier version's checkpoint, which held the tokens
-            return Held.reopened(rest), 0
+        """Return a document and the offset of its next token (see `Queue`)."""
+        if "document" not in rest:  # an earlier version's checkpoint holds the tokens themselves
+            return InMemory.reopened(rest), 0
         return Stored(self._documents, rest["document"]), rest["offset"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,11 +183,11 @@ class Prepared:
 
 @dataclass
 class _Lane:
-    """Where a lane is."""
+    """The position of a lane in its document."""
 
     document: Document
     offset: int = 0
-    """Tokens of the document that it has read."""
+    """Number of the document's tokens that the lane has read."""
     number: int = -1
     """Of the document in the lane."""
 
@@ -197,7 +197,7 @@ class Lanes:
 
     def __init__(self, queue: Queue, lanes: int, eod: int) -> None:
         self._queue, self._eod = queue, eod
-        self._lanes = [_Lane(Held(np.empty(0, np.int64))) for _ in range(lanes)]
+        self._lanes = [_Lane(InMemory(np.empty(0, np.int64))) for _ in range(lanes)]
 
     def next(self, length: int) -> Rows:
         """Return the next `length` tokens of every lane; raise `EndOfData` where a lane finds no more documents."""
@@ -242,7 +242,7 @@ class Lanes:
 
 
 def _as_now(lane: Any) -> dict[str, Any]:
-    """Return a lane's state as `Lanes.state_dict` gives it; earlier versions gave lists of numbers."""
+    """Return a lane's state in the form of `Lanes.state_dict`; earlier versions stored lists of numbers."""
     return dict(zip(("tokens", "counts", "number"), lane, strict=True)) if isinstance(lane, list) else lane
 
 

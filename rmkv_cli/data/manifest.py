@@ -43,18 +43,18 @@ class SourceReport(Count):
     duplicates: int = 0
     """Documents that were left out because they came before."""
     held_out_documents: int | None = None
-    """Documents of the source in the validation split; None in format 1, which did not count them."""
+    """Number of the source's documents in the validation split; None in format 1, which did not count them."""
     held_out_tokens: int | None = None
-    """Tokens of them."""
+    """Number of tokens in those documents."""
 
 
 class SplitReport(Count):
     """What a split holds."""
 
     shards: list[str]
-    """Names of its files, in their order."""
+    """Names of the split's shards, in order."""
     sha256: list[str] = Field([])
-    """SHA-256 of each of them, in hexadecimal; empty in mixes of earlier versions."""
+    """SHA-256 of each shard, in hexadecimal; empty in mixes of earlier versions."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
@@ -67,7 +67,7 @@ class SplitReport(Count):
                 yield f"has {len(hashes)} hashes for {len(shards)} shards"
 
     def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each shard that has one, by its name."""
+        """Return a dict from shard names to SHA-256, for the shards that have one."""
         return dict(zip(self.shards, self.sha256, strict=False))
 
 
@@ -75,7 +75,7 @@ class Manifest(Section):
     """Everything about a mix but the tokens."""
 
     format: Literal[1, 2] = 2
-    """2: long documents are held out in part (see `assign`), and may be several rows of a shard. 1: neither."""
+    """Version of the format. Since 2, long documents are held out in part (see `assign`) and may span several rows."""
     seed: int
     tokenizer_hash: str
     vocab_size: int = Field(ge=len(Special), le=1 << 24)
@@ -96,7 +96,7 @@ class Manifest(Section):
             yield "splits should be train and validation"
 
     def sources_without_held_out(self) -> list[str]:
-        """Return the names of the sources of text that the validation split holds nothing of, though it should."""
+        """Return the names of the text sources that should have held-out documents but have none."""
         texts = {source.name for source in self.mix.sources if isinstance(source, TextSource)}
         given = [s.name for s in self.sources if (s.weight or s.documents) and not s.held_out_documents]
         return [name for name in given if name in texts] if self.mix.validation else []
@@ -111,7 +111,7 @@ class Manifest(Section):
         file = folder / FILE
         if not file.is_file():
             how = (
-                f"`rmkv data mix {folder} --out NEW` makes one of its texts"
+                f"`rmkv data mix {folder} --out NEW` makes one from its texts"
                 if folder.is_dir()
                 else "`rmkv data mix` makes one"
             )

@@ -1,4 +1,4 @@
-"""Shards as they are read: mapped into memory, their structure checked at once, their content when first used."""
+"""Map shards into memory; check their structure at once and their content on first use."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,21 +13,21 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256
 
 Verify: TypeAlias = Callable[[], None]
-"""Raises `UserError` unless a shard's content is what its manifest says; reads the whole shard, once."""
+"""A function that reads a whole shard, once, and raises `UserError` if its SHA-256 is not the manifest's."""
 ALWAYS = ("source", "tokens", "size")  # columns of shards of every version
 
 
 def map_shard(file: Path, vocab_size: int, sources: int, digest: str | None) -> tuple[list[pa.RecordBatch], Verify]:
-    """Return the record batches of a shard, mapped into memory, and what verifies its content.
+    """Return the memory-mapped record batches of a shard, and the function that verifies its content.
 
-    The columns that say where documents begin and end are checked here, so that nothing read later leaves the file or
-    its document. Token ids are not read.
+    The offsets of documents are checked here, so that no later read leaves the file or its document. Token ids are not
+    read.
 
     Args:
         file: the shard.
         vocab_size: number of ids of the mix's tokenizer.
         sources: number of the mix's sources.
-        digest: SHA-256 of the file, in hexadecimal; None in mixes of earlier versions, whose content is not verified.
+        digest: SHA-256 of the file, in hexadecimal; None in mixes of earlier versions, which cannot be verified.
 
     Raises:
         UserError: the shard is absent or damaged.
@@ -47,13 +47,13 @@ def map_shard(file: Path, vocab_size: int, sources: int, digest: str | None) -> 
     @cache
     def verify() -> None:
         if digest is not None and sha256(file) != digest:
-            raise UserError(f"{file}: is damaged (its content is not that of its SHA-256); make the mix again")
+            raise UserError(f"{file}: is damaged (its content does not match its SHA-256); make the mix again")
 
     return batches, verify
 
 
 def _fault(batch: pa.RecordBatch, vocab_size: int, sources: int) -> str | None:
-    """Return what a valid record batch has that no shard has, or None."""
+    """Return what makes a valid record batch unfit for a shard, or None."""
     expected = schema(vocab_size)
     if not set(ALWAYS) <= set(batch.schema.names) <= set(expected.names) or len(set(batch.schema.names)) != len(
         batch.schema.names
@@ -70,14 +70,14 @@ def _fault(batch: pa.RecordBatch, vocab_size: int, sources: int) -> str | None:
     source, size = batch.column("source").to_numpy(), batch.column("size").to_numpy()
     lengths = np.diff(batch.column("tokens").offsets.to_numpy())
     if ((source < 0) | (source >= sources)).any():
-        return "a document is of no source"
+        return "a document has no valid source"
     if (size < 0).any() or (lengths < 1).any():
-        return "a document has no tokens, or less than no text"
+        return "a document has no tokens, or a negative size"
     return _answers_fault(batch.column("answers"), lengths) if "answers" in batch.schema.names else None
 
 
 def _answers_fault(column: pa.ListArray, lengths: np.ndarray) -> str | None:
-    """Return what is wrong with the spans of answers of documents of these lengths, or None."""
+    """Return what is wrong with the answers' spans, given the documents' lengths, or None."""
     offsets, spans = column.offsets.to_numpy(), column.values.to_numpy()
     if (offsets % 2).any() or len(spans) % 2:
         return "an answer has a start but no end"

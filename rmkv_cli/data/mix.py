@@ -49,7 +49,7 @@ def hold_out(mix: MixConfig, base: Path, tokenizer: Tokenizer, tokens: int, out:
 
 
 def warn_of_sources_without_held_out(manifest: Manifest) -> None:
-    """Say of which sources no text is held out."""
+    """Warn of each source without any held-out text."""
     for name in manifest.sources_without_held_out():
         stderr().print(
             f"warning: source '{name}': none of its text is held out, so no validation measures it; raise `validation` "

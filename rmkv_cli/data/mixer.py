@@ -54,10 +54,10 @@ class Reader:
             self._is_duplicate = document.digest in self.seen
             self.seen.add(document.digest)
             self.duplicates += self._is_duplicate and self.epochs == 1
-        return self._is_duplicate  # what belongs to the document before goes with it
+        return self._is_duplicate  # a later part shares the verdict of its document's first part
 
     def count(self, document: Tokenized, balanced: bool) -> None:
-        """Take note of a document, or a part of one; `balanced` says whether it is of the split that is."""
+        """Count a document or a part of one; `balanced`: whether it belongs to the split that follows the weights."""
         if balanced:
             self.documents += not document.continues
             self.tokens += len(document.tokens)
@@ -130,7 +130,9 @@ class Mixer:
         self.readers = [Reader(source, begin) for source, begin in zip(mix.sources, opened, strict=True)]
         self.balance = Balance(mix)
         self._tokens = None if endless else mix.tokens
-        self._open: tuple[int, int] | None = None  # the source whose long document is being read, and its tokens so far
+        self._open: tuple[int, int] | None = (
+            None  # index of the source with an unfinished document, and its tokens so far
+        )
         self.ended_by: str | None = None
         """The source that ran dry and so ended the mix."""
 
@@ -158,14 +160,14 @@ class Mixer:
                 more = item.more or (item.stretch and self._splits == "both")
                 length = (self._open[1] if self._open else 0) + (len(item.tokens) if balanced else 0)
                 self._open = (index, length) if more else None
-                if length and not more:  # as a whole, so that the order does not depend on how long texts are read
+                if length and not more:  # counted as a whole, so that the order does not depend on the parts
                     self.balance.count(index, length)
                 reader.count(item, balanced)
                 if balanced or reader.epochs == 1:
                     yield index, item
 
     def _is_full(self) -> bool:
-        """Return whether the mix has its tokens; a training document is never cut."""
+        """Return whether the mix has reached its number of tokens; a training document is never cut."""
         if self._tokens is None or (self._open and self._splits != "validation"):
             return False
         return sum(self.balance.tokens) + (self._open[1] if self._open else 0) >= self._tokens
@@ -199,6 +201,6 @@ class Mixer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.balance.load_state_dict(state["balance"])
-        self._open = state.get("open")  # an earlier version had none
+        self._open = state.get("open")  # absent in states of earlier versions
         for reader, its in zip(self.readers, state["readers"], strict=True):
             reader.load_state_dict(its)

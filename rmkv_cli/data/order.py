@@ -54,7 +54,7 @@ def ordered(
         file = files[order[number]]
         for block, records in file.blocks(place.block if again else START, columns):
             if block == FIRST_PART and again and place.block == START and place.record:
-                break  # the version that noted this place had read the long text whole
+                break  # an earlier version read long texts whole, so its place has no parts
             within = permuted(len(records), place.epoch, int(order[number]), *block)
             first = place.record if again and block == place.block else 0
             for at in range(first, len(records)):

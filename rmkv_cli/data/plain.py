@@ -1,4 +1,4 @@
-"""A mix of one source, made from a plain folder or file of texts."""
+"""Make a mix of one source from a plain folder or file of texts."""
 
 import glob
 import os
@@ -15,12 +15,12 @@ from rmkv_cli.progress import stderr
 
 
 def mix_of(path: Path) -> tuple[MixConfig, Path]:
-    """Return a mix of one source, a file or all files in a folder, and the folder that its patterns are relative to.
+    """Return a mix with one source, a file or all files in a folder, and the folder that its patterns are relative to.
 
-    Say on stderr what is taken. Of a folder hidden files are left out, and a record that cannot be read is skipped.
+    Report on stderr which files the source has. In a folder, hidden files and unreadable records are skipped.
 
     Raises:
-        UserError: the folder holds nothing to read, or is a prepared mix.
+        UserError: the folder holds no text, or is a prepared mix.
     """
     name = path.resolve().name or "texts"  # the root has no name
     if path.is_dir():
@@ -31,10 +31,10 @@ def mix_of(path: Path) -> tuple[MixConfig, Path]:
 
 
 def _patterns(folder: Path) -> list[str]:
-    """Return patterns of the folder's files, one for each suffix, and the names of those without one."""
+    """Return a pattern for each suffix in the folder, and the names of the files without a suffix."""
     if (folder / FILE).is_file():
         raise UserError(f"{folder}: is a prepared mix already; train on it with `rmkv train --data {folder}`")
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():  # which `datasets` wrote
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():  # `datasets` wrote this folder
         return ["."]
     names = list(_names(folder))
     taken = [name for name in names if suffix(name) not in NO_RECORDS]
@@ -49,13 +49,13 @@ def _patterns(folder: Path) -> list[str]:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder, relative to it, but for hidden ones."""
+    """Yield the paths of the files below a folder, relative to it, except hidden ones."""
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (os.path.relpath(Path(where, name), folder) for name in files if not name.startswith("."))
 
 
 def _suffixes(name: str) -> str:
-    """Return a file's suffix; of a compressed one both."""
+    """Return a file's suffix; for a compressed file, both suffixes."""
     path = Path(name)
     return path.with_suffix("").suffix + path.suffix if path.suffix == ".gz" else path.suffix

@@ -1,7 +1,7 @@
 """Files of records, read in numbered blocks: jsonl, csv, parquet, arrow, any other text, also .gz.
 
-A block is what is read at once: some megabytes of lines, up to 4,096 rows of a row group, a record batch, a text or,
-where that is longer than a megabyte, a part of it.
+A block is the unit of reading: some megabytes of lines, up to 4,096 rows of a row group, a record batch, a text, or a
+part of a text longer than a megabyte.
 Reading can begin at any block, at once where the format allows it.
 """
 
@@ -51,8 +51,8 @@ def read_blocks(
 ) -> Iterator[Block]:
     """Yield a file's blocks from the one at `start` on.
 
-    Of records that have these columns no others may be read. A text is one record with the first of them, or where it
-    is long several, its parts. What is wrong with the file itself is a bad record, too.
+    Where records have all of `columns`, other columns may be skipped. A text is one record with the first of `columns`;
+    a long text is several records, one for each part. A fault of the file itself is a bad record, too.
 
     Raises:
         OSError: it cannot be read.
@@ -94,7 +94,7 @@ def read_blocks(
 def _text_blocks(
     name: str, stream: IO[bytes], start: Position, column: str, reread: Callable[[], Iterator[str]]
 ) -> Iterator[Block]:
-    """Yield a text as one record, or where it is long in parts, each a block."""
+    """Yield a text as one record, or a long text in parts; each is a block."""
     try:
         for offset, text, part in read_text(stream, start[0], reread):
             yield (offset, FIRST_PART[1]) if part else START, [Record(name, {column: text}, part)]
@@ -105,7 +105,7 @@ def _text_blocks(
 
 
 def unzipped(name: str, raw: IO[bytes]) -> IO[bytes]:
-    """Return a file's content, unzipped if its name says that it is zipped."""
+    """Return a file's content, decompressed if its name ends in .gz."""
     return gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else raw  # type: ignore[return-value]
 
 

@@ -23,8 +23,8 @@ def schema(vocab_size: int) -> pa.Schema:
     """Return the columns of a shard.
 
     source is its index; tokens have the narrowest type that holds the vocabulary; size is bytes of text; answers are
-    start, stop, start, stop, ... of the tokens that count in the loss, null where all do. A long document is several
-    rows, which follow one another: all but the first have continues.
+    start, stop, start, stop, ... of the tokens that count in the loss, null where all do. A long document has several
+    consecutive rows; continues is true in all but the first.
     """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
     columns = [("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64())]
@@ -65,9 +65,14 @@ class BatchBuilder:
         answers: Spans | None = None,
         continues: bool = False,
     ) -> None:
-        """Take a document: its source's index, ids (length,), bytes of text, spans of ids that alone count.
+        """Add a document, or with `continues` the next part of the previous one.
 
-        With `continues` it is the next part of the document before.
+        Args:
+            source: index of the document's source.
+            tokens: ids (length,).
+            size: bytes of text.
+            answers: spans of the ids that count in the loss; None: all do.
+            continues: whether this is the next part of the previous document.
         """
         self._sources.append(source)
         self._tokens.append(tokens.astype(self._dtype))
@@ -113,7 +118,7 @@ class ShardWriter:
         return self
 
     def add(self, source: int, tokens: npt.NDArray[Any], size: int, answers: Spans | None, continues: bool) -> None:
-        """Write a document, or the next part of one; arguments as in `BatchBuilder.add`."""
+        """Write a document or its next part; arguments as in `BatchBuilder.add`."""
         self._batch.add(source, tokens, size, answers, continues)
         self._documents += not continues
         self._tokens += len(tokens)
@@ -145,7 +150,7 @@ class ShardWriter:
             self._writer.close()
             self._file.close()
             self._file = self._writer = None
-            self._hashes.append(sha256(self._folder / self._shards[-1]))  # while the system still has it in memory
+            self._hashes.append(sha256(self._folder / self._shards[-1]))  # the file is still in the page cache
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind is None:

@@ -19,13 +19,13 @@ from rmkv_cli.files import HEAD, why_no_text
 from rmkv_cli.progress import plural, stderr
 from rmkv_cli.tokenizer import Piece, Special, in_parts
 
-LONG = 1 << 16  # bytes of a text of which only the beginning is read, where that is asked for
+LONG = 1 << 16  # bytes from which a text is read in parts if only its beginning is needed
 HOPELESS = 1000  # bad records, and no good one: the source's declaration is wrong, not the records
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document before it is tokenized, or a part of one that is long."""
+    """A document before tokenization, or one part of a long document."""
 
     source: str
     """Name of its source."""
@@ -33,7 +33,7 @@ class Document:
     size: int
     """Bytes of its untrusted text in UTF-8."""
     part: Part | None = None
-    """Which part this is; None: all of it."""
+    """The part that this is; None for a whole document."""
 
     @property
     def first(self) -> bool:
@@ -139,15 +139,15 @@ def good_documents(
 
 
 def is_long_text(path: Path) -> bool:
-    """Return whether a file is a text that takes more memory than it should as a whole."""
+    """Return whether a file is a text that should be read in parts to save memory."""
     return path.is_file() and path.stat().st_size > LONG and suffix(path.name) not in RECORDS | NO_RECORDS
 
 
 def text_documents(path: Path) -> Iterator[Document]:
-    """Yield a text file in parts, which are one document; it is read no further than they are asked for.
+    """Yield a text file as the parts of one document, reading only as far as the caller iterates.
 
     Raises:
-        UserError: it is no text in UTF-8.
+        UserError: the file is not UTF-8 text.
     """
     with path.open("rb") as raw:
         before = 0
@@ -165,7 +165,7 @@ def text_documents(path: Path) -> Iterator[Document]:
 
 
 def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None:
-    """Count a bad record in `skipped` if `on_error` is "skip"; print it if it costs others as well.
+    """Count a bad record in `skipped` if `on_error` is "skip"; print it if it stands for several.
 
     Raises:
         UserError: the record's place and fault, if `on_error` is "stop".
@@ -197,11 +197,11 @@ def _columns(source: TextSource) -> list[str]:
 
 
 def _item(source: TextSource, record: Record, columns: list[str]) -> Item | None:
-    """Return what a record is; None for a part of a text of which the first part said what it is."""
+    """Return the item that a record gives; None for a later part of a text that its first part already settled."""
     part = record.part
     if part is None:
         return _whole_item(source, record, columns)
-    if source.format != "text":  # turns are found in the whole text
+    if source.format != "text":  # finding turns takes the whole text
         if part.before:
             return None
         return _whole_item(source, Record(record.where, {columns[0]: "".join(part.reread())}), columns)

@@ -1,4 +1,4 @@
-"""Which text trains and which is held out: whole short documents, and the last part of each long one."""
+"""Assign text to the splits: short documents are held out whole, long ones give their last part."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -10,31 +10,31 @@ from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.sources import Document, LeftOut
 from rmkv_cli.tokenizer import Special
 
-LONG = 1 << 16  # bytes of a document that gives a stretch
-SHORTEST = 512  # bytes of a stretch
-NEAR = 4096  # characters before the cut among which a line's end is looked for
+LONG = 1 << 16  # bytes from which a document gives a held-out stretch
+SHORTEST = 512  # least bytes of a stretch
+NEAR = 4096  # characters before the target in which to look for a line end
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """A document, or a part of one that is long, and the split that it is in."""
+    """A document or one part of a long document, with its split."""
 
     document: Document
     held_out: bool
     digest: int | None = None
-    """A number from 0 to 2^64 - 1, of the text and the mix's seed; None of what belongs to the document before it: its
-    next part, or its held-out stretch; and where nothing depends on it."""
+    """Hash of the text and the mix's seed, 0 to 2^64 - 1. None for later parts and held-out stretches of the previous
+    document, and where nothing depends on it."""
     continues: bool = False
-    """Whether it is the next part of the one before."""
+    """Whether this part continues the previous one."""
     more: bool = False
-    """Whether a next part follows."""
+    """Whether another part of the document follows."""
     stretch: bool = False
-    """Whether it is the last part that trains of a document whose held-out stretch follows."""
+    """Whether this is a document's last training part, followed by its held-out stretch."""
 
 
 def digest(seed: int, *parts: bytes) -> int:
-    """Return a number from 0 to 2^64 - 1 that a document's parts and the mix's seed give."""
+    """Return a hash, from 0 to 2^64 - 1, of a document's parts and the mix's seed."""
     return _digest(seed, [b"\0".join(parts)])
 
 
@@ -46,16 +46,16 @@ def is_held_out(mix: MixConfig, digest: int) -> bool:
 def assign(
     mix: MixConfig, source: TextSource, items: Iterable[tuple[T, Document | BadRecord | LeftOut]], stretches: bool
 ) -> Iterator[tuple[T, Assigned | BadRecord | LeftOut]]:
-    """Yield the documents of a source with their splits, and what stands among them.
+    """Yield a source's documents with their splits; pass other items through.
 
-    A document of plain text that is long is cut in two: its last `mix.validation` is held out, a document of its own.
-    Any other is held out or not as a whole, by its digest.
+    A long document of plain text is cut in two: its last share of `mix.validation` becomes a held-out document of its
+    own. Any other document is held out whole or not at all, by its digest.
 
     Args:
-        mix: of the source.
-        source: where the items are from.
-        items: of `read_source`, each with its place; may begin with a later part of a document that trains.
-        stretches: whether long documents are cut; earlier versions did not.
+        mix: the mix that has the source.
+        source: the source of the items.
+        items: items of `read_source`, each with its place; the first may be a later part of a training document.
+        stretches: whether to cut long documents; earlier versions did not.
     """
     held_out = False
     for place, item in items:
@@ -65,20 +65,20 @@ def assign(
         total = item.part.total if item.part else item.size
         stretch = int(total * mix.validation)
         long = stretches and source.format == "text" and total >= LONG and stretch >= SHORTEST
-        its = None
+        text_digest = None
         if item.first and (source.deduplicate or not long):
-            its = _digest(mix.seed, _bytes(item))
-            held_out = not long and is_held_out(mix, its)
+            text_digest = _digest(mix.seed, _bytes(item))
+            held_out = not long and is_held_out(mix, text_digest)
         if long:
-            yield from ((place, part) for part in _cut(item, its, total - stretch))
+            yield from ((place, part) for part in _cut(item, text_digest, total - stretch))
         else:
-            yield place, Assigned(item, held_out, its, not item.first, not item.last)
+            yield place, Assigned(item, held_out, text_digest, not item.first, not item.last)
 
 
 def _cut(document: Document, digest: int | None, target: int) -> Iterator[Assigned]:
-    """Yield what a part of a long document gives to the training, which ends near byte `target`, and to the stretch.
+    """Divide a part of a long document between training, which ends near byte `target`, and the held-out stretch.
 
-    The cut is after the last line's end before `target`, or for want of one that is near, after a blank.
+    The cut is after the last line end before `target`. If none is near, it is after a space.
     """
     before = document.part.before if document.part else 0
     after = before + document.size

@@ -19,7 +19,7 @@ import numpy as np
 from rmkv_cli.config import MixConfig, TextSource
 from rmkv_cli.data.encoding import end_with_parent, parallel_encoder
 from rmkv_cli.data.feed import Tokenized
-from rmkv_cli.data.lanes import EndOfData, Held
+from rmkv_cli.data.lanes import EndOfData, InMemory
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.shards import counted
 from rmkv_cli.errors import UserError
@@ -34,7 +34,7 @@ TOLD_EVERY = 20  # seconds without data
 
 @dataclass(frozen=True)
 class Sent:
-    """A document or a part of one, the index of its source, and which reading of the source it is from."""
+    """A document or a part of one, its source's index, and the number of its epoch."""
 
     source: int
     epoch: int
@@ -95,8 +95,8 @@ class Stream:
         self._process.start()
         sent.close()  # so that its end is the process's
 
-    def next(self) -> Held:
-        """Return the next document (see `Queue`), all of it, in the narrowest type that holds its tokens.
+    def next(self) -> InMemory:
+        """Return the next whole document (see `Queue`), in the narrowest type that holds its tokens.
 
         Raises:
             UserError: what the mix cannot go on for.
@@ -108,14 +108,14 @@ class Stream:
         while document.more:
             document = self._take()
             parts.append(document.tokens.astype(self._type))
-        return Held(np.concatenate(parts), counts)
+        return InMemory(np.concatenate(parts), counts)
 
-    def reopen(self, rest: dict[str, Any]) -> tuple[Held, int]:
-        """Return a document and where to read on in it (see `Queue`)."""
-        return Held.reopened(rest), 0
+    def reopen(self, rest: dict[str, Any]) -> tuple[InMemory, int]:
+        """Return a document and the offset of its next token (see `Queue`)."""
+        return InMemory.reopened(rest), 0
 
     def _take(self) -> Tokenized:
-        """Return the next document, or the next part of one."""
+        """Return the next document or part of a document."""
         if self._process is None:
             self._start(None)
         while self._taken == len(self._chunk.documents):

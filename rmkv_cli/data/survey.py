@@ -40,9 +40,9 @@ class SourceSurvey:
     skipped: int
     first_error: str | None
     held_out_documents: int | None
-    """Documents of it in the validation split; None before the mix is prepared."""
+    """Number of the source's documents in the validation split; None before the mix is prepared."""
     held_out_tokens: int | None
-    """Tokens of them."""
+    """Number of tokens in those documents."""
     histogram: dict[int, int]
     """Documents by length: those that are shorter than twice the key, and not shorter than it."""
     samples: list[tuple[Piece, ...]]
@@ -65,7 +65,7 @@ def survey_folder(place: Path, samples: int) -> list[SourceSurvey]:
     for index, source in enumerate(manifest.sources):
         its = np.flatnonzero(documents.sources == index)
         tokens = int(documents.lengths[its].sum())
-        held = held_out.lengths[held_out.sources == index]
+        lengths = held_out.lengths[held_out.sources == index]
         found.append(
             SourceSurvey(
                 name=source.name,
@@ -77,8 +77,8 @@ def survey_folder(place: Path, samples: int) -> list[SourceSurvey]:
                 **_lengths(documents.lengths[its]),
                 skipped=source.skipped,
                 first_error=source.first_error,
-                held_out_documents=len(held),
-                held_out_tokens=int(held.sum()),
+                held_out_documents=len(lengths),
+                held_out_tokens=int(lengths.sum()),
                 samples=[_shown(documents, int(i), tokenizer) for i in its[:samples]],
             )
         )

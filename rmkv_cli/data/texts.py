@@ -1,4 +1,4 @@
-"""Text in UTF-8 from a file: whole, or where it is long in parts, so that memory does not grow with it."""
+"""Read UTF-8 text from a file, a long one in parts, so that memory does not grow with the file."""
 
 import codecs
 from collections.abc import Callable, Iterator
@@ -8,34 +8,34 @@ from typing import IO
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import in_parts
 
-PART = 1 << 20  # bytes that are read at once, and characters of a part
+PART = 1 << 20  # bytes of one read, and characters of a part
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a text this is."""
+    """The position of a part within its text."""
 
     before: int
-    """Bytes of the text that precede it."""
+    """Bytes of the text before this part."""
     total: int
     """Bytes of the whole text."""
     characters: int
     """Characters of the whole text."""
     reread: Callable[[], Iterator[str]]
-    """Reads the whole text again."""
+    """A function that reads the whole text again."""
 
 
 def read_text(
     stream: IO[bytes], start: int, reread: Callable[[], Iterator[str]]
 ) -> Iterator[tuple[int, str, Part | None]]:
-    """Yield a text in parts from the one at byte `start` of the stream on, each with the byte where it begins.
+    """Yield the parts of a text from byte `start` of the stream on, each with the byte where it begins.
 
-    A text of at most PART bytes is yielded whole, without a `Part`. The tokens of the parts are those of the whole
-    text. A longer text is read to its end first, so that nothing is yielded of one that is not valid.
+    A text of at most PART bytes is yielded whole, without a `Part`. A longer text is read to its end before its first
+    part, so that an invalid text yields nothing. The parts have the same tokens as the whole text.
 
     Raises:
-        ValueError: it is no text in UTF-8; the message says why.
-        UserError: it changed while it was read.
+        ValueError: the text is not valid UTF-8; the message says why.
+        UserError: the text changed while it was read.
     """
     head = stream.read(PART + 1)
     if len(head) <= PART:
@@ -63,7 +63,7 @@ def decode(data: bytes) -> str:
 
 
 def decoded(stream: IO[bytes]) -> Iterator[str]:
-    """Yield what is left of a stream as text, some at a time; raise `ValueError` as `decode` does."""
+    """Yield the rest of a stream as text, piece by piece; raise `ValueError` as `decode` does."""
     rest, offset, lines = b"", stream.tell(), 0
     while data := stream.read(PART):
         data = rest + data
@@ -78,12 +78,13 @@ def decoded(stream: IO[bytes]) -> Iterator[str]:
 
 
 def _decode(data: bytes, final: bool, offset: int, lines: int) -> tuple[str, int]:
-    """Return the text of bytes, at `offset` and after so many lines of their file, and how many of them it took.
+    """Decode bytes; return the text and the number of bytes used.
 
-    Unless they are the final ones, a character that is not complete is left.
+    `offset` and `lines` locate the bytes in their file, for messages. Unless the bytes are the final ones, an
+    incomplete character at their end is left for the next call.
     """
     if b"\0" in data:
-        raise ValueError("holds a NUL byte, so it is no text file")
+        raise ValueError("holds a NUL byte, so it is not a text file")
     try:
         return codecs.utf_8_decode(data, "strict", final)
     except UnicodeDecodeError as error:

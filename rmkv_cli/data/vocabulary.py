@@ -14,7 +14,7 @@ from rmkv_cli.progress import progress, stderr
 from rmkv_cli.tokenizer import Special, Tokenizer, in_parts, train_tokenizer
 
 MEASURED_BYTES = 1 << 20
-PART = 1 << 15  # characters; the library splits hundreds of texts at once, and takes 130 bytes for each byte of them
+PART = 1 << 15  # characters; the library splits hundreds of texts at once, at 130 bytes of memory per byte of text
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
         bar.close()
         stderr().print(f"Merging into {vocab_size:,} tokens")  # the library's progress cannot be asked for
 
-    with ExitStack() as bar:  # closed here, too: a signal ends this thread, not the library's, which reads the texts
+    with ExitStack() as bar:  # closed here as well: a signal ends this thread, but not the library's thread that reads
         tokenizer = train_tokenizer(texts(bar), vocab_size)
     if not taken:
         raise UserError("the sources of the mix hold no text to train a tokenizer on")

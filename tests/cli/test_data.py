@@ -108,7 +108,7 @@ def test_mix_and_inspect_print_what_there_is(folder):
     [
         (
             ["inspect", "."],
-            ".: is not a mix (it has no manifest.json); `rmkv data mix . --out NEW` makes one of its texts",
+            ".: is not a mix (it has no manifest.json); `rmkv data mix . --out NEW` makes one from its texts",
         ),
         (["inspect", "none.toml"], "none.toml: no such file"),
         (["inspect", "train-00000.arrow"], ".: is not a mix"),

@@ -82,5 +82,5 @@ def test_what_cannot_be_a_mix_is_told(books, monkeypatch, capsys, shown):
 def test_training_on_a_folder_of_texts_says_what_to_run(books, monkeypatch, capsys):
     assert error_of(monkeypatch, capsys, "train", "--preset", "tiny", "--data", "books") == (
         f"error: {books}: is not a mix (it has no manifest.json); "
-        f"`rmkv data mix {books} --out NEW` makes one of its texts"
+        f"`rmkv data mix {books} --out NEW` makes one from its texts"
     )

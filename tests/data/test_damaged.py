@@ -136,7 +136,7 @@ def test_an_arrow_file_that_is_cut_off_is_read_to_there(tmp_path):
     good, lost = numbers(found)
     assert good == list(range(40))
     assert lost == 1
-    assert str(found[-1][1]).endswith("; how many records that costs is not known")
+    assert str(found[-1][1]).endswith("; the number of lost records is unknown")
 
 
 def test_a_quote_that_is_not_closed_costs_its_line(tmp_path, monkeypatch):

@@ -174,8 +174,8 @@ def rewritten(folder, rows, **manifest):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ((7, [2, 3], None), "a document is of no source"),
-        ((-1, [2, 3], None), "a document is of no source"),
+        ((7, [2, 3], None), "a document has no valid source"),
+        ((-1, [2, 3], None), "a document has no valid source"),
         ((0, [], None), "a document has no tokens"),
         ((0, [2, 3], [(1, 9)]), "an answer is not within its document"),
         ((0, [2, 3], [(0, 1)]), "an answer is not within its document"),
@@ -202,7 +202,7 @@ def test_data_of_before_which_have_no_hashes_are_read(folder):
         ({"eod": 3}, "eod: eod should be 2"),
         ({"vocab_size": 10**9}, "vocab_size: should be less than or equal to"),
         ({"splits": {}}, "splits: splits should be train and validation"),
-        ({"sources": []}, "a document is of no source"),
+        ({"sources": []}, "a document has no valid source"),
     ],
 )
 def test_a_manifest_that_no_mix_writes_is_refused(folder, change, says):
@@ -226,7 +226,7 @@ def test_a_shard_s_content_is_verified_when_it_is_first_read(folder):
     at = data.index(tokens)
     shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])  # a token that the vocabulary has
     documents = Documents.open(folder, "train")
-    with pytest.raises(UserError, match=r"train-00000\.arrow: is damaged \(its content is not that of its SHA-256\)"):
+    with pytest.raises(UserError, match=r"train-00000\.arrow: is damaged \(its content does not match its SHA-256\)"):
         documents[len(documents) - 1]
 
 

@@ -169,7 +169,7 @@ BAD_LINES = [
     (b'{"text": null}', "column 'text' is not a string but null"),
     (b'{"text": "\xff"}', "is not valid UTF-8: byte 0xff at offset 10"),
     (b'{"text": "a\\ud800"}', "column 'text' is not valid UTF-8: the lone surrogate U+D800 at character 2"),
-    (b'{"text": "\0"}', "holds a NUL byte, so it is no text file"),
+    (b'{"text": "\0"}', "holds a NUL byte, so it is not a text file"),
     (b"[" * 100_000, ""),
 ]
 

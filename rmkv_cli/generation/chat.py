@@ -29,8 +29,8 @@ class Conversation:
     """Answers messages, one after the other. The document is that of the training data (see `rmkv_cli.data.chat`):
     START message END answer START message END answer, and so on.
 
-    What it carries is fixed in size, however long it lasts. Whatever is cut short while a message or a text is being
-    read leaves it as it was; an answer that is cut short is kept as far as it was written, unless a fault broke it off.
+    The carried state has a fixed size, however long the conversation is. Interrupting the reading of a message or text
+    leaves the conversation unchanged. An interrupted answer is kept up to that point, unless a fault ended it.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from rmkv_cli.model.attention import KEY_VALUE
 from rmkv_cli.model.positions import rotate, rotation
 from rmkv_cli.model.store import TAPS
 
-GRAPHS = 8  # batch sizes that are compiled; after as many PyTorch runs a function as it is (its recompile_limit)
+GRAPHS = 8  # compiled batch sizes; PyTorch's recompile_limit, beyond which it runs a function uncompiled
 
 
 class Decoder:
@@ -21,8 +21,8 @@ class Decoder:
     put in their places, nothing is copied or grows. A segment's last token, which updates the memory, is read by the
     model itself. Texts come and go between steps, each at its own place in its segment; `len(decoder)` are held.
 
-    With `compiled` the step is compiled, on a GPU with CUDA graphs. That takes a minute for each of a few batch sizes:
-    `lanes`, half of them, a quarter and so on; other numbers of texts are padded to the next one.
+    With `compiled` PyTorch compiles the step, with CUDA graphs on a GPU. This takes a minute for each of a few batch
+    sizes: `lanes`, half of it, a quarter and so on. Other numbers of texts are padded to the next size.
     """
 
     def __init__(self, model: RMKV, lanes: int = 1, *, compiled: bool = False) -> None:
@@ -62,7 +62,7 @@ class Decoder:
         if len(self) == self.lanes:
             raise ValueError(f"all {self.lanes} lanes are taken")
         lane = len(self)
-        for buffer, batch in self._buffers():  # what is masked counts nothing, unless it is NaN
+        for buffer, batch in self._buffers():  # masked entries have no effect unless they are NaN
             buffer.select(batch, lane).zero_()
         self._put(lane, state)
         self._states.append(state)
@@ -78,7 +78,7 @@ class Decoder:
         del self._states[last], self._read_since[last]
 
     def clear(self) -> None:
-        """Let go of all texts, whatever a step that failed has left of them."""
+        """Remove all texts, even after a failed step."""
         self._states.clear()
         self._read_since.clear()
         for buffer, _ in self._buffers():
@@ -159,11 +159,11 @@ class Decoder:
         self._position[lane], self._offset[lane], self._filled[lane] = state.position[0], state.offset[0], state.filled
 
     def _read_padded(self, tokens: Tensor) -> Tensor:
-        """Read as `_read` does, compiled, in one of the few batch sizes."""
+        """Run the compiled `_read` in one of the few batch sizes."""
         B = len(tokens)
         size = min(size for i in range(GRAPHS) if (size := self.lanes >> i) >= B)
         for counter in (self._position, self._offset, self._filled):
-            counter[B:size] = 0  # of lanes that hold no text: they stay at a segment's beginning
+            counter[B:size] = 0  # empty lanes stay at a segment's beginning
         return self._compiled(F.pad(tokens, (0, size - B)))[:B]
 
     def _read(self, tokens: Tensor) -> Tensor:

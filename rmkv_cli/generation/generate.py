@@ -19,8 +19,8 @@ from rmkv_cli.tokenizer import Piece, Special, Tokenizer
 class Batch:
     """Texts that are written side by side, a token of each in a step; they come and go between the steps.
 
-    Each is written as it is alone, but for rounding: products of other sizes are summed in another order. What goes
-    wrong with one of them is its `fault` and ends it alone; only a step of the model itself fails for all.
+    Each text equals the one generated alone, except for rounding: products of other sizes are summed in another order.
+    A fault ends only its own text, which stores it as `fault`. Only a failed step of the model ends all texts.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -49,7 +49,7 @@ class Batch:
             text.logits = row
             with _fault_of(text):
                 drawn[text] = text.draw(row)
-        tokens = torch.cat(list(drawn.values())).tolist() if drawn else []  # the one time that this waits for a GPU
+        tokens = torch.cat(list(drawn.values())).tolist() if drawn else []  # the only wait for a GPU
         pieces = dict.fromkeys(self.texts, "")
         for text, token in zip(drawn, tokens, strict=True):
             with _fault_of(text):
@@ -70,7 +70,7 @@ class Batch:
             self.texts[lane] = last
 
     def clear(self) -> None:
-        """Let go of all texts, whatever a step that failed has left of them."""
+        """Remove all texts, even after a failed step."""
         self.texts.clear()
         self._decoder.clear()
 
@@ -84,9 +84,9 @@ def _fault_of(text: Text) -> Iterator[None]:
 
 
 class Generation(Text):
-    """A text that is written on its own. Iterating over it writes it and gives its pieces; characters appear whole.
+    """A text that is generated on its own. Iterating over it generates and yields its pieces; characters stay whole.
 
-    A fault is raised where it breaks the text off.
+    A fault ends the text and is raised by the iteration.
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, prompt: Prompt, *how: Any, **more: Any) -> None:
@@ -108,7 +108,7 @@ class Generation(Text):
 
 
 def together(decoder: Decoder, texts: Iterable[Text]) -> Iterator[Text]:
-    """Write texts, as many at once as the decoder has lanes, and yield each when it has ended, be it by a fault."""
+    """Generate texts, as many at once as the decoder has lanes; yield each when it ends, even if by a fault."""
     batch, waiting, more = Batch(decoder), iter(texts), True
     while more or batch.texts:
         while more and len(batch.texts) < decoder.lanes:

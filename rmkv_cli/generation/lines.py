@@ -81,13 +81,13 @@ def write_lines(
     """Write a text after each line's prompt with each of the configs, as many at once as the decoder has lanes.
 
     `out` gets a line a text, in the prompts' order: the prompt's own keys, `text`, `tokens`, `stop_reason` and `seed`.
-    A text that a fault broke off, or whose prompt cannot be read, has the stop reason "error", and says in `error` what
-    was wrong; the others go on.
+    A text that a fault ended, or whose prompt cannot be read, has the stop reason "error" and a message in `error`; the
+    other texts continue.
     What is written lies beside it, in OUT.part, until all is; a start with the same model, prompts and settings goes on
     from there. `advance` is called with 1 for each text that is there.
 
     Returns:
-        The number of tokens written by this start, and the errors of the texts that faults broke off, in `out`'s order.
+        The number of tokens generated in this run, and the errors of the texts that faults ended, in `out`'s order.
 
     Raises:
         UserError: `out` exists, or OUT.part is of another model, prompts or settings; the model cannot generate, or the
@@ -120,7 +120,7 @@ def write_lines(
                         yield text
 
     def readings(group: Sequence[int]) -> Iterator[tuple[int, Prompt]]:
-        """Yield the lines' prompts, read together; if one cannot be, that is noted, and the others are read alone."""
+        """Yield the lines' prompts, read together; if one fails, record its error and read the others one by one."""
         try:
             prompts = read_prompts(model, tokenizer, [pieces(lines[i]) for i in group])
             for prompt in prompts:
@@ -166,18 +166,18 @@ def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
         write_text(part, head)
         return {}
     if not part.is_file() or part.stat().st_size > LARGE:
-        raise UserError(f"{part}: is not a file that an earlier start has left; remove it, or choose another --out")
+        raise UserError(f"{part}: is not the unfinished output of an earlier run; remove it, or choose another --out")
     # Bytes are cut at line ends alone, texts at U+2028 and its like as well, which JSON leaves as they are.
     first, *rest = part.read_bytes().splitlines(keepends=True) or [b""]
     if first != head.encode():
         raise UserError(
             f"{part}: was begun with another model, prompts or settings; remove it, or choose another --out"
         )
-    whole = [line for line in rest if line.endswith(b"\n")]  # the last one may be cut off
+    whole = [line for line in rest if line.endswith(b"\n")]  # the last line may be incomplete
     try:
         written = {(int(i), int(c)): dict(line) for (i, c), line in map(json.loads, whole)}
     except (ValueError, TypeError, RecursionError):
-        raise UserError(f"{part}: is damaged; remove it, and the texts are written anew") from None
+        raise UserError(f"{part}: is damaged; remove it to generate the texts again") from None
     if len(whole) < len(rest):
         write_text(part, head + b"".join(whole).decode())
     return written

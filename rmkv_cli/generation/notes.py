@@ -13,7 +13,7 @@ from rmkv_cli.model.tensors import Layout, TensorFile, content_hash, difference,
 from rmkv_cli.tokenizer import Tokenizer
 
 FORMAT = "rmkv-notes-1"
-STATE = "state."  # what the names of the state's tensors begin with
+STATE = "state."  # prefix of the names of the state's tensors
 DAMAGED = "is damaged, or holds no notes"
 
 
@@ -22,7 +22,7 @@ def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) ->
 
     It holds the state, the logits of the token that would follow and which tokens were seen, and as metadata the
     format, the hashes of the model and of the tokenizer, the number of tokens of the document read so far, and a
-    checksum of all that.
+    checksum of all this.
 
     Raises:
         UserError: there is no room for it, or no right to write it.
@@ -44,8 +44,8 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
     """Return what `save_notes` saved, on the model's device, to read or write on from; its `tokens` are 0.
 
     Raises:
-        UserError: the file is absent, damaged, no notes or notes that no text leads to, or another model or tokenizer
-            made them.
+        UserError: the file is absent or damaged, holds no notes or notes that no text can produce, or another model or
+            tokenizer made it.
     """
     with open_tensors(path, DAMAGED) as file:
         metadata = file.metadata
@@ -66,7 +66,7 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
 
 
 def _layout(file: TensorFile, model: RMKV) -> Layout:
-    """Return type and shape of each tensor that this model's notes have, given how far their open segment is."""
+    """Return the type and shape of each tensor that this model's notes have, given the length of the open segment."""
     name, length = f"{STATE}filled", model.config.segment_length
     filled = int(file.tensor(name)) if file.layout.get(name) == (torch.int64, ()) else -1
     if not 0 <= filled < length:

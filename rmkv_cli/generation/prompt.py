@@ -105,11 +105,11 @@ def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[P
     """Read the beginnings of documents together; each is read as `read_prompt` reads it.
 
     Whole segments are read side by side, and then the rests that are equally long. A prompt's `seconds` are its share,
-    by tokens, of the time it took to read all. A prompt whose logits are not finite stops no other: the text after it
-    ends with that error.
+    by tokens, of the time it took to read all. A prompt with logits that are not finite does not stop the others; the
+    text after it ends with that error.
 
     Raises:
-        UserError: as `read_prompt` does, but for the logits.
+        UserError: as `read_prompt` does, except for the logits.
     """
     require_fit(model, tokenizer)
     start, S, device = time.perf_counter(), model.config.segment_length, model.memory.device
@@ -179,7 +179,7 @@ def require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
 
 
 class NonFiniteError(UserError):
-    """The model's logits are NaN or infinite."""
+    """The error of logits that are NaN or infinite."""
 
     def __init__(self) -> None:
         super().__init__("the model's logits are not numbers: its weights are damaged, or its training diverged")

@@ -28,7 +28,7 @@ class SamplingConfig(Section):
 
 
 def sampling_defaults() -> dict[str, Any]:
-    """Return how `rmkv generate` samples by default, in the words of transformers' generation_config.json."""
+    """Return the sampling defaults of `rmkv generate` under their names in transformers' generation_config.json."""
     config = SamplingConfig()
     names = "temperature", "top_k", "top_p", "repetition_penalty"
     return {"do_sample": True} | {name: getattr(config, name) for name in names}
@@ -37,7 +37,7 @@ def sampling_defaults() -> dict[str, Any]:
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, seen: Tensor) -> Tensor:
     """Return the next tokens (B,) for logits (B, V); `seen` (B, V) marks the tokens of the prompt and the text.
 
-    A logit is finite, or -inf for a token that must not be drawn; then every allowed config gives a valid distribution.
+    Logits must be finite, or -inf for tokens that must not be drawn. Every allowed config then gives probabilities.
     """
     if config.temperature == 0:
         return _penalise(logits, config.repetition_penalty, seen).argmax(-1)
@@ -47,7 +47,7 @@ def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, s
 def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor) -> Tensor:
     """Return the probabilities (B, V), float64, that `sample` draws from at a temperature above 0."""
     logits = _penalise(logits, config.repetition_penalty, seen)
-    # Subtract the greatest first: a tiny temperature then leaves the likeliest token at 0, not at infinity.
+    # Subtract the maximum first, so that a tiny temperature leaves the likeliest token at 0 and not at infinity.
     logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         least = logits.topk(config.top_k).values[:, -1:]
@@ -64,7 +64,7 @@ def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor) -> Tensor
 
 
 def _penalise(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
-    """Return the logits in float64, in which no float32 times a penalty overflows."""
+    """Return the penalised logits in float64, where no product of a float32 and a penalty overflows."""
     logits = logits.double()
     if penalty == 1:
         return logits

@@ -16,7 +16,7 @@ StopReason = Literal["end", "stop", "length"]
 """The model ended the text; a stop string came; `max_tokens` were written."""
 
 NONE = -1
-"""Drawn in a token's place where the logits are not finite."""
+"""Placeholder for a token that cannot be drawn, because the logits are not finite."""
 NEVER_WRITTEN = [Special.PAD.id, Special.UNK.id]
 END = (Special.EOD,)
 ANSWER_ENDS = (Special.EOD, Special.START)
@@ -60,7 +60,7 @@ class Text:
         """Tokens written, those of a stop string included, one that ends the text not."""
         self.stop_reason: StopReason | None = None
         self.fault: Exception | None = None
-        """What broke the text off, if anything did; it has no `stop_reason` then."""
+        """The error that ended the text, if any; `stop_reason` is None then."""
         self.state = prompt.state
         """All that was read, once the text has ended: the prompt, and all tokens but the last one drawn."""
         self._tokenizer, self._config, self._max_tokens = tokenizer, config, max_tokens
@@ -71,13 +71,13 @@ class Text:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is written."""
+        """Whether the text is complete or has failed."""
         return self.stop_reason is not None or self.fault is not None
 
     def draw(self, logits: Tensor) -> Tensor:
-        """Return the next token, (1,), for its logits (1, V), or NONE; nothing waits for the device."""
+        """Return the next token, (1,), for its logits (1, V), or NONE, without waiting for the device."""
         finite = logits.isfinite().all(-1)
-        logits = torch.where(finite[:, None], logits, 0)  # drawing from NaN would break a GPU for everybody
+        logits = torch.where(finite[:, None], logits, 0)  # sampling from NaN would break the GPU for every text
         logits[:, NEVER_WRITTEN] = -torch.inf
         logits[:, self._tokenizer.vocab_size :] = -torch.inf  # ids that only pad the model's vocabulary
         token = sample(logits, self._config, self._generator, self._seen)

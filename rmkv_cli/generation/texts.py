@@ -16,8 +16,8 @@ LONGEST = 1 << 20  # characters that are held while no place to cut is found
 def text_pieces(file: BinaryIO, name: str, advance: Callable[[float], None] = lambda size: None) -> Iterator[str]:
     """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
 
-    The pieces' tokens are the whole text's (see `in_parts`). Only a text without any place to cut is cut elsewhere,
-    after `LONGEST` characters. `advance` is called with the number of bytes that were read, once their pieces are
+    The pieces have the same tokens as the whole text (see `in_parts`). Only a text without any place to cut is cut
+    elsewhere, after `LONGEST` characters. `advance` is called with the number of bytes read, once their pieces are
     taken. Line ends are read as "\\n".
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a request's body to what it asks: bounded before it is parsed, and parsed off the event loop."""
+"""Parse request bodies outside the event loop, after checking their bounds."""
 
 import asyncio
 import json
@@ -13,20 +13,20 @@ from starlette.requests import ClientDisconnect
 from rmkv_cli.serving.errors import ApiError, of_problems
 
 MAX_VALUES = 50_000
-"""Keys and values of a body, all levels together."""
+"""Most keys and values in a body, at all levels together."""
 MAX_DEPTH = 16
-"""Levels of lists and objects within each other."""
-# Strings, also one that never ends; brackets; numbers and words. Possessive, so that no input is scanned twice.
+"""Most levels of nested lists and objects."""
+# Strings, including an unterminated one; brackets; numbers and words. Possessive, so that no input is scanned twice.
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]|[^\s\[\]{},:"]++', re.DOTALL)
 
 A = TypeVar("A", bound=BaseModel)
 
 
 def body_as(kind: type[A]) -> Callable[[Request], Awaitable[A]]:
-    """Return a FastAPI dependency that reads a request's body as a `kind`; it raises `ApiError` if it is none."""
+    """Return a FastAPI dependency that parses a request's body as a `kind`, or raises `ApiError`."""
 
     async def read(request: Request) -> A:
-        # A page of another site can send no JSON: browsers ask the server first, which does not allow it.
+        # This keeps out pages of other sites: before they send JSON, browsers ask the server, which does not allow it.
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not re.fullmatch(r"application/(.+\+)?json", media_type):
             raise ApiError(400, "the body should be a JSON object, sent with Content-Type: application/json")
@@ -40,10 +40,9 @@ def body_as(kind: type[A]) -> Callable[[Request], Awaitable[A]]:
 
 
 def parse(kind: type[A], body: bytes) -> A:
-    """Return the JSON body as a `kind`; raise `ApiError` 400 with the first thing that is wrong with it.
+    """Return the JSON body as a `kind`; raise `ApiError` 400 with the body's first error.
 
-    How long this takes, and the memory that it takes, is bounded by the body's bytes, `MAX_VALUES` and the bounds of
-    the `kind`.
+    The body's bytes, `MAX_VALUES` and the bounds of the `kind` limit the time and memory that this takes.
     """
     _require_bounded(body)
     try:
@@ -57,7 +56,7 @@ def parse(kind: type[A], body: bytes) -> A:
 
 
 def _require_bounded(body: bytes) -> None:
-    """Raise `ApiError` 400 if a body has too many values or levels, with the field that has them."""
+    """Raise `ApiError` 400, naming the field, if a body has too many values or levels."""
     values = depth = 0
     field = ""
     for token in _TOKENS.finditer(body):
@@ -68,7 +67,7 @@ def _require_bounded(body: bytes) -> None:
         values += 1
         if mark in b"[{":
             depth += 1
-        elif depth == 1:  # at last, the key of the list or object that is too large
+        elif depth == 1:  # finally, the key whose value is too large
             field = body[token.start() + 1 : min(token.end() - 1, token.start() + 65)].decode("utf-8", "replace")
         if values > MAX_VALUES or depth > MAX_DEPTH:
             param = field if depth > 1 and field else None

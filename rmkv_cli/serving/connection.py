@@ -1,4 +1,4 @@
-"""A client's connection: how many there are, how long each may keep the server waiting, and errors below HTTP."""
+"""Bound the number of connections and the time each may keep the server waiting; answer malformed HTTP."""
 
 import asyncio
 import json
@@ -13,20 +13,20 @@ from rmkv_cli.serving.gate import BODY_SECONDS
 from rmkv_cli.serving.limits import Limits
 
 HEAD_SECONDS = 10.0
-"""Time in which a request's head must have arrived, or `max_seconds` if that is less."""
+"""Seconds in which a request's headers must arrive; `max_seconds` if that is less."""
 ANSWER_SECONDS = 30.0
-"""Time beyond its request's in which an answer must have been received."""
+"""Seconds beyond the request's own time in which the client must receive the answer."""
 
 
 class Connection(H11Protocol):
-    """A connection that is cut off if it keeps the server waiting, or is silent while there are too many.
+    """A connection that is closed if it keeps the server waiting, or is silent while there are too many connections.
 
-    uvicorn itself bounds the time between two requests alone. Its `limit_concurrency` refuses requests, and closes no
+    uvicorn itself bounds only the time between two requests. Its `limit_concurrency` refuses requests but closes no
     silent connection.
     """
 
     def __init__(self, *how: Any, limits: Limits, most: int, **more: Any) -> None:
-        """Begin as uvicorn does; `most`: how many connections there may be at once."""
+        """Begin as uvicorn does; at most `most` connections may be open at once."""
         super().__init__(*how, **more)
         self._most = most
         self._head_seconds = min(HEAD_SECONDS, limits.max_seconds)
@@ -38,11 +38,11 @@ class Connection(H11Protocol):
 
     @property
     def silent(self) -> bool:
-        """Whether it has asked nothing that is yet to be answered."""
+        """Whether no request on this connection awaits an answer."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request; if there are too many connections, close the one that was silent longest."""
+        """Wait for a request; if there are too many connections, close the one that has been silent longest."""
         super().connection_made(transport)
         self._wait(self._head_seconds)
         if len(self.connections) > self._most:
@@ -62,47 +62,47 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrives, unless the connection was refused: who is still sending then has time to read why."""
+        """Process received bytes; discard them after a refusal, which gives the client time to read the reason."""
         if not self._refused:
             super().data_received(data)
 
     def handle_events(self) -> None:
-        """Begin to answer once a request's head is there."""
+        """Begin to answer once a request's headers have arrived."""
         super().handle_events()
         if self.cycle is not self._answering:
             self._answering = self.cycle
             self._wait(self._answer_seconds)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request; also for the client to take what it was sent."""
+        """Wait for the next request, and for the client to receive the answer."""
         self._since = self.loop.time()
         self._wait(self._head_seconds)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Tell a client that speaks no HTTP so, in the form of all errors."""
+        """Answer malformed HTTP with an error of the usual form."""
         error = sys.exception()
         assert isinstance(error, h11.RemoteProtocolError)
         status, message = error.error_status_hint, f"the request is not valid HTTP: {error}"
         self._refuse(ApiError(status, "the headers are too large" if status == 431 else message, "invalid_http"))
 
     def shutdown(self) -> None:
-        """End it once its answer is sent; now, if its request has not arrived."""
+        """Close the connection once its answer is sent, or now if the request is still arriving."""
         if not self.silent and self.cycle.more_body:
             self.transport.abort()
         else:
             super().shutdown()
 
     def _wait(self, seconds: float | None) -> None:
-        """Cut it off after so long, unless something happens before."""
+        """Close the connection after `seconds` unless called again; None: never."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer with an error, unless an answer has begun, and have the client close."""
+        """Answer with an error, unless an answer has begun, and ask the client to close."""
         self._refused = True
-        if not self.silent:  # what the application answers is no longer sent
+        if not self.silent:  # discard the application's answer
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._wait(self._head_seconds)

@@ -22,18 +22,17 @@ from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.metrics import Metrics
 from rmkv_cli.tokenizer import Piece, Special, Tokenizer, in_parts, require_unicode
 
-SHORT, LONGEST = 1 << 13, 1 << 16  # characters that are tokenized at once, and at most: others wait meanwhile
+SHORT, LONGEST = 1 << 13, 1 << 16  # characters tokenized at once: usual and greatest number; other jobs wait meanwhile
 
 Reading = tuple[Job, Iterator[None]]
 
 
 class Engine:
-    """Runs jobs in a thread of its own: it reads their prompts in turns, and writes as many texts at once as it has
-    lanes, those first whose prompts were read first.
+    """A thread that runs jobs: it reads prompts in turns and generates as many texts at once as there are lanes.
 
-    Between two steps of the texts that are being written, one segment of one prompt is read. A prompt's first segment
-    goes before the others, whose turns come one after the other: a long prompt slows others down, and does not stop
-    them. What goes wrong with one job ends that job alone.
+    The engine reads one segment of one prompt between two decoding steps. First segments of prompts go first; later
+    segments take turns. A long prompt therefore slows other jobs down but does not block them. Jobs get lanes in the
+    order in which their prompts were finished. A fault ends only its own job.
 
     Use it in a `with` statement: entering starts the thread, leaving ends it and all jobs.
     """
@@ -42,12 +41,12 @@ class Engine:
         self._model, self._tokenizer, self._limits, self._metrics = model.eval(), tokenizer, limits, metrics
         self._batch = Batch(Decoder(model, limits.lanes))
         self._changed = threading.Condition()
-        self._submitted: list[Job] = []  # and not yet among the jobs
+        self._submitted: list[Job] = []  # not yet moved to `_jobs`
         self._texts = 0  # of all jobs that have not ended
-        self._jobs: list[Job] = []  # those that have not ended; from here on, only the engine's thread touches it
-        self._new: deque[Reading] = deque()  # nothing of them is read yet
+        self._jobs: list[Job] = []  # jobs that have not ended; only the engine's thread touches this and what follows
+        self._new: deque[Reading] = deque()  # nothing has been read yet
         self._reading: deque[Reading] = deque()
-        self._ready: deque[Job] = deque()  # their prompts are read: they wait for lanes
+        self._ready: deque[Job] = deque()  # prompts are read; waiting for lanes
         self._last: float | None = None  # when all must have ended, once it shuts
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -96,13 +95,13 @@ class Engine:
         try:
             while self._wait():
                 self._round()
-        except Exception:  # what no job alone is to blame for, and the next one would meet as well
+        except Exception:  # no single job is to blame, and the next job would fail as well
             traceback.print_exc()
-        finally:  # nobody is left waiting
+        finally:  # leave no client waiting
             with self._changed:
                 self._closed = True
             self._take_in()
-            self._batch.texts.clear()  # of a decoder that may be broken nothing is wanted any more
+            self._batch.texts.clear()  # the decoder may be broken, so `_end` must not use it
             for job in list(self._jobs):
                 self._end(job, _shutting_down())
 
@@ -148,7 +147,7 @@ class Engine:
 
     @contextmanager
     def _fault_of(self, job: Job) -> Iterator[None]:
-        """End the job with whatever goes wrong."""
+        """End the job if anything is raised."""
         try:
             yield
         except Exception as error:
@@ -157,7 +156,7 @@ class Engine:
             self._end(job, error)
 
     def _read_on(self) -> None:
-        """Read a segment of the job whose turn it is; if there is more to read, it has to wait for the next turn."""
+        """Read a segment of the job whose turn it is; queue the rest for the job's next turn."""
         if not (line := self._new or self._reading):
             return
         job, work = line.popleft()
@@ -166,7 +165,7 @@ class Engine:
             self._reading.append((job, work))
 
     def _begin(self, job: Job) -> Iterator[None]:
-        """Read the prompt, a segment at a time; then wait for lanes."""
+        """Read the prompt, a segment at a time; then queue the job for lanes."""
         job.prompt = prompt = yield from self._read(job.pieces, job.after)
         if job.writing is None:
             self._end(job, Done(prompt.tokens, 0), prompt)
@@ -175,7 +174,7 @@ class Engine:
         self._ready.append(job)
 
     def _write(self, job: Job) -> None:
-        """Begin the texts of a job whose prompt is read."""
+        """Start generating the texts of a job whose prompt has been read."""
         assert job.prompt is not None
         assert job.writing is not None
         writing = job.writing
@@ -183,13 +182,13 @@ class Engine:
             how = job.prompt, config, writing.max_tokens, writing.stop, writing.ends
             job.texts.append(Choice(job.first + i, writing.scores, self._tokenizer, *how))
         self._metrics.first.observe(time.monotonic() - job.begun)
-        self._tell(job, {text: self._batch.add(text) for text in job.texts})
+        self._send(job, {text: self._batch.add(text) for text in job.texts})
 
     def _write_on(self) -> None:
-        """Write one more token of each text."""
+        """Generate one more token of each text."""
         try:
             pieces = dict(self._batch.step())
-        except Exception as error:  # of the model's step, which all of them share
+        except Exception as error:  # all texts share the model's step
             traceback.print_exc()
             writing = [job for job in self._jobs if job.texts and not job.written]
             try:
@@ -199,12 +198,12 @@ class Engine:
                     self._end(job, error)
             return
         for job in list(self._jobs):
-            if told := {text: pieces[text] for text in job.texts if text in pieces}:
+            if new := {text: pieces[text] for text in job.texts if text in pieces}:
                 with self._fault_of(job):
-                    self._tell(job, told)
+                    self._send(job, new)
 
-    def _tell(self, job: Job, pieces: Mapping[Choice, str]) -> None:
-        """Tell what was written of a job's texts; if all have ended, end the job, or have its text read."""
+    def _send(self, job: Job, pieces: Mapping[Choice, str]) -> None:
+        """Send new pieces of a job's texts; if all texts have ended, end the job, or queue its text for reading."""
         for text, piece in pieces.items():
             if text.fault is not None:
                 raise text.fault
@@ -229,9 +228,9 @@ class Engine:
         return Done(job.prompt.tokens, sum(len(text.ids) for text in job.texts))
 
     def _end(self, job: Job, event: Event, kept: Prompt | None = None) -> None:
-        """Let go of a job wherever it stands, and tell its end; one that has ended is left alone.
+        """Remove a job from wherever it is and send its last event; do nothing if the job has already ended.
 
-        If keeping what was read fails, that is how the job ends.
+        If keeping the reading fails, the last event is that error.
         """
         if job not in self._jobs:
             return
@@ -257,7 +256,7 @@ class Engine:
 
 
 def _kept(keep: Callable[[Prompt | None], None] | None, kept: Prompt | None, event: Event) -> Event:
-    """Put what was read in its place; return how its job ends: with the event, or the error that keeping it met."""
+    """Pass the reading to `keep`; return the job's last event, which is the error if `keep` fails."""
     try:
         if keep is not None:
             keep(kept)
@@ -272,10 +271,10 @@ def _shutting_down() -> ApiError:
 
 
 def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield the same text in pieces that are tokenized quickly, cut where the tokens are cut as well."""
+    """Split text into pieces that are quick to tokenize, without changing its tokens."""
     for piece in pieces:
         if isinstance(piece, Special):
             yield piece
         else:
-            require_unicode(piece)  # here, where a character's place in the text is known
+            require_unicode(piece)  # check here, where the character's position is known
             yield from in_parts([piece], SHORT, LONGEST)

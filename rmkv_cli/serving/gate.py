@@ -15,13 +15,13 @@ from rmkv_cli.serving.metrics import Metrics
 
 OPEN = {"/", "/health"}
 BODY_SECONDS = 60.0
-"""Time in which a body must have arrived, or `max_seconds` if that is less."""
+"""Seconds in which a body must arrive; `max_seconds` if that is less."""
 BODIES = 4
-"""Bodies of the largest size whose bytes may be held at once."""
+"""Bound of all bodies in memory together, as a multiple of the largest body."""
 
 
 class Gate:
-    """ASGI middleware: asks for the key, looks at the host's name, bounds the bodies and their time, counts answers.
+    """ASGI middleware that checks the key and the host's name, bounds bodies and their time, and counts answers.
 
     Where there is no key, only requests to the names in `hosts`, in lower case, are let in, if any are given: a page of
     another site could else reach a server on this machine under a name of its own (DNS rebinding).
@@ -31,7 +31,7 @@ class Gate:
         self._app, self._metrics, self._max_body = app, metrics, limits.max_body
         self._body_seconds = min(BODY_SECONDS, limits.max_seconds)
         self._key, self._hosts = None if key is None else key.encode(), hosts
-        self._bytes = 0  # of the bodies of all requests that are not answered yet
+        self._bytes = 0  # bodies of all requests without an answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it."""
@@ -50,10 +50,10 @@ class Gate:
                 async with asyncio.timeout_at(last):
                     message = await receive()
             except TimeoutError:
-                told = f"the body took longer than {self._body_seconds:g} s to arrive"
-                raise ApiError(408, told, "timeout") from None
+                late = f"the body took longer than {self._body_seconds:g} s to arrive"
+                raise ApiError(408, late, "timeout") from None
             if not message.get("more_body"):
-                last = None  # what follows is that the client leaves
+                last = None  # the next message is the client's disconnect
             size += (new := len(message.get("body", b"")))
             self._bytes += new
             if size > self._max_body:
@@ -78,7 +78,7 @@ class Gate:
             if self._hosts and name not in self._hosts:
                 return ApiError(403, "this server answers to " + ", ".join(sorted(self._hosts)), "wrong_host")
             return None
-        # As bytes: they are UTF-8, or what the client made of it, and latin-1 has spaces among their middles.
+        # Split bytes, not text: decoded as latin-1, a UTF-8 character can contain a space.
         scheme, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")
         known = secrets.compare_digest(given.strip(), self._key)
         if scope["path"] in OPEN or (scheme.lower() == b"bearer" and known):

@@ -1,4 +1,4 @@
-"""What the engine is asked to do, and what it answers."""
+"""Define the engine's jobs and the events that report on them."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -11,60 +11,60 @@ from rmkv_cli.tokenizer import Piece, Special
 
 @dataclass(frozen=True)
 class Done:
-    """A job is done, having read and written so many tokens."""
+    """The end of a successful job, with the numbers of tokens that it read and generated."""
 
     read: int
     written: int
 
 
 Event = Said | Done | Exception
-"""What a job tells: its pieces, then either that it is done or why it is not."""
+"""An event of a job: pieces of text, then either `Done` or the error that ended the job."""
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What is written after a prompt: a text for each config."""
+    """The texts to generate after a prompt, one for each config."""
 
     configs: Sequence[SamplingConfig]
     max_tokens: int
     stop: Sequence[str]
     ends: Collection[Special]
     scores: int | None
-    """How many of the likeliest tokens are told with each; None: no score."""
+    """Number of likeliest tokens to report with each token; None: no log probabilities."""
     remembered: Callable[[str], Sequence[Piece]]
-    """The pieces that a text is, once it is read like a prompt."""
+    """A function that returns a generated text as pieces to read like a prompt."""
 
 
-@dataclass(eq=False, repr=False)  # a prompt is shown in no message
+@dataclass(eq=False, repr=False)  # no message may show a prompt
 class Job:
-    """A prompt to read, after an earlier reading or as a document's beginning, and what to write after it, if anything.
+    """A prompt to read, after an earlier reading or as a document's beginning, and the texts to generate, if any.
 
-    `send` is called from the engine's thread with each event. `keep`, too: once, at the end, with all that was read and
-    written, or with None if the job came to nothing.
+    The engine's thread calls `send` with each event. It calls `keep` once, at the end: with all that was read and
+    generated, or with None if the job failed.
     """
 
     pieces: Sequence[Piece]
     send: Callable[[Event], None]
     seconds: float
-    """Time until it is given up."""
+    """Seconds after which the job fails."""
     after: Prompt | None = None
     writing: Writing | None = None
     keep: Callable[[Prompt | None], None] | None = None
     first: int = 0
-    """The number of the first text."""
+    """Number of the first text."""
     cancelled: bool = False
-    """Set by whoever no longer wants it, at any time, from any thread."""
+    """Whether the result is no longer wanted; may be set at any time, from any thread."""
     begun: float = field(default_factory=time.monotonic)
     prompt: Prompt | None = None
-    """What was read, once it was."""
+    """The prompt's reading, once it is complete."""
     texts: list[Choice] = field(default_factory=list)
 
     @property
     def lanes(self) -> int:
-        """How many it takes; one also where it only reads."""
+        """Number of lanes that the job takes; a job that only reads counts as one."""
         return len(self.writing.configs) if self.writing else 1
 
     @property
     def written(self) -> bool:
-        """Whether all its texts have ended; it may still have them read, to be kept."""
+        """Whether all texts have ended; the engine may still read them in order to keep them."""
         return bool(self.texts) and all(text.stop_reason for text in self.texts)

@@ -23,14 +23,14 @@ class _Memory:
 
 @dataclass
 class Keep:
-    """Puts a reading in a memory's place, or with None leaves all as it was; called once, from any thread."""
+    """A function that stores a reading as a memory, or with None changes nothing; called once, from any thread."""
 
     put: Callable[[Prompt | None], dict[str, Any] | None]
     figures: dict[str, Any] | None = None
-    """Figures of the memory as this put it there, whatever has become of it since."""
+    """Figures of the memory as it was stored here, even if it has changed since."""
 
     def __call__(self, prompt: Prompt | None) -> None:
-        """Put it there."""
+        """Store the reading."""
         self.figures = self.put(prompt)
 
 
@@ -100,7 +100,7 @@ class Memories:
         return self._figures(name, self._get(name))
 
     def list(self) -> list[dict[str, Any]]:
-        """Return the figures of all, the last updated first."""
+        """Return the figures of all memories, most recently updated first."""
         with self._lock:
             names = sorted(self._memories, key=lambda name: self._memories[name].updated, reverse=True)
             return [self.describe(name) for name in names]
@@ -131,14 +131,14 @@ class Memories:
         memory = None
         try:
             if prompt is not None:
-                # Copies: a state's tensors may be parts of larger ones.
+                # Copy: a state's tensors may be views of larger ones.
                 own = replace(
                     prompt,
                     logits=prompt.logits.clone(),
                     state=prompt.state.map(lambda x, _: x.clone()),
                 )
                 memory = _Memory(own, int(prompt.state.position), int(time.time()), int(time.time()))
-        finally:  # whatever fails, the name is free again
+        finally:  # release the name even on failure
             with self._lock:
                 self._written.remove(name)
                 if memory is not None:

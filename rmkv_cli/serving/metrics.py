@@ -23,7 +23,7 @@ class Metrics:
         self.requests = counter("rmkv_requests", "Requests answered; 499: the client left", "route", "status")
         self.read = counter("rmkv_tokens_read", "Tokens read, of prompts and into memories")
         self.written = counter("rmkv_tokens_written", "Tokens written")
-        self.queue = gauge("rmkv_queue_length", "Texts that wait for a lane, prompts that are being read included")
+        self.queue = gauge("rmkv_queue_length", "Texts that wait for a lane or whose prompts are being read")
         self.busy = gauge("rmkv_lanes_busy", "Lanes that are taken")
         self.lanes = gauge("rmkv_lanes", "Lanes that there are")
         self.memories = gauge("rmkv_memories", "Named memories")

@@ -40,7 +40,7 @@ NEUTRAL = {
 """The protocol's fields that this server does not know how to honour, with the value that asks for nothing."""
 
 MAX_KEYS = 100
-"""Keys of a request or of a part of it."""
+"""Most keys of a request, and of each object in it."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]

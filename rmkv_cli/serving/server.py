@@ -18,10 +18,10 @@ from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.service import Service
 
 GRACE = 10.0  # seconds that answers have to end once the server is told to
-CONNECTIONS = 1000  # beyond those of the texts that are written or wait
-BACKLOG = 1024  # connections that wait to be accepted
-ACCEPTED = 16  # of them at a time
-FILES = 64 + 4 * ACCEPTED  # open beside connections: the process's own, those just accepted, those not closed yet
+CONNECTIONS = 1000  # beyond one for each text in a lane or in the queue
+BACKLOG = 1024  # connections waiting to be accepted
+ACCEPTED = 16  # connections accepted at a time
+FILES = 64 + 4 * ACCEPTED  # files beside connections: the process's own, just accepted ones, ones not closed yet
 
 
 class Server(uvicorn.Server):
@@ -49,17 +49,17 @@ class Server(uvicorn.Server):
             workers=1,
             proxy_headers=False,
             log_config=None,
-            log_level="error",  # clients can cause warnings at any rate
+            log_level="error",  # clients could flood the log with warnings
             access_log=False,
             backlog=ACCEPTED,
-            timeout_graceful_shutdown=int(2 * GRACE),  # the engine ends answers itself; if it cannot, they are cut off
+            timeout_graceful_shutdown=int(2 * GRACE),  # the engine ends answers itself; this is the fallback
         )
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections."""
         await super().startup(sockets)
-        # asyncio accepts as many connections at once as `backlog` says, which may be more than there are files left.
+        # asyncio accepts `backlog` connections at once, which may exceed the number of available files.
         for bound in sockets or ():
             bound.listen(BACKLOG)
 
@@ -101,11 +101,11 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(service: Service, bound: socket.socket, key: str | None, host: str) -> None:
     """Serve at a socket bound to the host until SIGTERM, after which it returns, or Ctrl-C, which is raised again."""
     server = Server(service, key, host)
-    # Before uvicorn's own, which are the same: a signal that comes while it starts is none that is lost.
+    # Install uvicorn's handlers before uvicorn does, so that no signal during its start is lost.
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with service.engine:  # before uvicorn runs, which would log an error here as a traceback
-            bound.listen(BACKLOG)  # so that whoever reads the next line can connect
+        with service.engine:  # outside uvicorn, which would log an error as a traceback
+            bound.listen(BACKLOG)  # clients may connect as soon as the next line appears
             stderr().print(f"serving {service.name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C ends it")
             server.run(sockets=[bound])
     finally:
@@ -117,6 +117,6 @@ def serve(service: Service, bound: socket.socket, key: str | None, host: str) ->
 
 
 def _most_connections(limits: Limits) -> int:
-    """Return how many connections there may be at once: so many that files are left to accept one more."""
+    """Return the most connections that leave enough files open to accept one more."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(ACCEPTED, min(CONNECTIONS + limits.lanes + limits.queue, files - FILES))

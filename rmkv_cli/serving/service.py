@@ -56,7 +56,7 @@ class Service:
     async def read(self, request: Request, text: str, after: Prompt | None, keep: Keep) -> dict[str, Any]:
         """Read a text, after an earlier reading or as a document's beginning, and keep the result.
 
-        Returns the figures of the memory that keeps it; errors as in `write`.
+        Return the figures of the new memory; errors as in `write`.
         """
         exchange = Exchange()
         exchange.submit(self.engine, [Job((text,), exchange.send, self.limits.max_seconds, after, keep=keep)])
@@ -124,7 +124,7 @@ async def _all(said: AsyncIterator[Said]) -> list[Said]:
 
 
 def _whole(replies: Replies, parts: list[Said], tokens: dict[str, int], scored: bool) -> Response:
-    """Return a whole answer. With log probabilities it can be 40 MB: for a thread, and encoded in many small steps."""
+    """Return a whole answer. Log probabilities can make it 40 MB, so a thread encodes it in many small steps."""
     encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     answer = "".join(encoder.iterencode(replies.whole(parts, tokens, scored=scored)))
     return Response(answer, media_type="application/json")

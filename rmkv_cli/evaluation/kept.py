@@ -20,7 +20,7 @@ from rmkv_cli.files import read_whole, sha256, write_text
 
 FOLDER = "evaluations"
 LONGEST = 80  # characters of a name
-EXAMPLES = 64  # documents a cell, unless --examples says otherwise
+EXAMPLES = 64  # documents per cell by default
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Evaluation:
 
 
 def keep_evaluation(run: Path, name: str, evaluation: Evaluation) -> Path:
-    """Write an evaluation into a run's folder in place of the one of that name; return the file.
+    """Write an evaluation into a run's folder, replacing one of the same name; return the file.
 
-    The name tells what was measured, as `documents_name` and its like give it.
+    `documents_name`, `task_name` and `harness_name` return names that say what was measured.
     """
     slug = re.sub(r"[^\w.=,-]+", "-", name.replace("[", "").replace("]", "")).strip("-.")
     if len(slug) > LONGEST:  # many tasks at once: what tells them apart may stand at the end
@@ -69,7 +69,7 @@ def kept_evaluations(run: Path) -> dict[str, Evaluation]:
 def documents_name(
     run: Path, data: Path, split: str, documents: Documents, max_tokens: int | None, memory: bool
 ) -> str:
-    """Return the name of an evaluation on `data`: the split's alone for the run's own data, read whole."""
+    """Return the name of an evaluation on `data`; for all of the run's own data it is the split's name."""
     settings = [] if memory else ["no-memory"]
     if max_tokens is not None and max_tokens < documents.lengths.sum():
         settings.insert(0, f"max-tokens={max_tokens}")
@@ -88,7 +88,7 @@ def documents_name(
 def task_name(
     kind: str, overrides: Mapping[str, object], examples: int, seed: int, mix: Path | None, texts: Sequence[Path]
 ) -> str:
-    """Return the name of an evaluation on a task: what was asked otherwise than usual, and what it took from files."""
+    """Return the name of an evaluation on a task, with its settings that differ from the defaults and its files."""
     settings = [f"{key}={value}".replace(" ", "") for key, value in sorted(overrides.items())]
     settings += [f"examples={examples}"] * (examples != EXAMPLES) + [f"seed={seed}"] * (seed != 0)
     files = [*texts, *([mix / "manifest.json" if mix.is_dir() else mix] if mix else [])]
@@ -104,7 +104,7 @@ def harness_name(tasks: Sequence[str], include: Path | None, limit: int | None, 
 
 
 def _name(*parts: str, read: Mapping[Path, str] | None = None) -> str:
-    """Return the parts as a name, with a hash of the paths and contents of what was `read`."""
+    """Join the parts into a name; append a hash of the paths and contents of the files in `read`."""
     if read:
         files = sorted((str(path.resolve()), content) for path, content in read.items())
         parts = (*parts, hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8])

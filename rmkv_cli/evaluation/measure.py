@@ -54,10 +54,10 @@ class Report(Score):
     by_source: dict[str, Score]
     by_position: list[PositionLoss]
     cut: int
-    """Documents of which only the beginning was read, for `max_tokens`."""
+    """Number of documents of which `max_tokens` allowed only the beginning."""
     available_documents: int
     available_tokens: int | None
-    """Those that `tokens` would be, were all documents read to their ends; None where some were never read so far."""
+    """Value of `tokens` if all documents were read whole; None if the length of some is unknown."""
 
 
 def measure(
@@ -74,7 +74,7 @@ def measure(
     Args:
         model: its training mode is restored.
         documents: what is read.
-        max_tokens: read at most so many: see `sample`.
+        max_tokens: most tokens to read (see `sample`).
         tokenizer: tells how many bytes a cut document's tokens are; without it bits per byte leaves that one out.
         batch_tokens: most tokens in one forward pass; bounds the memory.
         advance: is called with the number of tokens just read.
@@ -143,12 +143,12 @@ def choose(lengths: Integers, max_tokens: int | None) -> tuple[Integers, Integer
 
 
 def sample(lengths: Integers, sources: Integers, max_tokens: int | None) -> tuple[Integers, Integers]:
-    """Return a sample of documents that stands for all, and how many tokens of each are read; always the same one.
+    """Return a representative sample of documents and the number of tokens to read of each; it is always the same.
 
-    The documents of one source whose lengths agree within a factor of two are a stratum. Each stratum gives the share
-    of `max_tokens` that it has of all tokens, so that sources and lengths keep their shares: whole documents in a fixed
-    random order, the last one cut. Arguments and result are as in `choose`, but for `sources` (documents,), which names
-    each document's source by a number; errors as there.
+    Documents of one source with lengths within a factor of two form a stratum. A stratum's share of `max_tokens` is its
+    share of all tokens, so sources and lengths keep their proportions. It gives whole documents in a fixed random
+    order and cuts the last one. Arguments, result and errors are as in `choose`; in addition, `sources` (documents,)
+    has the index of each document's source.
     """
     if max_tokens is None or not 1 <= max_tokens < lengths.sum():
         return choose(lengths, max_tokens)

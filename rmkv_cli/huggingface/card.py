@@ -17,7 +17,7 @@ from rmkv_cli.training.metrics import read_metrics
 def model_card(name: str, folder: Path, model: RMKV) -> str:
     """Return the README.md of a model called `name`; where its folder is a run's checkpoint, the run is told, too."""
     parts = [_what_it_is(name, model)]
-    # A run's `latest` is followed, a checkpoint that was moved and linked in its place is not.
+    # Follow a run's `latest`, but not a link that stands for a checkpoint that was moved.
     folder = folder.absolute() if folder.absolute().parent.name == FOLDER else folder.resolve()
     run = folder.parent.parent
     if folder.parent.name == FOLDER and (run / "config.toml").is_file():
@@ -77,7 +77,7 @@ def _data(config: Config, run: Path) -> list[str]:
 
 def _evaluation(config: Config, run: Path, folder: Path) -> list[str]:
     """Return the part with the checkpoint's figures on held-out documents, if it was evaluated."""
-    step = checkpoint_step(folder)  # None of a folder that somebody else put there, which no record is of
+    step = checkpoint_step(folder)  # None for a folder that rmkv did not name, which has no record
     records = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] == step and "validation" in r]
     if not records:
         return []
@@ -88,7 +88,7 @@ def _evaluation(config: Config, run: Path, folder: Path) -> list[str]:
 
 
 def _measured(config: Config, run: Path) -> str:
-    """Return what a validation of the run reads."""
+    """Describe the text that the run's validations read."""
     try:
         held_out = Manifest.load(Path(config.train.data) if config.train.data else run / HELD_OUT).splits["validation"]
     except UserError:

@@ -85,7 +85,7 @@ def require_exported(folder: Path) -> ModelConfig:
     """Return the config of a folder that `export_folder` wrote; raise `UserError` if it is something else."""
     path = folder / CONFIG
     if not path.exists():
-        raise UserError(f"{folder}: is no Hugging Face folder (it has no {CONFIG})")
+        raise UserError(f"{folder}: is not a Hugging Face folder (it has no {CONFIG})")
     described = read_json(path)
     kind = described.get("architectures") or [described.get("model_type")]
     if not isinstance(kind, list):
@@ -94,7 +94,7 @@ def require_exported(folder: Path) -> ModelConfig:
         raise UserError(f"{folder}: is a model folder of rmkv; `rmkv export hf` makes a Hugging Face folder of it")
     if kind != [ARCHITECTURE]:
         named = ", ".join(map(str, kind))
-        raise UserError(f"{folder}: holds another kind of model ({named}); wants a folder that `rmkv export hf` made")
+        raise UserError(f"{folder}: holds another kind of model ({named}); name a folder that `rmkv export hf` made")
     keys = {name: x for name, x in described.items() if name in ModelConfig.model_fields}
     if isinstance(memory := keys.get("memory"), dict):
         keys["memory"] = {name: x for name, x in memory.items() if name in MemoryConfig.model_fields}

@@ -89,7 +89,7 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (B, T) int64.
             attention_mask: (B, T), or (B, all tokens so far), of which the last T count; 0: a pad, whose logits are 0.
             past_key_values: what came before; a document's beginning where none is given.
-            labels: (B, T); -100: not counted, nor is a pad, nor what follows a pad. Where given, the loss is returned.
+            labels: (B, T); if given, the loss is returned. It ignores -100, pads, and tokens after a pad.
             use_cache: False: what is carried after the tokens is not returned.
             logits_to_keep: of so many last tokens only; 0: of all.
             kwargs: `num_items_in_batch`, for the loss. Positions are the state's, whatever is given.

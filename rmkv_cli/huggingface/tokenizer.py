@@ -20,7 +20,7 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) 
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder.
 
     A text is encoded as a document: END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks.
-    The thinking tokens are not special here, so that `skip_special_tokens` keeps a thought apart from its answer.
+    The thinking tokens are not special here, so that `skip_special_tokens` keeps thoughts and answers separate.
 
     Args:
         directory: the folder.

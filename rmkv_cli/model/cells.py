@@ -9,7 +9,7 @@ from rmkv_cli.config import ModelConfig
 
 
 def memory_dtype(weight: Tensor) -> torch.dtype:
-    """Return the precision in which slots and store are carried and written beside this weight: at least float32."""
+    """Return the type of slots and store in a model with this weight: the weight's own, but at least float32."""
     return torch.promote_types(weight.dtype, torch.float32)
 
 
@@ -62,8 +62,8 @@ class RecurrentMemoryCell(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return M' (B, m, D) and the LSTM's cell state (B, m, D), else None, for input and hidden (B, m, D).
 
-        Runs in float32 even under autocast or with half-precision weights: a keep gate near 1 adds less than bfloat16
-        can hold.
+        Runs in float32 even under autocast or with half-precision weights, because a keep gate near 1 adds less than
+        bfloat16 can represent.
         """
         dtype = memory_dtype(next(self.cell.parameters()))
         weights = {name: weight.to(dtype) for name, weight in self.cell.named_parameters()}

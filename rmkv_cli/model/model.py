@@ -239,7 +239,7 @@ class RMKV(nn.Module):
         """Return the model of a model folder, of a checkpoint, or of a run (its newest whole checkpoint).
 
         Raises:
-            UserError: there is none, its files do not fit together, or the memory is too small for it.
+            UserError: there is no model, its files do not fit together, or the memory is too small for it.
         """
         folder = pretrained.find_model(Path(directory))
         with torch.device("meta"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rmkv_cli.model.model import RMKV
 
 CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "checksums.json"
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types of weights that are read
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # supported types of weights
 
 
 def save(model: nn.Module, config: ModelConfig, directory: Path) -> None:
@@ -35,19 +35,18 @@ def save(model: nn.Module, config: ModelConfig, directory: Path) -> None:
 def read_weights(
     directory: Path, model: "RMKV", config: str, device: str = "cpu", prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Return a model folder's weights by their names in `model`, as float32; float64 ones stay what they are.
+    """Return a model folder's weights by their names in `model`, converted to float32 unless they are float64.
 
     Args:
         directory: the folder.
-        model: what they are for; its own weights are not read and may be on the meta device.
-        config: the file that describes `model`, for the message.
-        device: where they go.
-        prefix: what the names in the file begin with.
+        model: the model that gets the weights; its own weights are not read and may be on the meta device.
+        config: the file that describes `model`, for messages.
+        device: the device of the returned weights.
+        prefix: the prefix of the names in the file.
 
     Raises:
-        UserError: the file is absent or damaged, its tensors are not the model's, they are not floating-point numbers,
-            or they and the state of one text do not fit into the device's memory. Nothing is allocated before that is
-            known.
+        UserError: the file is absent or damaged, its tensors are not the model's or not floating-point numbers, or the
+            weights and the state of one text exceed the device's memory. All this is checked before any allocation.
     """
     path = directory / WEIGHTS
     shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items()}
@@ -55,7 +54,7 @@ def read_weights(
         types = {dtype for dtype, _ in file.layout.values()}
         if types - set(FLOATS):
             name, (dtype, _) = next((name, x) for name, x in file.layout.items() if x[0] not in FLOATS)
-            raise UserError(f"{path}: '{name}' has the type {dtype}; wants float32, bfloat16 or float16 weights")
+            raise UserError(f"{path}: '{name}' has the type {dtype}; weights should be float32, bfloat16 or float16")
         wanted = torch.float64 if types == {torch.float64} else torch.float32
         expected: Layout = {name: (file.layout.get(name, (wanted,))[0], shape) for name, shape in shapes.items()}
         if wrong := difference(file.layout, expected):
@@ -63,19 +62,19 @@ def read_weights(
         state = state_bytes(model.config, wanted.itemsize)[1]
         needed = sum(math.prod(shape) for shape in shapes.values()) * wanted.itemsize + state
         if needed > (there := total_memory(device)):
-            raise UserError(f"{path}: needs {needed / 1e9:,.1f} GB of memory, but there are {there / 1e9:,.1f} GB")
+            raise UserError(f"{path}: needs {needed / 1e9:,.1f} GB of memory, but the device has {there / 1e9:,.1f} GB")
         return {name.removeprefix(prefix): x.to(device, wanted) for name, x in file.tensors().items()}
 
 
 def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights into a model that was made without any."""
+    """Assign weights to a model on the meta device."""
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 
 
 def total_memory(device: str) -> int:
-    """Return the bytes of the device's memory."""
+    """Return the size of the device's memory in bytes."""
     if device == "cuda":
         return torch.cuda.get_device_properties().total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -85,7 +84,9 @@ def read_config(directory: Path) -> ModelConfig:
     """Return the config of a model folder; raise `UserError` if it is absent or wrong."""
     path = directory / CONFIG
     if not path.exists():
-        raise UserError(f"{directory}: not a model folder (it has no {CONFIG}); wants one, a checkpoint or a run")
+        raise UserError(
+            f"{directory}: not a model folder (it has no {CONFIG}); name a model folder, a checkpoint or a run"
+        )
     data = read_json(path)
     if data.pop("model_type", None) != "rmkv":
         raise UserError(f"{path}: not the config of an RMKV: its model_type is not 'rmkv'")
@@ -134,13 +135,13 @@ def damaged_file(directory: Path, training: bool) -> str | None:
     except UserError:
         return CHECKSUMS
     for name, expected in sums.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:  # no file of this folder
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # outside this folder
             return CHECKSUMS
         if name.startswith("training/") and not training:
             continue
         file = directory / name
-        # One larger than the memory would be read for minutes. Weights may be so large: what loads them says that they
-        # do not fit. Any other is none that was written here.
+        # Hashing a file larger than the memory would take minutes. Weights may be so large, and loading them reports
+        # that they do not fit. Any other file of that size is not genuine.
         large = file.is_file() and file.stat().st_size > total_memory("cpu")
         if large and name == WEIGHTS:
             continue

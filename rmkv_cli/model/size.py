@@ -1,12 +1,12 @@
-"""How large a state is, by the model's config alone."""
+"""Compute the size of a state from the model's config alone."""
 
 from rmkv_cli.config import ModelConfig
 
 
 def state_bytes(config: ModelConfig, element_size: int, window_size: int | None = None) -> tuple[int, int]:
-    """Return the bytes of one sequence's state at a segment's boundary, and at most, before a segment's last token.
+    """Return the bytes of one sequence's state at a segment's boundary, and its maximum, before a segment's last token.
 
-    A number takes `element_size` bytes, in keys and values `window_size` (under autocast they are narrower).
+    A number takes `element_size` bytes; in keys and values, which are narrower under autocast, `window_size`.
     """
     window_size = window_size or element_size
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback

@@ -169,22 +169,22 @@ class State:
         return sum(x.nbytes for x in self.tensors().values())
 
     def save(self, path: Path) -> None:
-        """Write the state to a safetensors file with a checksum, whole."""
+        """Write the state atomically to a safetensors file with a checksum."""
         copies = {name: x.clone(memory_format=torch.contiguous_format) for name, x in self.tensors().items()}
         save_tensors(copies, path, {"format": "pt"})
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> "State":
-        """Read a state of any model (`load_notes` compares it with one).
+        """Return the state in a file, of any model (`load_notes` checks it against one).
 
         Raises:
-            UserError: the file is absent, damaged, not a state, or one that no text leads to.
+            UserError: the file is absent or damaged, or holds no state or one that no text can produce.
         """
         with open_tensors(path, "not a saved state") as file:
             try:
                 state = cls.from_tensors(file.tensors()).map(lambda x, _: x.to(device))
                 wrong = fault(state)
-            except (KeyError, IndexError, RuntimeError) as error:  # a tensor is missing, or of another shape
+            except (KeyError, IndexError, RuntimeError) as error:  # a tensor is missing or has another shape
                 raise UserError(f"{path}: not a saved state: {error}") from None
         if wrong:
             raise UserError(f"{path}: not a saved state: {wrong}")

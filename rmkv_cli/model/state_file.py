@@ -1,4 +1,4 @@
-"""What a state has to be, wherever it comes from: of the model's own shape, and one that a text can lead to."""
+"""Check a loaded state: it must have the model's shapes and values that a text can produce."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def expected_layout(fresh: "State", filled: int) -> Layout:
-    """Return type and shape of each tensor of a state that has `filled` tokens in its open segment.
+    """Return the type and shape of each tensor of a state with `filled` tokens in its open segment.
 
     Args:
         fresh: the model's state before any token.
@@ -17,7 +17,7 @@ def expected_layout(fresh: "State", filled: int) -> Layout:
     """
     slots = fresh.memory.shape[2]
     grown = {"documents": (1, filled), "stream": (1, filled)}
-    if filled:  # the slots' and the fresh slots' keys stand before the tokens'
+    if filled:  # keys of slots and fresh slots precede those of the tokens
         grown |= dict.fromkeys(("keys", "values"), (2, 2 * slots + filled))
     expected = {}
     for name, (dtype, shape) in layout(fresh.tensors()).items():
@@ -27,18 +27,18 @@ def expected_layout(fresh: "State", filled: int) -> Layout:
 
 
 def fault(state: "State") -> str | None:
-    """Return what is wrong with a state's numbers: those that are not finite, counters that no text leads to."""
+    """Return the fault in a state's numbers, not finite ones or impossible counters, or None."""
     for name, x in state.tensors().items():
         if x.is_floating_point() and not x.isfinite().all():
-            return f"'{name}' holds numbers that are not finite"
+            return f"'{name}' has numbers that are not finite"
     if (state.document < -1).any() or (state.position < 0).any():
-        return "'document' or 'position' is below what a text begins with"
+        return "'document' or 'position' is below its first value"
     last = state.document[:, None]
     for name, x in (("owner", state.owner[:, None]), ("store_owner", state.store_owner[:, None])):
         if ((x < -1) | (x > last)).any():
-            return f"'{name}' is no document of the text"
+            return f"'{name}' is not a document of the text"
     if ((state.documents < -1) | (state.documents > last)).any():
-        return "'documents' are none of the text"
+        return "'documents' are not documents of the text"
     if ((state.offset < 0) | (state.offset > state.position) | (state.offset > state.filled)).any():
         return "'offset' is outside the open segment"
     return None

@@ -17,7 +17,7 @@ class AssociativeStore(nn.Module):
     can tell what stood before it. Of its own the store has that, two gates a head, a norm, and the learned W that a
     document starts with, which holds what mostly follows. The gates see a token and what attention found for it: a
     digit is worth writing or not by what it is part of. The store computes in its own precision, float32 even under
-    autocast or with half-precision weights: what is written is a difference.
+    autocast or with half-precision weights, because it writes differences.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,11 +71,11 @@ class AssociativeStore(nn.Module):
             write, read = torch.sigmoid(gates.to(store.dtype)).transpose(1, 2)[..., None].chunk(2, dim=1)
             q, k = (F.normalize(x.to(store.dtype), dim=-1, eps=1e-6) for x in (q, k))
             own, same, start = own[:, None, :, None], same[:, None], self.start.to(store.dtype)
-            told, held = (torch.where(own, x @ store, x @ start) for x in (q, k))
+            retrieved, predicted = (torch.where(own, x @ store, x @ start) for x in (q, k))
             earlier = (write * (k @ k.mT) * same).tril(-1)
-            error = write * (v.to(store.dtype) - held)
+            error = write * (v.to(store.dtype) - predicted)
             error = torch.linalg.solve_triangular(earlier, error, upper=False, unitriangular=True)
-            found = told + ((q @ k.mT) * same).tril() @ error
+            found = retrieved + ((q @ k.mT) * same).tril() @ error
             found = F.rms_norm(found, found.shape[-1:], self.norm.weight.to(store.dtype), self.norm.eps) * read
             before = torch.where(own[:, :, -1:], store, start)
             after = before + (k * same[:, :, -1, :, None]).mT @ error

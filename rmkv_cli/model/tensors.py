@@ -1,4 +1,4 @@
-"""Safetensors files: written whole; their header is read, to be checked, before any tensor is."""
+"""Write safetensors files atomically; read their header, so that it can be checked before any tensor."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, whole_file
 
 Layout: TypeAlias = dict[str, tuple[torch.dtype | str, tuple[int, ...]]]
-"""Type and shape of each tensor by name; a type that this package never uses is named as the file names it."""
+"""Type and shape of each tensor by name; unsupported types keep the file's name for them."""
 
-CHECKSUM = "sha256"  # the key of a file's metadata that holds `content_hash` of all the rest
+CHECKSUM = "sha256"  # metadata key of the `content_hash` of everything else
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -30,7 +30,7 @@ _TYPES = {
 
 
 class TensorFile:
-    """An open safetensors file, of which the header alone has been read."""
+    """An open safetensors file; at first only its header has been read."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self.path, self._file = path, file
@@ -48,7 +48,7 @@ class TensorFile:
         """Return all tensors by name, on the CPU.
 
         Raises:
-            UserError: the file has a checksum, and its content is not what that says.
+            UserError: the file has a checksum, and its content does not match.
         """
         found = {name: self.tensor(name) for name in self.layout}
         metadata = dict(self.metadata)
@@ -60,10 +60,10 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: Path, damage: str) -> Iterator[TensorFile]:
-    """Open a safetensors file; files without a checksum, of other programs and of before, are read as well.
+    """Open a safetensors file; files without a checksum, from other programs or earlier versions, are accepted.
 
     Raises:
-        UserError: it is absent, is not a regular file, or its header is damaged, which the message calls `damage`.
+        UserError: the file is absent or not a regular file, or its header is damaged; the message then says `damage`.
     """
     require_file(path)
     try:
@@ -74,10 +74,10 @@ def open_tensors(path: Path, damage: str) -> Iterator[TensorFile]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole; one with `metadata` of its own with a checksum of its content as well.
+    """Write a safetensors file atomically; with `metadata`, include a checksum of the content.
 
     Raises:
-        UserError: there is no room for it, or no right to write it.
+        UserError: the disk is full, or the file may not be written.
     """
     if metadata is not None:
         metadata = {**metadata, CHECKSUM: content_hash(tensors, _canonical(metadata))}
@@ -103,7 +103,7 @@ def layout(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def difference(found: Layout, expected: Layout) -> str | None:
-    """Return how tensors differ from those expected, naming the first; None if they do not."""
+    """Return the first difference from the expected tensors and the number of differences, or None."""
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if not wrong:
         return None

@@ -1,4 +1,4 @@
-"""Long calls into the tokenizers library that a signal can end."""
+"""Make long calls into the tokenizers library interruptible by signals."""
 
 import threading
 from collections.abc import Callable
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 def interruptible(work: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
-    """Return what `work` returns or raise what it raises; run it in a thread of its own.
+    """Run `work` in a thread of its own; return its result or raise its error.
 
-    Python handles signals in the main thread, and not while that is inside the library, which may take minutes. Here
-    the main thread only waits. If a signal's handler raises, as Ctrl-C's does, the wait ends: `stop` is called and may
-    tell the work to end; work that does not is abandoned and ends with the process.
+    Python handles signals in the main thread, but not during a call into the library, which may take minutes. Here the
+    main thread only waits. A signal handler that raises, as for Ctrl-C, ends the wait. `stop` is then called to end
+    the work. Work that continues is abandoned and ends with the process.
     """
     done: Future[T] = Future()
 

@@ -1,22 +1,22 @@
-"""Cutting a text where the tokenizer cuts it anyway, so that it can be tokenized in parts."""
+"""Cut a text where the tokenizer cuts it anyway, so that it can be tokenized in parts."""
 
 import re
 from collections.abc import Iterable, Iterator
 
-# GPT-2's pattern and the isolated digits of `train_tokenizer` put a boundary at each of these places, whatever stands
-# before and after: in front of a blank or a line's end that follows anything but white space, beside a digit, and
-# between a full stop or comma of Chinese or Japanese and a character of theirs.
+# GPT-2's pattern and the isolated digits of `train_tokenizer` always put a boundary at these places: before a space or
+# newline that follows anything but white space, beside a digit, and between Chinese or Japanese punctuation and a
+# Chinese or Japanese character.
 _PLACES = re.compile(
     r"(?<=\S)(?=[ \n])|(?<=[0-9])|(?=[0-9])|(?<=[，。！？、；：])(?=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])"
 )
 
 
 def in_parts(texts: Iterable[str], length: int, longest: int = 1 << 62) -> Iterator[str]:
-    """Yield the text that `texts` make together, in parts of at least `length` characters, the last of fewer.
+    """Yield the concatenation of `texts` in parts of at least `length` characters; the last may be shorter.
 
-    The tokens of the parts, one after the other, are those of the whole text. A part ends at the first place from
-    `length` on where that holds, so it depends on the text alone and not on how `texts` divide it. Only where no such
-    place is found, a part ends after `longest` characters all the same. An empty text has no part.
+    The parts have the same tokens as the whole text. A part ends at the first token boundary after `length`
+    characters, so the parts do not depend on how `texts` divides the text. If no boundary is found, the part ends after
+    `longest` characters, which may change tokens. An empty text has no parts.
     """
     rest, looked = "", length
     for text in texts:

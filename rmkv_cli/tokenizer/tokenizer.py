@@ -15,10 +15,10 @@ from rmkv_cli.tokenizer.parts import in_parts
 from rmkv_cli.tokenizer.special import Piece, Special
 
 FILE = "tokenizer.json"
-LARGEST = 1 << 30  # bytes of a file: more than 2^24 ids take, the most that `train_tokenizer` makes
-PART, BATCH = 1 << 16, 1 << 19  # characters; while the library encodes a text, it takes 130 bytes for each byte
+LARGEST = 1 << 30  # bytes of a file; the largest vocabulary of `train_tokenizer`, 2^24, takes less
+PART, BATCH = 1 << 16, 1 << 19  # characters; encoding takes 130 bytes of memory per byte of text
 PROBE = "".join(map(chr, range(256))) + " Ünïcödé, 日本語 \U0001f600  <eod>\r\n\t"
-"""What every tokenizer of ours gives back."""
+"""Text that a valid tokenizer must encode and decode without loss."""
 
 
 def _bytes_of_characters() -> dict[str, int]:
@@ -31,19 +31,19 @@ def _bytes_of_characters() -> dict[str, int]:
 class Tokenizer:
     """Byte-level BPE over the `tokenizers` library: decode(encode(text)) == text for every text.
 
-    Truncation, padding and dropout, which some programs leave in the file, are taken out: a text is neither cut nor
-    encoded at random.
+    Some programs leave truncation, padding and dropout in the file. These are disabled, so that encoding is complete
+    and deterministic.
 
     Raises:
-        UserError: the library's tokenizer lacks our special tokens, has ids that are not 0, 1, 2, …, is not byte-level,
-            or does not give a text back.
+        UserError: the library's tokenizer lacks rmkv's special tokens, has gaps in its ids, is not byte-level, or does
+            not decode what it encodes to the same text.
     """
 
     def __init__(self, library: tokenizers.Tokenizer) -> None:
         if any(library.token_to_id(special) != special.id for special in Special):
             wanted = ", ".join(f"{special} = {special.id}" for special in Special)
             raise UserError(f"lacks the special tokens with their ids ({wanted}); `rmkv tokenizer train` makes one")
-        library.add_special_tokens(list(map(str, Special)))  # an exported file leaves <think> out of them
+        library.add_special_tokens(list(map(str, Special)))  # in an exported file <think> is not special
         library.encode_special_tokens = True  # text that spells a special token stays text; the file does not keep this
         if not isinstance(library.model, tokenizers.models.BPE):
             raise UserError("is not a byte-level tokenizer (its model is not BPE)")
@@ -56,7 +56,9 @@ class Tokenizer:
         self._library = library
         self._bytes = [self._to_bytes(token) for token in ids]
         if self.decode(self.encode(PROBE)) != PROBE:
-            raise UserError("does not give back the text that it encodes, as `rmkv tokenizer train` makes it do")
+            raise UserError(
+                "does not decode its own encoding to the same text; `rmkv tokenizer train` makes one that does"
+            )
 
     def _to_bytes(self, token: int) -> bytes:
         spelling = self._library.id_to_token(token) or ""
@@ -126,7 +128,7 @@ class Tokenizer:
         return [ids.tolist() for ids in self.encode_arrays(documents)]
 
     def encode_arrays(self, documents: Sequence[Sequence[Piece]]) -> list[array]:
-        """Return the ids of `encode_documents` as array("I"), which take a ninth of the memory."""
+        """Return the ids of `encode_documents` as array("I"), which takes a ninth of the memory."""
         texts = iter(self._encode([p for pieces in documents for p in pieces if not isinstance(p, Special)]))
         encoded = []
         for pieces in documents:
@@ -137,7 +139,7 @@ class Tokenizer:
         return encoded
 
     def _encode(self, texts: Sequence[str]) -> list[array]:
-        """Return the ids of each text. They are encoded in parts, so that memory is bounded however long a text is."""
+        """Return the ids of each text, encoded in parts, so that memory is bounded for texts of any length."""
         encoded = [array("I") for _ in texts]
         try:
             for batch in _batches(texts):
@@ -213,7 +215,7 @@ class Stream:
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """Yield the texts' parts, each with its text's number, in lists of about BATCH characters."""
+    """Yield parts of the texts, each with its text's index, in lists of about BATCH characters."""
     batch: list[tuple[int, str]] = []
     size = 0
     for number, text in enumerate(texts):

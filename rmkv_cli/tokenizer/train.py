@@ -15,8 +15,8 @@ from rmkv_cli.tokenizer.tokenizer import Tokenizer
 
 SMALLEST, LARGEST = len(Special) + 256, 2**24  # the library takes memory for all of them at once
 LONGEST_WORD = 1024
-"""Bytes of a word that training sees whole. The library's training is quadratic in a word's length; ruled lines of
-hundreds of dashes are ordinary text."""
+"""Most bytes of a word that training does not cut. The library's training is quadratic in a word's length, but ordinary
+text has lines of hundreds of dashes."""
 _SPACES = re.compile(r"\s{256,}")
 
 
@@ -24,8 +24,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """Return byte-level BPE of at most `vocab_size` ids, fewer where the texts are too short to fill them.
 
     The texts are read once and not kept: only the counts of their distinct words are. The same texts give the same
-    tokenizer. Nothing is normalised and all 256 bytes are in the vocabulary, so that no text is lost. Words longer than
-    LONGEST_WORD are cut for training alone, and a note says so: in languages that set no spaces, or in base64.
+    tokenizer. Nothing is normalised and all 256 bytes are in the vocabulary, so that no text is lost. Training cuts
+    words longer than LONGEST_WORD, as in base64 or languages without spaces, and prints a note. The tokenizer does not.
 
     Raises:
         UserError: `vocab_size` has no room for the bytes and the special tokens, or is above 2^24.
@@ -58,8 +58,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
             yield text
         if longest > LONGEST_WORD:
             stderr().print(
-                f"note: words of more than {LONGEST_WORD} bytes, the longest has {longest:,}, are cut for training; "
-                "the tokenizer itself cuts none",
+                f"note: training cuts words of more than {LONGEST_WORD} bytes (the longest has {longest:,}); "
+                "the tokenizer itself does not",
                 style="yellow",
             )
 
@@ -69,7 +69,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 
 def _longest_word(text: str) -> int:
-    """Return the bytes of the longest word in a text, 0 if none is near LONGEST_WORD."""
+    """Return the size in bytes of a text's longest word; 0 if no word is near LONGEST_WORD."""
     runs = [run for run in text.split() if len(run) > LONGEST_WORD // 4]  # a character has up to four bytes
     split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
     return max((len(word) for run in runs + _SPACES.findall(text) for word, _ in split(run)), default=0)

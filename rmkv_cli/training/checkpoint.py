@@ -32,7 +32,7 @@ def save_checkpoint(run: Path, step: int, fill: Callable[[Path], None], keep_las
         step: number of the last one.
         fill: writes the files into the folder that it is given.
         keep_last: how many to keep.
-        best: the step that is kept besides, if there is one.
+        best: the step of the best checkpoint, which is kept as well; None if there is none.
 
     Raises:
         UserError: it cannot be written (a full disk); what was there before stays.
@@ -46,12 +46,12 @@ def save_checkpoint(run: Path, step: int, fill: Callable[[Path], None], keep_las
 
 
 def go_back(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> None:
-    """Make `checkpoint` the run's newest: remove the damaged ones after it, and finish what a kill left half done.
+    """Make `checkpoint` the run's newest: remove damaged newer ones and the leftovers of a killed process.
 
-    Other things in the folder are left alone. `keep_last` and `best` are as in `save_checkpoint`.
+    Leave everything else in the folder alone. `keep_last` and `best` are as in `save_checkpoint`.
 
     Raises:
-        UserError: a damaged checkpoint stands where training will write one, and cannot be removed.
+        UserError: a damaged checkpoint cannot be removed, and training will need its path.
     """
     for leftover in list_leftovers(run):
         _remove(leftover)
@@ -67,7 +67,7 @@ def go_back(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> No
 
 
 def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
-    """Fill a model folder: config, weights, tokenizer, and how to generate."""
+    """Write a model folder: config, weights, tokenizer and generation config."""
     model.save_pretrained(directory)
     tokenizer.save(directory / "tokenizer.json")
     generation = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod} | sampling_defaults()
@@ -90,7 +90,7 @@ def mark_best(run: Path, step: int) -> None:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """Return what `write_progress` was given; raise `UserError` if the checkpoint is older than that, or damaged."""
+    """Return the values of `write_progress`; raise `UserError` if they are damaged or an older version wrote them."""
     path = checkpoint / PROGRESS
     if not path.exists():
         raise UserError(
@@ -99,13 +99,13 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
         )
     try:
         progress: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:  # a damaged pickle raises whatever it stumbles over
+    except Exception as error:  # a damaged pickle can raise any exception
         raise UserError(f"{path}: is damaged: {str(error).partition(chr(10))[0]}") from None
     return progress
 
 
 def _drop_old(run: Path, keep_last: int, best: int | None) -> None:
-    """Remove all checkpoints but the newest `keep_last`, the best, and that which the link `best` leads to."""
+    """Remove all checkpoints except the newest `keep_last`, the best, and the target of the link `best`."""
     linked = (run / "best").resolve()
     for old in list_checkpoints(run)[keep_last:]:
         if checkpoint_step(old) != best and old.resolve() != linked:
@@ -113,10 +113,10 @@ def _drop_old(run: Path, keep_last: int, best: int | None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, or what a kill left of one; where that fails it stays, with a warning.
+    """Remove a checkpoint or the leftovers of one; print a warning if that fails.
 
-    A checkpoint is hidden first: if a kill comes half-way, what is left is no checkpoint any more. Of a link to one,
-    only the link is removed.
+    A checkpoint is renamed to a hidden name first, so that a partly removed one is never taken for a checkpoint. Only a
+    link itself is removed, not its target.
     """
     try:
         if path.is_symlink():
@@ -130,15 +130,15 @@ def _remove(path: Path) -> None:
 
 
 def _hidden(checkpoint: Path) -> Path:
-    """Return the name of a checkpoint that is being removed."""
+    """Return the path of a checkpoint during its removal."""
     return checkpoint.with_name(f".{checkpoint.name}.old")
 
 
 def _point(link: Path, checkpoint: Path) -> None:
-    """Make a link of the run lead to a checkpoint; where that fails, what is there stays, with a warning.
+    """Point a link of the run at a checkpoint; if that fails, print a warning and change nothing.
 
-    In a run that was copied with its links followed (`cp -rL`), a copy of a checkpoint stands in the link's place. It
-    makes way for the link if the run holds the same checkpoint, byte for byte.
+    Copying a run with `cp -rL` replaces the link by a copy of the checkpoint. The link replaces that copy again if the
+    run has the same checkpoint, byte for byte.
     """
     aside = link.with_name(f".{link.name}.part")
     try:
@@ -148,7 +148,7 @@ def _point(link: Path, checkpoint: Path) -> None:
                     _remove(link.rename(_hidden(original)))
                     break
         if link.exists() and not link.is_symlink():
-            raise FileExistsError(errno.EEXIST, "it is something else, which stays")
+            raise FileExistsError(errno.EEXIST, "something else has its name")
         aside.unlink(missing_ok=True)
         aside.symlink_to(checkpoint.relative_to(link.parent))
         aside.replace(link)
@@ -157,7 +157,7 @@ def _point(link: Path, checkpoint: Path) -> None:
 
 
 def _same_files(one: Path, other: Path) -> bool:
-    """Return whether two folders hold the same files, byte for byte, and nothing else."""
+    """Return whether two folders have the same files, byte for byte."""
     names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (one, other)]
     files = [str(name) for name in names[0] if not (one / name).is_dir()]
     return names[0] == names[1] and len(filecmp.cmpfiles(one, other, files, shallow=False)[0]) == len(files)
@@ -167,7 +167,7 @@ _warned: set[tuple[Path, int | None]] = set()
 
 
 def _warn(place: Path, error: OSError, consequence: str) -> None:
-    """Say what cannot be done and why, once for each place and reason: training continues."""
+    """Print a warning, once for each place and reason; training continues."""
     if (place, error.errno) not in _warned:
         _warned.add((place, error.errno))
         stderr().print(f"warning: {consequence} ({(error.strerror or str(error)).lower()})", style="yellow")

@@ -41,10 +41,10 @@ class Data:
 
 
 def with_absolute_paths(config: Config, begun: bool = False) -> Config:
-    """Return the config with data that are found from everywhere.
+    """Return the config with absolute paths of the data.
 
     Raises:
-        UserError: it names none, or a mix that does not exist, which a run that has `begun` does not need.
+        UserError: the config names no data, or a mix that does not exist; a run that has `begun` needs no mix.
     """
     train = config.train
     if train.data is not None:
@@ -92,7 +92,7 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
     manifest = Manifest.load(run / HELD_OUT) if mix.validation else None
     kept = manifest and manifest.splits["validation"].documents
     held_out = Documents.open(run / HELD_OUT, "validation") if kept else None
-    stretches = manifest is None or manifest.format > 1  # a run goes on holding out what it began with
+    stretches = manifest is None or manifest.format > 1  # a resumed run keeps its held-out set
     digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
     with Stream(mix, run, tokenizer, workers, stretches=stretches) as stream:
         yield Data(stream, mix.phases, held_out, tokenizer, digest)

@@ -1,4 +1,4 @@
-"""The local files that a streamed run reads: on resume they have the same content, wherever they are by then."""
+"""Record a streamed run's local files, and find the same content on resume even if the files were moved."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,22 +16,22 @@ LARGEST = 16 * SMALL  # bytes of it: it says more of each file than mix.toml, wh
 
 
 class RunFile(Section):
-    """A file that a run reads."""
+    """A local file that a run reads."""
 
     source: str
     """Name of its source."""
     name: str
-    """As the run's mix.toml has it."""
+    """Name of the file in the run's mix.toml."""
     path: str
-    """Where it is now."""
+    """Current path of the file."""
     size: int
     mtime_ns: int
-    """When it was last modified, in nanoseconds since 1970."""
+    """Time of the last modification, in nanoseconds since 1970."""
     sha256: str
 
 
 class RunFiles(Section):
-    """All files that a run reads."""
+    """All local files that a run reads."""
 
     files: list[RunFile]
 
@@ -63,13 +63,13 @@ def record_files(mix: MixConfig, run: Path) -> None:
 
 
 def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
-    """Return a run's mix with its files where they are now; of runs of earlier versions nothing is known.
+    """Return a run's mix with the current paths of its files; runs of earlier versions have no record of files.
 
-    A file whose size and time are those of the record is taken for the same, any other only if its SHA-256 is. One that
-    is not at its place any more, or is another one there, is looked for among the files of the mix at `place`.
+    A file is the same if its size and time, or else its SHA-256, match the record. A file that is missing or different
+    is searched for among the files of the mix at `place`.
 
     Raises:
-        UserError: a file is gone, or has changed.
+        UserError: a file is missing or has changed.
     """
     if not (run / FILES).exists():
         return mix
@@ -85,8 +85,8 @@ def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
         if found is None:
             what = "has changed since the run began" if Path(file.path).exists() else "no such file"
             raise UserError(
-                f"{file.path}: {what}; the run goes on with the file of {file.size:,} bytes and SHA-256 "
-                f"{file.sha256[:12]}… alone: put it back, or name a mix that finds it with --mix MIX.toml"
+                f"{file.path}: {what}; the run needs the file of {file.size:,} bytes with SHA-256 "
+                f"{file.sha256[:12]}…: restore it, or name a mix that finds it with --mix MIX.toml"
             )
         files.append(found)
     if files != known.files:
@@ -102,7 +102,7 @@ def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
 
 
 def _at(file: RunFile, path: Path) -> RunFile | None:
-    """Return a file as it is found at a path; None if it is not the one that is found there."""
+    """Return the record of a file at a path; None if the path has another file or none."""
     if not path.is_file() or (found := path.stat()).st_size != file.size:
         return None
     if (str(path), found.st_mtime_ns) != (file.path, file.mtime_ns) and sha256(path) != file.sha256:
@@ -111,10 +111,10 @@ def _at(file: RunFile, path: Path) -> RunFile | None:
 
 
 def _files_of(place: Path) -> dict[str, list[Path]]:
-    """Return the local files that a mix finds, by source; none if there is no such mix."""
+    """Return the local files that a mix finds, by source; empty if there is no such mix."""
     found = {}
     for source in _local(load_mix(place)) if place.is_file() else ():
-        with suppress(UserError):  # it finds none
+        with suppress(UserError):  # no file matches
             found[source.name] = [Path(file.name).absolute() for file in open_source(source, place.parent)]
     return found
 

@@ -43,7 +43,7 @@ from rmkv_cli.training.optimizer import most_segments
 from rmkv_cli.training.trainer import Trainer
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
-BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, FILES, "profile"}  # what a start that was killed leaves, and a profile
+BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, FILES, "profile"}  # leftovers of a killed start, and a profile
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal:
         _require_allowance(allow_noncausal or resume)
     if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
         raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    left = BEFORE_A_RUN if (run / ".lock").exists() else {"profile"}  # without the lock, no start was killed here
+    left = BEFORE_A_RUN if (run / ".lock").exists() else {"profile"}  # without the lock no start was killed here
     if not resume and set(_visible(run)) - left:
         raise UserError(f"{run}: holds other things and is no run; choose another --run")
     require_disk(config, run)
@@ -310,9 +310,9 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     records = read_metrics(run / "metrics.jsonl")
     if not list_checkpoints(run):
         steps = max((record["step"] for record in records), default=0)
-        if steps > trainer.config.train.checkpoint_every:  # what came before it was saved
+        if steps > trainer.config.train.checkpoint_every:  # a checkpoint must have been saved
             raise UserError(
-                f"{run}: its checkpoints are gone, and it has trained for {steps:,} steps; put one back into "
+                f"{run}: its checkpoints are gone, although it has trained for {steps:,} steps; restore one in "
                 f"{run / 'checkpoints'}, or train again in another --run"
             )
         stderr().print(f"{run}: was stopped before its first checkpoint; starting anew")

@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     require_file(path, LARGE)
     records = []
     for line in path.read_bytes().splitlines():
-        with suppress(ValueError, RecursionError):  # half a line, from a kill or a full disk, or damage
+        with suppress(ValueError, RecursionError):  # an incomplete line, from a kill or a full disk, or damage
             record = json.loads(line)
             if _is_record(record):
                 records.append(record)
@@ -60,12 +60,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_record(record: Any) -> bool:
-    """Return whether a line's value has the types that the rest of the program relies on."""
+    """Return whether a line's value has the types that the program relies on."""
     if not isinstance(record, dict) or not all(type(record.get(key)) is int for key in ("step", "tokens")):
         return False
     figures = record.get("validation", {"loss": 0})
     if not isinstance(figures, dict) or type(figures.get("loss")) not in (int, float):
         return False
-    told = [figure for figure in figures.values() if figure is not None]
-    numbers = [x for x in [*record.values(), *told] if type(x) is int]
-    return all(type(x) in (int, float) for x in told) and all(abs(x) < 1 << 63 for x in numbers)
+    known = [figure for figure in figures.values() if figure is not None]
+    numbers = [x for x in [*record.values(), *known] if type(x) is int]
+    return all(type(x) in (int, float) for x in known) and all(abs(x) < 1 << 63 for x in numbers)

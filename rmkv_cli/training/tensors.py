@@ -1,4 +1,4 @@
-"""The tensors that training resumes from, beside the weights: each rank writes and reads its own parts."""
+"""Write and read the tensors, beside the weights, that training resumes from; each rank handles its own parts."""
 
 import math
 import pickle
@@ -20,7 +20,7 @@ TRAINING = "training"
 INDEX = ".metadata"
 IN_AN_INDEX = {
     "pathlib": {"PosixPath"},
-    "pathlib._local": {"PosixPath"},  # the same in Python 3.13
+    "pathlib._local": {"PosixPath"},  # its module in Python 3.13
     "torch": {"Size", *(str(x).removeprefix("torch.") for x in vars(torch).values() if isinstance(x, torch.dtype))},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.metadata": {
@@ -34,14 +34,14 @@ IN_AN_INDEX = {
     },
     "torch.serialization": {"_get_layout"},
 }
-"""What the pickle that PyTorch writes as an index names, by module: descriptions of tensors, and nothing that acts."""
+"""Names, by module, that PyTorch's pickled index may contain. They describe tensors and run no code."""
 
 
 def write_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
-    """Put beside a model the tensors that training goes on from, each rank its own parts; all ranks call this.
+    """Write the tensors that training resumes from into a model's folder, each rank its own parts; all ranks call this.
 
     Raises:
-        UserError: on all ranks, if one of them cannot write.
+        UserError: on all ranks, if any rank cannot write.
     """
     path = directory / TRAINING
     with _one_line(f"{path}: cannot be written"):
@@ -49,12 +49,12 @@ def write_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(checkpoint: Path, empty: Callable[[str, torch.Size, torch.dtype], Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of `write_tensors`, read into those that `empty` gives for a name, a shape and a type.
+    """Return the tensors of `write_tensors`, read into the tensors that `empty` returns for a name, a shape and a type.
 
-    However many ranks have written, each one that reads gets the parts that its empty tensors are; all ranks call this.
+    Each rank gets the parts that match its empty tensors, however many ranks wrote them; all ranks call this.
 
     Raises:
-        UserError: on all ranks, if the files are damaged or name what would run code.
+        UserError: on all ranks, if the files are damaged or could run code.
     """
     reader = _Reader(checkpoint / TRAINING)
     tensors = {
@@ -68,7 +68,7 @@ def read_tensors(checkpoint: Path, empty: Callable[[str, torch.Size, torch.dtype
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads an index, and refuses a pickle that names anything else."""
+    """An unpickler that accepts only the names of an index."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in IN_AN_INDEX.get(module, ()):
@@ -77,7 +77,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads tensors as PyTorch does, but for the index: its pickle runs no code."""
+    """PyTorch's reader of tensors, with an index whose pickle runs no code."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         path = Path(self.path) / INDEX
@@ -87,24 +87,24 @@ class _Reader(dcp.FileSystemReader):
             if not isinstance(index, Metadata):
                 raise pickle.UnpicklingError(f"it holds a {type(index).__name__}")
             self._require_room(index)
-        except Exception as error:  # a damaged pickle raises whatever it stumbles over
+        except Exception as error:  # a damaged pickle can raise any exception
             raise UserError(f"{path}: is damaged, or not an index that rmkv wrote: {error}") from None
         index.storage_meta = StorageMeta(load_id=self.load_id)
         return index
 
     def _require_room(self, index: Metadata) -> None:
-        """Raise `ValueError` if the index describes more than the files hold: memory for it would be made in vain."""
-        held = sum(path.stat().st_size for path in Path(self.path).glob("*.distcp"))
+        """Raise `ValueError` before allocation if the index describes more bytes than the files have."""
+        room = sum(path.stat().st_size for path in Path(self.path).glob("*.distcp"))
         for name, found in index.state_dict_metadata.items():
             if isinstance(found, TensorStorageMetadata):
-                held -= math.prod(found.size) * found.properties.dtype.itemsize
-                if held < 0 or min(found.size, default=0) < 0:
+                room -= math.prod(found.size) * found.properties.dtype.itemsize
+                if room < 0 or min(found.size, default=0) < 0:
                     raise ValueError(f"'{name}' has the shape {tuple(found.size)}, which the files do not hold")
 
 
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Raise `UserError` on all ranks, if one of them fails in this call of distributed checkpoint."""
+    """Raise `UserError` on all ranks if any rank fails in this call of distributed checkpoint."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
         try:

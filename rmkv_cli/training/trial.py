@@ -68,7 +68,7 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
 
 
 def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = False) -> dict[str, Any]:
-    """Profile so many steps with rows of the run's mean length; return where the trace lies and the dearest operations.
+    """Profile N steps with rows of the run's mean length; return the trace's path and the most expensive operations.
 
     A step is of one micro-batch: the others do the same, and a trace of many would fill the memory. The trace, for
     chrome://tracing or ui.perfetto.dev, is run/profile/trace.json.gz. Nothing else is left: a run may be there before,

@@ -58,7 +58,7 @@ def test_what_cannot_be_exported_or_imported_is_said_in_one_line(models, tmp_pat
     save_small_model(tmp_path / "narrow", vocab_size=100)
     assert "has 280 tokens, the model 100" in error("export", "hf", tmp_path / "new", "--model", tmp_path / "narrow")
     assert "is a model folder of rmkv; `rmkv export hf` makes" in imported(ours)
-    assert "is no Hugging Face folder (it has no config.json)" in imported(tmp_path)
+    assert "is not a Hugging Face folder (it has no config.json)" in imported(tmp_path)
     config, weights = out / "config.json", out / "model.safetensors"
     written = json.loads(config.read_text())
     for change, says in (

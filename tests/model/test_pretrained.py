@@ -52,7 +52,7 @@ def test_float64_weights_stay_what_they_are_unless_others_are_narrower(folder):
 def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"norm.weight": torch.zeros(12, dtype=torch.int8)}, folder / "model.safetensors")
-    assert "'norm.weight' has the type I8; wants float32, bfloat16 or float16 weights" in refusal(folder)
+    assert "'norm.weight' has the type I8; weights should be float32, bfloat16 or float16" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_state_for_which_there_is_no_memory_is_told(folder):
     assert RMKV.from_pretrained(folder).config.segment_length == 1 << 20
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretrained, "total_memory", lambda device: 10**8)
-        assert "model.safetensors: needs 0.5 GB of memory, but there are 0.1 GB" in refusal(folder)
+        assert "model.safetensors: needs 0.5 GB of memory, but the device has 0.1 GB" in refusal(folder)
 
 
 def test_a_model_larger_than_the_memory_is_not_called_damaged(folder):

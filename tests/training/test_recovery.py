@@ -321,7 +321,7 @@ def test_a_shard_that_was_overwritten_is_told(config, copied, whole, tmp_path):
     damaged = before.replace(tokens, b"\xff" * len(tokens))
     assert damaged != before
     shard.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"train-00000.arrow: is damaged \(its content is not that of its SHA-256\)"):
+    with pytest.raises(UserError, match=r"train-00000.arrow: is damaged \(its content does not match its SHA-256\)"):
         train(on(config, copied), tmp_path / "run")
     shard.write_bytes(before)
     train(on(config, copied), tmp_path / "run", resume=True)

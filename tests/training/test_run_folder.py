@@ -193,7 +193,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(config, whole, sto
     (stopped / "checkpoints").rename(tmp_path / "archive")
     before = (stopped / "metrics.jsonl").read_bytes()
     with pytest.raises(
-        UserError, match="stopped: its checkpoints are gone, and it has trained for 7 steps; put one back"
+        UserError, match="stopped: its checkpoints are gone, although it has trained for 7 steps; restore one"
     ):
         train(config, stopped, resume=True)
     assert (stopped / "metrics.jsonl").read_bytes() == before

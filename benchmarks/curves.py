@@ -1,12 +1,12 @@
-"""Does the memory stay ahead? Quality against training tokens, for RMKV and equal-size models of other kinds.
+"""Measure quality against training tokens, for RMKV and equal-size models of other kinds.
 
 python benchmarks/curves.py prepare                  # gather the corpus, train the tokenizer, mix the data
-python benchmarks/curves.py sweep                    # 4M tokens at three learning rates a model
-python benchmarks/curves.py run                      # 64M tokens at each model's best rate, evaluated on the way
+python benchmarks/curves.py sweep                    # 4M tokens at three learning rates per model
+python benchmarks/curves.py run                      # 64M tokens at each model's best rate, with evaluations
 python benchmarks/curves.py table
 
-Every command resumes where it stopped: training from its last checkpoint, and nothing in curves/results.jsonl is
-measured twice. Runs are stored in `runs/curves`. A model takes hours on one core; start it at the lowest priority:
+Every command resumes where it stopped. Training resumes from its last checkpoint, and nothing in curves/results.jsonl
+is measured twice. Runs are stored in `runs/curves`. A model takes hours on one core; use the lowest priority:
 `OMP_NUM_THREADS=1 chrt --idle 0 python benchmarks/curves.py run`. It needs the extra `bench`, and apt-get.
 """
 
@@ -44,7 +44,7 @@ CONFIG, RESULTS = HERE / "curves.toml", HERE / "results.jsonl"
 WORK = Path("runs/curves")
 CORPUS, DATA, HELD_OUT, TOKENIZER = (WORK / name for name in ("corpus", "data", "held-out", "tokenizer.json"))
 
-# Packages of Python sources, and of Debian's documentation. The held-out ones give no text to training.
+# Packages of Python sources, and of Debian's documentation. Training reads no held-out package.
 PYTHON = {
     "train": ["torch", "transformers", "sympy", "pandas", "scipy", "sklearn", "numpy", "matplotlib", "openai"],
     "held-out": ["networkx", "sphinx", "fontTools"],
@@ -100,14 +100,14 @@ def prepare() -> None:
 
 
 def _mix(name: str) -> Path:
-    """Copy a mix beside the corpus that it names, and return its path there."""
+    """Copy a mix into the folder of its corpus; return the copy's path."""
     path = WORK / name
     path.write_text((HERE / name).read_text())
     return path
 
 
 def _write(file: Path, texts: Iterator[str]) -> None:
-    """Write documents, each distinct text once, in lines of JSON."""
+    """Write each distinct text once, as lines of JSON."""
     seen = set()
     with file.open("w") as lines:
         for text in texts:
@@ -152,13 +152,13 @@ def _prose_of(path: Path) -> str:
 
 
 def config_of(row: str, seed: int, rate: float, tokens: int) -> Config:
-    """Return the config of a run; the peers take its shape, its schedule and its optimizer's settings."""
+    """Return the config of a run; the peers use its shape, schedule and optimizer settings."""
     settings = (f"train.seed={seed}", f"train.learning_rate={rate}", f"train.tokens={tokens}")
     return load_config(CONFIG, [*settings, f"train.final_learning_rate={rate / 30}"])
 
 
 def train(row: str, seed: int, rate: float, tokens: int) -> None:
-    """Train a model, or resume its training, and evaluate it at each power of two million tokens."""
+    """Train a model, or resume its training; evaluate it at 1, 2, 4, ... million tokens."""
     config = config_of(row, seed, rate, tokens)
     folder = WORK / f"{row.replace(' ', '-')}-{tokens // 1_000_000}M-{rate:g}-{seed}"
     measure = partial(_measure, row=row, seed=seed, rate=rate, tokens=tokens)
@@ -187,14 +187,14 @@ def _measure_checkpoints(run: Path, config: Config, measure: Callable[[nn.Module
     step_tokens = config.train.batch_size * config.train.segments_max * config.model.segment_length
     for checkpoint in reversed(list_checkpoints(run)):
         step = checkpoint_step(checkpoint)
-        assert step is not None  # all that are listed have one
+        assert step is not None  # every listed checkpoint has one
         read = step * step_tokens
         if due(read, config) or read >= config.train.tokens:
             measure(RMKV.from_pretrained(checkpoint), config, read)
 
 
 def due(tokens: int, config: Config) -> bool:
-    """Return whether a model is evaluated after so many tokens: once for each power of two million tokens."""
+    """Return whether to evaluate a model after `read` tokens: once at each of 1, 2, 4, ... million tokens."""
     train = config.train
     every = train.checkpoint_every * train.batch_size * train.segments_max * config.model.segment_length
     millions = tokens // every
@@ -202,7 +202,7 @@ def due(tokens: int, config: Config) -> bool:
 
 
 def _measure(model: nn.Module, config: Config, read: int, *, row: str, seed: int, rate: float, tokens: int) -> None:
-    """Add a model's figures after `read` tokens of its training to the results, unless they are there."""
+    """Add a model's figures after `read` training tokens to the results, unless they exist."""
     key = {"row": row, "seed": seed, "rate": rate, "budget": tokens, "tokens": read}
     if any(key.items() <= result.items() for result in results()):
         return
@@ -219,7 +219,7 @@ def _measure(model: nn.Module, config: Config, read: int, *, row: str, seed: int
 
 
 def evaluate(logits: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Return bits per byte of held-out packages, by kind and by position, and the recall of pairs by distance."""
+    """Return bits per byte of held-out packages by kind and by position, and the recall of pairs by distance."""
     documents, tokenizer = Documents.open(HELD_OUT, "train"), Tokenizer.load(TOKENIZER)
     counts = Counter(json.loads((WORK / "words.json").read_text()))
     nats: Counter[str] = Counter()
@@ -254,7 +254,7 @@ def of_kind(documents: Documents, kind: str) -> list[int]:
 
 
 def recall(logits: Callable[[Tensor], Tensor], documents: Documents, tokenizer: Tokenizer) -> dict[str, float]:
-    """Return the share of values recalled after so many segments of held-out Python, of 8 pairs."""
+    """Return the share of 8 pairs' values that are recalled across each number of held-out Python segments."""
     text = [documents[i] for i in of_kind(documents, "python")]
     (task,) = (source for source in load_mix(WORK / "train.mix.toml").sources if isinstance(source, RecallSource))
     accuracy = {}
@@ -271,7 +271,7 @@ def recall(logits: Callable[[Tensor], Tensor], documents: Documents, tokenizer: 
 
 
 def count_words() -> None:
-    """Write how often each word of the training corpus stands there, unless it is done: what is rare is not counted."""
+    """Write the counts of words in the training corpus, without rare words, unless the file exists."""
     file = WORK / "words.json"
     if file.exists():
         return
@@ -289,7 +289,7 @@ def results() -> list[dict[str, Any]]:
 
 
 def best_rate(row: str) -> float:
-    """Return the learning rate with which a row's sweep ended at the fewest bits per byte."""
+    """Return the learning rate with the lowest bits per byte at the end of a row's sweep."""
     ended = [r for r in results() if r["row"] == row and r["budget"] == SWEEP and r["tokens"] >= SWEEP]
     missing = set(RATES) - {r["rate"] for r in ended}
     if missing:
@@ -312,7 +312,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Do what is asked, as far as it is not done."""
+    """Run the given command; skip finished work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["prepare", "sweep", "run", "table"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)

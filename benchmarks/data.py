@@ -2,7 +2,7 @@
 
 python benchmarks/data.py
 python benchmarks/data.py memory        # of the processes of a stream, over a gigabyte of text (Linux)
-python benchmarks/data.py mix 200       # time and memory of `rmkv data mix` on one text of so many megabytes (Linux)
+python benchmarks/data.py mix 200       # time and memory of `rmkv data mix` on one text of 200 megabytes (Linux)
 """
 
 import json
@@ -74,12 +74,12 @@ def memory() -> None:
 
 
 def resident_tree(process: int) -> float:
-    """Return the megabytes of memory of a process and all that it started."""
+    """Return the memory of a process and its children in megabytes."""
     total = 0.0
     for task in Path(f"/proc/{process}/task").glob("*"):
         try:
             total += sum(resident_tree(int(child)) for child in (task / "children").read_text().split())
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     try:
         found = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
@@ -89,7 +89,7 @@ def resident_tree(process: int) -> float:
 
 
 def mix_one_text(megabytes: int) -> None:
-    """Mix one text of shuffled lines of the sample corpus by two processes; print the peak of all processes' memory."""
+    """Mix one text of shuffled lines of the sample corpus with two processes; print their peak memory together."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_sample(folder / "corpus")

@@ -75,7 +75,7 @@ def train(model: nn.Module, config: Config, data: Path, checkpoint: Path | None 
     """Train a model on rows of the config's longest length, and yield the number of tokens after each step.
 
     Each piece of a document within a row is read alone, from its start. With the path of a `checkpoint`, training
-    resumes from it where it exists, and writes it every `checkpoint_every` steps.
+    resumes from it if it exists, and writes it every `checkpoint_every` steps.
     """
     train = config.train
     torch.manual_seed(train.seed)

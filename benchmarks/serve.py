@@ -136,7 +136,7 @@ async def measure(url: str, process: int, seconds: float) -> None:
 
 
 async def turns(url: str) -> None:
-    """Print how long tiny requests wait: alone, beside a large one of words, and of a text that is one long word."""
+    """Print the latency of tiny requests: alone, beside a large text of words, and beside one long word."""
     async with httpx2.AsyncClient(base_url=url, timeout=1000, trust_env=False) as client:
 
         async def seconds() -> str:
@@ -145,7 +145,7 @@ async def turns(url: str) -> None:
             answer.raise_for_status()
             return f"{time.monotonic() - start:.2f}"
 
-        await seconds()  # warms up
+        await seconds()  # warm-up
         print("alone:", *[await seconds() for _ in range(5)])
         for unit in (TEXT, "abcdefghijklmnopqrstuvwxyz"):
             prompt = (unit * (1_000_000 // len(unit)))[: 15_000_000 // LANES]

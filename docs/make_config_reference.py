@@ -42,8 +42,8 @@ $ rmkv config show --preset tiny --set model.memory.slots=32 > my.toml
 $ rmkv config validate my.toml                                        # every error at once, each with its key
 ```
 
-Whole numbers take units, here, with `--set` and as options: `5k`, `1.5M`, `2G` (or `2B`), `1T`, `1e6`, `2_000_000`. In
-a TOML file a number with a unit is a string: `tokens = "5M"`.
+Whole numbers may have units, here, with `--set` and in options: `5k`, `1.5M`, `2G` (or `2B`), `1T`, `1e6`, `2_000_000`.
+In a TOML file a number with a unit is a string: `tokens = "5M"`.
 
 "In presets" has the values that are not the default. A key that is not here is refused. The page is written by
 `make docs` from the classes in `rmkv_cli/config`, which check what they read.

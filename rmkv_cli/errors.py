@@ -24,9 +24,10 @@ OUT_OF_THREADS = ("can't start new thread", "thread pool has not been initialize
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line that says what the user can mend, or None if the error is the code's own fault.
+    """Return one line that says what the user can fix, or None if the error is a bug.
 
-    Libraries have no class for an exhausted machine: PyTorch raises a RuntimeError, a tokenizer's thread pool panics.
+    Libraries have no exception class for exhausted resources: PyTorch raises a RuntimeError, and a tokenizer's thread
+    pool panics.
     """
     if isinstance(error, UserError | OSError):
         return one_line(error)
@@ -39,7 +40,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def pip_install(extra: str) -> str:
-    """Return the command that installs an extra of rmkv, which no package index has."""
+    """Return the command that installs an extra of rmkv from a checkout, as no package index has rmkv."""
     return f"pip install -c constraints.txt -e '.[{extra}]' (in the checkout's folder)"
 
 

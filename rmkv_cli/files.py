@@ -16,9 +16,9 @@ from typing import Any
 from rmkv_cli.errors import UserError
 
 SMALL = 64 << 20
-"""Most bytes of a config, manifest or report: a run's mix.toml may name half a million files."""
+"""Most bytes of a config, manifest or report. A run's mix.toml may name half a million files."""
 LARGE = 8 << 30
-"""Most bytes of a file of many lines that are all kept in memory: records of a run, prompts, texts."""
+"""Most bytes of a file of lines that is read into memory: records of a run, prompts, texts."""
 
 
 def _fsync(path: Path) -> None:
@@ -42,9 +42,9 @@ def _named(path: Path, aside: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; on success it is synced to disk and renamed to `path`, on failure it is removed.
+    """Yield a path to write to; on success sync the file to disk and rename it to `path`, on failure remove it.
 
-    The umask decides who may read the file, whatever writes it: safetensors, for one, lets only its owner.
+    The file's permissions follow the umask, even if a library such as safetensors restricts them to the owner.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -117,9 +117,9 @@ def sha256(path: Path) -> str:
 
 
 def require_new(path: Path) -> None:
-    """Raise `UserError` if `path` exists, as results are never overwritten silently, or if nothing can be made there.
+    """Raise `UserError` if `path` exists, so that no result is overwritten, or if nothing can be created there.
 
-    Call it before the work whose result goes to `path`.
+    Call this before the work whose result goes to `path`.
     """
     if os.path.lexists(path):  # a link that leads nowhere, too
         raise UserError(f"{path}: already exists; remove it or choose another name")
@@ -127,7 +127,7 @@ def require_new(path: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise `UserError` if no file or folder can be made at `path`, whatever exists there; nothing is left behind."""
+    """Raise `UserError` if no file or folder can be created at `path`; ignore what exists there and leave no trace."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -137,7 +137,7 @@ def require_writable(path: Path) -> None:
 
 
 def require_file(path: Path, most: int | None = None) -> None:
-    """Raise `UserError` unless `path` is a readable file with something in it, and with at most `most` bytes."""
+    """Raise `UserError` unless `path` is a file that is not empty and has at most `most` bytes."""
     if not path.is_file():
         raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: is not a file")
     size = path.stat().st_size
@@ -151,14 +151,14 @@ def read_whole(path: Path, most: int = SMALL) -> bytes:
     """Return the bytes of a file.
 
     Raises:
-        UserError: it is not a regular file, is empty, or is larger than `most` bytes.
+        UserError: `path` is not a regular file, is empty, or has more than `most` bytes.
     """
     require_file(path, most)
     return path.read_bytes()
 
 
 def read_json(path: Path, most: int = SMALL) -> dict[str, Any]:
-    """Return the JSON object in a file; raise `UserError` if it holds none, or as `read_whole` does."""
+    """Return the JSON object in a file; raise `UserError` if there is none, or as `read_whole` does."""
     data = read_whole(path, most)
     try:
         value = json.loads(data.decode("utf-8-sig"))
@@ -173,16 +173,16 @@ POINTERS = {
     b"version https://git-lfs.github.com/spec/": "git-lfs pointer, not the file itself; fetch that with `git lfs pull`",
     b"/annex/objects/": "git-annex pointer, not the file itself; fetch that with `git annex get`",
 }
-HEAD = 64  # bytes that tell
+HEAD = 64  # bytes that identify a pointer or an encoding
 
 
 def why_no_file(head: bytes) -> str | None:
-    """Return what is wrong with a file that begins so and only points to the one that was meant; None: nothing."""
+    """Return the fault of a file that begins with `head` if it is only a pointer to the real file, else None."""
     return next((f"is a {what}" for begin, what in POINTERS.items() if head.startswith(begin)), None)
 
 
 def why_no_text(head: bytes) -> str | None:
-    """Return what is wrong with a text that begins so, an encoding that can be told or a pointer; None: nothing."""
+    """Return the fault of a text that begins with `head` if it is UTF-16, UTF-32 or a pointer, else None."""
     wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or any(
         len(zeros) > 1 and not any(zeros) and all(others)
         for zeros, others in ((head[::2], head[1::2]), (head[1::2], head[::2]))

@@ -25,7 +25,7 @@ def amount(number: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """Return a number and what it counts: 1 token, 2,000 tokens."""
+    """Return a number with its noun: 1 token, 2,000 tokens."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 

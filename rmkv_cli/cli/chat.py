@@ -51,7 +51,7 @@ def chat(
         str, typer.Option(metavar="TEXT", help="What is set before a new conversation's first message.")
     ] = "",
     max_tokens: Annotated[
-        int, typer.Option(parser=at_least(0), metavar="N", help="Write at most N tokens an answer.")
+        int, typer.Option(parser=at_least(0), metavar="N", help="Generate at most N tokens per answer.")
     ] = 256,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
@@ -99,7 +99,7 @@ def chat(
     if typed:
         _tell(f"/help shows the commands. {KEYS}")
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup does
-        signal.signal(signal.SIGHUP, end_by_signal)  # a terminal that is closed ends it as SIGTERM does
+        signal.signal(signal.SIGHUP, end_by_signal)  # closing the terminal ends the chat as SIGTERM does
     try:
         _converse(conversation, messages, typed, state)
     finally:
@@ -123,7 +123,7 @@ def _converse(conversation: "Conversation", messages: Iterator[str], typed: bool
             if message.startswith("/"):
                 try:
                     _command(conversation, message, state)
-                except OSError as error:  # a file's; stdout's ends the conversation
+                except OSError as error:  # an error of a file; an error of stdout ends the chat
                     raise UserError(one_line(error)) from None
             elif message.strip():
                 _answer(conversation, message.strip())

@@ -92,19 +92,19 @@ def inspect(
         ),
     ],
     samples: Annotated[
-        int, typer.Option(parser=at_least(0), metavar="N", help="Documents of each source that are shown.")
+        int, typer.Option(parser=at_least(0), metavar="N", help="Documents to show from each source.")
     ] = 2,
     documents: Annotated[
         int,
         typer.Option(
-            parser=at_least(1), metavar="N", help="Documents of each source that are read, if the mix is not prepared."
+            parser=at_least(1), metavar="N", help="Documents to read from each source, if the mix is not prepared."
         ),
     ] = 1_000,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Mix the beginning of a mix that is not prepared, to show its tokens as well.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(parser=at_least(1), metavar="N", help="With --tokenizer: how long a beginning.")
+        int, typer.Option(parser=at_least(1), metavar="N", help="With --tokenizer: tokens to show of each document.")
     ] = 1_000_000,
     as_json: Json = False,
 ) -> None:
@@ -151,7 +151,7 @@ def inspect(
 
 
 def _held_out(source: "SourceReport | SourceSurvey") -> tuple[str, str]:
-    """Return the cells under `HELD_OUT`."""
+    """Return the table cells of the columns `HELD_OUT`."""
     figures = source.held_out_documents, source.held_out_tokens
     return tuple("-" if figure is None else f"{figure:,}" for figure in figures)  # type: ignore[return-value]
 

@@ -19,7 +19,7 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is put.")] = Path("demo"),
     tokens: Annotated[
         int | None,
-        typer.Option(parser=at_least(1), metavar="N", help="Train on so many tokens. [default: the preset's]"),
+        typer.Option(parser=at_least(1), metavar="N", help="Train on N tokens. [default: the preset's]"),
     ] = None,
 ) -> None:
     """Learn to write from nothing, from a corpus to text and a report of the run. Offline, minutes on a CPU.

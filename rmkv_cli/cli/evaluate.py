@@ -32,7 +32,7 @@ def evaluate(
     ] = "validation",
     max_tokens: Annotated[
         int | None,
-        typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens, of documents all over the data."),
+        typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens, a sample of the data."),
     ] = None,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Also measure what the memory is worth (3 more readings).")
@@ -62,7 +62,7 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(parser=at_least(1), metavar="N", help="Ask only the first N documents of each harness task."),
+        typer.Option(parser=at_least(1), metavar="N", help="Use only the first N documents of each harness task."),
     ] = None,
     num_fewshot: Annotated[
         int | None,

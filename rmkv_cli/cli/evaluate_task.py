@@ -94,7 +94,7 @@ def _print(report: "TaskReport") -> None:
     title, screen = f"{report.axis} \\ segments", console()
     texts = [[_accuracy(cell) for cell in cells] for cells in rows]
     width = max(map(len, [*(text for row in texts for text in row), *(f"{column:,}" for column in columns)]))
-    fitting = max(1, (screen.width - len(title) - 4) // (width + 3))  # with what is between columns
+    fitting = max(1, (screen.width - len(title) - 4) // (width + 3))  # including column separators
     for first in range(0, len(columns), fitting):
         part = slice(first, first + fitting)
         accuracies = table(title, *(f"{column:,}" for column in columns[part]))

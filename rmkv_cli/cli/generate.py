@@ -41,9 +41,9 @@ def generate(
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(parser=at_least(0), metavar="N", help="With --out: texts written side by side.")
+        int, typer.Option(parser=at_least(0), metavar="N", help="With --out: number of texts to generate at once.")
     ] = 8,
-    max_tokens: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Write at most N tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Generate at most N tokens.")] = 256,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
     top_p: TopP = 0.95,
@@ -56,7 +56,7 @@ def generate(
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; any number of times.")
     ] = None,
     num_samples: Annotated[
-        int, typer.Option(parser=at_least(0), metavar="N", help="Texts to write, with seed, seed + 1, ...")
+        int, typer.Option(parser=at_least(0), metavar="N", help="Generate N texts, with seed, seed + 1, ...")
     ] = 1,
     state: Annotated[
         Path | None, typer.Option(metavar="NOTES", help="Go on from what `rmkv read` saved; the prompt follows it.")
@@ -72,8 +72,8 @@ def generate(
 ) -> None:
     """Write on from a prompt, which is read from standard input where neither --prompt nor --file is given.
 
-    The text appears on stdout as it is written. Of a file or standard input, line ends are read as newlines, and the
-    final one is no part of the prompt.
+    The text appears on stdout as it is generated. In a file or standard input, all line ends are read as newlines, and
+    a final newline is not part of the prompt.
     """
     if num_samples < 1:
         raise UserError(f"num_samples: should be 1 or more, got {num_samples}")
@@ -167,7 +167,7 @@ def _write_file(
     else:
         print(f"{out}: {plural(texts, 'text')}, {plural(tokens, 'token')} at {rate:,.0f}/s, reading included")
     if errors:
-        raise UserError(f"{out}: {len(errors):,} of {plural(texts, 'text')} broke off; the first: {errors[0]}")
+        raise UserError(f"{out}: {len(errors):,} of {plural(texts, 'text')} failed; the first: {errors[0]}")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -35,7 +35,7 @@ def memory(
     max_tokens: Annotated[
         int | None, typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens.")
     ] = None,
-    slots: Annotated[bool, typer.Option("--slots", help="Show each slot as well, and what it attends to.")] = False,
+    slots: Annotated[bool, typer.Option("--slots", help="Also show each slot and what it attends to.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -80,7 +80,7 @@ def _print(report: "MemoryReport") -> None:
     screen = console()
     screen.print(layers)
     screen.print(
-        f"Half-lives in segments, least to greatest; losses in nats more than {report.loss:.4f} over "
+        f"Half-lives are in segments, least to greatest. Losses are in nats per token above {report.loss:.4f}, over "
         f"{plural(report.tokens, 'token')} after the first segment, {plural(report.segments, 'segment')} in all."
     )
 
@@ -95,8 +95,8 @@ def _print_slots(report: "MemoryReport") -> None:
     screen = console()
     screen.print(slots)
     screen.print(
-        "Half-life: the channels' median, and what the longest tenth reach. Of a query's attention, the share that "
-        "goes to the slots, and to which tokens; in brackets those tokens' shares of the text."
+        "Half-life and longest: median and 90th percentile over the channels. On slots: the share of the query's "
+        "attention on the slots. Each token is shown with its share of the attention and, in brackets, of the text."
     )
 
 

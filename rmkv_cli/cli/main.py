@@ -79,13 +79,13 @@ def _version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run `rmkv`. Exit code 0: done; 1: the work failed, or nobody reads stdout any more; 2: what the user can mend.
+    """Run `rmkv` and exit with its code.
 
-    What the user can mend is one line. 128 and a signal's number: it was ended by that, so by Ctrl-C with 130.
-    RMKV_DEBUG=1 shows the traceback instead.
+    Exit codes are 0 on success; 1 if the work failed or the reader of stdout left; 2 for an error that the user can
+    fix, reported in one line, or with its traceback if RMKV_DEBUG=1; 128 + N after signal N, such as 130 after Ctrl-C.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # it is closed; the next file that is opened would take its place
+        if getattr(sys, name) is None:  # closed: the next opened file would get its number
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where it is not UTF-8; stderr escapes such characters by itself
@@ -95,7 +95,7 @@ def main() -> None:
         build()()
     except SystemExit as end:
         code = end.code
-    except KeyboardInterrupt:  # before Typer, which else takes it
+    except KeyboardInterrupt:  # raised before Typer, which otherwise handles it
         code = 130
     except BaseException as error:
         line, code = explain(error), 2
@@ -104,7 +104,7 @@ def main() -> None:
     try:
         stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # or Python tries again, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # otherwise Python flushes again and complains
         if isinstance(error, BrokenPipeError):
             line, code = None, 1
         else:

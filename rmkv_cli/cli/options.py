@@ -38,7 +38,7 @@ TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.js
 def read_mix(name: str | None, preset: str | None, tokens: int | None = None) -> tuple[MixConfig, Path]:
     """Return the mix of this name, or else that of a preset, and the folder that its files are relative to.
 
-    The name is a shipped mix's, or the path of a mix.toml, of a folder that holds one, or of a folder or file of texts.
+    `name` is a shipped mix's, or the path of a mix.toml, of a folder with a mix.toml, or of a folder or file of texts.
     With `tokens` the mix is that long, whatever its file says.
     """
     if (name is None) == (preset is None):
@@ -64,9 +64,9 @@ def read_mix(name: str | None, preset: str | None, tokens: int | None = None) ->
 
 
 def at_least(least: int) -> Callable[[str | int], int]:
-    """Return a parser, for an option, of whole numbers (see `whole_number`) that are `least` or more."""
+    """Return an option's parser of whole numbers (see `whole_number`) from `least` on."""
 
-    def parse(given: str | int) -> int:  # Typer gives it defaults, too
+    def parse(given: str | int) -> int:  # Typer also passes defaults
         try:
             number = whole_number(str(given))
         except ValueError as error:

@@ -14,7 +14,7 @@ def params(
     config: ConfigFile = None,
     overrides: Overrides = None,
     batch: Annotated[
-        int | None, typer.Option(parser=at_least(1), metavar="N", help="Rows at once. [default: micro_batch_size]")
+        int | None, typer.Option(parser=at_least(1), metavar="N", help="Rows per batch. [default: micro_batch_size]")
     ] = None,
     row_tokens: Annotated[
         int | None, typer.Option(parser=at_least(1), metavar="N", help="Row length. [default: segments_max segments]")

@@ -17,20 +17,21 @@ def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-    lanes: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Write at most N texts at once.")] = 8,
+    lanes: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Generate at most N texts at once.")] = 8,
     queue: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Let at most N more texts wait.")] = 64,
     max_tokens: Annotated[
-        int, typer.Option(parser=at_least(0), metavar="N", help="The most that a request may ask for.")
+        int, typer.Option(parser=at_least(0), metavar="N", help="Largest max_tokens of a request.")
     ] = 4096,
     max_seconds: Annotated[float, typer.Option(help="The most that a request may take.")] = 600,
     max_body: Annotated[
-        int, typer.Option(parser=at_least(1), metavar="BYTES", help="The largest request that is read.")
+        int, typer.Option(parser=at_least(1), metavar="BYTES", help="Largest body of a request.")
     ] = 16_000_000,
     max_memories: Annotated[
         int, typer.Option(parser=at_least(0), metavar="N", help="Keep at most N named memories.")
     ] = 100,
     max_memory_bytes: Annotated[
-        int, typer.Option(parser=at_least(1), metavar="BYTES", help="The most that all of them may take, such as 2G.")
+        int,
+        typer.Option(parser=at_least(1), metavar="BYTES", help="Memory for all named memories together, such as 2G."),
     ] = 1_000_000_000,
     allow_anyone: Annotated[
         bool, typer.Option("--allow-anyone", help="Listen beyond this machine without an API key.")
@@ -73,12 +74,12 @@ def serve(
 
 
 def _key() -> str | None:
-    """Return the key that clients must show, None if there is none; raise `UserError` if no client could show it."""
+    """Return the key that clients must send, None if there is none; raise `UserError` if no client could send it."""
     if KEY not in os.environ:
         return None
     key = os.environ[KEY].strip()
     if not key:
-        raise UserError(f"{KEY} is empty; set it to a secret that clients must show, or unset it")
-    if not key.isprintable():  # nor is what stands in for bytes that are not UTF-8
-        raise UserError(f"{KEY} is not printable UTF-8 text, which no client can show; set it to another secret")
+        raise UserError(f"{KEY} is empty; set it to a secret that clients must send, or unset it")
+    if not key.isprintable():  # includes bytes that are not UTF-8
+        raise UserError(f"{KEY} is not printable UTF-8 text, so no client can send it; set it to another secret")
     return key

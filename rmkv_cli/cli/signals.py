@@ -1,20 +1,20 @@
-"""Ctrl-C and SIGTERM end a command at once while it imports, and else by an exception that lets it clean up.
+"""Let Ctrl-C and SIGTERM end a command: at once during imports, otherwise by an exception that lets it clean up.
 
-Only the standard library is imported here, so that this is in place before anything else of the command.
+This module imports only the standard library, so that the handlers are installed before all other imports.
 """
 
 import os
 import signal
 from types import FrameType
 
-IMPORT = "<frozen importlib._bootstrap>"  # what Python's frames of an import are from
+IMPORT = "<frozen importlib._bootstrap>"  # file name of the frames of an import
 
 
 def end_by_signal(number: int, frame: FrameType | None) -> None:
-    """End with exit code 128 + `number`, as a signal's handler.
+    """Handle a signal by ending the process with exit code 128 + `number`.
 
-    Libraries swallow exceptions that are raised while they are imported, and an import takes seconds. Nothing is open
-    then, so the process ends without one.
+    An import takes seconds, and libraries swallow exceptions raised during their import. Nothing is open then, so the
+    process ends without an exception.
     """
     while frame is not None:
         if frame.f_code.co_filename == IMPORT:
@@ -26,7 +26,7 @@ def end_by_signal(number: int, frame: FrameType | None) -> None:
 
 
 def handle_signals() -> None:
-    """Let SIGINT and SIGTERM end this process by `end_by_signal`, but for one that its parent has it ignore."""
+    """Install `end_by_signal` for SIGINT and SIGTERM, except for a signal that the parent process set to be ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end_by_signal)

@@ -27,12 +27,12 @@ def train(
     vocab_size: Annotated[
         int | None,
         typer.Option(
-            parser=at_least(1), metavar="N", help="Number of tokens; 263 is the least.", show_default="the preset's"
+            parser=at_least(1), metavar="N", help="Number of tokens, at least 263.", show_default="the preset's"
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the tokenizer goes; must not exist.")] = Path("tokenizer.json"),
     max_bytes: Annotated[
-        int, typer.Option(parser=at_least(1), metavar="N", help="Stop after so much text.")
+        int, typer.Option(parser=at_least(1), metavar="N", help="Read at most this much text.")
     ] = 200_000_000,
     as_json: Json = False,
 ) -> None:

@@ -21,7 +21,7 @@ def train(
     mix: Annotated[
         str | None,
         typer.Option(
-            metavar="MIX", help="Stream this mix.toml or shipped mix; with --resume, find files that were moved by it."
+            metavar="MIX", help="Stream this mix.toml or shipped mix; with --resume, use it to find moved files."
         ),
     ] = None,
     run: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/NAME]")] = None,
@@ -35,7 +35,7 @@ def train(
         typer.Option(
             parser=at_least(1),
             metavar="STEPS",
-            help="Profile so many steps instead: a trace, and the dearest operations.",
+            help="Profile N steps: write a trace and list the ten most expensive operations.",
         ),
     ] = None,
     dry_run: Annotated[

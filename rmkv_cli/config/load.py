@@ -21,7 +21,7 @@ S = TypeVar("S", bound=Section)
 SOURCES: dict[int | str, type[BaseModel]] = {
     get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(Source)[0])
 }
-MOST_LINES, LONGEST_LINE = 50, 1000  # of the report of a file's errors, whatever the file holds
+MOST_LINES, LONGEST_LINE = 50, 1000  # bounds of the report of a file's errors
 _KINDS = "{}, or {}".format(", ".join(map(repr, list(SOURCES)[:-1])), repr(list(SOURCES)[-1]))
 
 
@@ -128,7 +128,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     data = read_whole(path)
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # also one of its decoding, and of a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # includes errors of decoding and numbers of 5,000 digits
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -169,14 +169,14 @@ def _locate(kind: type[BaseModel], data: Any, loc: tuple[int | str, ...]) -> tup
 
 
 def _known_keys(kind: type[BaseModel], section: type[BaseModel] | None, parent: str, key: str, whole: bool) -> str:
-    """Return what an unknown key may have meant, by its name and first of all in its own section, else what that knows.
+    """Return the end of an unknown key's message: similar keys, preferably in its section, else the section's keys.
 
     Args:
-        kind: of the whole config.
-        section: the one that the key should have been in.
-        parent: that one's dotted key and a dot, or "".
-        key: the unknown one, dotted.
-        whole: name the section as well where it is the key's own.
+        kind: type of the whole config.
+        section: type of the section that the key is in.
+        parent: dotted key of that section with a final dot, or "".
+        key: the unknown key, dotted.
+        whole: whether to include the section in the names of its own keys.
     """
     here = [parent + name for name in (section.model_fields if section else ())]
     everywhere = list(_paths(kind))
@@ -187,14 +187,14 @@ def _known_keys(kind: type[BaseModel], section: type[BaseModel] | None, parent: 
 
 
 def _with_nearest_name(key: str, paths: Sequence[str]) -> list[str]:
-    """Return the paths, if any, whose last part is nearest to that of the key."""
+    """Return the paths, if any, whose last part is most similar to that of the key."""
     names = [path.rpartition(".")[2] for path in paths]
     nearest = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
     return [path for path, name in zip(paths, names, strict=True) if name in nearest]
 
 
 def _paths(kind: type[BaseModel], before: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a config's sections and of all in them."""
+    """Yield the dotted keys of a config's sections and of all keys in them."""
     for name, field in kind.model_fields.items():
         yield before + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

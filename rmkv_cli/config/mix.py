@@ -114,7 +114,7 @@ class MixConfig(Section):
     tokens: int | None = Field(None, ge=1)
     """Length of the mix; sources that run dry are repeated. Without it the mix ends when the first one runs dry."""
     validation: float = Field(0.01, ge=0, lt=1)
-    """Share that is held out: the last part of each long text, and of the other documents some, chosen by a hash."""
+    """Share of the text to hold out: the last part of each long text, and other whole documents chosen by a hash."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a record that cannot be read does: end the mix, or be left out and counted."""
     phases: list[Phase] = Field(default_factory=list)

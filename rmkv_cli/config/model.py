@@ -36,8 +36,8 @@ class MemoryConfig(Section):
 class ModelConfig(Section):
     """The shape of an RMKV; the defaults are the `600m` preset's.
 
-    Sizes have upper bounds, so that a damaged or hostile config is refused at once, before a model is laid out. They
-    are several times those of the largest published models (width 18,432; 128 layers; a million ids).
+    Sizes have upper bounds, so that a damaged or hostile config is refused before a model is built. The bounds are
+    several times the sizes of the largest published models (width 18,432; 128 layers; a million ids).
     """
 
     vocab_size: int = Field(32768, ge=8, le=1 << 24)

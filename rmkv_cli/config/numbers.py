@@ -1,4 +1,4 @@
-"""How whole numbers are written, in configs, with `--set` and as options alike."""
+"""Parse whole numbers with units, as in configs, `--set` and options."""
 
 from decimal import Decimal
 
@@ -7,14 +7,14 @@ UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 
 def whole_number(text: str) -> int:
-    """Return the whole number that a text such as 64, 2_000_000, 1e6, 5k, 1.5M, 2G, 2B or 1T writes.
+    """Return the whole number in a text such as 64, 2_000_000, 1e6, 5k, 1.5M, 2G, 2B or 1T.
 
     Raises:
-        ValueError: it writes none; the message says what would be right.
+        ValueError: the text is not a whole number; the message shows valid ones.
     """
     unit = UNITS.get(text[-1:].lower(), 1)
     try:
-        number = Decimal(text[:-1] if unit > 1 else text) * unit  # 16.1k is 16,100, and no binary fraction
+        number = Decimal(text[:-1] if unit > 1 else text) * unit  # exact, unlike a float: 16.1k is 16,100
         if abs(number) < 10**30 and number == int(number):
             return int(number)
     except ArithmeticError:

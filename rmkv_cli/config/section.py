@@ -22,13 +22,13 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_numbers(cls, data: Any) -> Any:
-        # Not a field's validator, which pydantic forbids where it chooses a source by its kind.
+        # A field validator would not do: pydantic forbids it on the field by which it chooses a kind of source.
         if not isinstance(data, dict):
             return data
         read = dict(data)
         for name, field in cls.model_fields.items():
             if isinstance(read.get(name), str) and int in (field.annotation, *get_args(field.annotation)):
-                with suppress(ValueError):  # pydantic refuses what stays a text
+                with suppress(ValueError):  # pydantic reports the texts that remain
                     read[name] = whole_number(read[name])
         return read
 
@@ -37,7 +37,7 @@ class Section(BaseModel):
     def _obey_rules(cls, value: Any, info: ValidationInfo) -> Any:
         # After every field, not after all: pydantic would check no rule of a section that has one wrong field.
         assert info.field_name
-        if isinstance(value, int) and abs(value) >= 1 << 63:  # no count of anything; torch and Arrow hold 64 bits
+        if isinstance(value, int) and abs(value) >= 1 << 63:  # torch and Arrow have 64 bits
             raise ValueError("should be below 2^63")
         broken = list(cls.broken_rules(info.data | {info.field_name: value}))  # info.data: the right ones before it
         if broken:

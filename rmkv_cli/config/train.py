@@ -75,8 +75,8 @@ class TrainConfig(Section):
     eval_every: int = Field(500, ge=1)
     """Steps from validation to validation; a multiple of checkpoint_every."""
     eval_tokens: int = Field(1_000_000, ge=1)
-    """At most so many tokens of held-out documents a validation: always the same sample, in which sources and document
-    lengths have their shares."""
+    """Most held-out tokens in a validation. The sample is always the same; sources and document lengths keep their
+    shares."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps from checkpoint to checkpoint."""
     keep_last: int = Field(3, ge=1)

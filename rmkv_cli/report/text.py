@@ -260,7 +260,7 @@ def _command(*words: object) -> str:
 
 
 def _share(tokens: int, available: int | None) -> str:
-    """Return how many tokens were read of those that there are; None where that is not known."""
+    """Return the number of tokens read, out of `available`, if that is known."""
     if tokens == available:
         return f"all {tokens:,}"
     return f"{tokens:,}" if available is None else f"{tokens:,} of {available:,}"

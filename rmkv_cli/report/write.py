@@ -16,7 +16,7 @@ from rmkv_cli.report.text import Section, notes, sections
 
 HTML, MARKDOWN = "index.html", "report.md"
 SIGNATURE = "What the training and `rmkv eval` wrote; nothing was measured for this page."
-"""A line of each report, by which the next one knows what it may replace."""
+"""Line in each report that marks it as replaceable by the next one."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,10 @@ class Written:
 def write_report(folders: Sequence[Path], out: Path) -> Written:
     """Write the report of a run, or the comparison of several, into the folder `out`, over an older one.
 
-    What else is there besides an older report stays.
+    Other files beside an older report stay.
 
     Raises:
-        UserError: a folder holds no run, or is damaged; `out` holds other things and no report; matplotlib is not
-            installed.
+        UserError: a folder has no run or is damaged; `out` has other files and no report; matplotlib is not installed.
     """
     require_matplotlib()
     _require_own(out)
@@ -56,14 +55,14 @@ def write_report(folders: Sequence[Path], out: Path) -> Written:
 
 
 def _require_own(out: Path) -> None:
-    """Raise `UserError` unless `out` is absent, or empty but for hidden files, or holds a report."""
+    """Raise `UserError` unless `out` is absent, has only hidden files, or has a report."""
     others = any(out.glob("[!.]*")) if out.is_dir() else out.exists()
     if others and SIGNATURE not in _text(out / MARKDOWN):
         raise UserError(f"{out}: holds other things and is no report; choose another --out")
 
 
 def _pictures_of(out: Path) -> set[str]:
-    """Return the names of the pictures that an older report in `out` shows: of all files there, only these are its."""
+    """Return the file names of the pictures in an older report in `out`; the report owns no other pictures."""
     return set(re.findall(r"^!\[.*\]\(([\w-]+\.png)\)$", _text(out / MARKDOWN), re.MULTILINE))
 
 

@@ -247,7 +247,7 @@ class TestManyPrompts:
 
         monkeypatch.setattr(text_module, "sample", broken)
         shown = self.broken_off(monkeypatch, capsys, *self.options(saved, prompts, out), "--num-samples", 2, "--json")
-        assert shown.err.splitlines()[-1] == f"error: {out}: 4 of 8 texts broke off; the first: a fault"
+        assert shown.err.splitlines()[-1] == f"error: {out}: 4 of 8 texts failed; the first: a fault"
         assert json.loads(shown.out)["errors"] == 4
         lines = [json.loads(line) for line in out.read_bytes().splitlines()]
         right = [json.loads(line) for line in whole.read_bytes().splitlines()]
@@ -267,7 +267,7 @@ class TestManyPrompts:
         run(monkeypatch, capsys, *self.options([tmp_path / "short"], prompts, alone))
         prompts.write_text("".join(json.dumps(line) + "\n" for line in (*long, *self.LINES)))
         shown = self.broken_off(monkeypatch, capsys, *self.options([tmp_path / "short"], prompts, out))
-        assert f"{out}: 2 of 6 texts broke off; the first: prompt and text are longer" in shown.err
+        assert f"{out}: 2 of 6 texts failed; the first: prompt and text are longer" in shown.err
         lines = [json.loads(line) for line in out.read_bytes().splitlines()]
         assert lines[2:] == [json.loads(line) for line in alone.read_bytes().splitlines()]
         for line, prompt in zip(lines, long, strict=False):

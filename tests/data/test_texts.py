@@ -15,7 +15,7 @@ from rmkv_cli.data.blocks import START, BadRecord
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.encoding import parallel_encoder
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.data.mix import hold_out, prepare
+from rmkv_cli.data.mix import hold_out, prepare, warn_of_sources_without_held_out
 from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.order import Place
 from rmkv_cli.data.sources import LeftOut, open_source, read_source
@@ -308,12 +308,19 @@ def test_a_shard_alone_may_begin_within_a_document(tmp_path, short_parts, tokeni
     assert np.concatenate([ids for part in parts for ids in part]).tolist() == whole(tmp_path / "out", "train")[0]
 
 
-def test_each_source_s_held_out_share_is_known_and_one_without_any_is_named(tmp_path, tokenizer, write_jsonl, mix_of):
+def test_each_source_s_held_out_share_is_known_and_one_without_any_is_named(
+    tmp_path, tokenizer, write_jsonl, mix_of, capsys
+):
     (tmp_path / "book.txt").write_text(story(0, 80_000))
     write_jsonl("few.jsonl", ["one", "two"])
     mix = mix_of({"book": (1, "book.txt"), "few": (1, "few.jsonl"), "noise": (1, 9)}, validation=0.1, tokens=30_000)
     manifest = prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
     assert manifest.sources_without_held_out() == ["few"]
+    warn_of_sources_without_held_out(manifest)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(
+        "warning: source 'few': none of its text is held out, so no validation measures it; raise `validation`"
+    )
     book, few, _ = manifest.sources
     assert 0.09 < book.held_out_tokens / (book.held_out_tokens + book.tokens) < 0.12
     assert (book.held_out_documents, few.held_out_documents, few.held_out_tokens) == (1, 0, 0)

@@ -160,7 +160,7 @@ def test_what_is_no_copy_stays_in_a_link_s_place(config, whole, stopped, capsys,
     assert_same_run(whole, copy)
     assert names(copy) == names(whole)
     said = (
-        f"warning: {copy / 'latest'} cannot be made a link to step-00000007; training does not need it (it is something"
+        f"warning: {copy / 'latest'} cannot be made a link to step-00000007; training does not need it (something else"
     )
     assert capsys.readouterr().err.count(said) == 1
 

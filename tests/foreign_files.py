@@ -1,4 +1,4 @@
-"""What users and their tools put into a run's folder, for tests."""
+"""Create, for tests, the files that users and their tools leave in a run's folder."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from rmkv_cli.model.checkpoints import list_checkpoints
 
 
 def add_foreign(checkpoints):
-    """Put what people and their tools leave beside a checkpoint into the folder; return all of it."""
+    """Create the files that users and their tools leave beside a checkpoint; return their paths."""
     before = set(checkpoints.iterdir())
     newest = list_checkpoints(checkpoints.parent)[0]
     copies = ["step-00000002-mine", "step-00000119-keep", "step-000000200", "step-20", "STEP-00000004", ".step-mine"]
@@ -35,7 +35,7 @@ def contents(paths):
 
 @contextmanager
 def immutable(path):
-    """Keep everybody, root as well, from renaming and removing a folder."""
+    """Prevent everybody, including root, from renaming or removing a folder."""
     done = shutil.which("chattr") and subprocess.run(["chattr", "+i", path], capture_output=True).returncode == 0
     if not done:
         pytest.skip("wants root, and a file system on which files can be made immutable")

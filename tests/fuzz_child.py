@@ -1,7 +1,7 @@
-"""Cases of the fuzzer, in a process that a crash may end: `python fuzz_child.py FOLDER SEED FIRST COUNT [KIND...]`.
+"""Run cases of the fuzzer in a process that may crash: `python fuzz_child.py FOLDER SEED FIRST COUNT [KIND...]`.
 
-Each kind's cases FIRST to FIRST + COUNT - 1 are tried. A line of JSON reports the outcome of each. If a case has begun
-and has no outcome, it ended the process.
+It tries the cases FIRST to FIRST + COUNT - 1 of each kind and reports each outcome in a line of JSON. A case that began
+but has no outcome crashed the process.
 """
 
 import faulthandler
@@ -24,7 +24,7 @@ ROOM = 3 << 30  # bytes that a case may allocate
 
 
 class Late(BaseException):
-    """A case has not come to its end."""
+    """The error of a case that takes too long."""
 
 
 def late(*_):
@@ -32,7 +32,7 @@ def late(*_):
 
 
 def attempt(read):
-    """Return what came of reading: (outcome, what was said or found)."""
+    """Return the outcome of reading a file, and the message or the result."""
     signal.setitimer(signal.ITIMER_PROF, CPU)
     signal.setitimer(signal.ITIMER_REAL, WALL)
     faulthandler.dump_traceback_later(2 * WALL, exit=True)  # stuck where no Python runs

@@ -1,4 +1,4 @@
-"""Damage to a file, drawn from a seed: bits, ranges, fields, and other things in the file's place."""
+"""Damage a file at random, by a seed: flip bits, change ranges or fields, or replace the file by something else."""
 
 import json
 import os
@@ -15,7 +15,7 @@ PLACES = ("absent", "empty", "pipe", "folder", "device", "loop", "huge")
 
 
 def damage(path, rng):
-    """Damage the file at `path`; return what was done, and whether the file may now rightly mean something else."""
+    """Damage the file at `path`; return the kind of damage, and whether another result is now valid as well."""
     ways = [_bytes, _bytes, _bytes, _replace]
     if path.suffix in (".json", ".jsonl", ".toml"):
         ways += [_fields, _fields]
@@ -28,7 +28,7 @@ def damage(path, rng):
 
 def _bytes(path, rng):
     data = bytearray(path.read_bytes())
-    near = min(len(data), 600)  # headers are where most goes wrong: half of the damage is there, or at the end
+    near = min(len(data), 600)  # headers are the weakest: half of the damage is there or at the end
     at = rng.choice([rng.randrange(len(data)), rng.randrange(near), len(data) - 1 - rng.randrange(near)])
     size = rng.randrange(1, 65)
     other = rng.randrange(len(data))
@@ -96,7 +96,7 @@ def _fields(path, rng):
 
 
 def _changed(text, rng):
-    """Return JSON with one of its fields changed, removed, renamed, or given another's value; and what was done."""
+    """Return JSON with a field changed, removed, renamed or set to another's value, and the kind of damage."""
     value = json.loads(text)
     places = list(_places(value))
     part, key = rng.choice(places)
@@ -135,7 +135,7 @@ def _header(path, rng):
 
 
 def _forge(path, rng):
-    """Change a tensor of a safetensors file, and give the file the right checksum again."""
+    """Change a tensor of a safetensors file and update the file's checksum."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         metadata = {key: x for key, x in (file.metadata() or {}).items() if key != CHECKSUM}
@@ -167,5 +167,5 @@ def _forge(path, rng):
 
 
 def draw(seed, kind, number):
-    """The generator of a case, which needs no other case before it."""
+    """Return the random generator of a case, independent of other cases."""
     return random.Random(f"{seed} {kind} {number}")

@@ -1,4 +1,4 @@
-"""The kinds of files that travel between people, each with what it is read for: what damage must not change unseen."""
+"""Make files of each kind that people exchange, and read from each the result that damage must not change unnoticed."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ GREEDY = SamplingConfig(temperature=0)
 
 
 class Kinds:
-    """Files of each kind in a folder. `read` has for each file's path a function that returns what the file says."""
+    """Files of each kind in a folder. `read` maps each file's path to a function that returns the file's content."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -65,7 +65,7 @@ class Kinds:
         }
 
     CHECKED = ("notes.rmkv", "state.safetensors", "whole/", "data/")
-    """What holds a checksum: damage to it gives the same answer, or is found."""
+    """Kinds with a checksum: after damage the result is the same, or the damage is detected."""
 
     def _run(self, run):
         config = load_config(preset_path("tiny"), [f"train.data={self.folder / 'data'}", "train.device=cpu"])
@@ -110,7 +110,7 @@ class Kinds:
         return _said(RMKV.from_pretrained(out).memory)
 
     def data(self):
-        """What a training and an evaluation read: all documents, and rows of them."""
+        """Return what training and evaluation read: all documents, and rows of them."""
         folder, answer = self.folder / "data", []
         config = load_config(preset_path("tiny"), [f"train.data={folder}", "model.vocab_size=300"])
         with open_data(config, self.folder / "no-run") as data:

@@ -34,7 +34,7 @@ class Running:
         return httpx2.request(method, self.url + path, timeout=60, trust_env=False, **more)
 
     def connect(self):
-        """A connection that nothing was sent over; whoever waits for the server longer than a minute has failed."""
+        """Return a fresh connection; waiting longer than a minute for the server fails the test."""
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         return socket.create_connection((host, int(port)), timeout=60)
 
@@ -44,7 +44,7 @@ class Running:
         return sum(float(value) for key, _, value in lines if key == name or key.startswith(name + "{"))
 
     def unfinished(self):
-        """Texts that have not ended: they wait, are read or are written."""
+        """Number of texts that wait, are being read or are being generated."""
         return self.metric("rmkv_lanes_busy") + self.metric("rmkv_queue_length")
 
 

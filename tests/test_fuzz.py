@@ -1,7 +1,7 @@
-"""Whatever happens to a file that travels between people, it gives the right answer or one line with exit code 2.
+"""A damaged file gives the right result, or one line and exit code 2.
 
-Cases are drawn from a seed (fuzz_damage.py) and tried in a process of their own, whose memory and time are bounded. To
-repeat one: `python tests/fuzz_child.py FOLDER SEED NUMBER 1 KIND`.
+A seed determines the cases (fuzz_damage.py). A separate process with bounded memory and time tries them. To repeat one,
+run `python tests/fuzz_child.py FOLDER SEED NUMBER 1 KIND`.
 """
 
 import json
@@ -17,12 +17,12 @@ RIGHT = {"same", "refused", "another, rightly"}
 
 
 def outcomes(folder, first, count):
-    """Return the outcome of each case, by its kind and number; raise AssertionError with all that are not right."""
+    """Return the outcome of each case by kind and number; raise AssertionError that lists the wrong ones."""
     command = [sys.executable, Path(__file__).with_name("fuzz_child.py"), folder, SEED, first, count]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     cases = {}
     for line in map(json.loads, done.stdout.splitlines()):
-        # Of two lines a case has, the second replaces the first, unless the case has ended the process.
+        # A case's second line replaces its first one; a case that crashed the process has no second line.
         ended = f"exit code {done.returncode}\n{done.stderr[-2000:]}"
         case = cases.setdefault((line["kind"], line["number"]), {"outcome": "crash", "said": ended})
         case |= line

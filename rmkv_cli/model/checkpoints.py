@@ -1,4 +1,4 @@
-"""Name and list a run's checkpoints; the names tell rmkv's own folders from all others."""
+"""Name and list a run's checkpoints; the names distinguish rmkv's own folders from others."""
 
 import re
 from pathlib import Path

@@ -37,7 +37,7 @@ from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.files import FILES, record_files
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
-from rmkv_cli.training.memory import require_memory, told_when_full
+from rmkv_cli.training.memory import memory_errors_explained, require_memory
 from rmkv_cli.training.metrics import Metrics, best_validation, read_metrics
 from rmkv_cli.training.optimizer import most_segments
 from rmkv_cli.training.trainer import Trainer
@@ -70,7 +70,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         UserError: the config, the data, the tokenizer and the run do not fit together.
         BadStepError: by the config, or as the last of too many; what led to it lies in the run's folder `failed`.
     """
-    with told_when_full(config), joined(config.train.device) as ranks:
+    with memory_errors_explained(config), joined(config.train.device) as ranks:
         if ranks.first:
             return _lead(config, run, ranks, resume, allow_noncausal)
         _follow(config, ranks)

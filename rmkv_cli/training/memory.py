@@ -17,7 +17,7 @@ GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
-def told_when_full(config: Config) -> Iterator[None]:
+def memory_errors_explained(config: Config) -> Iterator[None]:
     """Raise `UserError`, which tells how to need less, where torch finds no memory for a tensor."""
     try:
         yield

@@ -21,7 +21,7 @@ from rmkv_cli.training.data import open_data
 from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
 from rmkv_cli.training.distribution import Ranks, resolve_device
 from rmkv_cli.training.loop import checked
-from rmkv_cli.training.memory import estimated_memory, peak_memory, require_memory, told_when_full
+from rmkv_cli.training.memory import estimated_memory, memory_errors_explained, peak_memory, require_memory
 from rmkv_cli.training.optimizer import mean_segments, most_segments
 from rmkv_cli.training.trainer import Trainer
 
@@ -126,7 +126,7 @@ def _trial(config: Config) -> Iterator[Trainer]:
     with tempfile.TemporaryDirectory(prefix="rmkv-") as folder, open_data(config, Path(folder)) as data:
         require_memory(config, most_segments(config.train, data.phases), device)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
-        with told_when_full(config):
+        with memory_errors_explained(config):
             try:
                 yield Trainer(config, lanes, Ranks(device), data.phases)
             except EndOfData as end:

@@ -1,4 +1,4 @@
-"""What the system refuses (room, memory, a thread) ends every command by one line; a closed stdout by none."""
+"""An exhausted disk, memory or thread limit ends every command with one line, and a closed stdout with none."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from small_run import error_of, save_small_model
 from rmkv_cli.cli.main import main
 
 FULL = "error: standard output: no space left on device\n"
-# Each writes to stdout in a way of its own: print, write, json.dump, a table, Typer's help, pieces as they come.
+# Each writes to stdout in a different way: print, write, json.dump, a table, Typer's help, streamed pieces.
 COMMANDS = {
     "print": ["config", "list"],
     "write": ["config", "show", "--preset", "tiny"],
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def code_of(folder, monkeypatch):
-    """Runs a command in this process with that stdout, which must then close without a fault; returns its exit code."""
+    """Run a command in this process with the given stdout, which must close without an error; return the exit code."""
 
     def run(arguments, stdout):
         monkeypatch.chdir(folder)
@@ -98,7 +98,7 @@ def test_memory_that_cannot_be_had_is_one_line(folder, monkeypatch, capsys):
 def test_a_thread_that_cannot_be_started_is_one_line(folder, monkeypatch, capsys, arguments):
     monkeypatch.chdir(folder)
     (folder / "mix.toml").write_text('[[sources]]\nkind = "files"\nname = "t"\nweight = 1\nfiles = ["lines.jsonl"]\n')
-    size = threading.stack_size(1 << 46)  # more than there are addresses
+    size = threading.stack_size(1 << 46)  # larger than the address space
     try:
         line = error_of(monkeypatch, capsys, *arguments)
     finally:

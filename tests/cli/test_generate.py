@@ -259,7 +259,7 @@ class TestManyPrompts:
         assert not Path(f"{out}.part").exists()
 
     def test_a_prompt_that_cannot_be_read_stops_no_other(self, prompts, tmp_path, monkeypatch, capsys):
-        """One that is longer than the model's learned positions, and one that they leave too little room after."""
+        """One prompt exceeds the model's learned positions; another leaves too few of them for the text."""
         (tmp_path / "short").mkdir()
         save_small_model(tmp_path / "short", position="learned", max_position_embeddings=80)
         long = [{"prompt": "the cat " * 100}, {"prompt": TEXT * 4}]

@@ -1,4 +1,4 @@
-"""Folders and files of texts go where a mix does, without a mix.toml."""
+"""Commands that take a mix also take a folder or file of texts without a mix.toml."""
 
 import json
 
@@ -10,7 +10,7 @@ from rmkv_cli.tokenizer import train_tokenizer
 
 @pytest.fixture
 def books(tmp_path, monkeypatch):
-    """A folder of texts of several kinds, and what is none; the tests are in the folder above it."""
+    """A folder with several kinds of texts and other files; the tests run in its parent folder."""
     monkeypatch.chdir(tmp_path)
     train_tokenizer(iter(["some words, and some more"]), 280).save(tmp_path / "tokenizer.json")
     files = {

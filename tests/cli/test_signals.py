@@ -1,4 +1,4 @@
-"""A signal ends a command at any moment of its start-up: importing PyTorch takes seconds, and swallows exceptions."""
+"""A signal ends a command at any moment of its start, even while imports take seconds and swallow exceptions."""
 
 import random
 import signal
@@ -8,13 +8,13 @@ import sys
 import pytest
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-MODULES = 2000  # that `train` and `serve` import, PyTorch's among them; `serve` a few more
+MODULES = 2000  # number of modules, including PyTorch's, that `train` imports; `serve` imports a few more
 
 
 def ended_at(module, number, *arguments):
-    """Run `rmkv` and send the signal once so many modules are imported; return its exit code and what it said.
+    """Run `rmkv` and send the signal after a number of imported modules; return its exit code and output.
 
-    Its own first module is where they are counted from: before it, Python is starting up.
+    The count begins with rmkv's own first module; before it, Python itself is starting.
     """
     command = [sys.executable, "-X", "importtime", "-m", "rmkv_cli", *map(str, arguments)]
     said, modules = [], 0

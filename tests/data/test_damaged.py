@@ -1,4 +1,4 @@
-"""Files of records that are damaged: what is lost is what cannot be read, and all of it is counted."""
+"""Damaged files lose only the records that cannot be read, and all lost records are counted."""
 
 import csv
 import gzip
@@ -30,13 +30,13 @@ def read(path, seed=None, place=None):
 
 
 def numbers(found):
-    """Of the records that were read, and how many are said to be lost."""
+    """Return the records that were read, and the number of records reported as lost."""
     good = [int(r.columns["text"].split()[1]) for _, r in found if isinstance(r, Record)]
     return good, sum(r.records for _, r in found if isinstance(r, BadRecord))
 
 
 def requires_all_of(path):
-    """Require that reading goes on from any place as if it had not stopped there; return the whole reading."""
+    """Require that reading from any place gives the rest of the whole reading; return the whole reading."""
     whole = read(path, [3])
     for at in range(len(whole)):
         place = Place.from_json(json.loads(json.dumps(whole[at][0].to_json())))
@@ -85,7 +85,7 @@ def test_the_pages_before_the_damaged_one_are_read(tmp_path, monkeypatch):
         "row_group_size": 30,
     }
     data = parquet(**small, write_page_checksum=True)
-    at = data.rindex(b"record 41")  # of the second group, whose pages' headers have their text as well
+    at = data.rindex(b"record 41")  # in the second group, whose page headers also have their text
     data[at : at + 9] = b"xxxxxx 99"
     path = tmp_path / "a.parquet"
     path.write_bytes(data)
@@ -102,7 +102,7 @@ def test_a_damaged_column_that_is_not_read_costs_nothing(tmp_path):
 @pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
 def test_a_damaged_batch_costs_its_own_rows(tmp_path, new):
     data = arrow(new, "zstd")
-    at = data.index(b"\x28\xb5\x2f\xfd", len(data) // 3)  # where a zipped column begins
+    at = data.index(b"\x28\xb5\x2f\xfd", len(data) // 3)  # start of a compressed column
     data[at : at + 4] = b"\0\0\0\0"
     path = tmp_path / "a.arrow"
     path.write_bytes(data)
@@ -154,7 +154,7 @@ def test_a_quote_that_is_not_closed_costs_its_line(tmp_path, monkeypatch):
 
 
 def test_lines_that_each_open_a_quote_are_not_read_again_and_again(tmp_path, monkeypatch):
-    """The second quote of each line opens a field that has no end, however many lines are read for it."""
+    """The second quote of each line opens a field without an end, however many lines the reader takes."""
     given = 0
     real = csv_blocks._Lines.__next__
 
@@ -196,7 +196,7 @@ def test_a_quote_that_is_not_closed_does_not_take_the_memory_of_all_the_file(tmp
 
 
 def test_random_csv_is_read_the_same_from_any_place(tmp_path, monkeypatch):
-    """Against a reader that looks at each line for itself: does a record that csv can read begin here?"""
+    """The reference tests each line by itself: does a record that csv can read begin here?"""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 20)
     rng = random.Random(0)
     for _ in range(200):
@@ -274,7 +274,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_bit_that_flips_ends_no_process(tmp_path, name):
-    """Files of which each has one bit flipped are all read to their end, twice with the same result."""
+    """Files with one flipped bit are all read to their end, and reading them again gives the same result."""
     whole = KINDS[name]()
     for case in range(300):
         rng = random.Random(f"{name} {case}")

@@ -158,7 +158,7 @@ def test_a_tokenizer_is_told_by_its_hash(folder):
 
 
 def rewritten(folder, rows, **manifest):
-    """Write the training shard anew, of (source, tokens, answers), and the manifest to go with it, without a hash."""
+    """Rewrite the training shard with documents (source, tokens, answers), and a manifest without its hash."""
     builder = BatchBuilder(280)
     for source, tokens, answers in rows:
         builder.add(source, np.array(tokens), 0, answers)

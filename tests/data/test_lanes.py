@@ -118,7 +118,7 @@ def test_rows_are_shared_out_in_the_order_of_their_lanes(lengths, lane_count, sh
 
 
 def as_once(lanes):
-    """The lanes' state as versions before format 2 saved it: with the rests of the documents, as lists."""
+    """Return the lanes' state as versions before format 2 saved it, with the rests of the documents as lists."""
     state = lanes.state_dict()
     rests = []
     for lane in lanes._lanes:

@@ -1,4 +1,4 @@
-"""Long texts: read in parts, tokenized as if they were whole, their last part held out."""
+"""Long texts are read in parts, get the tokens of the whole text, and hold out their last part."""
 
 import codecs
 import gzip
@@ -25,7 +25,7 @@ from rmkv_cli.errors import UserError
 
 
 def story(seed, size):
-    """Lines of some words and numbers, `size` bytes or a line more."""
+    """Return lines of words and numbers, of `size` bytes or up to a line more."""
     rng, text = random.Random(seed), ""
     while len(text) < size:
         text += " ".join(rng.choices(["naïve", "def f(x):", "12", "It's", "words,", "我们走吧。你好"], k=8)) + "\n"
@@ -45,8 +45,8 @@ def source(*files, **rest):
 
 
 def read(folder, *files, **rest):
-    its = source(*files, **rest)
-    return list(read_source(its, open_source(its, folder)))
+    text_source = source(*files, **rest)
+    return list(read_source(text_source, open_source(text_source, folder)))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
@@ -70,17 +70,19 @@ def test_a_long_text_comes_in_parts_and_reading_begins_at_any(tmp_path, short_pa
     def plain(pairs):
         return [(place, item.pieces, item.part and item.part.before) for place, item in pairs]
 
-    its = source(name, "z.txt")
+    text_source = source(name, "z.txt")
     for at, (place, _) in enumerate(pairs):
         place = Place.from_json(place.to_json())
-        assert plain(read_source(its, open_source(its, tmp_path), place=place)) == plain(pairs[at + 1 :])
+        assert plain(read_source(text_source, open_source(text_source, tmp_path), place=place)) == plain(
+            pairs[at + 1 :]
+        )
 
 
 def test_a_place_that_was_noted_when_long_texts_were_read_whole_is_after_the_whole_text(tmp_path, short_parts):
     (tmp_path / "a.txt").write_text(story(0, 5000))
     (tmp_path / "b.txt").write_text("next")
-    its = source("a.txt", "b.txt")
-    rest = read_source(its, open_source(its, tmp_path), place=Place(0, 0, START, 1))
+    text_source = source("a.txt", "b.txt")
+    rest = read_source(text_source, open_source(text_source, tmp_path), place=Place(0, 0, START, 1))
     assert [item.pieces for _, item in rest] == [("next",)]
 
 
@@ -107,8 +109,8 @@ def test_a_character_that_a_long_text_ends_within_is_told_with_its_place(tmp_pat
 
 def test_a_long_text_that_changes_while_it_is_read_ends_the_reading(tmp_path, short_parts):
     (tmp_path / "a.txt").write_text(story(0, 400_000))
-    its = source("a.txt")
-    reading = read_source(its, open_source(its, tmp_path))
+    text_source = source("a.txt")
+    reading = read_source(text_source, open_source(text_source, tmp_path))
     next(reading)
     (tmp_path / "a.txt").write_bytes(b"gone")
     with pytest.raises(UserError, match=r"a\.txt: changed while it was read"):
@@ -138,7 +140,7 @@ def whole(folder, split):
 
 
 def mixed(mix, base, tokenizer, splits, state=None, **rest):
-    """All parts of documents of a mix, (source, tokens, held out, continues) each, and the mixer's state after each."""
+    """Return a mix's parts, each (source, tokens, held out, continues), and the mixer's state after each part."""
     with parallel_encoder(tokenizer, 1) as submit:
         mixer = Mixer(mix, base, tokenizer, submit, 2, splits, **rest)
         if state:
@@ -150,7 +152,7 @@ def mixed(mix, base, tokenizer, splits, state=None, **rest):
 
 
 def joined(parts):
-    """The documents of parts."""
+    """Join parts into documents."""
     documents = []
     for (index, tokens, held_out, continues), _ in parts:
         if continues:
@@ -170,19 +172,20 @@ def test_a_long_text_is_a_document_of_several_rows_and_its_last_part_one_that_is
     text = story(0, 20_000)
     (tmp_path / "a.txt").write_text(text)
     manifest = prepare(mix_of({"a": (1, "a.txt")}, validation=0.1), tmp_path, tokenizer, tmp_path / "out", workers)
-    (train,), (held,) = whole(tmp_path / "out", "train"), whole(tmp_path / "out", "validation")
+    (train,), (held_out,) = whole(tmp_path / "out", "train"), whole(tmp_path / "out", "validation")
     size = len(tokenizer.decode(train[1:]).encode())
     assert 0.895 < size / len(text.encode()) < 0.9
     cut = len(text.encode()[:size].decode())
     assert text[cut - 1] in " \n"
-    assert (train, held) == (tokenizer.encode_document([text[:cut]]), tokenizer.encode_document([text[cut:]]))
+    assert (train, held_out) == (tokenizer.encode_document([text[:cut]]), tokenizer.encode_document([text[cut:]]))
     documents = Documents.open(tmp_path / "out", "train")
     assert len(manifest.splits["train"].shards) > 2
     assert (documents.lengths.tolist(), documents.sizes.tolist()) == ([len(train)], [size])
     assert documents.counts.tolist() == [len(train)]
     assert (documents.sources.tolist(), documents.counted(0)) == ([0], None)
-    (its,) = manifest.sources
-    assert (its.documents, its.tokens, its.held_out_documents, its.held_out_tokens) == (1, len(train), 1, len(held))
+    (report,) = manifest.sources
+    assert (report.documents, report.tokens) == (1, len(train))
+    assert (report.held_out_documents, report.held_out_tokens) == (1, len(held_out))
     for start, stop in ((0, 0), (0, 1), (150, 950), (len(train) - 1, None), (len(train), None), (0, 10**9)):
         assert documents.part(0, start, stop).tolist() == train[start:stop]
 
@@ -208,17 +211,17 @@ def test_where_no_line_ends_near_a_stretch_begins_at_a_word_or_anywhere(
 ):
     (tmp_path / "a.txt").write_text(text)
     prepare(mix_of({"a": (1, "a.txt")}, validation=0.2), tmp_path, tokenizer, tmp_path / "out", 1)
-    (train,), (held,) = (
+    (train,), (held_out,) = (
         [tokenizer.decode(ids[1:]) for ids in whole(tmp_path / "out", split)] for split in ("train", "validation")
     )
-    assert train + held == text
+    assert train + held_out == text
     assert train.endswith(before)
-    assert 0.19 < len(held) / len(text) < 0.24
+    assert 0.19 < len(held_out) / len(text) < 0.24
 
 
 @pytest.fixture
 def books(tmp_path, short_parts, write_jsonl, mix_of):
-    """Long and short texts of one source, two of them the same, beside another source; both are repeated."""
+    """A mix of two repeated sources; one has long and short texts, two of which are equal."""
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(story(number % 4, 3000))
     for number in range(5, 30):
@@ -234,13 +237,15 @@ def test_streams_hold_out_what_a_prepared_mix_does_and_never_train_on_it(tmp_pat
     train = joined(mixed(books, tmp_path, tokenizer, "train"))
     assert train == [document for document in both if not document[2]]
     everything = books.model_copy(update={"tokens": 10**9})
-    held = joined(mixed(everything, tmp_path, tokenizer, "validation"))
+    validation = joined(mixed(everything, tmp_path, tokenizer, "validation"))
     texts = {tokenizer.decode(tokens[1:]) for _, tokens, _ in train}
-    stretches = [text for text in (tokenizer.decode(tokens[1:]) for _, tokens, _ in held) if len(text.encode()) > 400]
+    stretches = [
+        text for text in (tokenizer.decode(tokens[1:]) for _, tokens, _ in validation) if len(text.encode()) > 400
+    ]
     assert len([text for text in stretches if "naïve" in text]) == 4  # one of each long text that is not a duplicate
     for text in stretches:
         assert not any(text in other or text[: len(text) // 2] in other for other in texts)
-    assert {tuple(tokens) for _, tokens, held_out in both if held_out} <= {tuple(tokens) for _, tokens, _ in held}
+    assert {tuple(tokens) for _, tokens, held_out in both if held_out} <= {tuple(tokens) for _, tokens, _ in validation}
 
 
 def test_the_mixer_goes_on_from_any_part(tmp_path, tokenizer, books):
@@ -257,8 +262,8 @@ def test_a_duplicate_of_a_long_text_is_left_out_with_its_stretch_and_counted_onc
     once = books.model_copy(update={"tokens": None, "sources": [books.sources[0]]})
     manifest = prepare(once, tmp_path, tokenizer, tmp_path / "out", 1)
     assert manifest.sources[0].duplicates == 1
-    held = [text for text in map(tokenizer.decode, whole(tmp_path / "out", "validation")) if "naïve" in text]
-    assert len(held) == len(set(held)) == 4
+    held_out = [text for text in map(tokenizer.decode, whole(tmp_path / "out", "validation")) if "naïve" in text]
+    assert len(held_out) == len(set(held_out)) == 4
 
 
 def test_the_order_is_the_same_however_long_a_part_is(tmp_path, tokenizer, books, monkeypatch):
@@ -268,12 +273,12 @@ def test_the_order_is_the_same_however_long_a_part_is(tmp_path, tokenizer, books
 
 
 def test_without_stretches_long_texts_are_held_out_whole_by_their_digest(tmp_path, tokenizer, books):
-    """As in runs that an earlier version began."""
+    """Runs that an earlier version began use this rule."""
     once = books.model_copy(update={"tokens": None, "validation": 0.5})
-    held = joined(mixed(once, tmp_path, tokenizer, "validation", stretches=False))
+    validation = joined(mixed(once, tmp_path, tokenizer, "validation", stretches=False))
     texts = [(tmp_path / f"{number}.txt").read_text() for number in range(30)]
     chosen = {text for text in texts if digest(0, text.encode()) < 2**63}
-    assert {tokenizer.decode(tokens[1:]) for index, tokens, _ in held if index == 0} == chosen
+    assert {tokenizer.decode(tokens[1:]) for index, tokens, _ in validation if index == 0} == chosen
     assert any(len(text) > 2500 for text in chosen)
 
 
@@ -287,8 +292,8 @@ def test_a_mix_of_format_1_can_be_read(tmp_path, tokenizer, write_jsonl, mix_of)
     with pa.OSFile(str(shard), "wb") as file, pa.ipc.new_file(file, old.schema) as writer:
         writer.write_table(old)
     plain = json.loads(manifest.read_text()) | {"format": 1}
-    for its in plain["sources"]:
-        del its["held_out_documents"], its["held_out_tokens"]
+    for report in plain["sources"]:
+        del report["held_out_documents"], report["held_out_tokens"]
     for split in plain["splits"].values():
         for key in split.keys() - {"documents", "tokens", "bytes", "shards"}:
             del split[key]
@@ -324,11 +329,11 @@ def test_each_source_s_held_out_share_is_known_and_one_without_any_is_named(
     book, few, _ = manifest.sources
     assert 0.09 < book.held_out_tokens / (book.held_out_tokens + book.tokens) < 0.12
     assert (book.held_out_documents, few.held_out_documents, few.held_out_tokens) == (1, 0, 0)
-    held = Documents.open(tmp_path / "out", "validation")
-    assert held.lengths[held.sources == 0].sum() == book.held_out_tokens
+    held_out = Documents.open(tmp_path / "out", "validation")
+    assert held_out.lengths[held_out.sources == 0].sum() == book.held_out_tokens
     survey = survey_folder(tmp_path / "out", 1)
-    found = [(its.held_out_documents, its.held_out_tokens) for its in survey]
-    assert found == [(its.held_out_documents, its.held_out_tokens) for its in manifest.sources]
+    found = [(report.held_out_documents, report.held_out_tokens) for report in survey]
+    assert found == [(report.held_out_documents, report.held_out_tokens) for report in manifest.sources]
     assert (
         prepare(
             mix.model_copy(update={"validation": 0.0}), tmp_path, tokenizer, tmp_path / "all", 1
@@ -346,5 +351,5 @@ def test_a_run_s_held_out_documents_are_the_stretches_and_a_source_without_any_i
     manifest = hold_out(mix, tmp_path, tokenizer, 1000, tmp_path / "out", 1)
     assert manifest.sources_without_held_out() == ["few"]
     assert 1000 <= manifest.splits["validation"].tokens < 500_000  # it ends with the part that has its tokens
-    (held,) = whole(tmp_path / "out", "validation")
-    assert text.index(tokenizer.decode(held[1:])) > 850_000
+    (held_out,) = whole(tmp_path / "out", "validation")
+    assert text.index(tokenizer.decode(held_out[1:])) > 850_000

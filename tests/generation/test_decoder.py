@@ -139,7 +139,7 @@ def test_a_text_that_is_no_numbers_spoils_neither_those_beside_it_nor_who_comes_
 
 
 def test_the_buffers_hold_no_graph_of_gradients():
-    """Which would grow with each text that a server writes."""
+    """A leak would grow with each text that a server generates."""
     model = make_model(7).requires_grad_(True)
     decoder = Decoder(model)
     with torch.inference_mode():

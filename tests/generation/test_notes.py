@@ -102,7 +102,7 @@ def test_a_models_hash_is_its_weights_and_its_shape():
 
 @pytest.fixture
 def saved(tmp_path):
-    """A model, its notes' path, and the tensors and metadata in them: in the midst of a segment, with a store."""
+    """A model with a store, the path of its notes in mid-segment, and the notes' tensors and metadata."""
     model = make_model(vocab_size=280)
     save_notes(tmp_path / "notes.rmkv", read_prompt(model, WORDS, ";" * 7), model, WORDS)
     with safe_open(tmp_path / "notes.rmkv", framework="pt") as file:

@@ -69,7 +69,7 @@ LOGITS = ([3.0, -2.0, 0.0, 1.0, -1.0], [LARGEST, -LARGEST, 0.0, LARGEST, 1.0], [
 
 @pytest.mark.parametrize("logits", LOGITS, ids=str)
 def test_every_allowed_value_gives_a_distribution_of_every_finite_logits(logits):
-    """Of float32's largest as well, and where tokens are barred from being drawn."""
+    """This holds for float32's largest logits as well, and where some tokens must not be drawn."""
     logits = torch.tensor([logits, logits])
     logits[:, 4] = -torch.inf
     seen = torch.tensor([[True, True, False, False, True]]).expand(2, -1)

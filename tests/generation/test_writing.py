@@ -274,13 +274,13 @@ class TestTogether:
 
 
 class TestFaults:
-    """What goes wrong with a text ends that text, and no other."""
+    """A fault in a text ends that text and no other."""
 
     SEED, STOP = 9, "raise"
 
     @pytest.fixture(params=["logits", "sample", "stop"])
     def faulty(self, request, words, monkeypatch):
-        """How a text begins that fails: the first such one while it is written, others at their first token."""
+        """Return the arguments of a failing text: the first fails after some tokens, others at their first token."""
 
         def raising(function, when):
             calls = []
@@ -356,7 +356,7 @@ def test_a_compiled_step_writes_the_same(words):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_however_many_texts_are_left_few_graphs_are_compiled(words, monkeypatch):
-    """Texts end one after the other: their number takes every value, and is padded to one of a few."""
+    """Texts end one after the other, so their number takes every value; it is padded to a few sizes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # counts alike, and is quick
     model = make_model(3, vocab_size=words.vocab_size, num_hidden_layers=1)
     prompts = read_prompts(model, words, [["the cat"] if i % 2 else ["a dog on"] for i in range(12)])

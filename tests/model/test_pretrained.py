@@ -1,4 +1,4 @@
-"""A model folder from anywhere gives its model, or one line at once: its files are checked before they are used."""
+"""Any model folder gives its model, or one line at once, because its files are checked before use."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_the_largest_sizes_that_a_config_may_have_are_compared_with_the_file_and
 
 
 def test_a_state_for_which_there_is_no_memory_is_told(folder):
-    change(folder, segment_length=1 << 20, lookback=1 << 20)  # which no weight's shape depends on
+    change(folder, segment_length=1 << 20, lookback=1 << 20)  # no weight's shape depends on these
     assert RMKV.from_pretrained(folder).config.segment_length == 1 << 20
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretrained, "total_memory", lambda device: 10**8)

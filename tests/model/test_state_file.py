@@ -1,4 +1,4 @@
-"""A state is what its model makes of a text, or it is refused."""
+"""A state that its model cannot produce from a text is refused."""
 
 from dataclasses import fields, replace
 

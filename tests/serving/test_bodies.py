@@ -1,4 +1,4 @@
-"""What a body may hold: refused with the field and the bound, before it costs anybody else anything."""
+"""A body beyond its bounds is rejected, naming field and bound, before it slows anybody else down."""
 
 import json
 import threading
@@ -68,12 +68,12 @@ class TestBounds:
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
     def test_json_is_utf_8(self, encoding):
-        """In another encoding the bounds would look at other characters."""
+        """In another encoding the bounds would be checked on other characters."""
         assert "not valid JSON" in refusal(CompletionRequest, json.dumps({"prompt": "a"}).encode(encoding))[1]
 
 
 def test_others_are_answered_while_a_large_body_is_looked_at(server, monkeypatch):
-    """Its 16 MB once took a minute and a half of the event loop, and 5 GB."""
+    """Such 16 MB once blocked the event loop for a minute and a half, and took 5 GB."""
     health_answered = threading.Event()
 
     def parse_late(*what):
@@ -98,7 +98,7 @@ def test_others_are_answered_while_a_large_body_is_looked_at(server, monkeypatch
 
 
 def test_only_json_is_read(server):
-    """A page of another site can send other kinds without asking."""
+    """A page of another site can send other content types without the server's permission."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx", "multipart/form-data; a=json"):
         refused = server.ask("POST", "/v1/completions", content=b'{"prompt": "a"}', headers={"Content-Type": kind})
         assert refused.status_code == 400
@@ -109,7 +109,7 @@ def test_only_json_is_read(server):
 
 
 def test_all_bodies_together_have_so_many_bytes(loaded):
-    """Four times those that one may have."""
+    """The bound is four times the largest body."""
     body = json.dumps({"prompt": "a", "max_tokens": 1}).encode().ljust(1000)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     with running(*loaded, max_body=1000) as server:

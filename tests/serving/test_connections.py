@@ -1,4 +1,4 @@
-"""Connections: how long each may keep the server waiting, how many there are, and what is no HTTP."""
+"""The server bounds the number and the waiting time of connections, and answers malformed HTTP."""
 
 import json
 import re
@@ -22,7 +22,7 @@ PAGE = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
 
 
 def received(client):
-    """All that the server sends until it closes; it fails where the server waits on."""
+    """Return everything that the server sends until it closes the connection; fail if it does not close."""
     data = b""
     with client:
         while part := client.recv(1 << 16):
@@ -89,7 +89,7 @@ class TestDeadlines:
 
 @contextmanager
 def served(folder, files):
-    """The port of a process that may have so many files open, and the process, which is told to end at the end."""
+    """Start a server that may open `files` files; yield its port and process, and terminate it at the end."""
     command = [sys.executable, "-m", "rmkv_cli", "serve", "--model", str(folder), "--port", "0", "--device", "cpu"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # noqa: E731
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=limit) as process:
@@ -150,8 +150,8 @@ class TestNoHttp:
     def test_it_is_told_so_in_the_form_of_all_errors(self, server, capsys, sent, status):
         client = server.connect()
         client.sendall(sent)
-        told, message = error_in(received(client))
-        assert told == status
+        actual, message = error_in(received(client))
+        assert actual == status
         assert "HTTP" in message or "headers" in message
         assert capsys.readouterr().err == ""  # a log that clients could fill
 

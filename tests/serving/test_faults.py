@@ -1,4 +1,4 @@
-"""One user's fault stays his own: whatever goes wrong with a job, others are answered and nobody is left waiting."""
+"""A fault ends only its own job: all other requests are answered, and nobody is left waiting."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ ERRORS = (MemoryError, OSError, RuntimeError)  # classes: an instance would keep
 
 @pytest.fixture
 def server(loaded):
-    """A server of its own; the whole of it, all lanes and names, must be free again at the end."""
+    """A fresh server. At the end all its lanes and names must be free again."""
     with running(*loaded, lanes=4) as server:
         yield server
         assert server.unfinished() == 0
@@ -45,7 +45,7 @@ def complete(server, **body):
 
 @pytest.fixture(params=["logits", "sample", "stop", "score"])
 def broken(request, server, monkeypatch):
-    """A request that is allowed, and whose text meets a fault while it is written."""
+    """A valid request whose text fails while it is generated."""
     asked = CAT | {"seed": BROKEN_SEED - 1, "n": 2}  # the second of the two
     if request.param == "logits":
         server.ask("POST", "/v1/memories", json={"name": "spoilt", "text": TEXT})
@@ -146,7 +146,7 @@ def test_values_at_their_bounds_are_answered_and_stop_nobody(server, expected):
 
 @pytest.mark.parametrize("error", ERRORS)
 class TestKeeping:
-    """What is read is put into a memory at the end; if that fails, the client is told, and the name is free."""
+    """A reading is stored at the end. If that fails, the client gets an error, and the name is free again."""
 
     def requests(self):
         keep = {"memory": "dogs", "keep": True}
@@ -189,7 +189,7 @@ class TestKeeping:
 
 
 def test_lanes_that_cannot_be_freed_leave_nobody_waiting(loaded, monkeypatch):
-    """As on a device that is lost: the server says so, and all are answered, whether they write, read or wait."""
+    """After losing its device the server reports it, and answers all requests that generate, read or wait."""
 
     def failing(*_):
         raise RuntimeError("the device is lost")
@@ -215,7 +215,7 @@ def test_lanes_that_cannot_be_freed_leave_nobody_waiting(loaded, monkeypatch):
 
 
 def test_a_step_that_fails_ends_those_who_are_written_and_not_those_who_are_read(loaded, monkeypatch):
-    """The step is everybody's who is in it; who is being read is not."""
+    """The failed step ends the texts that take part in it, but not prompts that are being read."""
     with running(*loaded, lanes=2) as server:
         read = []
         reader = threading.Thread(

@@ -1,4 +1,4 @@
-"""Damaged requests, byte by byte: each gets a right answer or is told what is wrong with it, and none hangs."""
+"""Requests with damaged bytes: each gets a valid answer or an error that says what is wrong, and none hangs."""
 
 import json
 import random
@@ -53,7 +53,7 @@ WHOLE = (
 
 
 def damaged(draw):
-    """One of the requests, after one to three mishaps."""
+    """Return one of the requests after one to three random changes."""
     data = bytearray(draw.choice(WHOLE))
     for _ in range(draw.randint(1, 3)):
         start = draw.randrange(len(data) + 1)
@@ -75,7 +75,7 @@ def damaged(draw):
 
 
 def answers(server, sent):
-    """The statuses of what the server answers until it closes, and the last body."""
+    """Return the statuses of all answers until the server closes the connection, and the last body."""
     with server.connect() as client:
         client.sendall(sent)
         data = b""

@@ -65,7 +65,7 @@ class TestQueue:
 
     @pytest.mark.parametrize("prompt", [TEXT * 5000, "x" * 200_000], ids=["words", "one word"])
     def test_who_asks_for_little_does_not_wait_for_who_has_much_read(self, loaded, prompt):
-        """Although that one asks for all lanes, and some of its text has no place at which tokens are cut."""
+        """The large request asks for all lanes, and part of its text has no token boundary at which to cut."""
         with running(*loaded, lanes=4) as server, server.client() as client:
             large = threading.Thread(
                 target=server.ask, args=("POST", "/v1/completions"), kwargs={"json": {"prompt": [prompt] * 4}}
@@ -135,7 +135,7 @@ class TestKey:
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
 
     def test_the_key_s_last_byte_counts_whatever_it_is(self, loaded):
-        """That of an à is a space in latin-1, in which headers are read."""
+        """Headers are decoded as latin-1, in which the second byte of an à is a space."""
         with running(*loaded, key="voilà") as server:
             assert (
                 server.ask("GET", "/v1/models", headers={"Authorization": "Bearer voilà".encode()}).status_code == 200

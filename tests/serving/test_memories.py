@@ -184,8 +184,8 @@ class TestTogether:
         if path:
             memories("POST", name="dogs", text=TEXT)
         monkeypatch.setattr(server.service, "read", read_and_lose)
-        told = memories("POST", path, text=TEXT, **({} if path else {"name": "dogs"}))
-        assert (told["name"], told["tokens"] > 0) == ("dogs", True)
+        figures = memories("POST", path, text=TEXT, **({} if path else {"name": "dogs"}))
+        assert (figures["name"], figures["tokens"] > 0) == ("dogs", True)
         assert memories("GET", "dogs", 404)
 
 
@@ -207,11 +207,11 @@ class TestBounds:
         memories("POST", name="dogs", text="a")
         sizes = set()
         for part in range(20):
-            told = memories("POST", "dogs", text=TEXT * 20 + "x" * part)
+            figures = memories("POST", "dogs", text=TEXT * 20 + "x" * part)
             state = server.service.memories.get("dogs").state
             stored = sum(x.untyped_storage().nbytes() for x in state.tensors().values())
-            assert stored <= told["bytes"] <= told["bytes_at_most"]
-            sizes.add(told["bytes"])
+            assert stored <= figures["bytes"] <= figures["bytes_at_most"]
+            sizes.add(figures["bytes"])
         assert len(sizes) <= server.model.config.segment_length
 
 

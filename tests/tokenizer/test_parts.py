@@ -1,4 +1,4 @@
-"""Texts in parts: the parts' tokens are the whole text's."""
+"""The parts of a text have the same tokens as the whole text."""
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +8,7 @@ from rmkv_cli.tokenizer import Tokenizer, in_parts, train_tokenizer
 
 WORDS = "The quick brown fox's naïve café, 2024-01-02 <eod> def f(x):\r\n\treturn x ** 2  我们走吧。你好，世界！ '90s "
 TOKENIZER = train_tokenizer(iter([WORDS * 3, WORDS.upper()]), 400)
-# Characters of each kind that the tokenizer's pattern tells apart, so that all pairs of kinds are met.
+# Characters of each kind in the tokenizer's pattern, so that all pairs of kinds occur.
 KINDS = st.text(
     st.sampled_from("aZé我ば가 \n\r\t\u00a0\u3000\u2028\x1c\x850٣½.,'!?。，、「-_\0\u200b\u0301😀st"), max_size=60
 )

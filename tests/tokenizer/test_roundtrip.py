@@ -146,7 +146,7 @@ def test_a_file_that_is_no_tokenizer_of_ours_is_refused_by_name(tmp_path, conten
 
 
 def described(**changes):
-    """The tokenizer's description with other values at these keys, "a__b" for b within a."""
+    """Return the tokenizer's JSON with other values at these keys; "a__b" stands for b within a."""
     whole = json.loads(TOKENIZER.to_json())
     for key, value in changes.items():
         *outer, last = key.split("__")

@@ -1,4 +1,4 @@
-"""The local files of a streamed run: recorded when it begins, and the same ones whenever it goes on."""
+"""A streamed run records its local files when it begins, and resumes only with the same content."""
 
 import os
 
@@ -13,7 +13,7 @@ from rmkv_cli.training.files import current_mix, record_files
 
 @pytest.fixture
 def begun(tmp_path):
-    """A run's folder, its files' folder, and its mix, of two sources with two files of one size."""
+    """A run's folder, the folder of its texts, and its mix of two sources with files of equal size."""
     run, folder = tmp_path / "run", tmp_path / "texts"
     for made in (run, folder):
         made.mkdir()
@@ -27,7 +27,7 @@ def begun(tmp_path):
 
 def mix_of(first, second):
     sources = [("one", first), ("two", second)]
-    return MixConfig(sources=[{"kind": "files", "name": name, "weight": 1, "files": its} for name, its in sources])
+    return MixConfig(sources=[{"kind": "files", "name": name, "weight": 1, "files": files} for name, files in sources])
 
 
 def names(mix):
@@ -68,7 +68,7 @@ def test_a_file_that_changed_or_is_gone_is_named(begun, tmp_path, content, what)
 
 
 def test_files_that_were_moved_are_found_by_their_content(begun, tmp_path):
-    """Not by their name, size or time."""
+    """Name, size and time do not identify a file."""
     run, folder, mix = begun
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()

@@ -101,7 +101,7 @@ def test_killed_many_times_among_foreign_files_and_an_immutable_checkpoint_it_en
 
 
 def kill_many_times(file, run, kills):
-    """Train on in a run, or begin it, and kill it after a few steps; some times over."""
+    """Begin or resume a run and kill it after a few steps, several times."""
     random = Random(0)
     for _ in range(kills):
         begin = ["--resume"] if (run / "config.toml").exists() else ["--config", file]

@@ -1,4 +1,4 @@
-"""Lines of a metrics.jsonl from anywhere: a record has the types that all who read it rely on, or it is none."""
+"""A line of metrics.jsonl is a record only if it has the types that its readers rely on."""
 
 import math
 import os

@@ -23,7 +23,7 @@ from rmkv_cli.model import find_model
 from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.tokenizer import train_tokenizer
 from rmkv_cli.training import loop, memory, resolve_device, train
-from rmkv_cli.training.memory import require_memory, told_when_full
+from rmkv_cli.training.memory import memory_errors_explained, require_memory
 from rmkv_cli.training.trainer import Trainer
 
 
@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(config, whole, stopped, ca
 
 
 class Act:
-    """Pickled, it has whoever loads it call a function."""
+    """An object whose pickle calls a function when loaded."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -95,7 +95,7 @@ class Act:
 
 
 def with_size(size):
-    """Makes the index say that each of its tensors has a shape."""
+    """Return a function that gives all tensors of an index the shape `size`."""
 
     def change(index):
         for found in index.state_dict_metadata.values():
@@ -118,7 +118,7 @@ def with_size(size):
     ids=["a call", "a call inside", "another object", "nothing", "too large", "negative"],
 )
 def test_an_index_that_was_tampered_with_runs_no_code(stopped, tmp_path, monkeypatch, capsys, change, says):
-    """Its checksum is right: whoever can change the one can change the other."""
+    """The checksum matches, because an attacker who changes the index can change the checksum as well."""
     newest = find_model(stopped)
     path = newest / "training" / ".metadata"
     path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
@@ -248,9 +248,12 @@ def test_memory_that_is_full_is_told(make_config, tmp_path):
     ],
 )
 def test_a_gpu_s_memory_that_is_full_is_told(make_config, error):
-    with pytest.raises(UserError, match=r"the GPU's memory is full: lower train"), told_when_full(make_config()):
+    with (
+        pytest.raises(UserError, match=r"the GPU's memory is full: lower train"),
+        memory_errors_explained(make_config()),
+    ):
         raise error
-    with pytest.raises(RuntimeError, match="another"), told_when_full(make_config()):
+    with pytest.raises(RuntimeError, match="another"), memory_errors_explained(make_config()):
         raise RuntimeError("another")
 
 

@@ -1,4 +1,4 @@
-"""What else is in a run's folder is the user's: no training touches it, and none ends because of it."""
+"""Other files in a run's folder belong to the user: training never touches them, and never fails because of them."""
 
 import os
 import shutil

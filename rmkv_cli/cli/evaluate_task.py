@@ -103,7 +103,7 @@ def _print(report: "TaskReport") -> None:
         screen.print(accuracies)
     answers = sum(cell.answers for cell in report.cells)
     screen.print(
-        f"{report.task['kind']}: accuracy ± standard error, {plural(report.examples, 'document')} a cell, "
+        f"{report.task['kind']}: accuracy ± standard error, {plural(report.examples, 'document')} per cell, "
         f"{plural(answers, 'answer')} in all, seed {report.seed}."
     )
 

@@ -82,7 +82,7 @@ class NoiseSource(Section):
     weight: float = Field(gt=0, le=1e9)
     """Its share of the mix's tokens is weight / (sum of all weights)."""
     vocab: int = Field(ge=2, le=1 << 24)
-    """Distinct tokens, the end-of-document token among them: documents are `vocab` tokens long on average."""
+    """Number of distinct tokens, including end-of-document; documents are `vocab` tokens long on average."""
 
 
 Source = Annotated[

@@ -12,7 +12,7 @@ class MemoryConfig(Section):
     """What a layer carries through the text, and how it is updated."""
 
     slots: int = Field(64, ge=0, le=1 << 16)
-    """Memory vectors a layer (m)."""
+    """Memory vectors per layer (m)."""
     cell: Literal["gru", "lstm", "minimal"] = "gru"
     """The recurrent cell that updates each slot."""
     carry: Literal["segments", "layers"] = "segments"
@@ -41,7 +41,7 @@ class ModelConfig(Section):
     """
 
     vocab_size: int = Field(32768, ge=8, le=1 << 24)
-    """Ids of tokens; as many as the tokenizer has, or more."""
+    """Number of token ids, at least the tokenizer's."""
     hidden_size: int = Field(1152, ge=2, le=1 << 17)
     """Width of the token stream (D)."""
     num_hidden_layers: int = Field(24, ge=1, le=1024)
@@ -57,7 +57,7 @@ class ModelConfig(Section):
     position: Literal["rotary", "sinusoidal", "learned"] = "rotary"
     """How attention knows the tokens' order."""
     max_position_embeddings: int = Field(131072, ge=1, le=1 << 30)
-    """Rows of the table of learned positions; the other kinds are computed and know no limit."""
+    """Rows of the table of learned positions; other kinds of positions are computed and have no limit."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Of embeddings, attention and feed-forward, in training."""
     tie_word_embeddings: bool = True

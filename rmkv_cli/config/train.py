@@ -21,13 +21,13 @@ class TrainConfig(Section):
     tokens: int = Field(10_000_000_000, ge=1)
     """Tokens to train on."""
     batch_size: int = Field(64, ge=1, le=1 << 20)
-    """Lanes, over the whole job: each is an endless stream of documents, and gives one row a step."""
+    """Number of lanes over all processes; each is an endless stream of documents and gives one row per step."""
     micro_batch_size: int = Field(8, ge=1)
     """Lanes a forward pass; gradients are accumulated over batch_size / micro_batch_size of them."""
     segments_min: int = Field(1, ge=1)
     """Fewest segments a row."""
     segments_max: int = Field(16, ge=1, le=1 << 20)
-    """Most segments a row; reached half-way, each step's number is drawn from the range so far."""
+    """Most segments per row, reached half-way; each step draws its number from the range so far."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Of the matrices of attention and feed-forward; all else is AdamW's."""
     learning_rate: float = Field(6e-4, gt=0)

@@ -26,24 +26,24 @@ def mix_of(path: Path) -> tuple[MixConfig, Path]:
     if path.is_dir():
         source = FileSource(kind="files", name=name, weight=1, files=_patterns(path))
         return MixConfig(sources=[source], on_error="skip"), path
-    stderr().print(f"{path}: taken as a mix of one source", style="dim")
+    stderr().print(f"{path}: using this file as a mix of one source", style="dim")
     return MixConfig(sources=[FileSource(kind="files", name=name, weight=1, files=[path.name])]), path.parent
 
 
 def _patterns(folder: Path) -> list[str]:
     """Return a pattern for each suffix in the folder, and the names of the files without a suffix."""
     if (folder / FILE).is_file():
-        raise UserError(f"{folder}: is a prepared mix already; train on it with `rmkv train --data {folder}`")
+        raise UserError(f"{folder}: is already a prepared mix; train on it with `rmkv train --data {folder}`")
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():  # `datasets` wrote this folder
         return ["."]
     names = list(_names(folder))
     taken = [name for name in names if suffix(name) not in NO_RECORDS]
     if not taken:
-        raise UserError(f"{folder}: holds no file of text")
+        raise UserError(f"{folder}: has no text files")
     kinds = Counter(sorted(_suffixes(name) for name in taken))
     counts = ", ".join(f"{count:,} {kind or 'without a suffix'}" for kind, count in kinds.most_common())
-    left_out = f"; {len(names) - len(taken):,} of JSON are left out" if len(taken) < len(names) else ""
-    stderr().print(f"{folder}: taken as a mix of one source, of these files: {counts}{left_out}", style="dim")
+    skipped = f"; skipping {len(names) - len(taken):,} of JSON" if len(taken) < len(names) else ""
+    stderr().print(f"{folder}: using these files as a mix of one source: {counts}{skipped}", style="dim")
     without = sorted(glob.escape(name) for name in taken if not _suffixes(name))
     return [*(f"**/*{glob.escape(kind)}" for kind in kinds if kind), *without]
 

@@ -140,7 +140,9 @@ def _tasks(runs: Sequence[Run]) -> Section:
         for name, (step, report) in run.tasks().items():
             whose = f"{run.name}, {name}"
             drawn.append(heat_map(f"task-{len(drawn) + 1}", whose, report))
-            about = f"{escape(whose)}, step {step:,}: {plural(report.examples, 'document')} a cell, seed {report.seed}."
+            about = (
+                f"{escape(whose)}, step {step:,}: {plural(report.examples, 'document')} per cell, seed {report.seed}."
+            )
             lines += [about, drawn[-1].markdown]
     if not drawn:
         return Section("Tasks", _missing(runs, "--task", "recall"))

@@ -33,7 +33,7 @@ def test_a_table_and_a_heat_map(place, printed):
     ask = ["eval", "--model", place / "model", "--task", "recall", "--examples", 5]
     table = printed(*ask, *small, "--picture", place / "heat.png")
     assert "pairs \\ segments" in table
-    assert "5 documents a cell, 40 answers in all" in table
+    assert "5 documents per cell, 40 answers in all" in table
     assert (place / "heat.png").read_bytes().startswith(b"\x89PNG")
 
 

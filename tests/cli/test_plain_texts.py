@@ -37,8 +37,8 @@ def test_a_folder_is_a_mix_of_all_its_texts(books, shown):
     assert (source["name"], source["documents"], source["skipped"]) == ("books", 5, 1)
     first, *_ = written.err.splitlines()
     assert first == (
-        "books: taken as a mix of one source, of these files: 2 .txt, 1 without a suffix, 1 .jsonl, 1 .md, 1 .png; "
-        "1 of JSON are left out"
+        "books: using these files as a mix of one source: 2 .txt, 1 without a suffix, 1 .jsonl, 1 .md, 1 .png; "
+        "skipping 1 of JSON"
     )
 
 
@@ -46,7 +46,7 @@ def test_a_file_is_a_mix_of_one_document(books, shown):
     written = shown("data", "mix", "books/a.txt", "--workers", 1, "--json")
     (source,) = json.loads(written.out)["sources"]
     assert (source["name"], source["documents"], source["bytes"]) == ("a.txt", 1, 10)
-    assert written.err.startswith("books/a.txt: taken as a mix of one source\n")
+    assert written.err.startswith("books/a.txt: using this file as a mix of one source\n")
 
 
 def test_tokens_make_it_that_long(books, shown):
@@ -71,11 +71,11 @@ def test_what_cannot_be_a_mix_is_told(books, monkeypatch, capsys, shown):
         return error_of(monkeypatch, capsys, *arguments)
 
     (books.parent / "empty").mkdir()
-    assert error("data", "mix", "empty") == "error: empty: holds no file of text"
+    assert error("data", "mix", "empty") == "error: empty: has no text files"
     assert "mix 'absent': no such mix" in error("data", "mix", "absent")
     shown("data", "mix", "books", "--workers", 1)
     assert error("data", "mix", "data", "--out", "again") == (
-        "error: data: is a prepared mix already; train on it with `rmkv train --data data`"
+        "error: data: is already a prepared mix; train on it with `rmkv train --data data`"
     )
 
 

@@ -104,7 +104,7 @@ def inspect(
         Path | None, typer.Option(help="Mix the beginning of a mix that is not prepared, to show its tokens as well.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(parser=at_least(1), metavar="N", help="With --tokenizer: tokens to show of each document.")
+        int, typer.Option(parser=at_least(1), metavar="N", help="With --tokenizer: mix the first N tokens.")
     ] = 1_000_000,
     as_json: Json = False,
 ) -> None:

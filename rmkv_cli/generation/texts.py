@@ -9,7 +9,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import HEAD, why_no_text
 from rmkv_cli.tokenizer import in_parts
 
-READ = 1 << 13  # bytes that are read at once, and characters of a piece
+READ = 1 << 13  # bytes of one read, and characters of a piece
 LONGEST = 1 << 20  # characters that are held while no place to cut is found
 
 

@@ -34,7 +34,7 @@ class Engine:
     segments take turns. A long prompt therefore slows other jobs down but does not block them. Jobs get lanes in the
     order in which their prompts were finished. A fault ends only its own job.
 
-    Use it in a `with` statement: entering starts the thread, leaving ends it and all jobs.
+    Use it in a `with` statement: entering starts the thread; leaving ends it and all jobs.
     """
 
     def __init__(self, model: RMKV, tokenizer: Tokenizer, limits: Limits, metrics: Metrics) -> None:
@@ -247,7 +247,7 @@ class Engine:
             for text in texts:
                 if text in self._batch.texts:
                     self._batch.remove(text)
-                text.fault = None  # its traceback refers to the text: a cycle, which would keep both
+                text.fault = None  # its traceback refers to the text, and the cycle would keep both alive
         finally:
             with self._changed:
                 self._texts -= job.lanes

@@ -12,7 +12,7 @@ from rmkv_cli.files import SMALL, read_json, sha256, write_text
 from rmkv_cli.progress import progress
 
 FILES = "files.json"
-LARGEST = 16 * SMALL  # bytes of it: it says more of each file than mix.toml, which has at most SMALL
+LARGEST = 16 * SMALL  # most bytes of files.json, which has more about each file than mix.toml with at most SMALL
 
 
 class RunFile(Section):

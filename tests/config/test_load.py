@@ -201,7 +201,7 @@ def test_a_file_full_of_errors_is_told_in_lines_that_can_be_read(tmp_path):
 
 
 def test_a_mix_may_name_hundreds_of_thousands_of_files(tmp_path):
-    """As the mix.toml of a streamed run does, which names each one."""
+    """The mix.toml of a streamed run names each of its files."""
     mix = MixConfig(sources=[{"kind": "files", "name": "a", "weight": 1, "files": ["a.txt", "b.txt"]}])
     rest = f"# {'of the same length as more names' * (1 << 20)}\n"
     assert load_mix(write(tmp_path, dump_toml(mix) + rest)) == mix

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TypeAlias, TypeVar
 
 from rmkv_cli.errors import UserError
@@ -57,7 +58,8 @@ def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
         executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tokenizer.to_json(),))
 
         def submit(batch: Batch) -> "Future[Encoded]":
-            return executor.submit(_work, batch)
+            with without_ctrl_c():  # it starts workers when it needs them
+                return executor.submit(_work, batch)
 
     try:
         yield submit
@@ -67,9 +69,22 @@ def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Let processes that are started in this block never see Ctrl-C, which a terminal sends to all of a job.
+
+    Their parent ends them. A handler of their own would come too late: a process imports for seconds before it runs.
+    """
+    resource_tracker.ensure_running()  # else the first process started would start it, which unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(tokenizer: str) -> None:
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     _tokenizer = Tokenizer.from_json(tokenizer)

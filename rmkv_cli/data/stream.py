@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rmkv_cli.config import MixConfig, TextSource
-from rmkv_cli.data.encoding import end_with_parent, parallel_encoder
+from rmkv_cli.data.encoding import end_with_parent, parallel_encoder, without_ctrl_c
 from rmkv_cli.data.feed import Tokenized
 from rmkv_cli.data.lanes import EndOfData, InMemory
 from rmkv_cli.data.mixer import Mixer
@@ -92,7 +92,8 @@ class Stream:
         self._received, sent = context.Pipe(duplex=False)
         seen = {index: known for index, (_, known) in self._seen.items()}
         self._process = context.Process(target=_serve, args=(sent, *self._job, state, seen))
-        self._process.start()
+        with without_ctrl_c():
+            self._process.start()
         sent.close()  # so that its end is the process's
 
     def next(self) -> InMemory:
@@ -176,7 +177,7 @@ def _serve(
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
         sys.exit()
 
-    os.setsid()  # Ctrl-C and torchrun's SIGTERM reach all of a session; the parent ends the work
+    os.setsid()  # torchrun's SIGTERM reaches all of a session; the parent ends the work
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=end_with_parent, daemon=True).start()
     ahead: queue.Queue[_Chunk | Exception] = queue.Queue(CHUNKS_AHEAD)

@@ -208,3 +208,17 @@ def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folde
         time.sleep(0.05)
     assert not (folder / "out").exists()
     assert aside.exists() == (how == signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_ctrl_c_while_the_workers_start_shows_no_traceback(folder):
+    command = [*COMMAND, "mix", "endless.toml", "--tokenizer", "t.json", "--out", "out", "--workers", "2"]
+    mix = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(processes(mix.pid)) < 3:  # itself, what counts the resources, and a worker, which now imports
+        assert mix.poll() is None, mix.stderr.read()
+        time.sleep(0.01)
+    os.killpg(mix.pid, signal.SIGINT)
+    stderr = mix.communicate(timeout=60)[1]
+    assert mix.returncode == 130
+    assert "Traceback" not in stderr
+    assert not (folder / "out").exists()

@@ -1,5 +1,6 @@
 """Record a streamed run's local files, and find the same content on resume even if the files were moved."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -74,14 +75,15 @@ def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
     if not (run / FILES).exists():
         return mix
     known = parse(RunFiles, read_json(run / FILES, LARGEST), str(run / FILES))
-    moved: dict[str, list[Path]] | None = None
+    moved: dict[tuple[str, int], list[Path]] | None = None
     files = []
     for file in known.files:
         found = _at(file, Path(file.path))
         if found is None:
             moved = _files_of(place) if moved is None else moved
-            same_name = sorted(moved.get(file.source, ()), key=lambda path: path.name != Path(file.name).name)
-            found = next((it for path in same_name if (it := _at(file, path))), None)
+            its_name = Path(file.name).name
+            same_size = sorted(moved.get((file.source, file.size), ()), key=lambda path: path.name != its_name)
+            found = next((it for path in same_size if (it := _at(file, path))), None)
         if found is None:
             what = "has changed since the run began" if Path(file.path).exists() else "no such file"
             raise UserError(
@@ -110,12 +112,14 @@ def _at(file: RunFile, path: Path) -> RunFile | None:
     return file.model_copy(update={"path": str(path), "mtime_ns": found.st_mtime_ns})
 
 
-def _files_of(place: Path) -> dict[str, list[Path]]:
-    """Return the local files that a mix finds, by source; empty if there is no such mix."""
-    found = {}
+def _files_of(place: Path) -> dict[tuple[str, int], list[Path]]:
+    """Return the local files that a mix finds, by source and size; empty if there is no such mix."""
+    found = defaultdict(list)
     for source in _local(load_mix(place)) if place.is_file() else ():
         with suppress(UserError):  # no file matches
-            found[source.name] = [Path(file.name).absolute() for file in open_source(source, place.parent)]
+            for file in open_source(source, place.parent):
+                path = Path(file.name).absolute()
+                found[source.name, path.stat().st_size].append(path)
     return found
 
 

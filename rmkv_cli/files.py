@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,14 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+def sha256(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal; `advance` is called with the number of bytes just read."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while data := file.read(1 << 20):
+            digest.update(data)
+            advance(len(data))
+    return digest.hexdigest()
 
 
 def require_new(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Record a streamed run's local files, and find the same content on resume even if the files were moved."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,24 +43,31 @@ def record_files(mix: MixConfig, run: Path) -> None:
     named = [(source.name, name) for source in _local(mix) for name in source.files]
     if not named:
         return
+    stopped = threading.Event()
     with progress("Hashing files", sum(Path(name).stat().st_size for _, name in named), "bytes") as advance:
+
+        def hashed(size: int) -> None:
+            if stopped.is_set():
+                raise InterruptedError
+            advance(size)
 
         def record(source: str, name: str) -> RunFile:
             path = Path(name)
             found = path.stat()
-            file = RunFile(
+            return RunFile(
                 source=source,
                 name=name,
                 path=name,
                 size=found.st_size,
                 mtime_ns=found.st_mtime_ns,
-                sha256=sha256(path),
+                sha256=sha256(path, hashed),
             )
-            advance(file.size)
-            return file
 
         with ThreadPoolExecutor() as threads:
-            files = list(threads.map(lambda pair: record(*pair), named))
+            try:
+                files = list(threads.map(lambda pair: record(*pair), named))
+            finally:  # a signal reaches this thread alone
+                stopped.set()
     _save(RunFiles(files=files), run)
 
 

@@ -1,6 +1,8 @@
 """A streamed run records its local files when it begins, and resumes only with the same content."""
 
 import os
+import signal
+from contextlib import nullcontext
 
 import pytest
 
@@ -38,6 +40,28 @@ def test_files_of_the_recorded_size_and_time_are_the_same_and_are_not_read(begun
     run, _, mix = begun
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"{path} is read"))
     assert current_mix(mix, run, tmp_path / "none.toml") == mix
+
+
+def test_a_signal_ends_the_hashing_of_a_large_file(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(files, "progress", lambda *_: nullcontext(read.append))
+    large = tmp_path / "large.txt"
+    with large.open("wb") as file:
+        file.truncate(1 << 34)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            record_files(mix_of([str(large)], [str(large)]), tmp_path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sum(read) < 1 << 34
+    assert not (tmp_path / "files.json").exists()
 
 
 def test_of_another_time_they_are_the_same_if_their_content_is(begun, tmp_path, monkeypatch):

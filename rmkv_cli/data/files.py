@@ -1,6 +1,5 @@
 """The local files of a source."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from rmkv_cli.data.records import File, suffix
 from rmkv_cli.errors import UserError
+from rmkv_cli.files import read_json
 
 NO_RECORDS = {".json", ".ndjson"}  # suffixes of files that may hold one record, many records or a text
 
@@ -77,8 +77,8 @@ def _names(folder: Path) -> list[str]:
 
 def _saved_to_disk(folder: Path) -> list[Path]:
     """Return the Arrow files of a folder that `datasets.Dataset.save_to_disk` wrote."""
+    path = folder / "state.json"
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return [folder / file["filename"] for file in state["_data_files"]]
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{folder / 'state.json'}: is not what `datasets` writes when it saves to disk") from None
+        return [folder / file["filename"] for file in read_json(path)["_data_files"]]
+    except (LookupError, TypeError):
+        raise UserError(f"{path}: is not what `datasets` writes when it saves to disk") from None

@@ -13,6 +13,7 @@ import pytest
 
 from rmkv_cli.config import FileSource
 from rmkv_cli.data.blocks import BadRecord
+from rmkv_cli.data.files import find_files
 from rmkv_cli.data.order import Place
 from rmkv_cli.data.sources import Document, LeftOut, good_documents, open_source, read_source
 from rmkv_cli.errors import UserError
@@ -375,3 +376,14 @@ def test_a_folder_that_datasets_saved_is_its_files(tmp_path):
     datasets.disable_progress_bars()
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
     assert texts(tmp_path, "saved") == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [("{", "is damaged"), ("[" * 100_000, "is damaged"), ("[]", "is damaged"), ('{"_data_files": 3}', "is not what")],
+    ids=lambda text: text[:6],
+)
+def test_a_damaged_list_of_what_datasets_saved_is_told(tmp_path, state, what):
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(UserError, match=f"state.json: {what}"):
+        find_files([str(tmp_path)], tmp_path)

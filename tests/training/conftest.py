@@ -1,11 +1,15 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from compare_runs import stop_at
 
 from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.evaluation import sample
 from rmkv_cli.tokenizer import train_tokenizer
+from rmkv_cli.training import train
 
 TEXTS = [f"Line {i} of a short story: the cat sat on mat {i * i % 17}. " * (1 + i % 9) for i in range(60)]
 
@@ -89,3 +93,25 @@ def streamed(make_config, tokenizer, data, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     places = {"data": None, "mix": str(data.parent / "mix.toml"), "tokenizer": str(tmp_path / "tokenizer.json")}
     return lambda **keys: make_config(**places | {"tokens": 1500} | keys)
+
+
+@pytest.fixture(scope="module")
+def runs(config, tmp_path_factory):
+    """Two runs of the module's `config`: `whole`, to which nothing happened, and `stopped` after 7 of its 9 steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(config, folder / "whole")
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(patched, 7)
+        train(config, folder / "stopped")
+    return folder
+
+
+@pytest.fixture
+def whole(runs):
+    return runs / "whole"
+
+
+@pytest.fixture
+def stopped(runs, tmp_path):
+    """A copy of the stopped run, to be changed; its newest checkpoint is that of step 7, its best that of 4."""
+    return Path(shutil.copytree(runs / "stopped", tmp_path / "stopped", symlinks=True))

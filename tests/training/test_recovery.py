@@ -32,28 +32,6 @@ def config(make_config):
     return make_config(tokens=600)
 
 
-@pytest.fixture(scope="module")
-def runs(config, tmp_path_factory):
-    """Two runs: `whole`, to which nothing happened, and `stopped` after 7 of its steps."""
-    folder = tmp_path_factory.mktemp("runs")
-    train(config, folder / "whole")
-    with pytest.MonkeyPatch.context() as patched:
-        stop_at(patched, 7)
-        train(config, folder / "stopped")
-    return folder
-
-
-@pytest.fixture
-def whole(runs):
-    return runs / "whole"
-
-
-@pytest.fixture
-def stopped(runs, tmp_path):
-    """A copy, to be damaged; its newest checkpoints are those of steps 4, 6 and 7."""
-    return Path(shutil.copytree(runs / "stopped", tmp_path / "stopped", symlinks=True))
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 

@@ -20,28 +20,6 @@ def config(make_config):
     return make_config(tokens=600, keep_last=1)
 
 
-@pytest.fixture(scope="module")
-def runs(config, tmp_path_factory):
-    """Two runs: `whole`, to which nothing happened, and `stopped` after 7 of its 9 steps."""
-    folder = tmp_path_factory.mktemp("runs")
-    train(config, folder / "whole")
-    with pytest.MonkeyPatch.context() as patched:
-        stop_at(patched, 7)
-        train(config, folder / "stopped")
-    return folder
-
-
-@pytest.fixture
-def whole(runs):
-    return runs / "whole"
-
-
-@pytest.fixture
-def stopped(runs, tmp_path):
-    """A copy of the stopped run; its checkpoints are those of steps 4, the best, and 7."""
-    return Path(shutil.copytree(runs / "stopped", tmp_path / "stopped", symlinks=True))
-
-
 def during(monkeypatch, step, act):
     """Call `act` before a step is taken."""
     take = Trainer.train_step

@@ -91,7 +91,7 @@ def test_a_model_larger_than_the_memory_is_not_called_damaged(folder):
     write_checksums(folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretrained, "total_memory", lambda device: 10**4)
-        assert "model.safetensors: needs 0.0 GB of memory, but there are 0.0 GB" in refusal(folder)
+        assert "model.safetensors: needs 0.0 GB of memory, but the device has 0.0 GB" in refusal(folder)
     with (folder / "model.safetensors").open("wb") as file:
         file.truncate(1 << 40)
     assert "model.safetensors: damaged or missing weights" in refusal(folder)

@@ -28,12 +28,11 @@ import peers
 import torch
 import torch.nn.functional as F
 from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
-from quality import BEYOND, INSIDE, PEERS, RARE, READ, WORD, build, rare, rmkv
+from quality import BEYOND, DISTANCES, INSIDE, PEERS, RARE, READ, WORD, build, rare, recall, rmkv
 from torch import Tensor, nn
 
-from rmkv_cli.config import Config, RecallSource, load_config, load_mix
+from rmkv_cli.config import Config, load_config, load_mix
 from rmkv_cli.data.documents import Documents
-from rmkv_cli.data.tasks import TextHaystack, make_example, over_and_over
 from rmkv_cli.files import whole_directory, whole_file
 from rmkv_cli.model import RMKV, reading
 from rmkv_cli.model.checkpoints import checkpoint_step, list_checkpoints
@@ -81,7 +80,6 @@ ROWS = ("RMKV", *PEERS)
 RATES = (1e-3, 3e-3, 1e-2)
 SWEEP, BUDGET = 4_000_000, 64_000_000
 EVALUATED = 80  # held-out documents of each kind
-DISTANCES, PAIRS, EXAMPLES = (1, 3, 7, 15, 31), 8, 32
 
 
 def prepare() -> None:
@@ -245,29 +243,13 @@ def evaluate(logits: Callable[[Tensor], Tensor]) -> dict[str, Any]:
                 nats[part] += float(losses[chosen].sum())
                 sizes[part] += int(size[chosen].sum())
     bits = {part: nats[part] / np.log(2) / sizes[part] for part in nats}
-    return {"bits_per_byte": bits, "recall": recall(logits, documents, tokenizer)}
+    text = [documents[i] for i in of_kind(documents, "python")]
+    return {"bits_per_byte": bits, "recall": recall(logits, text, tokenizer, load_mix(WORK / "train.mix.toml"))}
 
 
 def of_kind(documents: Documents, kind: str) -> list[int]:
     """Return which documents are of a kind."""
     return np.flatnonzero(documents.sources == documents.source_names.index(kind)).tolist()
-
-
-def recall(logits: Callable[[Tensor], Tensor], documents: Documents, tokenizer: Tokenizer) -> dict[str, float]:
-    """Return the share of 8 pairs' values that are recalled across each number of held-out Python segments."""
-    text = [documents[i] for i in of_kind(documents, "python")]
-    (task,) = (source for source in load_mix(WORK / "train.mix.toml").sources if isinstance(source, RecallSource))
-    accuracy = {}
-    for segments in DISTANCES:
-        rng, noise = np.random.default_rng([0, segments]), TextHaystack(over_and_over(text))
-        right = []
-        for _ in range(EXAMPLES):
-            example = make_example(task, tokenizer, noise, rng, PAIRS, segments)
-            ids = torch.from_numpy(np.concatenate([[tokenizer.eod], example.tokens]))
-            guesses = logits(ids[:-1]).argmax(-1)
-            right += [bool(guesses[start] == ids[start + 1]) for start, _ in example.answers]
-        accuracy[str(segments)] = sum(right) / len(right)
-    return accuracy
 
 
 def count_words() -> None:

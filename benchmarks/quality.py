@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from memory import spread
 from torch import nn
 
-from rmkv_cli.config import Config, RecallSource, load_config
+from rmkv_cli.config import Config, MixConfig, RecallSource, load_config
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.data.manifest import Manifest
@@ -165,7 +165,9 @@ def run(row: str, seed: int) -> dict[str, Any]:
 
     with reading(model):
         figures = {"row": row, "seed": seed, "tokens": config.train.tokens, "parameters": peers.size(model)}
-        return figures | text_figures(logits) | {"recall": recall(logits)}
+        documents, tokenizer = Documents.open(DATA, "validation"), Tokenizer.load(TOKENIZER)
+        found = recall(logits, [documents[i] for i in of_text(documents)], tokenizer, Manifest.load(DATA).mix)
+        return figures | text_figures(logits) | {"recall": found}
 
 
 def text_figures(logits: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
@@ -217,11 +219,11 @@ def rare(bytes_of: list[bytes], counts: Counter[bytes]) -> np.ndarray:
     return found
 
 
-def recall(logits: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-    """Return how many of the values of some pairs are recalled after so many segments of held-out text."""
-    documents, tokenizer = Documents.open(DATA, "validation"), Tokenizer.load(TOKENIZER)
-    text = [documents[i] for i in of_text(documents)]
-    (task,) = (source for source in Manifest.load(DATA).mix.sources if isinstance(source, RecallSource))
+def recall(
+    logits: Callable[[torch.Tensor], torch.Tensor], text: list[np.ndarray], tokenizer: Tokenizer, mix: MixConfig
+) -> dict[str, float]:
+    """Return the share of values recalled after so many segments of held-out text, of 8 pairs as the mix has them."""
+    (task,) = (source for source in mix.sources if isinstance(source, RecallSource))
     accuracy = {}
     for segments in DISTANCES:
         rng, noise = np.random.default_rng([0, segments]), TextHaystack(over_and_over(text))

@@ -1,6 +1,7 @@
 """Tasks as sources of a mix."""
 
 import hashlib
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -117,6 +118,11 @@ def test_a_mix_that_was_made_before_there_were_tasks_can_be_read(tmp_path, make,
     shard.unlink()
     with pa.OSFile(str(shard), "wb") as file, pa.ipc.new_file(file, old.schema) as writer:
         writer.write_table(old)
+    manifest = tmp_path / "out" / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    for split in plain["splits"].values():
+        del split["sha256"]
+    manifest.write_text(json.dumps(plain))
     then = Documents.open(tmp_path / "out", "train")
     assert [ids.tolist() for ids in then] == [ids.tolist() for ids in now]
     assert then.counted(0) is None

@@ -283,7 +283,6 @@ def test_without_stretches_long_texts_are_held_out_whole_by_their_digest(tmp_pat
 
 
 def test_a_mix_of_format_1_can_be_read(tmp_path, tokenizer, write_jsonl, mix_of):
-
     prepare(mix_of({"a": (1, write_jsonl("a.jsonl", ["one", "two"]))}), tmp_path, tokenizer, tmp_path / "out", 1)
     now = whole(tmp_path / "out", "train")
     shard, manifest = tmp_path / "out" / "train-00000.arrow", tmp_path / "out" / "manifest.json"

@@ -231,7 +231,7 @@ def test_what_cannot_be_is_told_once(written, streams, tmp_path):
     _, file = written(**streams('{"text": "a story"}\n' * 99 + '{"text": ', on_error="stop"))
     job = rmkv_train("--config", file, "--run", tmp_path / "run")
     assert job.returncode == 2
-    (line,) = (line for line in job.stderr.splitlines() if not line.startswith("step"))
+    (line,) = (line for line in job.stderr.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: {tmp_path}/story.jsonl:100: is not valid JSON")
 
 

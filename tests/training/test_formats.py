@@ -87,7 +87,8 @@ def test_the_files_of_a_run(make_config, data, streamed, tmp_path, break_at, mon
     prepared = train(make_config(loggers=["tensorboard"]), tmp_path / "prepared").run
     written_by(monkeypatch, capsys, "eval", "--model", prepared, "--data", data, "--no-memory")
     written_by(monkeypatch, capsys, "report", prepared)
-    assert json.loads((prepared / "evaluations/validation.json").read_text()).keys() == named("An evaluation")
+    (evaluation,) = (prepared / "evaluations").iterdir()
+    assert json.loads(evaluation.read_text()).keys() == named("An evaluation")
     live = train(streamed(), tmp_path / "live").run
     break_at(5)
     with pytest.raises(BadStepError):

@@ -106,7 +106,7 @@ def test_on_the_command_line(make_config, tmp_path, monkeypatch, capsys):
     assert "cost" not in shown
     shown = rmkv(*given, "--profile", "1").stdout
     size = "each of one micro-batch, 4 rows of 2 segments"
-    assert shown.endswith(f"1 steps, {size}: {tmp_path / 'run' / 'profile' / 'trace.json.gz'}\n")
+    assert shown.endswith(f"1 step, {size}: {tmp_path / 'run' / 'profile' / 'trace.json.gz'}\n")
     assert "take one process" in error_of(monkeypatch, capsys, *given, "--dry-run", "--nproc", "2")
     with monkeypatch.context() as started_by_torchrun:
         started_by_torchrun.setenv("RANK", "0")

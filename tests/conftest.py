@@ -6,7 +6,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def ctrl_c_reaches_the_commands():
-    """Programs started by a shell in the background ignore Ctrl-C, and so do those that they start themselves."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_reach_the_commands():
+    """What a shell or nohup starts in the background ignores Ctrl-C or a hang-up, and so do the processes it starts."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)

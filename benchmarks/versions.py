@@ -1,0 +1,135 @@
+"""Time this checkout beside another one: training steps, decoding, and reading a prompt.
+
+python benchmarks/versions.py ../old
+python benchmarks/versions.py ../old --works "train tiny" "decode wide fp32" --rounds 15
+
+Each checkout works in a process of its own; the two take turns, and the ratio of their median times is printed. A
+training step is the trainer's own, optimizer included, on rows of 4 segments. `wide` is a model of width 384 with
+segments of 512 tokens.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from work import SHAPES, config_of, make_decoder, make_trainer, narrowed
+
+from rmkv_cli.model import RMKV, reading
+
+SEGMENTS = 4  # of a training row
+PROMPT = 8  # segments of a prompt
+TOKENS = 64  # decoded at a time
+WORKS = [
+    kind.format(f"{shape} {precision}")
+    for kind in ("train {}", "decode {} x1", "decode {} x16", "prompt {}")
+    for shape in SHAPES
+    for precision in ("fp32", "bf16")
+]
+
+
+def prepare(work: str) -> Callable[[], object] | None:
+    """Return the work as a function; None where this version of rmkv_cli cannot do it."""
+    kind, shape, precision, *rest = work.split()
+    config = config_of(shape, precision)
+    if kind == "train":
+        trainer = make_trainer(config)
+        return lambda: trainer.train_step(SEGMENTS)
+    torch.manual_seed(0)
+    model = RMKV(config.model).eval()
+    if precision == "bf16" and narrowed(model) is None:
+        return None
+    if kind == "prompt":
+        prompt = torch.randint(config.model.vocab_size, (1, PROMPT * config.model.segment_length))
+
+        def read() -> None:
+            with reading(model):
+                model.head(model.hidden(prompt)[0][:, -1:])
+
+        return read
+    lanes = int(rest[0][1:])
+    decoder = make_decoder(model, lanes)
+    tokens = torch.randint(config.model.vocab_size, (TOKENS, lanes))
+
+    def decode() -> None:
+        for each in tokens:
+            decoder.step(each)
+
+    return decode
+
+
+class Worker:
+    """A process that works with the code of one checkout."""
+
+    def __init__(self, source: Path, threads: int | None) -> None:
+        environment = os.environ | {"PYTHONPATH": str(source.resolve())}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        command = [sys.executable, __file__, "--serve", str(source)]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, message: str) -> Any:
+        """Send the name of a work to prepare, or "" to do it; return whether it can be done, or the seconds it took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(message, file=self._process.stdin, flush=True)
+        if not (answer := self._process.stdout.readline()):
+            sys.exit("a worker stopped")
+        return json.loads(answer)
+
+
+def serve() -> None:
+    """Answer what `Worker.ask` asks."""
+    call: Callable[[], object] | None = None
+    for line in sys.stdin:
+        if name := line.strip():
+            call = None  # frees the memory of the work before
+            call = prepare(name)
+            answer: object = call is not None
+        else:
+            assert call is not None
+            began = time.perf_counter()
+            call()
+            answer = time.perf_counter() - began
+        print(json.dumps(answer), flush=True)
+
+
+def main() -> None:
+    """Time all works of both checkouts in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, help="the other checkout")
+    parser.add_argument("--works", nargs="+", default=[""], metavar="PREFIX", help=f"of: {', '.join(WORKS)}")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of each process [default: as many as PyTorch takes]")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve()
+        return
+    old, new = (Worker(source, options.threads) for source in (options.old, Path(__file__).parents[1]))
+    print(f"{'':<24} {'old':>10} {'new':>10}   old / new")
+    for work in WORKS:
+        if not work.startswith(tuple(options.works)):
+            continue
+        able = [worker for worker in (old, new) if worker.ask(work)]
+        times: dict[Worker, list[float]] = {worker: [] for worker in able}
+        for _ in range(options.rounds + 2):  # the first two warm up
+            for worker in able:
+                times[worker].append(worker.ask(""))
+        seconds = {worker: median(each[2:]) for worker, each in times.items()}
+        columns = [f"{1000 * seconds[each]:>7.1f} ms" if each in seconds else f"{'-':>10}" for each in (old, new)]
+        ratio = f"{seconds[old] / seconds[new]:>8.2f}x" if len(able) == 2 else ""
+        print(f"{work:<24} {' '.join(columns)}   {ratio}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,10 @@
 # make demo: set up, then tokenizer, mix, training, evaluation and text, offline, in minutes
+# make gpu: the smoke suite of tests/gpu, on a machine with a GPU
 # make test: set up, then all tests but the slow ones; make test-all: those, too
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all gpu lint bench docs clean
 
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +22,9 @@ test: .venv/done
 
 test-all: .venv/done
 	$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
+
+gpu: .venv/done
+	$(BIN)/pytest tests/gpu -s
 
 lint: .venv/done
 	$(BIN)/ruff check

@@ -23,6 +23,7 @@ from published import Published
 
 from rmkv_cli.config import Config, load_config, preset_path
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.cost import count_by_part
 from rmkv_cli.training import resolve_device
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.memory import peak_memory
@@ -38,6 +39,7 @@ SHAPE = {
     "lookback": 64,
     "memory": {"slots": 32},
 }
+CPU_LIMIT = 20_000_000  # parameters: a step takes minutes beyond
 MODELS = ("RMKV", "RMKV, replayed", "RMKV, slots alone", "published formulation", "Llama")
 
 
@@ -109,6 +111,9 @@ def main() -> None:
     if options.only:
         measure(options.only, options.lengths[0], options.tokens, options.preset, options.precision)
         return
+    parameters = count_by_part(config_of(options.preset).model)
+    if resolve_device("auto") == "cpu" and sum(parameters.values()) > CPU_LIMIT:
+        parser.error(f"preset {options.preset} needs a GPU; on a CPU, choose --preset tiny")
     for length in options.lengths:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in options.models}
         for _ in range(options.rounds):

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+from compare_runs import curve, killed_after
+from no_sync import no_sync
+from trained_run import make_data, train_small_run
+
+from rmkv_cli.config import load_config
+from rmkv_cli.training import train
+from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.memory import estimated_memory, peak_memory
+
+GOLDEN = [8.329854, 7.547549, 6.878, 6.35202, 5.873375, 5.365524, 4.901231, 4.459104]  # of the CPU, in float32
+
+
+def losses(trainer, steps):
+    return [trainer.train_step(2)["loss"] for _ in range(steps)]
+
+
+def test_a_training_step_learns_in_bfloat16(make_trainer, preset):
+    trainer = make_trainer(preset, precision="bf16")
+    records = [trainer.train_step(2) for _ in range(6)]
+    assert all(math.isfinite(record["loss"]) for record in records)
+    best = max(records, key=lambda record: record["tokens_per_second"])
+    mfu = f"MFU {best['mfu']:.1%}" if "mfu" in best else "MFU unknown, as the device's peak is"
+    print(f"\n{preset}: {best['tokens_per_second']:,.0f} tokens/s, {mfu}")
+
+
+def test_losses_are_those_of_the_cpu_in_float32(make_trainer):
+    found = losses(make_trainer("tiny", precision="fp32"), len(GOLDEN))
+    assert found == pytest.approx(GOLDEN, rel=1e-3)
+
+
+def test_bfloat16_learns_as_float32_does(make_trainer):
+    wide, narrow = (losses(make_trainer("tiny", precision=precision), 30) for precision in ("fp32", "bf16"))
+    assert wide[-1] < 0.8 * wide[0]
+    assert narrow == pytest.approx(wide, rel=0.02)
+
+
+def test_the_peak_of_memory_is_the_estimate(make_trainer, preset, device):
+    trainer = make_trainer(preset, precision="bf16")
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        trainer.train_step(4)
+    estimated, peak = estimated_memory(trainer.config, 4), peak_memory(device)
+    print(f"\n{preset}: {peak / 1e9:.2f} GB at the peak, {estimated / 1e9:.2f} GB estimated")
+    if device == "cuda":  # on a CPU the peak is the whole process's
+        assert peak == pytest.approx(estimated, rel=0.15)
+
+
+def test_a_training_segment_never_waits_for_the_device(make_trainer, device):
+    trainer = make_trainer("tiny", precision="fp32")
+    model, length = trainer.model.train(), trainer.config.model.segment_length
+    ids = torch.arange(8 * length, device=device).view(8, length)
+    row_loss(model, ids, ids, torch.zeros_like(ids), trainer.state)[0].backward()  # libraries set themselves up
+    documents = torch.zeros_like(ids)
+    with no_sync(device):
+        row_loss(model, ids, ids, documents, trainer.state)[0].backward()
+
+
+def test_a_killed_run_resumes_to_the_same_losses(tmp_path, device):
+    whole = train_small_run(make_data(tmp_path / "mix"), tmp_path / "run", device=device, precision="bf16", keep_last=9)
+    killed = killed_after(whole, 4)
+    train(load_config(killed / "config.toml"), killed, resume=True)
+    one, other = ({r["step"]: r["loss"] for r in curve(run) if "loss" in r} for run in (whole, killed))
+    assert one.keys() == other.keys()
+    assert list(other.values()) == pytest.approx(list(one.values()), rel=0 if device == "cpu" else 1e-3)

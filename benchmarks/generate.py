@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from peers import llama, same_size, size
 from speed import compare
-from train import SHAPE, llama, rmkv_model, size
+from train import SHAPE, config_of
 
 from rmkv_cli.config import load_config, preset_path
 from rmkv_cli.generation import Decoder
@@ -25,6 +26,11 @@ from rmkv_cli.model import RMKV, State
 
 CONTEXTS = (1024, 8192, 65536, 524288)
 PARTS = ("memory", "context", "llama", "window", "prefill", "bandwidth")  # a child's peak is its parent's at least
+
+
+def rmkv_model() -> RMKV:
+    """Return the model of benchmarks/train.py."""
+    return RMKV(config_of(None).model)
 
 
 @torch.inference_mode()
@@ -101,7 +107,8 @@ def by_context_memory() -> None:
 
 def beside_llama() -> None:
     """RMKV and Llama of equal parameters after 1,024 and 65,536 tokens."""
-    ours, theirs = rmkv_model().eval(), llama().eval()
+    ours, config = rmkv_model().eval(), config_of(None)
+    theirs = llama(config, same_size(lambda inner: llama(config, inner), size(ours))).eval()
     print(f"RMKV {size(ours):,} parameters, Llama {size(theirs):,}")
     for context, tokens in ((1024, 64), (65536, 8)):
         works = {"RMKV": writing(ours, after(ours, context), tokens)}

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from work import SHAPES, config_of, make_decoder, make_trainer, narrowed
+from work import SHAPES, config_of, make_decoder, make_trainer
 
 from rmkv_cli.config import Config
 from rmkv_cli.model import RMKV
@@ -81,19 +81,16 @@ def training(config: Config, segments: int) -> Operations:
     }
 
 
-def decoding(config: Config) -> Operations | None:
-    """Return the operations of a decoding step of two texts; None where rmkv_cli cannot decode in the precision."""
-    model = RMKV(config.model).eval()
-    if config.train.precision == "bf16" and narrowed(model) is None:
-        return None
-    decoder = make_decoder(model, 2)
+def decoding(config: Config) -> Operations:
+    """Return the operations of a decoding step of two texts, in float32."""
+    decoder = make_decoder(RMKV(config.model).eval(), 2)
     with Count() as count:
         decoder.step(torch.zeros(2, dtype=torch.int64))
     return {"decoding": count.forward}
 
 
 def table(shapes: list[str], precisions: list[str], names: bool) -> dict[str, dict[str, int]]:
-    """Return the operations of these shapes in these precisions: rows, each with its parts."""
+    """Return the operations of these shapes, training in these precisions: rows, each with its parts."""
     rows: dict[str, Operations] = {}
     for shape in shapes:
         for precision in precisions:
@@ -102,14 +99,15 @@ def table(shapes: list[str], precisions: list[str], names: bool) -> dict[str, di
                 config = config_of(shape, precision, **model)  # noqa: B023 - called in this round only
                 return _minus(training(config, 3), training(config, 2))
 
-            def step(**model: Any) -> Operations:
-                return decoding(config_of(shape, precision, **model)) or {}  # noqa: B023
+            rows |= {f"{shape} {precision}, segment: {row}": found for row, found in layers(shape, segment).items()}
 
-            for kind, count in {"segment": segment, "token": step}.items():
-                rows |= {f"{shape} {precision}, {kind}: {row}": found for row, found in layers(shape, count).items()}
+        def step(**model: Any) -> Operations:
+            return decoding(config_of(shape, **model))  # noqa: B023
+
+        rows |= {f"{shape}, token: {row}": found for row, found in layers(shape, step).items()}
     if names:
         return {f"{row}, {part}": dict(+n) for row, parts in rows.items() for part, n in parts.items()}
-    return {row: {part: n.total() for part, n in parts.items()} for row, parts in rows.items() if parts}
+    return {row: {part: n.total() for part, n in parts.items()} for row, parts in rows.items()}
 
 
 def layers(shape: str, count: Callable[..., Operations]) -> dict[str, Operations]:

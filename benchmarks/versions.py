@@ -1,7 +1,7 @@
 """Time this checkout beside another one: training steps, decoding, and reading a prompt.
 
 python benchmarks/versions.py ../old
-python benchmarks/versions.py ../old --works "train tiny" "decode wide fp32" --rounds 15
+python benchmarks/versions.py ../old --works "train tiny" "decode wide" --rounds 15
 
 Each checkout works in a process of its own; the two take turns, and the ratio of their median times is printed. A
 training step is the trainer's own, optimizer included, on rows of 4 segments. `wide` is a model of width 384 with
@@ -9,7 +9,6 @@ segments of 512 tokens.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,10 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from work import SHAPES, config_of, make_decoder, make_trainer, narrowed
+from work import SHAPES, config_of, make_decoder, make_trainer
 
 from rmkv_cli.model import RMKV, reading
 
@@ -28,24 +26,20 @@ SEGMENTS = 4  # of a training row
 PROMPT = 8  # segments of a prompt
 TOKENS = 64  # decoded at a time
 WORKS = [
-    kind.format(f"{shape} {precision}")
-    for kind in ("train {}", "decode {} x1", "decode {} x16", "prompt {}")
-    for shape in SHAPES
-    for precision in ("fp32", "bf16")
+    *(f"train {shape} {precision}" for shape in SHAPES for precision in ("fp32", "bf16")),
+    *(kind.format(shape) for kind in ("decode {} x1", "decode {} x16", "prompt {}") for shape in SHAPES),
 ]
 
 
-def prepare(work: str) -> Callable[[], object] | None:
-    """Return the work as a function; None where this version of rmkv_cli cannot do it."""
-    kind, shape, precision, *rest = work.split()
-    config = config_of(shape, precision)
+def prepare(work: str) -> Callable[[], object]:
+    """Return the work as a function."""
+    kind, shape, *rest = work.split()
     if kind == "train":
-        trainer = make_trainer(config)
+        trainer = make_trainer(config_of(shape, *rest))
         return lambda: trainer.train_step(SEGMENTS)
     torch.manual_seed(0)
+    config = config_of(shape)
     model = RMKV(config.model).eval()
-    if precision == "bf16" and narrowed(model) is None:
-        return None
     if kind == "prompt":
         prompt = torch.randint(config.model.vocab_size, (1, PROMPT * config.model.segment_length))
 
@@ -77,30 +71,28 @@ class Worker:
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, message: str) -> Any:
-        """Send the name of a work to prepare, or "" to do it; return whether it can be done, or the seconds it took."""
+    def ask(self, message: str) -> float:
+        """Send the name of a work to prepare, or "" to do it; return the seconds that this took."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(message, file=self._process.stdin, flush=True)
         if not (answer := self._process.stdout.readline()):
             sys.exit("a worker stopped")
-        return json.loads(answer)
+        return float(answer)
 
 
 def serve() -> None:
     """Answer what `Worker.ask` asks."""
     call: Callable[[], object] | None = None
     for line in sys.stdin:
+        began = time.perf_counter()
         if name := line.strip():
             call = None  # frees the memory of the work before
             call = prepare(name)
-            answer: object = call is not None
         else:
             assert call is not None
-            began = time.perf_counter()
             call()
-            answer = time.perf_counter() - began
-        print(json.dumps(answer), flush=True)
+        print(time.perf_counter() - began, flush=True)
 
 
 def main() -> None:
@@ -120,15 +112,14 @@ def main() -> None:
     for work in WORKS:
         if not work.startswith(tuple(options.works)):
             continue
-        able = [worker for worker in (old, new) if worker.ask(work)]
-        times: dict[Worker, list[float]] = {worker: [] for worker in able}
+        times: dict[Worker, list[float]] = {old: [], new: []}
+        for worker in times:
+            worker.ask(work)
         for _ in range(options.rounds + 2):  # the first two warm up
-            for worker in able:
-                times[worker].append(worker.ask(""))
-        seconds = {worker: median(each[2:]) for worker, each in times.items()}
-        columns = [f"{1000 * seconds[each]:>7.1f} ms" if each in seconds else f"{'-':>10}" for each in (old, new)]
-        ratio = f"{seconds[old] / seconds[new]:>8.2f}x" if len(able) == 2 else ""
-        print(f"{work:<24} {' '.join(columns)}   {ratio}", flush=True)
+            for worker, seconds in times.items():
+                seconds.append(worker.ask(""))
+        before, after = (median(seconds[2:]) for seconds in times.values())
+        print(f"{work:<24} {1000 * before:>7.1f} ms {1000 * after:>7.1f} ms   {before / after:>8.2f}x", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The code here runs with other versions of rmkv_cli, too: PYTHONPATH decides whic
 from typing import Any
 
 import numpy as np
-import torch
 
 from rmkv_cli.config import Config, load_config, preset_path
 from rmkv_cli.data.lanes import InMemory, Lanes
@@ -56,25 +55,15 @@ def config_of(shape: str, precision: str = "fp32", **model: Any) -> Config:
     )
 
 
-def make_trainer(config: Config, device: str = "cpu") -> Trainer:
+def make_trainer(config: Config) -> Trainer:
     """Return a trainer of a new model on random documents."""
     documents = RandomDocuments(config.model.vocab_size, config.model.segment_length)
-    return Trainer(config, Lanes(documents, config.train.batch_size, 0), Ranks(device))
+    return Trainer(config, Lanes(documents, config.train.batch_size, 0), Ranks("cpu"))
 
 
-def make_decoder(model: RMKV, lanes: int, *, compiled: bool = False) -> Decoder:
+def make_decoder(model: RMKV, lanes: int) -> Decoder:
     """Return a decoder with all its lanes taken by texts that have not begun."""
-    decoder = Decoder(model, lanes, compiled=compiled)
+    decoder = Decoder(model, lanes)
     for _ in range(lanes):
         decoder.add(model.initial_state(1))
     return decoder
-
-
-def narrowed(model: RMKV) -> RMKV | None:
-    """Convert a model in place to compute in bfloat16; return it, or None where this version of rmkv_cli cannot."""
-    try:
-        from rmkv_cli.model.precision import to_precision
-    except ImportError:
-        return None
-    to_precision(model, torch.bfloat16)
-    return model

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from compare_runs import curve, killed_after
@@ -21,7 +19,7 @@ def losses(trainer, steps):
 def test_a_training_step_learns_in_bfloat16(make_trainer, preset):
     trainer = make_trainer(preset, precision="bf16")
     records = [trainer.train_step(2) for _ in range(6)]
-    assert all(math.isfinite(record["loss"]) for record in records)
+    assert records[-1]["loss"] < records[0]["loss"]
     best = max(records, key=lambda record: record["tokens_per_second"])
     mfu = f"MFU {best['mfu']:.1%}" if "mfu" in best else "MFU unknown, as the device's peak is"
     print(f"\n{preset}: {best['tokens_per_second']:,.0f} tokens/s, {mfu}")
@@ -39,15 +37,15 @@ def test_bfloat16_learns_as_float32_does(make_trainer):
 
 
 def test_the_peak_of_memory_is_the_estimate(make_trainer, preset, device):
+    if device == "cpu":
+        pytest.skip("on a CPU the peak is the whole process's; tests/training/test_memory.py counts the tensors")
     trainer = make_trainer(preset, precision="bf16")
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         trainer.train_step(4)
     estimated, peak = estimated_memory(trainer.config, 4), peak_memory(device)
     print(f"\n{preset}: {peak / 1e9:.2f} GB at the peak, {estimated / 1e9:.2f} GB estimated")
-    if device == "cuda":  # on a CPU the peak is the whole process's
-        assert peak == pytest.approx(estimated, rel=0.15)
+    assert peak == pytest.approx(estimated, rel=0.15)
 
 
 def test_a_training_segment_never_waits_for_the_device(make_trainer, device):

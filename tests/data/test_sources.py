@@ -211,7 +211,7 @@ def test_bad_rows_of_csv_are_named_by_line(tmp_path):
         ("a.txt", "é".encode("utf-16"), ": is UTF-16, where UTF-8 is expected; convert it: iconv -f UTF-16 -t UTF-8"),
         ("a.md", b"t\0e\0x\0t\0", ": is UTF-16, where UTF-8 is expected"),
         ("a.csv", "text\na\n".encode("utf-16-be"), ": is UTF-16, where UTF-8 is expected"),
-        ("a.jsonl.gz", gzip.compress('{"text": 1}'.encode("utf-16")), ": is UTF-16, where UTF-8 is expected"),
+        ("a.jsonl.gz", gzip.compress('{"text": 1}'.encode("utf-16"), mtime=0), ": is UTF-16, where UTF-8 is expected"),
         ("a.txt", "text".encode("utf-32"), ": is UTF-32, where UTF-8 is expected"),
         ("a.txt", POINTER, ": is a git-lfs pointer, not the file itself; fetch that with `git lfs pull`"),
         ("a.parquet", POINTER, ": is a git-lfs pointer, not the file itself"),

@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.prompt import Prompt, read_prompt, require_positions
+from rmkv_cli.generation.sampler import Sampler
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import END, Text
 from rmkv_cli.model import RMKV
@@ -20,19 +20,23 @@ class Batch:
     """Texts that are written side by side, a token of each in a step; they come and go between the steps.
 
     Each text equals the one generated alone, except for rounding: products of other sizes are summed in another order.
-    A fault ends only its own text, which stores it as `fault`. Only a failed step of the model ends all texts.
+    A fault ends only its own text, which stores it as `fault`. Only a failed step ends all texts.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self._sampler: Sampler
         self.texts: list[Text] = []
         """Those that are being written, by the decoder's lanes."""
 
     def add(self, text: Text) -> str:
         """Begin a text and draw its first token; return the characters that are certain. It may end with that."""
-        piece = ""
+        piece, lane = "", len(self.texts)
         with _fault_of(text):
-            piece = text.push(int(text.draw(text.logits)))
+            if not self.texts:
+                self._sampler = Sampler(self._decoder.lanes, text.tokenizer.vocab_size, text.logits)
+            self._sampler.put(lane, text.config, text.seen)
+            piece = text.push(*self._draw(text.logits, [text], lane))
             if not text.ended:
                 self._decoder.add(text.state)
                 self.texts.append(text)
@@ -41,23 +45,37 @@ class Batch:
     def step(self) -> list[tuple[Text, str]]:
         """Write one more token of each text; return each with the characters that are now certain.
 
-        Those that end leave the batch.
+        Those that end leave the batch. If the step itself fails, its error is every text's fault and is raised.
         """
-        logits = self._decoder.step(torch.tensor([text.ids[-1] for text in self.texts]))
-        drawn: dict[Text, Tensor] = {}
-        for text, row in zip(self.texts, logits.split(1), strict=True):
-            text.logits = row
-            with _fault_of(text):
-                drawn[text] = text.draw(row)
-        tokens = torch.cat(list(drawn.values())).tolist() if drawn else []  # the only wait for a GPU
+        try:
+            logits = self._decoder.step(self._sampler.tokens[: len(self.texts)])
+            tokens = self._draw(logits, self.texts)
+        except Exception as error:
+            for text in self.texts:
+                text.fault = error
+            raise
         pieces = dict.fromkeys(self.texts, "")
-        for text, token in zip(drawn, tokens, strict=True):
+        for text, row, token in zip(self.texts, logits.split(1), tokens, strict=True):
+            text.logits = row
             with _fault_of(text):
                 pieces[text] = text.push(token)
         for text in pieces:
             if text.ended:
                 self.remove(text)
         return list(pieces.items())
+
+    def _draw(self, logits: Tensor, texts: Sequence[Text], first: int = 0) -> list[int]:
+        """Draw the next token of each text, in the lanes from the `first` on, and note how likely it was."""
+        drawn = self._sampler.draw(logits, first)
+        asked = {i: text for i, text in enumerate(texts) if text.scores is not None}
+        noted = self._sampler.log_probabilities(logits, drawn, max(text.scores or 0 for text in texts)) if asked else ()
+        tokens: list[int] = drawn.tolist()  # the only wait for a GPU
+        if asked:
+            logprobs, likeliest, values = (x.tolist() for x in noted)
+            for i, text in asked.items():
+                text.logprob = logprobs[i]
+                text.likeliest = tuple(zip(likeliest[i], values[i], strict=True))[: text.scores]
+        return tokens
 
     def remove(self, text: Text) -> None:
         """Let go of a text, having told it its state."""
@@ -68,6 +86,7 @@ class Batch:
         last = self.texts.pop()
         if lane < len(self.texts):
             self.texts[lane] = last
+            self._sampler.move(len(self.texts), lane)
 
     def clear(self) -> None:
         """Remove all texts, even after a failed step."""

@@ -1,10 +1,8 @@
-"""From logits to the next token."""
+"""The settings of sampling."""
 
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from rmkv_cli.config import Section
 
@@ -32,40 +30,3 @@ def sampling_defaults() -> dict[str, Any]:
     config = SamplingConfig()
     names = "temperature", "top_k", "top_p", "repetition_penalty"
     return {"do_sample": True} | {name: getattr(config, name) for name in names}
-
-
-def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, seen: Tensor) -> Tensor:
-    """Return the next tokens (B,) for logits (B, V); `seen` (B, V) marks the tokens of the prompt and the text.
-
-    Logits must be finite, or -inf for tokens that must not be drawn. Every allowed config then gives probabilities.
-    """
-    if config.temperature == 0:
-        return _penalise(logits, config.repetition_penalty, seen).argmax(-1)
-    return torch.multinomial(distribution(logits, config, seen), 1, generator=generator).squeeze(-1)
-
-
-def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor) -> Tensor:
-    """Return the probabilities (B, V), float64, that `sample` draws from at a temperature above 0."""
-    logits = _penalise(logits, config.repetition_penalty, seen)
-    # Subtract the maximum first, so that a tiny temperature leaves the likeliest token at 0 and not at infinity.
-    logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature
-    if 0 < config.top_k < logits.shape[-1]:
-        least = logits.topk(config.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
-    if config.top_p < 1:
-        ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        beyond = ranked.cumsum(-1) - ranked >= config.top_p
-        probabilities = probabilities.masked_fill(beyond.scatter(-1, order, beyond), 0)
-    if config.min_p > 0:
-        least = config.min_p * probabilities.amax(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < least, 0)
-    return probabilities / probabilities.sum(-1, keepdim=True)
-
-
-def _penalise(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
-    """Return the penalised logits in float64, where no product of a float32 and a penalty overflows."""
-    logits = logits.double()
-    if penalty == 1:
-        return logits
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -3,30 +3,25 @@
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.prompt import NonFiniteError, Prompt
-from rmkv_cli.generation.sampling import SamplingConfig, sample
+from rmkv_cli.generation.sampler import NONE
+from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.tokenizer import Special, Tokenizer
 
 StopReason = Literal["end", "stop", "length"]
 """The model ended the text; a stop string came; `max_tokens` were written."""
 
-NONE = -1
-"""Placeholder for a token that cannot be drawn, because the logits are not finite."""
-NEVER_WRITTEN = [Special.PAD.id, Special.UNK.id]
 END = (Special.EOD,)
 ANSWER_ENDS = (Special.EOD, Special.START)
 """What ends an answer in a conversation: the document's end, or the next turn."""
 
 
 class Text:
-    """A text being written after a prompt: it draws its tokens, and gives its characters as soon as they are certain.
+    """A text being generated after a prompt: it takes its tokens and returns characters as soon as they are certain.
 
-    The same prompt, config and seed draw the same tokens, whatever is written beside it.
+    The same prompt, config and seed give the same tokens, whatever other texts are in the batch.
     """
 
     def __init__(
@@ -37,6 +32,7 @@ class Text:
         max_tokens: int,
         stop: Sequence[str] = (),
         ends: Collection[Special] = END,
+        scores: int | None = None,
     ) -> None:
         """Begin a text.
 
@@ -47,6 +43,7 @@ class Text:
             max_tokens: the most that are written.
             stop: strings, before the first of which the text ends.
             ends: the special tokens that end it.
+            scores: how many of the likeliest tokens to report with each token; None: no log probabilities at all.
 
         Raises:
             UserError: a wrong `max_tokens`; an empty stop string.
@@ -63,26 +60,21 @@ class Text:
         """The error that ended the text, if any; `stop_reason` is None then."""
         self.state = prompt.state
         """All that was read, once the text has ended: the prompt, and all tokens but the last one drawn."""
-        self._tokenizer, self._config, self._max_tokens = tokenizer, config, max_tokens
+        self.tokenizer, self.config, self.scores = tokenizer, config, scores
+        self.seen = prompt.seen
+        """(1, V) bool: which tokens the prompt holds."""
+        self.logprob = 0.0
+        """ln p of the last token under the model, before penalties and filters; with `scores`."""
+        self.likeliest: tuple[tuple[int, float], ...] = ()
+        """The likeliest tokens at the last token's position, with their ln p; with `scores`."""
+        self._max_tokens = max_tokens
         self._ends = {special.id for special in ends}
         self._stop, self._stream = StopStrings(stop), tokenizer.stream()
-        self._seen = prompt.seen.clone()
-        self._generator = torch.Generator(prompt.logits.device).manual_seed(config.seed)
 
     @property
     def ended(self) -> bool:
         """Whether the text is complete or has failed."""
         return self.stop_reason is not None or self.fault is not None
-
-    def draw(self, logits: Tensor) -> Tensor:
-        """Return the next token, (1,), for its logits (1, V), or NONE, without waiting for the device."""
-        finite = logits.isfinite().all(-1)
-        logits = torch.where(finite[:, None], logits, 0)  # sampling from NaN would break the GPU for every text
-        logits[:, NEVER_WRITTEN] = -torch.inf
-        logits[:, self._tokenizer.vocab_size :] = -torch.inf  # ids that only pad the model's vocabulary
-        token = sample(logits, self._config, self._generator, self._seen)
-        self._seen.scatter_(1, token[:, None], True)
-        return torch.where(finite, token, NONE)
 
     def push(self, token: int) -> str:
         """Take the token that was drawn; return the characters that are certain now.

@@ -9,8 +9,9 @@ import torch
 from rmkv_cli.config import MemoryConfig, ModelConfig, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, require_new, whole_directory
+from rmkv_cli.generation.sampler import NEVER_WRITTEN
 from rmkv_cli.generation.sampling import sampling_defaults
-from rmkv_cli.generation.text import ANSWER_ENDS, NEVER_WRITTEN
+from rmkv_cli.generation.text import ANSWER_ENDS
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
 from rmkv_cli.huggingface.tokenizer import read_tokenizer, write_tokenizer

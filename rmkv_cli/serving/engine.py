@@ -179,8 +179,8 @@ class Engine:
         assert job.writing is not None
         writing = job.writing
         for i, config in enumerate(writing.configs):
-            how = job.prompt, config, writing.max_tokens, writing.stop, writing.ends
-            job.texts.append(Choice(job.first + i, writing.scores, self._tokenizer, *how))
+            how = job.prompt, config, writing.max_tokens, writing.stop, writing.ends, writing.scores
+            job.texts.append(Choice(job.first + i, self._tokenizer, *how))
         self._metrics.first.observe(time.monotonic() - job.begun)
         self._send(job, {text: self._batch.add(text) for text in job.texts})
 

@@ -13,8 +13,7 @@ from small_run import TEXT, error_of, rmkv, save_small_model
 from rmkv_cli.cli import generate as command
 from rmkv_cli.cli.main import main
 from rmkv_cli.config import MemoryConfig
-from rmkv_cli.generation import SamplingConfig, generate
-from rmkv_cli.generation import text as text_module
+from rmkv_cli.generation import SamplingConfig, Text, generate
 from rmkv_cli.tokenizer import Special
 
 
@@ -238,14 +237,14 @@ class TestManyPrompts:
         whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
         run(monkeypatch, capsys, *self.options(saved, prompts, whole), "--num-samples", 2)
 
-        draw = text_module.sample
+        push = Text.push
 
-        def broken(logits, config, *rest):
-            if config.seed == 6 and rest[1].sum() > 12:  # tokens seen: some are read and some are written
+        def broken(text, token):
+            if text.config.seed == 6 and len(text.ids) == 3:
                 raise RuntimeError("a fault")
-            return draw(logits, config, *rest)
+            return push(text, token)
 
-        monkeypatch.setattr(text_module, "sample", broken)
+        monkeypatch.setattr(Text, "push", broken)
         shown = self.broken_off(monkeypatch, capsys, *self.options(saved, prompts, out), "--num-samples", 2, "--json")
         assert shown.err.splitlines()[-1] == f"error: {out}: 4 of 8 texts failed; the first: a fault"
         assert json.loads(shown.out)["errors"] == 4

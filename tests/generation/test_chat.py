@@ -9,9 +9,8 @@ from small_model import make_model
 
 from rmkv_cli.data.chat import pieces_of
 from rmkv_cli.errors import UserError
-from rmkv_cli.generation import Conversation, SamplingConfig, generate
-from rmkv_cli.generation import text as text_module
-from rmkv_cli.generation.sampling import sample
+from rmkv_cli.generation import Conversation, Decoder, SamplingConfig, generate
+from rmkv_cli.generation.sampler import Sampler
 from rmkv_cli.model import reset_recent
 from rmkv_cli.tokenizer import Special, train_tokenizer
 
@@ -214,21 +213,22 @@ def test_bad_figures_are_refused_at_once():
         Conversation(talkative(-1), WORDS, WARM, 0)
 
 
-def test_an_answer_that_a_fault_breaks_off_leaves_no_trace(monkeypatch):
+@pytest.mark.parametrize(("part", "call"), [(Decoder, "step"), (Sampler, "draw")])
+def test_an_answer_that_a_fault_breaks_off_leaves_no_trace(monkeypatch, part, call):
     model = talkative(-1)
     conversation, other = (Conversation(model, WORDS, WARM, 20) for _ in range(2))
-    drawn = itertools.count(1)
+    calls, works = itertools.count(1), getattr(part, call)
 
     def broken(*arguments):
-        if next(drawn) == 5:
+        if next(calls) == 5:
             raise MemoryError("no more memory")
-        return sample(*arguments)
+        return works(*arguments)
 
     for each in (conversation, other):
         list(each.say(ASKED[0]))
     before = conversation.memory
     with monkeypatch.context() as patch:
-        patch.setattr(text_module, "sample", broken)
+        patch.setattr(part, call, broken)
         with pytest.raises(MemoryError):
             list(conversation.say(ASKED[1]))
     assert conversation.memory is before

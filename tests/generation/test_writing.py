@@ -9,7 +9,6 @@ from torch._dynamo.utils import counters
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import Decoder, SamplingConfig, Text, generate, read_prompt, read_prompts, together
-from rmkv_cli.generation import text as text_module
 from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special, train_tokenizer
@@ -249,13 +248,20 @@ class TestTogether:
             assert all(torch.allclose(x, tensors[name], atol=1e-9) for name, x in prompt.state.tensors().items())
 
     @pytest.mark.parametrize(
-        ("lanes", "config"),
-        [(1, WARM), (2, GREEDY), (4, SamplingConfig(repetition_penalty=1.5, seed=3)), (10, WARM)],
+        ("lanes", "configs"),
+        [
+            (1, [WARM]),
+            (2, [GREEDY]),
+            (4, [SamplingConfig(repetition_penalty=1.5, seed=3)]),
+            (3, [WARM, GREEDY, SamplingConfig(top_k=3), SamplingConfig(repetition_penalty=1.5)]),
+            (10, [WARM]),
+        ],
     )
-    def test_each_text_is_what_it_is_alone(self, words, lanes, config):
+    def test_each_text_is_what_it_is_alone(self, words, lanes, configs):
         model = make_model(3, vocab_size=words.vocab_size)
         alone, texts = [], []
         for i, prompt in enumerate(read_prompts(model, words, [[prompt] for prompt in self.PROMPTS])):
+            config = configs[i % len(configs)]
             how = config.model_copy(update={"seed": config.seed + i}), 5 + 7 * i, ["on"]
             alone.append(write(model, words, self.PROMPTS[i], *how)[1])
             texts.append(Text(words, prompt, *how))
@@ -278,7 +284,7 @@ class TestFaults:
 
     SEED, STOP = 9, "raise"
 
-    @pytest.fixture(params=["logits", "sample", "stop"])
+    @pytest.fixture(params=["logits", "stop"])
     def faulty(self, request, words, monkeypatch):
         """Return the arguments of a failing text: the first fails after some tokens, others at their first token."""
 
@@ -294,9 +300,6 @@ class TestFaults:
 
             return call
 
-        if request.param == "sample":
-            broken = raising(text_module.sample, lambda _, config, *rest: config.seed == self.SEED)
-            monkeypatch.setattr(text_module, "sample", broken)
         if request.param == "stop":
             broken = raising(StopStrings.push, lambda stops, _: stops._stops == (self.STOP,))
             monkeypatch.setattr(StopStrings, "push", broken)

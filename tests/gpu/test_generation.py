@@ -7,7 +7,8 @@ from small_run import save_small_model
 from small_server import running
 
 from rmkv_cli.config import load_config, preset_path
-from rmkv_cli.generation import Decoder
+from rmkv_cli.generation import Decoder, SamplingConfig
+from rmkv_cli.generation.sampler import Sampler
 from rmkv_cli.model import RMKV
 
 
@@ -35,14 +36,18 @@ def test_the_compiled_step_decodes_as_the_plain_one(device):
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
-def test_a_decoding_step_never_waits_for_the_device(device):
+def test_a_decoding_step_and_its_draw_never_wait_for_the_device(device):
     model = tiny(device)
     decoder, token = Decoder(model, 2), torch.zeros(2, dtype=torch.int64, device=device)
     for _ in range(2):
         decoder.add(model.initial_state(1))
-    decoder.step(token)  # libraries set themselves up
+    logits = decoder.step(token)
+    sampler = Sampler(2, model.config.vocab_size, logits[:1])
+    for lane, config in enumerate((SamplingConfig(top_k=9, repetition_penalty=1.1), SamplingConfig(temperature=0))):
+        sampler.put(lane, config, torch.zeros_like(logits[:1], dtype=torch.bool))
+    sampler.draw(logits)  # libraries set themselves up
     with no_sync(device):
-        decoder.step(token)
+        sampler.draw(decoder.step(sampler.tokens))
 
 
 def test_the_server_answers_a_request(tmp_path, device):

@@ -10,7 +10,7 @@ import torch
 from small_server import running, texts_let_go_of
 
 from rmkv_cli.generation import Decoder, SamplingConfig, generate
-from rmkv_cli.generation import text as text_module
+from rmkv_cli.generation.sampler import Sampler
 from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.serving import memories as memories_module
 from rmkv_cli.serving.choice import Choice
@@ -43,7 +43,7 @@ def complete(server, **body):
     return server.ask("POST", "/v1/completions", json=body)
 
 
-@pytest.fixture(params=["logits", "sample", "stop", "score"])
+@pytest.fixture(params=["logits", "stop", "score"])
 def broken(request, server, monkeypatch):
     """A valid request whose text fails while it is generated."""
     asked = CAT | {"seed": BROKEN_SEED - 1, "n": 2}  # the second of the two
@@ -67,16 +67,13 @@ def broken(request, server, monkeypatch):
 
         return call
 
-    if request.param == "sample":
-        drawn = breaking(text_module.sample, lambda logits, config, generator, seen: config.seed == BROKEN_SEED)
-        monkeypatch.setattr(text_module, "sample", drawn)
     if request.param == "stop":
         asked["stop"] = [BROKEN_STOP]
         watched = breaking(StopStrings.push, lambda stops, piece: stops._stops == (BROKEN_STOP,))
         monkeypatch.setattr(StopStrings, "push", watched)
     if request.param == "score":
         asked["logprobs"] = 5
-        monkeypatch.setattr(Choice, "said", breaking(Choice.said, lambda text, _: text._scores == 5))
+        monkeypatch.setattr(Choice, "said", breaking(Choice.said, lambda text, _: text.scores == 5))
     return asked
 
 
@@ -214,7 +211,8 @@ def test_lanes_that_cannot_be_freed_leave_nobody_waiting(loaded, monkeypatch):
         assert complete(server, **CAT).status_code == 503
 
 
-def test_a_step_that_fails_ends_those_who_are_written_and_not_those_who_are_read(loaded, monkeypatch):
+@pytest.mark.parametrize(("part", "call"), [(Decoder, "step"), (Sampler, "draw")])
+def test_a_step_that_fails_ends_those_who_are_written_and_not_those_who_are_read(loaded, monkeypatch, part, call):
     """The failed step ends the texts that take part in it, but not prompts that are being read."""
     with running(*loaded, lanes=2) as server:
         read = []
@@ -225,11 +223,15 @@ def test_a_step_that_fails_ends_those_who_are_written_and_not_those_who_are_read
         while not server.metric("rmkv_queue_length"):
             pass
 
-        def failing(*_):
-            raise RuntimeError("out of memory")
+        works, calls = getattr(part, call), itertools.count()
+
+        def failing(*arguments):
+            if next(calls):  # the first token of a text is drawn alone
+                raise RuntimeError("out of memory")
+            return works(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(server.service.engine._batch._decoder, "_step", failing)
+            patch.setattr(part, call, failing)
             assert complete(server, **CAT).status_code == 500
             assert reader.is_alive()
         assert complete(server, **CAT).status_code == 200

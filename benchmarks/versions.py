@@ -1,11 +1,12 @@
-"""Time this checkout beside another one: training steps, decoding, and reading a prompt.
+"""Time this checkout beside another one: training steps, decoding, reading a prompt, and sampling.
 
 python benchmarks/versions.py ../old
 python benchmarks/versions.py ../old --works "train tiny" "decode wide" --rounds 15
 
 Each checkout works in a process of its own; the two take turns, and the ratio of their median times is printed. A
 training step is the trainer's own, optimizer included, on rows of 4 segments. `wide` is a model of width 384 with
-segments of 512 tokens.
+segments of 512 tokens. Sampling takes 64 tokens of each text from random logits: with the default settings, which
+include top-p, with temperature alone (`all`), and greedily.
 """
 
 import argparse
@@ -18,16 +19,19 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from work import SHAPES, config_of, make_decoder, make_trainer
+from work import SHAPES, config_of, make_batch, make_decoder, make_trainer
 
 from rmkv_cli.model import RMKV, reading
 
 SEGMENTS = 4  # of a training row
 PROMPT = 8  # segments of a prompt
 TOKENS = 64  # decoded at a time
+SAMPLINGS: dict[str, dict[str, float]] = {"default": {}, "all": {"top_p": 1}, "greedy": {"temperature": 0}}
+VOCABULARY = 16_384  # of sampling
 WORKS = [
     *(f"train {shape} {precision}" for shape in SHAPES for precision in ("fp32", "bf16")),
     *(kind.format(shape) for kind in ("decode {} x1", "decode {} x16", "prompt {}") for shape in SHAPES),
+    *(f"sample {sampling} x{lanes}" for sampling in SAMPLINGS for lanes in (1, 16)),
 ]
 
 
@@ -37,6 +41,9 @@ def prepare(work: str) -> Callable[[], object]:
     if kind == "train":
         trainer = make_trainer(config_of(shape, *rest))
         return lambda: trainer.train_step(SEGMENTS)
+    if kind == "sample":
+        batch = make_batch(int(rest[0][1:]), VOCABULARY, **SAMPLINGS[shape])
+        return lambda: [batch.step() for _ in range(TOKENS)]
     torch.manual_seed(0)
     config = config_of(shape)
     model = RMKV(config.model).eval()

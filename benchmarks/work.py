@@ -1,4 +1,4 @@
-"""Training and decoding for benchmarks: the shapes that are measured, and a trainer on random documents.
+"""Training, decoding and sampling for benchmarks: the shapes that are measured, and random inputs.
 
 The code here runs with other versions of rmkv_cli, too: PYTHONPATH decides which one.
 """
@@ -6,10 +6,11 @@ The code here runs with other versions of rmkv_cli, too: PYTHONPATH decides whic
 from typing import Any
 
 import numpy as np
+import torch
 
 from rmkv_cli.config import Config, load_config, preset_path
 from rmkv_cli.data.lanes import InMemory, Lanes
-from rmkv_cli.generation import Decoder
+from rmkv_cli.generation import Batch, Decoder, Prompt, SamplingConfig, Text
 from rmkv_cli.model import RMKV
 from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.trainer import Trainer
@@ -67,3 +68,34 @@ def make_decoder(model: RMKV, lanes: int) -> Decoder:
     for _ in range(lanes):
         decoder.add(model.initial_state(1))
     return decoder
+
+
+class Repeating:
+    """Stands in for a decoder and a tokenizer at once, whose logits and characters are always the same."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.lanes, self.vocab_size = logits.shape
+        self._logits = logits
+
+    def add(self, state: Any) -> None:
+        """Begin a text."""
+
+    def step(self, token: Any) -> Any:
+        """Return the logits of all texts; as a tokenizer's stream, return a token's characters."""
+        return "a" if isinstance(token, int) else self._logits
+
+    def stream(self) -> Any:
+        """Return what decodes tokens."""
+        return self
+
+
+def make_batch(lanes: int, vocab_size: int, **sampling: Any) -> Batch:
+    """Return a batch with texts at all lanes, which never end, whose steps take no time besides that of sampling."""
+    torch.manual_seed(0)
+    source: Any = Repeating(3 * torch.randn(lanes, vocab_size))
+    batch = Batch(source)
+    for seed in range(lanes):
+        logits = source.step(None)[seed, None]
+        prompt = Prompt(1, 0.0, logits, None, torch.zeros_like(logits, dtype=torch.bool))  # type: ignore[arg-type]
+        batch.add(Text(source, prompt, SamplingConfig(seed=seed, **sampling), 10**9, ends=()))
+    return batch

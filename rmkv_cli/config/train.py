@@ -101,9 +101,6 @@ class TrainConfig(Section):
             case {"learning_rate": rate, "final_learning_rate": final} if final > rate:
                 yield f"final_learning_rate = {final} is above learning_rate = {rate}"
         match fields:
-            case {"optimizer": "muon", "distributed": "fsdp"}:
-                yield "optimizer = 'muon' needs whole matrices: distributed = 'ddp'"
-        match fields:
             case {"spike_factor": factor} if 0 < factor <= 1:
                 yield f"spike_factor = {factor} makes usual steps bad ones; it should be above 1, or 0"
         match fields:

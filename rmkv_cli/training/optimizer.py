@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rmkv_cli.config import Config, Phase, TrainConfig
 from rmkv_cli.model import RMKV
+from rmkv_cli.training.muon import ShardedMuon
 
 THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
 
@@ -56,7 +58,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         torch.optim.AdamW(adamw, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     ]
     if muon:
-        optimizers.append(torch.optim.Muon(muon, lr=config.learning_rate, adjust_lr_fn="match_rms_adamw"))
+        sharded = isinstance(muon[0]["params"][0], DTensor)
+        kind = ShardedMuon if sharded else torch.optim.Muon
+        optimizers.append(kind(muon, lr=config.learning_rate, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

@@ -15,7 +15,7 @@ from compare_runs import TIMES, assert_same_run
 from job import torchrun
 from safetensors.torch import load_file
 
-from rmkv_cli.config import MixConfig, dump_toml
+from rmkv_cli.config import MixConfig, dump_toml, load_config, preset_path
 from rmkv_cli.data.lanes import Lanes, Rows
 from rmkv_cli.model import RMKV, find_model
 from rmkv_cli.training import train
@@ -136,6 +136,37 @@ def test_stopped_and_resumed_on_as_many_processes_is_bit_for_bit_the_same(writte
         assert job.returncode == 0, job.stderr
     assert_same_run(whole, run)
     assert_same_curve(whole, train(config, tmp_path / "one").run, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_the_preset_600m_trains_sharded_and_gives_the_curve_of_one_process(written, float64, tmp_path, ranks):
+    """Its settings at a tiny size. With 3 ranks the shards are uneven, and the last round has fewer matrices."""
+    preset = load_config(preset_path("600m"))
+    tiny = {"vocab_size": 300, "hidden_size": 18, "num_hidden_layers": 3, "intermediate_size": 48}
+    model = preset.model.model_dump() | tiny | {"segment_length": 8, "lookback": 2}
+    model["memory"]["slots"] = 4
+    config, file = written(model=model, distributed="fsdp", optimizer=preset.train.optimizer, batch_size=12)
+    whole = train(config, tmp_path / "whole").run
+    run = tmp_path / "run"
+    job = torchrun(ranks, "train", "--config", file, "--run", run, FLOAT64=1)
+    assert job.returncode == 0, job.stderr
+    assert_same_curve(run, whole, 1e-10)
+
+
+@pytest.mark.slow
+def test_muon_s_momentum_moves_between_sharded_and_whole(written, float64, tmp_path):
+    """Begun by one process, continued sharded over three, then replicated on two."""
+    config, file = written(distributed="fsdp", optimizer="muon", batch_size=12, tokens=1200)
+    whole = train(config, tmp_path / "whole").run
+    run = tmp_path / "run"
+    assert torchrun(1, "train", "--config", file, "--run", run, FLOAT64=1, STOP="0 2").returncode == 0
+    job = torchrun(3, "train", "--resume", "--run", run, FLOAT64=1, STOP="1 4")
+    assert job.returncode == 0, job.stderr
+    other = config.model_copy(update={"train": config.train.model_copy(update={"distributed": "ddp"})})
+    (run / "config.toml").write_text(dump_toml(other))
+    assert torchrun(2, "train", "--resume", "--run", run, FLOAT64=1).returncode == 0
+    assert_same_curve(run, whole, 1e-10)
 
 
 def tokens_at(run, step):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rmkv_cli.cli.main import main
+from rmkv_cli.training.faults import Watch
 from rmkv_cli.training.loss import RowLoss
 from rmkv_cli.training.trainer import Trainer
 
@@ -25,7 +26,8 @@ def torchrun(ranks, *arguments, **wishes):
 
 def grant_wishes():
     """FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when
-    one of them gets a SIGTERM, or a loss that is not a number."""
+    one of them gets a SIGTERM, or a loss that is not a number. ALARM: a rank that finds every step after the first bad.
+    """
     if "FLOAT64" in os.environ:
         torch.set_default_dtype(torch.float64)
     if "ROWS" in os.environ:
@@ -48,6 +50,8 @@ def grant_wishes():
             return step(self)
 
         Trainer.train_step = stopped
+    if os.environ.get("ALARM") == os.environ["RANK"]:
+        Watch.fault = lambda self, loss, norm: "an alarm" if self.norms or self.bad_steps else None
     if "POISON" in os.environ:
         bad_rank, bad_step = map(int, os.environ["POISON"].split())
         loss = RowLoss.forward

@@ -70,13 +70,13 @@ class Ranks:
         dist.gather_object(value, values, dst=0)
         return values or [value]
 
-    def most(self, number: int) -> int:
-        """Return the largest of the ranks' numbers."""
+    def most(self, *numbers: int) -> list[int]:
+        """Return the largest of the ranks' numbers, for each of the arguments."""
         if self.count == 1:
-            return number
-        box = torch.tensor(number)
+            return list(numbers)
+        box = torch.tensor(numbers)
         dist.all_reduce(box, dist.ReduceOp.MAX)
-        return int(box)
+        return box.tolist()
 
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean of the ranks' tensors, which are of one shape."""

@@ -98,8 +98,13 @@ class Trainer:
             "grad_norm": norm.item(),
             "segments": segments,
         }
-        if fault := self.watch.fault(loss.item(), record["grad_norm"]):
-            raise BadStepError(Rows.join(self.ranks.gather(rows)), record, fault)
+        # Rank 0 alone decides, because the others may round otherwise.
+        fault = self.watch.fault(loss.item(), record["grad_norm"]) if self.ranks.first else None
+        bad, asked = self.ranks.most(fault is not None, self.interrupt.signal or 0)
+        if asked:  # a signal that came meanwhile is left to the next step
+            self.interrupt.signal = asked
+        if bad:
+            raise BadStepError(Rows.join(self.ranks.gather(rows)), record, fault or "rank 0 tells why")
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -110,9 +115,6 @@ class Trainer:
             self.watch.good(record["grad_norm"])
         self.model.zero_grad()
         self.state, self.step, self.tokens = state, record["step"], record["tokens"]
-        asked = self.ranks.most(self.interrupt.signal or 0)
-        if asked:  # else a signal may have come meanwhile, which the next step tells
-            self.interrupt.signal = asked
         seconds = time.perf_counter() - began
         tokens_per_second = read / seconds
         record |= {"tokens_per_second": tokens_per_second, "data_wait": waited / seconds}

@@ -243,6 +243,19 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written
 
 
 @pytest.mark.slow
+def test_rank_0_alone_decides_which_steps_are_bad(written, float64, tmp_path):
+    config, file = written(on_bad_step="skip")
+    whole = train(config, tmp_path / "whole").run
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "unheard", FLOAT64=1, ALARM=1)
+    assert job.returncode == 0, job.stderr
+    assert_same_curve(tmp_path / "unheard", whole, 1e-10)
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "heard", FLOAT64=1, ALARM=0)
+    assert job.returncode == 0, job.stderr
+    records = [record for record in read_metrics(tmp_path / "heard" / "metrics.jsonl") if "segments" in record]
+    assert [record.get("bad_step") for record in records] == [None] + ["an alarm"] * (len(records) - 1)
+
+
+@pytest.mark.slow
 def test_what_cannot_be_is_told_once(written, streams, tmp_path):
     """Lanes that cannot be shared out evenly, a bad step, and a record that only rank 0 finds to be broken."""
     _, file = written(batch_size=6, micro_batch_size=2)

@@ -4,17 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rmkv_cli.cli.main import main
+from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.training import distribution, loop
 from rmkv_cli.training.faults import Watch
 from rmkv_cli.training.loss import RowLoss
 from rmkv_cli.training.trainer import Trainer
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--shutdown-timeout=5", "--nproc-per-node"]
 
 
 def torchrun(ranks, *arguments, **wishes):
@@ -27,7 +32,15 @@ def torchrun(ranks, *arguments, **wishes):
 def grant_wishes():
     """FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when
     one of them gets a SIGTERM, or a loss that is not a number. ALARM: a rank that finds every step after the first bad.
-    """
+    PATIENCE: its seconds. LATE: those by which rank 0 is late once with data, once with a checkpoint, and once with a
+    sample. FROZEN: rank 0 stops for ever, as a dead machine does, when it is to write its first checkpoint."""
+    if "PATIENCE" in os.environ:
+        distribution.PATIENCE = timedelta(seconds=float(os.environ["PATIENCE"]))
+    if "LATE" in os.environ:
+        for place, name in ((Lanes, "next"), (loop, "write_model"), (loop, "write_sample")):
+            setattr(place, name, late(getattr(place, name), float(os.environ["LATE"])))
+    if "FROZEN" in os.environ:
+        loop.write_model = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
     if "FLOAT64" in os.environ:
         torch.set_default_dtype(torch.float64)
     if "ROWS" in os.environ:
@@ -63,6 +76,17 @@ def grant_wishes():
             return value * float("nan" if bad else 1), state
 
         RowLoss.forward = poisoned
+
+
+def late(function, seconds):
+    """Return a function that sleeps before its first call."""
+    sleep = cache(time.sleep)
+
+    def delayed(*arguments, **keys):
+        sleep(seconds)
+        return function(*arguments, **keys)
+
+    return delayed
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The processes of one training job: which of them this one is, what they tell each other, how they share a model."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,9 +18,16 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rmkv_cli.errors import UserError
+from rmkv_cli.progress import stderr
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-PATIENCE = timedelta(days=1)  # rank 0 may evaluate, or wait for data; a rank that is dead is torchrun's to notice
+PATIENCE = timedelta(minutes=10)
+"""How long ranks wait for each other where all arrive together; where rank 0 may be late, for its next sign of life.
+
+Ranks differ by far less when they compile, step, or write their part of a checkpoint. PyTorch's own limit for NCCL.
+"""
+UNLIMITED = timedelta(days=365)
+BEATS = "beats"  # rank 0's signs of life, counted in the store
 GRACE = 5.0  # seconds in which torchrun ends this process, if another one is dead
 
 
@@ -39,6 +47,8 @@ class Ranks:
     """Among those on this machine."""
     mesh: DeviceMesh | None = None
     """All ranks, in a row; None if there is but one."""
+    messages: dist.ProcessGroup | None = None
+    """All ranks again, for what rank 0 tells: the others wait for it as long as it lives."""
 
     @property
     def first(self) -> bool:
@@ -50,7 +60,7 @@ class Ranks:
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.messages)
         return box[0]
 
     def deal(self, values: Sequence[Any] | None) -> Any:
@@ -59,7 +69,7 @@ class Ranks:
             assert values is not None
             return values[0]
         box = [None]
-        dist.scatter_object_list(box, list(values) if values is not None else None, src=0)
+        dist.scatter_object_list(box, list(values) if values is not None else None, src=0, group=self.messages)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -102,6 +112,9 @@ def resolve_device(device: str) -> str:
 def joined(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one, if it did, until the end.
 
+    Rank 0 may write a checkpoint, sample, or wait for data for any length of time while the others wait for its
+    message. It gives signs of life meanwhile; without them for PATIENCE the others end, even if no connection broke.
+
     Should another one die, what this one waits for fails, or on GPUs goes on waiting. It then waits to be ended by
     torchrun, which so finds one process alone that failed by itself, and names it.
 
@@ -121,18 +134,44 @@ def joined(device: str) -> Iterator[Ranks]:
                 f"start one process a GPU"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(BACKENDS[device], timeout=PATIENCE)
+    store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    ended = threading.Event()
+    threading.Thread(target=_listen if rank else _beat, args=(store, ended), daemon=True).start()
     failed = False
     try:
-        yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)))
+        messages = dist.new_group(backend="gloo", timeout=UNLIMITED)
+        yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)), messages)
     except RuntimeError as error:
         failed = True
         if not isinstance(error, torch.OutOfMemoryError):  # which is this one's own fault
             time.sleep(GRACE)
         raise
     finally:
+        ended.set()
         if device == "cpu" or not failed:  # else NCCL might wait for what the others do not do any more
             dist.destroy_process_group()
+
+
+def _beat(store: dist.Store, ended: threading.Event) -> None:
+    """Give signs of life, as rank 0, until the end."""
+    while not ended.wait((PATIENCE / 20).total_seconds()):
+        store.add(BEATS, 1)
+
+
+def _listen(store: dist.Store, ended: threading.Event) -> None:
+    """End this process, as another rank than 0, should rank 0 give no sign of life for PATIENCE."""
+    heard = -1
+    while not ended.wait(PATIENCE.total_seconds()):
+        try:
+            beats = store.add(BEATS, 0)
+        except dist.DistError:  # the store itself is gone
+            beats = heard
+        if beats == heard:
+            line = f"error: rank 0 has given no sign of life for {PATIENCE}; check its machine, then use --resume"
+            stderr().print(line, style="red")
+            os._exit(1)
+        heard = beats
 
 
 def require_even_shares(batch_size: int, micro_batch_size: int, ranks: int) -> None:

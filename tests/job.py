@@ -14,7 +14,8 @@ import torch
 
 from rmkv_cli.cli.main import main
 from rmkv_cli.data.lanes import Lanes
-from rmkv_cli.training import distribution, loop
+from rmkv_cli.errors import UserError
+from rmkv_cli.training import distribution, loop, trainer
 from rmkv_cli.training.faults import Watch
 from rmkv_cli.training.loss import RowLoss
 from rmkv_cli.training.trainer import Trainer
@@ -30,10 +31,16 @@ def torchrun(ranks, *arguments, **wishes):
 
 
 def grant_wishes():
-    """FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when
-    one of them gets a SIGTERM, or a loss that is not a number. ALARM: a rank that finds every step after the first bad.
-    PATIENCE: its seconds. LATE: those by which rank 0 is late once with data, once with a checkpoint, and once with a
-    sample. FROZEN: rank 0 stops for ever, as a dead machine does, when it is to write its first checkpoint."""
+    """Make the changes to this process that its environment asks for.
+
+    FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when one
+    of them gets a SIGTERM, or a loss that is not a number. ALARM: a rank that finds every step after the first bad.
+    BROKEN: a rank that cannot read its part of the held-out documents. PATIENCE: its seconds. LATE: those by which
+    rank 0 is late once with data, once with a checkpoint, and once with a sample. FROZEN: rank 0 stops for ever, as a
+    dead machine does, when it is to write its first checkpoint.
+    """
+    if os.environ.get("BROKEN") == os.environ["RANK"]:
+        trainer.read_losses = broken
     if "PATIENCE" in os.environ:
         distribution.PATIENCE = timedelta(seconds=float(os.environ["PATIENCE"]))
     if "LATE" in os.environ:
@@ -76,6 +83,10 @@ def grant_wishes():
             return value * float("nan" if bad else 1), state
 
         RowLoss.forward = poisoned
+
+
+def broken(*_, **__):
+    raise UserError("document 3 of the data is damaged")
 
 
 def late(function, seconds):

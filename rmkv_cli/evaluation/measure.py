@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
@@ -60,6 +61,24 @@ class Report(Score):
     """Value of `tokens` if all documents were read whole; None if the length of some is unknown."""
 
 
+@dataclass(frozen=True)
+class Losses:
+    """The losses in nats of the documents that were read, or of a part of them, added up."""
+
+    chosen: Integers
+    """Index of each document (documents,), of which `scored` and `by_document` tell."""
+    lengths: Integers
+    """Tokens to read of each."""
+    scored: Integers
+    """Tokens of each that the loss is about."""
+    edges: Integers
+    """First position of each bucket (buckets,), of which `by_bucket` and `counts` tell."""
+    by_document: Tensor
+    by_bucket: Tensor
+    counts: Tensor
+    """Tokens."""
+
+
 def measure(
     model: RMKV,
     documents: Documents,
@@ -82,6 +101,25 @@ def measure(
     Raises:
         UserError: there are no documents, they do not fit the model, or what is read of them holds no answer.
     """
+    losses = read_losses(model, documents, max_tokens=max_tokens, batch_tokens=batch_tokens, advance=advance)
+    return report_on(documents, losses, tokenizer)
+
+
+def read_losses(
+    model: RMKV,
+    documents: Documents,
+    *,
+    max_tokens: int | None = None,
+    batch_tokens: int = 8192,
+    advance: Callable[[float], None] = lambda tokens: None,
+    part: int = 0,
+    parts: int = 1,
+) -> Losses:
+    """Return the losses that `measure` reports; arguments and errors are the same.
+
+    With `parts`, read only every `parts`-th document in the order of their lengths, from number `part` on. Added up
+    over all parts, the losses are those of all documents.
+    """
     chosen, lengths = sample(documents.lengths, documents.sources, max_tokens)
     require_fits(model, documents.vocab_size, int(lengths.max()))
     edges = _edges(int(lengths.max()))
@@ -92,8 +130,9 @@ def measure(
     by_document = torch.zeros(len(chosen), dtype=torch.float64, device=device)
     by_bucket = torch.zeros(len(edges), dtype=torch.float64, device=device)
     counts = np.zeros(len(edges), np.int64)
+    own = np.argsort(lengths, kind="stable")[part::parts]
     with reading(model):
-        for batch in batches(lengths, batch_tokens, model):
+        for batch in (own[indices] for indices in batches(lengths[own], batch_tokens, model)):
             state = model.initial_state(len(batch))
             texts = [documents.part(int(chosen[i]), 0, int(lengths[i]) + 1) for i in batch]
             counted = [documents.counted(int(i)) for i in chosen[batch]]
@@ -105,7 +144,13 @@ def measure(
                 by_bucket.index_add_(0, torch.from_numpy(buckets).to(device), losses)
                 counts += np.bincount(buckets, minlength=len(edges))
                 advance(step.read)
-    nats = by_document.cpu().numpy()
+    return Losses(chosen, lengths, scored, edges, by_document, by_bucket, torch.from_numpy(counts).to(device))
+
+
+def report_on(documents: Documents, losses: Losses, tokenizer: Tokenizer | None = None) -> Report:
+    """Return what the losses of all parts, added up, say; the other arguments are `measure`'s."""
+    chosen, lengths, scored, edges = losses.chosen, losses.lengths, losses.scored, losses.edges
+    nats = losses.by_document.cpu().numpy()
     sizes = _sizes(documents, chosen, lengths, tokenizer)
     sources = documents.sources[chosen]
     present = [(name, sources == i) for i, name in enumerate(documents.source_names) if scored[sources == i].any()]
@@ -115,7 +160,9 @@ def measure(
         by_source={name: Score(**_score(nats[of], scored[of], sizes[of])) for name, of in present},
         by_position=[
             PositionLoss(int(first), int(last), int(n), float(total / n))
-            for first, last, n, total in zip(edges, lasts, counts, by_bucket.cpu().numpy(), strict=True)
+            for first, last, n, total in zip(
+                edges, lasts, losses.counts.tolist(), losses.by_bucket.cpu().numpy(), strict=True
+            )
             if n
         ],
         cut=int((lengths < documents.lengths[chosen]).sum()),

@@ -69,7 +69,7 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
         UserError: the parts of the data, or they and the model, do not fit together.
     """
     if config.train.data is not None:
-        yield _prepared(config, Path(config.train.data))
+        yield _prepared(config, run, Path(config.train.data))
         return
     begun = (run / "config.toml").exists()
     # A run that has begun has its own, which stays when the one that it was made from changes.
@@ -90,12 +90,18 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
             made = hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
             warn_of_sources_without_held_out(made)
     manifest = Manifest.load(run / HELD_OUT) if mix.validation else None
-    kept = manifest and manifest.splits["validation"].documents
-    held_out = Documents.open(run / HELD_OUT, "validation") if kept else None
     stretches = manifest is None or manifest.format > 1  # a resumed run keeps its held-out set
     digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
     with Stream(mix, run, tokenizer, workers, stretches=stretches) as stream:
-        yield Data(stream, mix.phases, held_out, tokenizer, digest)
+        yield Data(stream, mix.phases, open_held_out(config, run), tokenizer, digest)
+
+
+def open_held_out(config: Config, run: Path) -> Documents | None:
+    """Return the documents for validation, once `open_data` has opened the data; None if there are none."""
+    folder = run / HELD_OUT if config.train.data is None else Path(config.train.data)
+    if not folder.exists() or not Manifest.load(folder).splits["validation"].documents:
+        return None
+    return Documents.open(folder, "validation")
 
 
 def _definite(config: Config) -> MixConfig:
@@ -112,10 +118,10 @@ def _definite(config: Config) -> MixConfig:
     return mix.model_copy(update={"sources": sources, "tokens": config.train.tokens})
 
 
-def _prepared(config: Config, folder: Path) -> Data:
+def _prepared(config: Config, run: Path, folder: Path) -> Data:
     documents = Documents.open(folder, "train")
     manifest = Manifest.load(folder)
-    held_out = Documents.open(folder, "validation") if manifest.splits["validation"].documents else None
+    held_out = open_held_out(config, run)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != documents.tokenizer_hash:
         raise UserError(f"{folder}: its tokenizer.json is not the one that the data was made with")

@@ -88,11 +88,25 @@ class Ranks:
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return box.tolist()
 
-    def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of the ranks' tensors, which are of one shape."""
+    def sum(self, x: Tensor) -> Tensor:
+        """Add up the ranks' tensors, which are of one shape, in place; return the sum."""
         if self.count > 1:
             dist.all_reduce(x)
-        return x / self.count
+        return x
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise `UserError` on all ranks if any rank raises one inside, where no rank waits for another."""
+        own = None
+        try:
+            yield
+        except UserError as error:
+            own = error
+        errors = [own] * self.count
+        if self.count > 1:
+            dist.all_gather_object(errors, own)
+        for first in filter(None, errors):
+            raise first
 
     def shard(self, x: Tensor, dim: int) -> Tensor:
         """Return the tensor whose parts along a dimension, one a rank, are the ranks' `x`."""

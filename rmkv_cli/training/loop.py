@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from rmkv_cli.config import Config, dump_toml, load_mix
 from rmkv_cli.data.lanes import EndOfData, Lanes
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation import measure, write_sample
+from rmkv_cli.evaluation import report_on, write_sample
 from rmkv_cli.files import whole_directory, write_text
 from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
@@ -29,7 +29,7 @@ from rmkv_cli.training.checkpoint import (
     write_model,
     write_progress,
 )
-from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, with_absolute_paths
+from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, open_held_out, with_absolute_paths
 from rmkv_cli.training.disk import require_disk
 from rmkv_cli.training.display import Display
 from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
@@ -73,7 +73,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
     with memory_errors_explained(config), joined(config.train.device) as ranks:
         if ranks.first:
             return _lead(config, run, ranks, resume, allow_noncausal)
-        _follow(config, ranks)
+        _follow(config, run, ranks)
         return None
 
 
@@ -84,7 +84,7 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
     with _locked(run), open_data(config, run) as data:
         require_memory(config, most_segments(config.train, data.phases), ranks.device, ranks.count)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
-        trainer = Trainer(config, lanes, ranks, ranks.share(data.phases))
+        trainer = Trainer(config, lanes, ranks, ranks.share(data.phases), data.held_out)
         if resume:
             _go_on(trainer, run, data)
         else:
@@ -130,9 +130,10 @@ def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal:
     return config
 
 
-def _follow(config: Config, ranks: Ranks) -> None:
+def _follow(config: Config, run: Path, ranks: Ranks) -> None:
     """Be another rank than 0: call of the trainer what rank 0 calls, until it is done."""
-    trainer = Trainer(config, None, ranks, ranks.share())
+    phases = ranks.share()
+    trainer = Trainer(config, None, ranks, phases, open_held_out(config, run))
     with interruptible() as trainer.interrupt:
         while (call := ranks.share()) is not None:
             method, arguments = call
@@ -214,8 +215,8 @@ class _Job:
         if self.data.held_out is None or not trainer.step or not due or self.metrics.has_validation(trainer.step):
             return
         tokenizer = self.data.tokenizer
-        model = _on_all(trainer, "whole_model")
-        report = measure(model, self.data.held_out, max_tokens=config.eval_tokens, tokenizer=tokenizer)
+        losses, model = _on_all(trainer, "validate")
+        report = report_on(self.data.held_out, losses, tokenizer)
         lowest, _ = best_validation(self.metrics.records)
         best = report.loss < lowest
         if best:  # before it is recorded: should a kill come between, it is done again

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from rmkv_cli.config import Config, Phase
+from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes, Rows
 from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation import Losses, read_losses
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
@@ -37,9 +39,17 @@ class Trainer:
         lanes: all of the job's; rank 0 alone has them.
         ranks: which of the processes this one is.
         phases: of the mix.
+        held_out: documents for validation, which every rank has; None if there are none.
     """
 
-    def __init__(self, config: Config, lanes: Lanes | None, ranks: Ranks, phases: Sequence[Phase] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lanes: Lanes | None,
+        ranks: Ranks,
+        phases: Sequence[Phase] = (),
+        held_out: Documents | None = None,
+    ) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.ranks, self.device = config, ranks, ranks.device
         if self.device == "cuda" and config.train.precision == "bf16":  # cells and stores, in TF32
@@ -54,7 +64,7 @@ class Trainer:
         loss = RowLoss(self.model, replay=config.train.replay, z_loss=config.train.z_loss)
         self.row_loss = spread(loss, ranks, config.train.distributed)
         self.optimizers = make_optimizers(self.model, config.train)
-        self.lanes, self.phases = lanes, phases
+        self.lanes, self.phases, self.held_out = lanes, phases, held_out
         self.step, self.tokens = 0, 0
         self.ended = False
         """Whether the data came to its end before."""
@@ -166,7 +176,7 @@ class Trainer:
                 loss.backward()
             total += loss.detach()
             states.append(state)
-        return self.ranks.mean(total), State.join(states)
+        return self.ranks.sum(total) / self.ranks.count, State.join(states)
 
     def pass_over(self, step: int, tokens: int) -> None:
         """Leave out a bad step: data, steps and tokens go on behind it; weights and states stay as it found them."""
@@ -175,20 +185,24 @@ class Trainer:
         self.watch.bad_steps.append(step)
 
     def whole_model(self) -> RMKV:
-        """Return the model with all its weights: on rank 0 a copy, where each rank has a part of them."""
+        """Return the model with all its weights: a copy, where each rank has a part of them."""
         if not isinstance(self.row_loss, FSDPModule):
-            return self.model
-        weights = {}
-        for name, x in self.model.state_dict().items():
-            x = whole(x)
-            if self.ranks.first:
-                weights[name] = x
-        if not self.ranks.first:
             return self.model
         with torch.device("meta"):
             model = RMKV(self.config.model)
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict({name: whole(x) for name, x in self.model.state_dict().items()}, assign=True)
         return model
+
+    def validate(self) -> tuple[Losses, RMKV]:
+        """Return the losses of the held-out documents, of which each rank reads its part, and the whole model."""
+        assert self.held_out is not None
+        model = self.whole_model()
+        with self.ranks.together():
+            most, part, parts = self.config.train.eval_tokens, self.ranks.rank, self.ranks.count
+            losses = read_losses(model, self.held_out, max_tokens=most, part=part, parts=parts)
+        for x in (losses.by_document, losses.by_bucket, losses.counts):
+            self.ranks.sum(x)
+        return losses, model
 
     def gradient_norms(self) -> dict[str, float]:
         """Return the norm of each parameter's gradient, of those that have one."""
@@ -210,7 +224,9 @@ class Trainer:
 
         Raises `UserError` if they are another model's.
         """
-        weights, mine = read_weights(checkpoint, self.model, "the run's config.toml"), self.model.state_dict()
+        with self.ranks.together():
+            weights = read_weights(checkpoint, self.model, "the run's config.toml")
+        mine = self.model.state_dict()
         self.model.load_state_dict({name: parted_like(x.to(self.device), mine[name]) for name, x in weights.items()})
         parameters = dict(self.model.named_parameters())
         moments: dict[Tensor, Any] = {}  # where each parameter's are

@@ -9,7 +9,7 @@ from small_model import make_model
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
-from rmkv_cli.evaluation.measure import choose, sample
+from rmkv_cli.evaluation.measure import choose, read_losses, sample
 from rmkv_cli.tokenizer import Special, train_tokenizer
 
 LENGTHS = [1, 2, 5, 6, 10, 11, 12, 12, 30, 63, 64, 65, 129, 140]
@@ -57,6 +57,17 @@ def test_it_agrees_with_one_forward_a_document(memory, batch_tokens):
         nats = [loss for _, position, loss in expected if part.first <= position <= part.last]
         assert part.tokens == len(nats)
         assert part.loss == pytest.approx(np.mean(nats), abs=1e-6)
+
+
+def test_parts_add_up_to_the_whole():
+    model, documents = make_model(), random_documents(LENGTHS, sources=SOURCES)
+    read = [[], [], []]
+    parts = [read_losses(model, documents, batch_tokens=37, part=i, parts=3, advance=read[i].append) for i in range(3)]
+    whole = read_losses(model, documents, batch_tokens=37)
+    assert torch.allclose(sum(part.by_document for part in parts), whole.by_document, rtol=1e-6)
+    assert torch.allclose(sum(part.by_bucket for part in parts), whole.by_bucket, rtol=1e-6)
+    assert torch.equal(sum(part.counts for part in parts), whole.counts)
+    assert [sum(each) for each in read] == [sum(sorted(LENGTHS)[i::3]) for i in range(3)]
 
 
 def test_the_model_is_left_as_it_was_and_read_without_dropout():

@@ -275,7 +275,8 @@ def test_rank_0_alone_decides_which_steps_are_bad(written, float64, tmp_path):
 
 @pytest.mark.slow
 def test_what_cannot_be_is_told_once(written, streams, tmp_path):
-    """Lanes that cannot be shared out evenly, a bad step, and a record that only rank 0 finds to be broken."""
+    """Lanes that cannot be shared out evenly, a bad step, a record that only rank 0 finds to be broken, and a
+    held-out document that only rank 1 does."""
     _, file = written(batch_size=6, micro_batch_size=2)
     job = rmkv_train("--config", file, "--run", tmp_path / "run")
     assert (job.returncode, job.stderr) == (
@@ -295,6 +296,11 @@ def test_what_cannot_be_is_told_once(written, streams, tmp_path):
     assert job.returncode == 2
     (line,) = (line for line in job.stderr.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: {tmp_path}/story.jsonl:100: is not valid JSON")
+
+    _, file = written()
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "broken", BROKEN=1)
+    (line,) = (line for line in job.stderr.splitlines() if line.startswith("error: "))
+    assert line == "error: document 3 of the data is damaged"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.tasks import TextHaystack, make_example, over_and_over
 from rmkv_cli.model import RMKV, reading
 from rmkv_cli.tokenizer import Tokenizer
-from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.loss import Segment, compiled_segment, row_loss
 
 HERE = Path(__file__).parent / "quality"
 CONFIG, RESULTS = HERE / "quality.toml", HERE / "results.jsonl"
@@ -247,9 +247,7 @@ def cost(rounds: int) -> None:
     steps: dict[str, Callable[[], None]] = {}
     for row in (*CONTROLS, *PEERS):
         model = build(row, config_of(row, 0)).train()
-        if isinstance(model, RMKV):
-            model.compile_training()
-        steps[row] = partial(_step, model, rows)
+        steps[row] = partial(_step, model, rows, compiled_segment(model) if isinstance(model, RMKV) else None)
     seconds: dict[str, list[float]] = {row: [] for row in steps}
     for number in range(rounds + 1):
         for row, step in steps.items():
@@ -264,10 +262,10 @@ def cost(rounds: int) -> None:
         print(f"| {row} | {lanes * length / median(times):,.0f} | {early:,} | {late:,} |")
 
 
-def _step(model: nn.Module, rows: Any) -> None:
+def _step(model: nn.Module, rows: Any, segment: Segment | None) -> None:
     if isinstance(model, RMKV):
         row = (torch.from_numpy(x) for x in (rows.input_ids, rows.targets, rows.document_ids))
-        loss, _ = row_loss(model, *row, model.initial_state(len(rows.input_ids)), replay=False)
+        loss, _ = row_loss(model, *row, model.initial_state(len(rows.input_ids)), replay=False, segment=segment)
         loss.backward()
     else:
         peers.rows_loss(model, rows).backward()

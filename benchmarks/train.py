@@ -25,9 +25,11 @@ from rmkv_cli.config import Config, load_config, preset_path
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.cost import count_by_part
 from rmkv_cli.training import resolve_device
-from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.distribution import Ranks
+from rmkv_cli.training.loss import compiled_segment, row_loss
 from rmkv_cli.training.memory import peak_memory
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
+from rmkv_cli.training.working import Working
 
 SHAPE = {
     "vocab_size": 4096,
@@ -48,7 +50,7 @@ def config_of(preset: str | None) -> Config:
     return load_config(preset_path(preset)) if preset else Config.model_validate({"model": SHAPE})
 
 
-def step_of(name: str, config: Config) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+def step_of(name: str, config: Config, precision: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
     """Return a model's loss of rows (B, T) as a function, and its number of parameters."""
     model = config.model
     if name == "published formulation":
@@ -63,12 +65,16 @@ def step_of(name: str, config: Config) -> tuple[Callable[[torch.Tensor], torch.T
         return lambda rows: compiled(input_ids=rows, labels=rows).loss, size(peer)
     if "alone" in name:  # without the stores, as the published formulation is
         model = model.model_copy(update={"memory": model.memory.model_copy(update={"store": 0})})
-    ours = RMKV(model).train()
-    ours.compile_training()
+    working = Working(RMKV(model), torch.bfloat16 if precision == "bf16" else torch.float32, Ranks("cpu"))
+    ours = working.model.train()
+    segment = compiled_segment(ours)
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
-        state, documents = ours.initial_state(len(rows)), torch.zeros_like(rows)
-        return row_loss(ours, rows, rows.roll(-1, 1), documents, state, replay="replayed" in name)[0] / rows.numel()
+        working.take_weights()
+        state, documents = ours.initial_state(len(rows)), torch.zeros(rows.shape, dtype=torch.int64, device="cpu")
+        how = {"replay": "replayed" in name, "segment": segment}
+        with torch.autocast(rows.device.type, enabled=False):
+            return row_loss(ours, rows, rows.roll(-1, 1), documents, state, **how)[0] / rows.numel()
 
     return loss, size(ours)
 
@@ -81,7 +87,7 @@ def measure(name: str, length: int, tokens: int, preset: str | None, precision: 
         torch.set_float32_matmul_precision("high")
     seconds = []
     with torch.device(device):
-        loss, parameters = step_of(name, config)
+        loss, parameters = step_of(name, config, precision)
         rows = torch.randint(config.model.vocab_size, (tokens // length, length))
         for _ in range(2):  # the first compiles
             began = time.perf_counter()

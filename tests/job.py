@@ -1,5 +1,6 @@
 """Jobs of several processes, for tests. Run by torchrun, this file is `rmkv` with what a test wants of it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.training import distribution, loop, trainer
 from rmkv_cli.training.faults import Watch
-from rmkv_cli.training.loss import RowLoss
+from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.trainer import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--shutdown-timeout=5", "--nproc-per-node"]
@@ -74,15 +75,14 @@ def grant_wishes():
         Watch.fault = lambda self, loss, norm: "an alarm" if self.norms or self.bad_steps else None
     if "POISON" in os.environ:
         bad_rank, bad_step = map(int, os.environ["POISON"].split())
-        loss = RowLoss.forward
+        calls = itertools.count(1)
 
-        def poisoned(self, *rows):
-            value, state = loss(self, *rows)
-            self.calls = getattr(self, "calls", 0) + 1
-            bad = int(os.environ["RANK"]) == bad_rank and self.calls == 2 * bad_step  # of two micro-batches a step
+        def poisoned(*row, **how):
+            value, state = row_loss(*row, **how)
+            bad = int(os.environ["RANK"]) == bad_rank and next(calls) == 2 * bad_step  # of two micro-batches a step
             return value * float("nan" if bad else 1), state
 
-        RowLoss.forward = poisoned
+        trainer.row_loss = poisoned
 
 
 def broken(*_, **__):

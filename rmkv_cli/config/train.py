@@ -56,7 +56,7 @@ class TrainConfig(Section):
     z_loss: float = Field(0.0, ge=0)
     """Times log²Z of a token's logits, added to its loss, but not to the loss that is shown; PaLM: 1e-4."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: autocast over float32 weights."""
+    """bf16: compute in bfloat16, but for slots, cells, stores and losses; weights and gradients stay float32."""
     replay: bool = True
     """Compute each segment again in the backward pass: a third more work, and activations of one segment, not a row."""
     compile: bool = False

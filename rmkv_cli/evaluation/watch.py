@@ -55,12 +55,13 @@ class Watched:
             self.store_ranks += effective_rank(state.store[:, 0])
             self.log_left += self._written
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *rest: Any) -> None:
-        """Remember a call of attention: that of the slots is the last one before the pooling."""
-        self._last = q[0], k[0], mask[0]
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> None:
+        """Remember a call of attention: the slots' queries are its first."""
+        m = self.on_memory.shape[1]
+        self._last = q[0, :, :m], k[0], mask[0, :, :m]
 
     def pooling(self, layer: int, pooling: AttentionPooling, x: Tensor, mask: Tensor) -> None:
-        """Take note of what the slots attend to and what the pooling does with x (B, S, D) under the mask (B, 1, S)."""
+        """Take note of what the slots attend to and what the pooling does with x (B, S, D); the mask is (B, 1, S)."""
         q, k, seen = self._last
         weights = attention_weights(q, k, seen).mean(0)
         on_tokens = weights[:, weights.shape[1] - x.shape[1] :]
@@ -102,9 +103,9 @@ def _hooks(layer: int, block: nn.Module, watched: Watched) -> Iterator[Any]:
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(d)), (..., T, K), for q (..., T, d), k (..., K, d) and a mask, True: seen."""
+    """Return softmax(q k^T / sqrt(d) + mask), (..., T, K), for q (..., T, d) and k (..., K, d)."""
     scores = (q.to(k.dtype) @ k.mT).float() * q.shape[-1] ** -0.5
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    return (scores + mask.float()).softmax(-1)
 
 
 def keep_gate(cell: RecurrentMemoryCell, x: Tensor, hidden: Tensor) -> Tensor:

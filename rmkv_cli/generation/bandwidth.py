@@ -29,5 +29,6 @@ def bandwidth_share(model: RMKV, tokens_per_second: float) -> float:
 
 def bytes_per_token(model: RMKV) -> int:
     """Return the bytes that writing one token of one text reads: the weights that it touches, and its state."""
-    element = model.memory.element_size()
-    return touched_per_token(model.config) * element + state_bytes(model.config, element)[1]
+    element = model.embedding.weight.element_size()
+    wide = max(4, element)
+    return touched_per_token(model.config) * element + state_bytes(model.config, wide, element)[1]

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmkv_cli.model import RMKV, RMKVBlock, State, reading
-from rmkv_cli.model.attention import KEY_VALUE
-from rmkv_cli.model.positions import rotate, rotation
-from rmkv_cli.model.store import TAPS
+from rmkv_cli.model.block import Layer
+from rmkv_cli.model.positions import rotation
+from rmkv_cli.model.precision import wide
+from rmkv_cli.model.view import TAPS, View, recent_of
 
 GRAPHS = 8  # compiled batch sizes; PyTorch's recompile_limit, beyond which it runs a function uncompiled
 
@@ -17,39 +18,49 @@ GRAPHS = 8  # compiled batch sizes; PyTorch's recompile_limit, beyond which it r
 class Decoder:
     """Holds the states of up to `lanes` texts, one batch; a step reads one token of each and tells what follows.
 
-    A step is the model's forward pass for one token, written for speed: keys, values and what the pooling will read are
-    put in their places, nothing is copied or grows. A segment's last token, which updates the memory, is read by the
-    model itself. Texts come and go between steps, each at its own place in its segment; `len(decoder)` are held.
+    A step is the layers' forward pass for one token of each text: keys, values and what the pooling will read are put
+    in their places, nothing grows. A segment's last token, which updates the memory, is read by the model itself. Texts
+    come and go between steps, each at its own place in its segment; `len(decoder)` are held.
 
     With `compiled` PyTorch compiles the step, with CUDA graphs on a GPU. This takes a minute for each of a few batch
     sizes: `lanes`, half of it, a quarter and so on. Other numbers of texts are padded to the next size.
     """
 
     def __init__(self, model: RMKV, lanes: int = 1, *, compiled: bool = False) -> None:
-        config, like = model.config, model.memory.detach()
-        L, B, H, d = config.num_hidden_layers, lanes, config.num_attention_heads, config.head_size
+        config, like = model.config, model.embedding.weight.detach()
+        B, H, d = lanes, config.num_attention_heads, config.head_size
         self.lanes = lanes
         self._model, self._length = model, config.segment_length
-        self._blocks = [block for block in model.blocks if isinstance(block, RMKVBlock)]
-        self._slots = 2 * config.memory.slots  # keys of slots and fresh slots
-        self._first = self._slots + config.lookback  # where the open segment's keys begin
+        self._first = config.memory.slots + config.lookback  # where the open segment's keys begin
         K = self._first + self._length
-        self._keys, self._values = like.new_zeros(L, B, H, K, d), like.new_zeros(L, B, H, K, d)
-        self._seen = torch.zeros(B, 1, 1, K, dtype=torch.bool, device=like.device)
-        self._stream = like.new_zeros(L, B, self._length, config.hidden_size)
-        self._store = like.new_zeros(config.stores, B, H, d, d)
-        self._recent = like.new_zeros(config.stores, B, 2 * H, TAPS, d)
+        self._blocks: list[RMKVBlock] = []
+        self._layers: list[Layer] = []
+        for block in model.blocks:
+            assert isinstance(block, RMKVBlock)
+            has_store = block.store is not None
+            layer = Layer(
+                memory=like.new_empty(0),
+                cell=None,
+                store=wide(like.new_zeros(B, H, d, d)) if has_store else None,
+                recent=like.new_zeros(B, 2 * H, TAPS, d) if has_store else None,
+                keys=like.new_zeros(B, H, K, d),
+                values=like.new_zeros(B, H, K, d),
+                stream=like.new_zeros(B, self._length, config.hidden_size),
+            )
+            self._blocks.append(block)
+            self._layers.append(layer)
+        self._mask = like.new_full((B, 1, 1, K), -torch.inf)
         self._position = torch.zeros(B, dtype=torch.int64, device=like.device)
         self._offset, self._filled = torch.zeros_like(self._position), torch.zeros_like(self._position)
-        self._turns = rotation(torch.arange(self._length, device=like.device)[None], d, like.dtype)  # by offset
+        self._turns = rotation(torch.arange(self._length, device=like.device), d, like.dtype)  # by offset
         self._states: list[State] = []  # as last put in
         self._read_since: list[int] = []  # tokens of them
-        self._step = self._read
+        self._step, self._fixed = self._read, compiled
         if compiled:
-            for buffer, _ in self._buffers():
+            for buffer in self._buffers():
                 torch._dynamo.mark_static_address(buffer)
             mode = "reduce-overhead" if like.is_cuda else "default"
-            self._compiled = torch.compile(self._read, dynamic=False, mode=mode)
+            self._compiled = torch.compile(self._read, fullgraph=True, dynamic=False, mode=mode)
             self._step = self._read_padded
 
     def __len__(self) -> int:
@@ -62,8 +73,8 @@ class Decoder:
         if len(self) == self.lanes:
             raise ValueError(f"all {self.lanes} lanes are taken")
         lane = len(self)
-        for buffer, batch in self._buffers():  # masked entries have no effect unless they are NaN
-            buffer.select(batch, lane).zero_()
+        for buffer in self._buffers():  # masked entries have no effect unless they are NaN
+            buffer[lane] = 0
         self._put(lane, state)
         self._states.append(state)
         self._read_since.append(0)
@@ -72,8 +83,8 @@ class Decoder:
         """Let go of a text; the batch's last one takes its place."""
         last = len(self) - 1
         if lane != last:
-            for buffer, batch in self._buffers():
-                buffer.select(batch, lane).copy_(buffer.select(batch, last))
+            for buffer in self._buffers():
+                buffer[lane] = buffer[last]
             self._states[lane], self._read_since[lane] = self._states[last], self._read_since[last]
         del self._states[last], self._read_since[last]
 
@@ -81,20 +92,20 @@ class Decoder:
         """Remove all texts, even after a failed step."""
         self._states.clear()
         self._read_since.clear()
-        for buffer, _ in self._buffers():
+        for buffer in self._buffers():
             buffer.zero_()
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Read the next token of each of the B texts held, (B,); return the logits after them, (B, V) float32."""
-        tokens = tokens.to(self._seen.device)
+        tokens = tokens.to(self._mask.device)
         with reading(self._model):
             full = [lane for lane in range(len(self)) if self._filled_of(lane) == self._length - 1]
             closed = [self._model.hidden(tokens[lane, None, None], self.state(lane)) for lane in full]
             if len(full) < len(self):
                 hidden = self._step(tokens).clone()
             else:
-                hidden = self._keys.new_empty(len(self), self._model.config.hidden_size)
+                hidden = self._mask.new_empty(len(self), self._model.config.hidden_size)
             self._read_since = [count + 1 for count in self._read_since]
             for lane, (output, state) in zip(full, closed, strict=True):
                 hidden[lane] = output[0, 0]
@@ -109,15 +120,16 @@ class Decoder:
         if not new:
             return state
         part = slice(lane, lane + 1)
-        begin, end = (0 if filled else self._slots), self._first + filled
+        begin, end = self._model.config.memory.slots, self._first + filled
         document = state.document.clamp(min=0)
+        stores, recents = ([x[part] for x in parts if x is not None] for parts in self._stores())
         return replace(
             state,
-            store=None if state.store is None else self._store[:, part].clone(),
-            recent=None if state.recent is None else self._recent[:, part].clone(),
-            keys=tuple(x[part, :, begin:end].clone() for x in self._keys),
-            values=tuple(x[part, :, begin:end].clone() for x in self._values),
-            stream=tuple(x[part, :filled].clone() for x in self._stream),
+            store=torch.stack(stores) if stores else None,
+            recent=torch.stack(recents) if recents else None,
+            keys=tuple(layer.keys[part, :, begin:end].clone() for layer in self._layers),
+            values=tuple(layer.values[part, :, begin:end].clone() for layer in self._layers),
+            stream=tuple(layer.stream[part, :filled].clone() for layer in self._layers),
             documents=torch.cat([state.documents, document[:, None].expand(1, new)], dim=1),
             document=document,
             store_owner=document,
@@ -126,36 +138,42 @@ class Decoder:
             filled=filled,
         )
 
-    def _buffers(self) -> list[tuple[Tensor, int]]:
-        """Return what holds the texts, each buffer with the dimension that is its batch."""
-        stacked = (self._keys, self._values, self._stream, self._store, self._recent)
-        return [*((x, 1) for x in stacked), *((x, 0) for x in (self._seen, self._position, self._offset, self._filled))]
+    def _stores(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        return [layer.store for layer in self._layers], [layer.recent for layer in self._layers]
+
+    def _buffers(self) -> list[Tensor]:
+        """Return what holds the texts; the first dimension is the batch."""
+        rows = [self._mask, self._position, self._offset, self._filled]
+        for layer in self._layers:
+            parts = (layer.keys, layer.values, layer.stream, layer.store, layer.recent)
+            rows += [x for x in parts if x is not None]
+        return rows
 
     def _filled_of(self, lane: int) -> int:
         return self._states[lane].filled + self._read_since[lane]
 
     def _put(self, lane: int, state: State) -> None:
         """Lay a state out in the lane's part of the buffers."""
-        config = self._model.config
-        document, m = state.document.clamp(min=0), config.memory.slots
-        begin, end = self._slots if state.filled == 0 else 0, self._first + state.filled
-        for i, layer in enumerate(state.layers()):
-            block = self._blocks[i]
-            if state.filled == 0 and m:
-                slots = torch.cat([layer.memory, self._model.memory[i].expand_as(layer.memory)], dim=1)
-                keys, values = block.attention.project(block.norm(slots), KEY_VALUE)
-                self._keys[i, lane, :, :begin], self._values[i, lane, :, :begin] = keys[0], values[0]
-            self._keys[i, lane, :, begin:end], self._values[i, lane, :, begin:end] = layer.keys[0], layer.values[0]
-            self._stream[i, lane, : state.filled] = layer.stream[0]
-            if block.store is not None and layer.store is not None and layer.recent is not None:
-                own = bool(state.store_owner == document)
-                self._store[i, lane] = layer.store[0] if own else block.store.start
-                self._recent[i, lane] = layer.recent[0]
+        config, part = self._model.config, slice(lane, lane + 1)
+        document, m, end = state.document.clamp(min=0), config.memory.slots, self._first + state.filled
         kept = bool(state.owner == document) and config.memory.updated
-        seen = self._seen[lane, 0, 0]
-        seen[:m], seen[m : 2 * m] = kept, not kept
-        seen[self._slots : end] = state.documents[0] == document
-        seen[end:] = False
+        own = bool(state.store_owner == document)
+        for block, into, layer, fresh in zip(
+            self._blocks, self._layers, state.layers(), self._model.memory.unbind(), strict=True
+        ):
+            slots = layer.memory if kept else fresh.expand_as(layer.memory)
+            _, k, v = block.attention.project(block.norm(slots.to(into.keys.dtype))).transpose(1, 3).unbind(2)
+            for buffer, of_slots, of_tokens in ((into.keys, k, layer.keys), (into.values, v, layer.values)):
+                buffer[part, :, :m], buffer[part, :, m:end] = of_slots, of_tokens
+            into.stream[part, : state.filled] = layer.stream
+            if block.store is not None and into.store is not None and into.recent is not None:
+                assert layer.store is not None
+                assert layer.recent is not None
+                into.store[part] = layer.store if own else block.store.start
+                into.recent[part] = layer.recent
+        mask = self._mask[lane, 0, 0].fill_(-torch.inf)
+        mask[:m] = 0
+        mask[m:end].masked_fill_(state.documents[0] == document, 0)
         self._position[lane], self._offset[lane], self._filled[lane] = state.position[0], state.offset[0], state.filled
 
     def _read_padded(self, tokens: Tensor) -> Tensor:
@@ -168,32 +186,39 @@ class Decoder:
 
     def _read(self, tokens: Tensor) -> Tensor:
         """Read a token of each text, (B,), inside their segments; return what the head reads, (B, D)."""
-        model, B = self._model, len(tokens)
-        position, filled = self._position[:B, None], self._filled[:B, None, None]
-        place = (self._first + filled)[..., None]
-        seen = self._seen[:B].scatter_(3, place, True)
-        by = None
-        if model.config.position == "rotary":
-            cos, sin = (turns[:, 0, self._offset[:B]].view(B, 1, 1, -1) for turns in self._turns)
-            by = cos, sin
-        x = model.embed(tokens[:, None], position)
-        for i, block in enumerate(self._blocks):
-            h = block.norm(x)
-            q, k, v = block.attention.project(h)
-            rotated_q, rotated_k = (q, k) if by is None else (rotate(q, by), rotate(k, by))
-            at = place.expand_as(k)
-            keys, values = self._keys[i, :B].scatter_(2, at, rotated_k), self._values[i, :B].scatter_(2, at, v)
-            heads = block.attention(rotated_q, keys, values, seen)
-            if block.store is not None:
-                store, recent = self._store[i, :B], self._recent[i, :B]
-                gates = block.store.gates(torch.cat([h, heads], dim=2))
-                heads = heads + block.store.step(store, recent, q, k, v, gates, position > 0)
-            y = block.attention.out(heads)
-            residual = x + y
-            self._stream[i, :B].scatter_(1, filled.expand_as(x), y if block.published else residual)
-            x = residual
-            if block.feed_forward is not None and block.feed_forward_norm is not None:
-                x = x + block.feed_forward(block.feed_forward_norm(x))
+        model, B, end = self._model, len(tokens), self._first + self._most()
+        config, position, filled = model.config, self._position[:B], self._filled[:B, None, None]
+        place = filled[..., None] + self._first
+        turns = tuple(x[self._offset[:B], None, None, None] for x in self._turns)
+        view = View(
+            ends=False,
+            mixed=False,
+            kept=self._mask[:B, 0],  # what follows is asked for at a segment's end alone
+            mask=self._mask[:B].scatter_(3, place, 0.0)[..., :end],
+            counted=self._mask[:B, 0],
+            by=(turns[0], turns[1]) if config.position == "rotary" else None,
+            back=None,
+            own=None,
+            recent=recent_of(position, self._mask.dtype),
+            place=(
+                place.expand(-1, config.num_attention_heads, 1, config.head_size),
+                filled.expand(-1, 1, config.hidden_size),
+            ),
+        )
+        x = model.embed(tokens[:, None], position[:, None])
+        for block, layer in zip(self._blocks, self._layers, strict=True):
+            store, recent = (None if x is None else x[:B] for x in (layer.store, layer.recent))
+            keys, values = layer.keys[:B, :, :end], layer.values[:B, :, :end]
+            lanes = Layer(layer.memory, None, store, recent, keys, values, layer.stream[:B])
+            x, after = block(x, layer.memory, lanes, view)
+            if store is not None and recent is not None:
+                store.copy_(after.store)
+                recent.copy_(after.recent)
         for counter in (self._position, self._offset, self._filled):
             counter[:B] += 1
         return model.norm(x)[:, 0]
+
+    def _most(self) -> int:
+        """Return up to where the segments' buffers are read: to the furthest text's new token, if the length need not
+        be fixed for a compiled step."""
+        return self._length if self._fixed else 1 + max(map(self._filled_of, range(len(self))))

@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.prompt import Prompt
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.model.state_file import expected_layout, fault
 from rmkv_cli.model.tensors import Layout, TensorFile, content_hash, difference, open_tensors, save_tensors
 from rmkv_cli.tokenizer import Tokenizer
 
-FORMAT = "rmkv-notes-1"
+FORMAT = "rmkv-notes-2"
+WITH_SLOTS = "rmkv-notes-1"  # inside a segment, slots' keys and values stand before those of the tokens
 STATE = "state."  # prefix of the names of the state's tensors
 DAMAGED = "is damaged, or holds no notes"
 
@@ -22,7 +25,7 @@ def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) ->
 
     It holds the state, the logits of the token that would follow and which tokens were seen, and as metadata the
     format, the hashes of the model and of the tokenizer, the number of tokens of the document read so far, and a
-    checksum of all this.
+    checksum of all this. The model's hash is the same in float32 and bfloat16.
 
     Raises:
         UserError: there is no room for it, or no right to write it.
@@ -31,7 +34,7 @@ def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) ->
     tensors |= {"logits": prompt.logits, "seen": prompt.seen}
     metadata = {
         "format": FORMAT,
-        "model": model_hash(model),
+        "model": rounded_hash(model),
         "tokenizer": tokenizer.hash,
         "tokens": str(int(prompt.state.position)),
     }
@@ -43,16 +46,20 @@ def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) ->
 def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
     """Return what `save_notes` saved, on the model's device, to read or write on from; its `tokens` are 0.
 
+    A state that the model saved when it computed in another type is converted.
+
     Raises:
         UserError: the file is absent or damaged, holds no notes or notes that no text can produce, or another model or
             tokenizer made it.
     """
     with open_tensors(path, DAMAGED) as file:
         metadata = file.metadata
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in (FORMAT, WITH_SLOTS):
             raise UserError(f"{path}: holds no notes ({FORMAT}); `rmkv read` makes them")
-        _require_same(path, "tokenizer", metadata.get("tokenizer", ""), tokenizer.hash)
-        _require_same(path, "model", metadata.get("model", ""), model_hash(model))
+        if metadata.get("tokenizer") != tokenizer.hash:
+            raise _made_by_another(path, "tokenizer", metadata.get("tokenizer", ""), tokenizer.hash)
+        if metadata.get("model") != (rounded := rounded_hash(model)) and metadata.get("model") != model_hash(model):
+            raise _made_by_another(path, "model", metadata.get("model", ""), rounded)
         if wrong := difference(file.layout, _layout(file, model)):
             raise UserError(f"{path}: {DAMAGED}: {wrong}")
         tensors = {name: x.to(model.memory.device) for name, x in file.tensors().items()}
@@ -62,16 +69,20 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
         raise UserError(f"{path}: {DAMAGED}: {wrong}")
     if metadata.get("tokens") != str(int(state.position)) or not logits.isfinite().all():
         raise UserError(f"{path}: {DAMAGED}: its count of tokens is wrong, or its logits are not finite")
-    return Prompt(0, 0.0, logits, state, seen)
+    return Prompt(0, 0.0, logits, state.to_precision(model.embedding.weight.dtype), seen)
 
 
 def _layout(file: TensorFile, model: RMKV) -> Layout:
-    """Return the type and shape of each tensor that this model's notes have, given the length of the open segment."""
+    """Return the type and shape of each tensor that this model's notes have, given the length of the open segment and
+    the type that the model computed in."""
     name, length = f"{STATE}filled", model.config.segment_length
     filled = int(file.tensor(name)) if file.layout.get(name) == (torch.int64, ()) else -1
     if not 0 <= filled < length:
         raise UserError(f"{file.path}: {DAMAGED}: '{name}' should be a number from 0 to {length - 1}")
-    state = expected_layout(model.initial_state(1), filled)
+    keys, _ = file.layout.get(f"{STATE}keys.0", (None, ()))
+    dtype = keys if isinstance(keys, torch.dtype) and keys.is_floating_point else torch.float32
+    slots = 2 * model.config.memory.slots if file.metadata["format"] == WITH_SLOTS else 0
+    state = expected_layout(model.initial_state(1).to_precision(dtype), filled, slots)
     row = (1, model.config.vocab_size)
     beside: Layout = {"logits": (torch.float32, row), "seen": (torch.bool, row)}
     return beside | {f"{STATE}{name}": x for name, x in state.items()}
@@ -79,13 +90,21 @@ def _layout(file: TensorFile, model: RMKV) -> Layout:
 
 def model_hash(model: RMKV) -> str:
     """Return a SHA-256, in hexadecimal, of the model's config (defaults left out) and of its weights."""
+    return _hash(model, model.state_dict())
+
+
+def rounded_hash(model: RMKV) -> str:
+    """Return the `model_hash` of the model in bfloat16, which is that of the same model in float32 as well."""
+    return _hash(model, {name: x.to(parameter_dtype(name, torch.bfloat16)) for name, x in model.state_dict().items()})
+
+
+def _hash(model: RMKV, weights: dict[str, Tensor]) -> str:
     config = model.config.model_dump(exclude_defaults=True)
-    return content_hash(model.state_dict(), json.dumps(config, sort_keys=True).encode())
+    return content_hash(weights, json.dumps(config, sort_keys=True).encode())
 
 
-def _require_same(path: Path, what: str, saved: str, own: str) -> None:
-    if saved != own:
-        raise UserError(
-            f"{path}: another {what} made these notes ({saved[:12]}, this one is {own[:12]}); give the one that did, "
-            "or read the text again"
-        )
+def _made_by_another(path: Path, what: str, saved: str, own: str) -> UserError:
+    return UserError(
+        f"{path}: another {what} made these notes ({saved[:12]}, this one is {own[:12]}); give the one that did, "
+        "or read the text again"
+    )

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
 
-QUERY, KEY_VALUE, ALL = slice(0, 1), slice(1, 3), slice(0, 3)
-
 
 class QKVBlock(nn.Module):
     """Multi-head attention with one matrix for queries, keys and values, an explicit scale and a mask."""
@@ -22,13 +20,9 @@ class QKVBlock(nn.Module):
             query, key, _ = self.qkv.weight.chunk(3)
             key.copy_(query)
 
-    def project(self, hidden: Tensor, parts: slice = ALL) -> tuple[Tensor, ...]:
-        """Return those of Q, K and V that `parts` names, each (B, H, T, d), for hidden (B, T, D)."""
-        B, T, D = hidden.shape
-        projected = F.linear(hidden, self.qkv.weight.view(3, D, D)[parts].flatten(0, 1))
-        return (
-            projected.view(B, T, parts.stop - parts.start, self.heads, self.head_size).permute(2, 0, 3, 1, 4).unbind()
-        )
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return Q, K and V side by side, (B, T, 3, H, d), for hidden (B, T, D)."""
+        return self.qkv(hidden).unflatten(2, (3, self.heads, self.head_size))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Return the heads' results side by side, (B, T, D), before the output projection `out`.
@@ -36,7 +30,7 @@ class QKVBlock(nn.Module):
         Args:
             q: (B, H, T, d).
             k, v: (B, H, K, d).
-            mask: (B, 1, T, K), True: seen.
+            mask: (B, 1, T, K), added to the scores: 0 where a key is seen, -inf where it is not.
         """
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_size**-0.5)
@@ -51,7 +45,7 @@ class AttentionPooling(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.memory.slots, config.hidden_size))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return P (B, m, D) for tokens x (B, S, D) and mask (B, 1, S), True: counted."""
-        q = self.queries.expand(len(x), 1, -1, -1)
-        x = x[:, None]
-        return F.scaled_dot_product_attention(q.to(x.dtype), x, x, mask[:, None], scale=x.shape[-1] ** -0.5)[:, 0]
+        """Return P (B, m, D) for tokens x (B, S, D) and a mask (B, 1, S) that is added to the scores."""
+        # Plain products, because no fused attention kernel takes a head as wide as the model.
+        scores = torch.baddbmm(mask, self.queries.expand(len(x), -1, -1), x.mT, alpha=x.shape[-1] ** -0.5)
+        return scores.softmax(-1) @ x

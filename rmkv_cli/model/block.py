@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
-from rmkv_cli.model.attention import KEY_VALUE, QUERY, AttentionPooling, QKVBlock
+from rmkv_cli.model.attention import AttentionPooling, QKVBlock
 from rmkv_cli.model.cells import RecurrentMemoryCell
 from rmkv_cli.model.feed_forward import FeedForward
-from rmkv_cli.model.positions import Rotation, rotate
+from rmkv_cli.model.positions import rotate
+from rmkv_cli.model.precision import wide
 from rmkv_cli.model.store import AssociativeStore
+from rmkv_cli.model.view import View
 
 
 @dataclass(frozen=True)
@@ -24,36 +26,6 @@ class Layer:
     keys: Tensor
     values: Tensor
     stream: Tensor
-
-
-@dataclass(frozen=True)
-class View:
-    """Who sees whom while T tokens of one segment are read; the same for all layers.
-
-    The K keys are: m slots, m fresh slots (which a document that has no memory yet sees instead), n remembered tokens
-    (look-back, then the open segment's), and the T new ones.
-    """
-
-    begins: bool
-    """The tokens are the segment's first: the memory's keys and values are made."""
-    ends: bool
-    """The tokens are the segment's last: the memory is updated."""
-    token_mask: Tensor
-    """(B, 1, T, K), True: seen."""
-    memory_mask: Tensor
-    """(B, 1, 1, 2m + S), True: seen: over slots, fresh slots and the segment's tokens."""
-    fresh: Tensor
-    """(B, 1, 1), True: the segment's last document has no memory yet."""
-    own: Tensor
-    """(B, T), True: the token's document wrote the store."""
-    same: Tensor
-    """(B, T, T), True: both tokens are of the same document."""
-    follows: Tensor
-    """(B, T, 1), True: the token before is of the same document."""
-    by: Rotation | None
-    """Of the T tokens, by their offset in their segment."""
-    back: Rotation | None
-    """Of the look-back's keys, from this segment's frame to the next one's."""
 
 
 class RMKVBlock(nn.Module):
@@ -77,62 +49,70 @@ class RMKVBlock(nn.Module):
     def forward(self, x: Tensor, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Layer]:
         """Read T tokens of one segment: x (B, T, D) -> x'' (B, T, D), and the layer's new part of the state.
 
+        Slots and tokens go through norm, projections and attention together.
+
         Args:
             x: the token stream, (B, T, D).
             fresh: the learned memory that a document starts with, (m, D).
             layer: what earlier tokens and segments left.
             view: who sees whom.
         """
-        h = self.norm(x)
-        q, k, v = self.attention.project(h)
-        rotated_q, rotated_k = (q, k) if view.by is None else (rotate(q, view.by), rotate(k, view.by))
-        keys, values = layer.keys, layer.values
-        if view.begins:
-            slots = torch.cat([layer.memory, fresh.expand_as(layer.memory)], dim=1).to(fresh.dtype)
-            slot_keys, slot_values = self.attention.project(self.norm(slots), KEY_VALUE)
-            keys, values = torch.cat([slot_keys, keys], dim=2), torch.cat([slot_values, values], dim=2)
-        keys, values = torch.cat([keys, rotated_k], dim=2), torch.cat([values, v], dim=2)
-        heads = self.attention(rotated_q, keys, values, view.token_mask)
+        T = x.shape[1]
+        memory, slots = layer.memory, []
+        if view.place is None and self.slots:
+            start = wide(fresh)
+            memory = torch.where(view.kept, layer.memory, start)
+            slots = [torch.where(view.kept, start, layer.memory), memory] if view.mixed else [memory]
+        h = self.norm(torch.cat([*(each.to(x.dtype) for each in slots), x], dim=1) if slots else x)
+        n = h.shape[1] - T
+        qkv = self.attention.project(h)
+        qk, v = qkv.split_with_sizes([2, 1], dim=2)
+        q, k = (qk if view.by is None else rotate(qk, view.by)).transpose(1, 3).unbind(2)  # (B, H, n + T, d)
+        keys, values = _join(layer.keys, k, n, view), _join(layer.values, v.squeeze(2).transpose(1, 2), n, view)
+        asking = self.slots if view.ends and self.cell is not None else 0
+        heads = self.attention(q[:, :, n - asking :] if n > asking else q, keys, values, view.mask)
         store, recent = layer.store, layer.recent
         if self.store is not None and store is not None and recent is not None:
-            sought, bound, recent = self.store.convolve(q, k, recent, view.follows)
-            gates = self.store.gates(torch.cat([h, heads], dim=2))
-            found, store = self.store(store, sought, bound, v, gates, view.own, view.same)
-            heads = heads + found
-        y = self.attention.out(heads)
+            of_slots, heads = heads.split_with_sizes([asking, T], dim=1)
+            gates = self.store.gates(wide(torch.cat([h[:, n:], heads], dim=2)))
+            found, store, recent = self.store(store, recent, qkv[:, n:], gates, view)
+            heads = torch.cat([of_slots, heads + found], dim=1) if asking else heads + found
+        for_slots, y = self.attention.out(heads).split_with_sizes([asking, T], dim=1)
         residual = x + y
-        stream = torch.cat([layer.stream, y if self.published else residual], dim=1)
+        read = y if self.published else residual
+        if view.place is not None:
+            stream = layer.stream.scatter_(1, view.place[1], read)
+        else:
+            stream = torch.cat([layer.stream, read], dim=1) if layer.stream.shape[1] else read
+            # At a segment's end copies, so that the state does not hold on to all of it.
+            kept = self.lookback if view.ends else layer.keys.shape[2] + T
+            keys, values = (x[:, :, x.shape[2] - kept :] for x in (keys, values))
+            if view.ends:
+                keys, values = keys.clone() if view.back is None else rotate(keys, view.back), values.clone()
         layer = replace(layer, store=store, recent=recent, keys=keys, values=values, stream=stream)
         if view.ends:
-            layer = self._close(fresh, layer, view)
+            layer = self._close(memory, for_slots, layer, view)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return residual, layer
         return residual + self.feed_forward(self.feed_forward_norm(residual)), layer
 
-    def _close(self, fresh: Tensor, layer: Layer, view: View) -> Layer:
-        """Update the memory from the whole segment, and keep only the look-back of its tokens."""
-        memory, cell = self._update(fresh, layer, view)
-        # Copies, so that the state does not hold on to the whole segment.
-        keys, values = (x[:, :, x.shape[2] - self.lookback :].clone() for x in (layer.keys, layer.values))
-        if view.back is not None:
-            keys = rotate(keys, view.back)
-        stream = layer.stream.new_zeros(len(keys), 0, layer.stream.shape[2])
-        return replace(layer, memory=memory, cell=cell, keys=keys, values=values, stream=stream)
-
-    def _update(self, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Tensor | None]:
-        """Return the slots' new memory, and the LSTM's cell state."""
+    def _close(self, memory: Tensor, for_slots: Tensor, layer: Layer, view: View) -> Layer:
+        """Update the slots (B, m, D) from the segment's stream and from what attention found for them (B, m, D)."""
+        stream = layer.stream.new_zeros(len(layer.stream), 0, layer.stream.shape[2])
         if self.pooling is None or self.cell is None:
-            return layer.memory, None
-        memory = torch.where(view.fresh, fresh, layer.memory)
-        cell = None if layer.cell is None else torch.where(view.fresh, 0.0, layer.cell)
-        length = layer.stream.shape[1]
-        (q,) = self.attention.project(self.norm(memory.to(fresh.dtype)), QUERY)
-        seen = [
-            torch.cat([x[:, :, : 2 * self.slots], x[:, :, x.shape[2] - length :]], dim=2)
-            for x in (layer.keys, layer.values)
-        ]
-        y = self.attention.out(self.attention(q, *seen, view.memory_mask))
-        p = self.pooling(layer.stream, view.memory_mask[:, 0, :, 2 * self.slots :])
+            return replace(layer, stream=stream)
+        cell = None if layer.cell is None else torch.where(view.kept, layer.cell, 0.0)
+        p = self.pooling(layer.stream, view.counted)
         if self.published:
-            return self.cell(p, y, cell)
-        return self.cell(p + y, memory, cell)
+            memory, cell = self.cell(p, wide(for_slots), cell)
+        else:
+            memory, cell = self.cell(p + for_slots, memory, cell)
+        return replace(layer, memory=memory, cell=cell, stream=stream)
+
+
+def _join(kept: Tensor, new: Tensor, n: int, view: View) -> Tensor:
+    """Return the keys or values that are attended to, (B, H, K, d): those kept, and new ones of n slots and tokens."""
+    if view.place is not None:
+        return kept.scatter_(2, view.place[0], new)
+    slots, tokens = new.split_with_sizes([n, new.shape[2] - n], dim=2)
+    return torch.cat([slots, kept, tokens], dim=2)

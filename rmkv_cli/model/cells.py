@@ -3,27 +3,24 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from rmkv_cli.config import ModelConfig
-
-
-def memory_dtype(weight: Tensor) -> torch.dtype:
-    """Return the type of slots and store in a model with this weight: the weight's own, but at least float32."""
-    return torch.promote_types(weight.dtype, torch.float32)
+from rmkv_cli.model.precision import wide
 
 
 class MinimalRNNCell(nn.Module):
-    """h' = sigmoid(g) h + (1 - sigmoid(g)) SigLU(c), where (g, c) = Linear([h; input]) (MinimalRNN: Chen, 2017)."""
+    """The weights of `minimal_cell`."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(2 * size, 2 * size)
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Return h' (N, D) for input and hidden (N, D)."""
-        gate, candidate = self.linear(torch.cat([hidden, x], dim=-1)).chunk(2, dim=-1)
-        return torch.lerp(F.silu(candidate), hidden, torch.sigmoid(gate))
+
+def minimal_cell(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return h' = sigmoid(g) h + (1 - sigmoid(g)) SigLU(c) (N, D), where (g, c) = W [h; x] + b, for x and h (N, D)
+    (MinimalRNN: Chen, 2017)."""
+    gate, candidate = F.linear(torch.cat([hidden, x], dim=-1), weight, bias).chunk(2, dim=-1)
+    return torch.lerp(F.silu(candidate), hidden, torch.sigmoid(gate))
 
 
 class RecurrentMemoryCell(nn.Module):
@@ -62,15 +59,13 @@ class RecurrentMemoryCell(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return M' (B, m, D) and the LSTM's cell state (B, m, D), else None, for input and hidden (B, m, D).
 
-        Runs in float32 even under autocast or with half-precision weights, because a keep gate near 1 adds less than
-        bfloat16 can represent.
+        Hidden and the results are float32 at least, because a keep gate near 1 adds less than bfloat16 resolves.
         """
-        dtype = memory_dtype(next(self.cell.parameters()))
-        weights = {name: weight.to(dtype) for name, weight in self.cell.named_parameters()}
-        x, flat = x.flatten(0, 1).to(dtype), hidden.flatten(0, 1).to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            if isinstance(self.cell, nn.LSTMCell):
-                assert cell is not None
-                h, c = functional_call(self.cell, weights, (x, (flat, cell.flatten(0, 1))))
-                return h.view_as(hidden), c.view_as(hidden)
-            return functional_call(self.cell, weights, (x, flat)).view_as(hidden), None
+        x, flat = x.flatten(0, 1).to(hidden.dtype), hidden.flatten(0, 1)
+        weights = [wide(weight) for weight in self.cell.parameters()]
+        if self.kind == "lstm":
+            assert cell is not None
+            h, c = torch.lstm_cell(x, [flat, cell.flatten(0, 1)], *weights)
+            return h.view_as(hidden), c.view_as(hidden)
+        h = torch.gru_cell(x, flat, *weights) if self.kind == "gru" else minimal_cell(x, flat, *weights)
+        return h.view_as(hidden), None

@@ -8,6 +8,7 @@ import torch
 from rmkv_cli.config import Config, ModelConfig, TrainConfig
 from rmkv_cli.model.model import RMKV
 from rmkv_cli.model.size import state_bytes
+from rmkv_cli.model.view import CHUNK
 
 PARTS = {  # by where a parameter's name begins, or what it contains
     "embeddings": ("embedding", "unembedding", "position"),
@@ -19,9 +20,9 @@ PARTS = {  # by where a parameter's name begins, or what it contains
     "initial_memory": ("memory",),
     "norms": ("norm.", ".norm.", "_norm."),
 }
-TRAINED = (
-    3  # forward passes' worth of work in a training step: forward, and twice for the backward pass; replay is one more
-)
+TRAINED = 3  # forward passes' worth of work in a training step: forward, and twice that for the backward pass
+LOGITS = 2**24
+"""How many logits training computes at once."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class TrainingMemory:
     """Bytes that training takes at its peak, of tensors; activations are an estimate."""
 
     weights: int
-    """With autocast's copies of them in bfloat16."""
+    """With their copies in bfloat16."""
     gradients: int
-    """Those of a backward pass, and the sum of those before where a step has several."""
+    """Summed in place over segments and micro-batches."""
     optimizer: int
     states: int
     """Of all lanes, before a step and after it, and those saved between the segments of a row."""
     activations: int
-    """Of one segment, or without replay of a row, the logits included."""
+    """Of one segment, or without replay of a row; with the row's tokens and what the head reads and takes."""
 
     @property
     def total(self) -> int:
@@ -63,23 +64,24 @@ def touched_per_token(config: ModelConfig) -> int:
 
 
 def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
-    """Return the floating-point operations of the forward pass for each token of a whole segment, by part.
+    """Return the floating-point operations of the forward pass for each token of a whole segment of one document, by
+    part.
 
     A multiplication and an addition count as two; masked scores count, since they are computed.
     """
     D, F, S, m = config.hidden_size, config.intermediate_size, config.segment_length, config.memory.slots
     gates = {"gru": 6, "lstm": 8, "minimal": 4}[config.memory.cell]  # D x D matrices of a cell
-    keys = 2 * m + config.lookback + S
-    # Queries and output of m slots, their scores; the pooling's scores; the cell.
-    update = 4 * m * D * D + 4 * D * m * (2 * m + S) + 4 * D * m * S + 2 * gates * m * D * D
-    # The gates; queries and keys by W and by its start, and what is written; products of keys, of queries and keys, and
-    # of these and the errors; the system.
-    store = 8 * D * config.num_attention_heads + 10 * D * config.head_size + 7 * D * S
+    keys, C = m + config.lookback + S, min(S, CHUNK)
+    # The slots' scores and output; the pooling; the cell.
+    update = 4 * D * m * keys + 2 * m * D * D + 4 * D * m * S + 2 * gates * m * D * D
+    # The gates; what is written, found and predicted by W; products of keys, of queries and keys, of these and the
+    # errors; the system.
+    store = 8 * D * config.num_attention_heads + 6 * D * config.head_size + 8 * D * C
     per_layer = {
         "attention_matrices": 8 * D * D,
         "attention_scores": 4 * D * keys,
         "feed_forward": 6 * D * F,
-        "memory": (8 * m * D * D + update * config.memory.updated) / S,  # keys and values of 2m slots, and the update
+        "memory": (6 * m * D * D + update * config.memory.updated) / S,
     }
     work = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
     return work | {"store": float(config.stores * store), "head": 2.0 * D * config.vocab_size}
@@ -87,25 +89,32 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
 
 def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tokens: int) -> TrainingMemory:
     """Return the bytes for training on `batch` rows of `row_tokens` at once; weights are float32."""
-    parameters = sum(count_by_part(config).values())
+    parts = count_by_part(config)
+    parameters = sum(parts.values())
     D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
     element = 2 if train.precision == "bf16" else 4
+    narrow = parameters - parts["cells"] - parts["store"] - parts["initial_memory"]
     segments = -(-row_tokens // S)
-    # At the peak, in the backward pass of a segment, vectors and scores that are kept or in the making. Their numbers
-    # are fitted to what models of many shapes take (tests/training/test_memory.py), to 10%; some are float32 under
-    # autocast as well.
-    layer = D * (11.5 * element + 19) + F * (4.2 * element + 1.6)
-    store = D * (7 * element + 59) + S * config.num_attention_heads * (1.6 * element + 8.2)
-    slots = 66 * config.memory.slots * D
-    a_token = config.num_hidden_layers * (layer + slots / S) + config.stores * store + 13 * config.vocab_size
-    later = train.batch_size - batch  # lanes of other micro-batches, whose gradients and new states are kept
+    # Vectors and scores that are kept or in the making at the peak of a segment's backward pass. Their numbers are
+    # fitted to what models of many shapes take (tests/training/test_memory.py), to 10%; stores are float32.
+    layer = element * (14.2 * D + 4.9 * F) + 109 * config.memory.slots * D / S
+    store = D * (5.3 * element + 92)
+    a_token = config.num_hidden_layers * layer + config.stores * store
+    segment = batch * min(S, row_tokens) * a_token
     others = 0 if train.replay else segments - 1  # segments whose forward pass alone is kept: 0.8 of it
+    later = train.batch_size - batch  # lanes of other micro-batches, whose gradients and new states are kept
+    gradients = 4 * parameters
+    # The head comes between the two passes, when there are no gradients yet: a chunk of logits, its weight's gradient,
+    # what it reads, and the gradient of that, which stays.
+    row = batch * row_tokens * D * element
+    logits = min(batch * row_tokens * config.vocab_size, LOGITS) * (8 - element)
+    head = logits + 4 * config.vocab_size * D + 3 * row - 0.2 * segment
     return TrainingMemory(
-        weights=(6 if train.precision == "bf16" else 4) * parameters,
-        gradients=(element + 4 * (later > 0)) * parameters,
+        weights=4 * parameters + 2 * narrow * (train.precision == "bf16"),
+        gradients=gradients,
         optimizer=optimizer_bytes(config, train.optimizer),
         states=(train.batch_size + later + batch * segments) * state_bytes(config, 4, element)[0],
-        activations=round(batch * min(S, row_tokens) * a_token * (1 + 0.8 * others)),
+        activations=round(segment * (1 + 0.8 * others) + max(row, head - gradients) + 48 * batch * row_tokens),
     )
 
 
@@ -123,13 +132,19 @@ def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
     flops = forward_flops_per_token(model)
     boundary, most = state_bytes(model, 4)
     memory = training_memory(model, train, batch, row_tokens)
+    # All segments of a row but its last are replayed; the head is not.
+    replayed = (
+        train.replay
+        * (sum(flops.values()) - flops["head"])
+        * (1 - model.segment_length / max(row_tokens, model.segment_length))
+    )
     return {
         "parameters": sum(parts.values()),
         "by_part": parts,
         "touched_per_token": touched_per_token(model),
         "flops_per_token": {
             "forward": sum(flops.values()),
-            "training": (TRAINED + train.replay) * sum(flops.values()),
+            "training": TRAINED * sum(flops.values()) + replayed,
             "forward_by_part": flops,
         },
         "state_bytes": {"at_boundary": boundary, "at_most": most},

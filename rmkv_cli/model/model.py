@@ -1,10 +1,9 @@
 """The model: embeddings, the segment loop with its carried state, and the head."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.model import pretrained
-from rmkv_cli.model.block import RMKVBlock, View
-from rmkv_cli.model.cells import memory_dtype
-from rmkv_cli.model.positions import rotation, sinusoids
+from rmkv_cli.model.block import RMKVBlock
+from rmkv_cli.model.positions import sinusoids
+from rmkv_cli.model.precision import wide
 from rmkv_cli.model.state import State
-from rmkv_cli.model.store import TAPS, AssociativeStore
+from rmkv_cli.model.store import AssociativeStore
+from rmkv_cli.model.view import TAPS, View, view_of
 
 NONE = -1  # no document
 
@@ -39,7 +39,6 @@ class RMKV(nn.Module):
         self.memory = nn.Parameter(torch.empty(1 if self.through_layers else layers, config.memory.slots, D))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(RMKVBlock(config, index) for index in range(layers))
-        self._compiled: list[Any] = []  # the same blocks; a list, so that they are not counted twice
         self.norm = nn.LayerNorm(D)
         self.unembedding = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
         for table in (self.embedding.weight, self.memory, *([self.position.weight] if self.position else [])):
@@ -68,26 +67,46 @@ class RMKV(nn.Module):
         return self.head(hidden), state
 
     def hidden(
-        self, input_ids: Tensor, state: State | None = None, document_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        state: State | None = None,
+        document_ids: Tensor | None = None,
+        read: Callable[..., tuple[Tensor, State]] | None = None,
     ) -> tuple[Tensor, State]:
-        """Return what the head reads, (B, T, D), and the state; arguments as in `forward`."""
+        """Return what the head reads, (B, T, D), and the state; arguments as in `forward`.
+
+        `read` takes the place of `segment`. Whether a segment holds a document's border is looked up in document_ids:
+        if they are on the CPU, a GPU need not be waited for.
+        """
         if input_ids.ndim != 2 or input_ids.is_floating_point():
             raise ValueError(f"input_ids should be (B, T) int64, got {tuple(input_ids.shape)} {input_ids.dtype}")
         B, T = input_ids.shape
         if not T:
             raise ValueError("input_ids holds no tokens")
         state = state or self.initial_state(B)
+        spans = list(self.spans(T, state.filled))
         if document_ids is None:
-            document_ids = state.document.clamp(min=0)[:, None].expand(B, T)
+            document_ids, mixed = state.document.clamp(min=0)[:, None].expand(B, T), [False] * len(spans)
+        else:
+            first, last = ([span[i] - i for span in spans] for i in range(2))
+            mixed = (document_ids[:, first] != document_ids[:, last]).any(0).tolist()
+            document_ids = document_ids.to(input_ids.device, non_blocking=True)
         outputs = []
-        for start, stop in self.spans(T, state.filled):
-            output, state = self.segment(input_ids[:, start:stop], state, document_ids[:, start:stop])
+        for (start, stop), several in zip(spans, mixed, strict=True):
+            # Copies have the same strides in rows of any length, for which a compiled segment asks.
+            tokens, documents = (x[:, start:stop].clone() for x in (input_ids, document_ids))
+            output, state = (read or self.segment)(tokens, state, documents, several)
             outputs.append(output)
-        return torch.cat(outputs, dim=1), state
+        return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) for hidden (..., D)."""
-        return F.linear(hidden, (self.unembedding or self.embedding).weight)
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D), the embedding's own where they are tied."""
+        return (self.unembedding or self.embedding).weight
 
     def spans(self, length: int, filled: int = 0) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of each segment's part of `length` tokens, when `filled` tokens of one are read."""
@@ -98,55 +117,57 @@ class RMKV(nn.Module):
             yield start, stop
             start = stop
 
-    def segment(self, input_ids: Tensor, state: State, document_ids: Tensor) -> tuple[Tensor, State]:
-        """Read tokens (B, T) that lie within one segment; return what the head reads, (B, T, D), and the state."""
+    def segment(self, input_ids: Tensor, state: State, document_ids: Tensor, mixed: bool) -> tuple[Tensor, State]:
+        """Read tokens (B, T) that lie within one segment; return what the head reads, (B, T, D), and the state.
+
+        `mixed` tells that in some row they are of several documents.
+        """
         if self.through_layers and state.filled:
             raise ValueError("memory.carry = 'layers' reads whole segments: it cannot go on inside one")
-        T, S = input_ids.shape[1], self.config.segment_length
-        begins = state.filled == 0
+        filled = state.filled + input_ids.shape[1]
         # A memory that goes through layers is needed after a text's last, shorter segment as well.
-        ends = state.filled + T == S or self.through_layers
-        position = _count(document_ids, state.document, state.position)
-        offset = _count(document_ids, state.document, state.offset)
+        ends = filled == self.config.segment_length or self.through_layers
+        position, offset = _counts(document_ids, state)
         documents = torch.cat([state.documents, document_ids], dim=1)
-        last = document_ids[:, -1]
-
+        last = document_ids[:, -1].clone()
         x = self.dropout(self.embed(input_ids, position))
-        own = document_ids == state.store_owner[:, None]
-        view = self._view(document_ids, documents, state.owner, own, position, offset, begins, ends, state.filled + T)
+
+        def view(owner: Tensor) -> View:
+            known = documents, owner, state.store_owner, position, offset, filled
+            return view_of(self.config, x.dtype, document_ids, *known, ends=ends, mixed=mixed)
+
         layers = list(state.layers())
-        for i, block in enumerate(self._compiled if self.training and self._compiled else self.blocks):
-            at = 0 if self.through_layers else i  # whose memory this layer reads
+        seen, fresh = view(state.owner), self.memory.unbind()
+        for i, block in enumerate(self.blocks):
             if self.through_layers and i == 1:  # the memory that came up is the last document's
-                view = self._view(document_ids, documents, last, own, position, offset, begins, ends, T)
+                seen = view(last)
             if self.through_layers and i:
                 layers[i] = replace(layers[i], memory=layers[i - 1].memory, cell=layers[i - 1].cell)
-            x, layers[i] = block(x, self.memory[at], layers[i], view)
+            x, layers[i] = block(x, fresh[0 if self.through_layers else i], layers[i], seen)
         if self.through_layers:
             layers[0] = replace(layers[0], memory=layers[-1].memory, cell=layers[-1].cell)
 
         after = State.of_layers(
             layers,
             memories=len(self.memory),
-            documents=documents[:, documents.shape[1] - self.config.lookback :] if ends else documents,
-            owner=last if ends else state.owner,
-            store_owner=last,
+            documents=documents[:, documents.shape[1] - self.config.lookback :].clone() if ends else documents,
+            # Each a tensor of its own, since a compiled segment is compiled anew where two are one.
+            owner=last.clone() if ends else state.owner,
+            store_owner=last.clone(),
             document=last,
             position=position[:, -1] + 1,
             offset=torch.zeros_like(last) if ends else offset[:, -1] + 1,
-            filled=(state.filled + T) % S,
+            filled=filled % self.config.segment_length,
         )
         return self.norm(x), after
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state before any token, for `batch_size` texts."""
         config, device = self.config, self.memory.device
-        dtype = self.memory.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+        dtype = self.embedding.weight.dtype
         B, D, H, d = batch_size, config.hidden_size, config.num_attention_heads, config.head_size
         empty = tuple(torch.zeros(B, H, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
-        memory = self.memory.detach().to(memory_dtype(self.memory))[:, None].repeat(1, B, 1, 1)
+        memory = wide(self.memory.detach())[:, None].repeat(1, B, 1, 1)
         starts = [store.start.detach() for block in self.blocks if isinstance(store := block.store, AssociativeStore)]
         none = torch.full((B,), NONE, device=device)
         return State(
@@ -156,7 +177,7 @@ class RMKV(nn.Module):
             recent=torch.zeros(len(starts), B, 2 * H, TAPS, d, device=device, dtype=dtype) if starts else None,
             keys=empty,
             values=empty,
-            stream=tuple(self.memory.new_zeros(B, 0, D) for _ in self.blocks),
+            stream=tuple(self.embedding.weight.new_zeros(B, 0, D) for _ in self.blocks),
             documents=none[:, None].repeat(1, config.lookback),
             owner=none,
             store_owner=none,
@@ -184,48 +205,6 @@ class RMKV(nn.Module):
             )
         return x + self.position(position)
 
-    def _view(
-        self,
-        document_ids: Tensor,
-        documents: Tensor,
-        owner: Tensor,
-        own: Tensor,
-        position: Tensor,
-        offset: Tensor,
-        begins: bool,
-        ends: bool,
-        filled: int,
-    ) -> View:
-        """Return who sees whom: `documents` (B, n + T) are those of all tokens remembered or read, `filled` counts the
-        segment's with the new ones."""
-        m, T = self.config.memory.slots, document_ids.shape[1]
-        kept = (document_ids == owner[:, None]) & self.config.memory.updated  # (B, T): whose document wrote the slots
-        slots = kept[:, :, None].expand(-1, -1, m)
-        seen = document_ids[:, :, None] == documents[:, None, :]  # (B, T, n + T)
-        causal = torch.ones(T, documents.shape[1], dtype=torch.bool, device=seen.device)
-        causal = causal.tril(documents.shape[1] - T)
-        last = document_ids[:, -1:]
-        fresh = owner[:, None] != last  # (B, 1)
-        closing = [~fresh.expand(-1, m), fresh.expand(-1, m), documents[:, -filled:] == last]
-        dtype, head_size = self.memory.dtype, self.config.head_size
-        rotary = self.config.position == "rotary"
-        return View(
-            begins=begins,
-            ends=ends,
-            token_mask=torch.cat([slots, ~slots, seen & causal], dim=2)[:, None],
-            memory_mask=torch.cat(closing, dim=1)[:, None, None],
-            fresh=fresh[:, :, None],
-            own=own,
-            same=seen[:, :, -T:],
-            follows=position[:, :, None] > 0,
-            by=rotation(offset, head_size, dtype) if rotary else None,
-            back=rotation(-offset[:, -1:] - 1, head_size, dtype) if rotary else None,
-        )
-
-    def compile_training(self) -> None:
-        """Compile the layers for training mode, where all segments have one shape (B, S); others are read as before."""
-        self._compiled = [torch.compile(block, dynamic=False) for block in self.blocks]
-
     def count_parameters(self) -> int:
         """Return the number of parameters; tied ones count once."""
         return sum(p.numel() for p in self.parameters())
@@ -235,8 +214,11 @@ class RMKV(nn.Module):
         pretrained.save(self, self.config, Path(directory))
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> "RMKV":
+    def from_pretrained(cls, directory: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> "RMKV":
         """Return the model of a model folder, of a checkpoint, or of a run (its newest whole checkpoint).
+
+        It computes in `dtype`, float32 or bfloat16: see `rmkv_cli.model.precision`. None means float32, or float64 if
+        all weights in the file are.
 
         Raises:
             UserError: there is no model, its files do not fit together, or the memory is too small for it.
@@ -244,7 +226,7 @@ class RMKV(nn.Module):
         folder = pretrained.find_model(Path(directory))
         with torch.device("meta"):
             model = cls(pretrained.read_config(folder))
-        pretrained.assign(model, pretrained.read_weights(folder, model, pretrained.CONFIG, device))
+        pretrained.assign(model, pretrained.read_weights(folder, model, pretrained.CONFIG, device, dtype=dtype))
         return model.eval()
 
 
@@ -288,12 +270,13 @@ def swap_memory(state: State, order: Tensor) -> State:
     return replace(state, memory=state.memory[:, order], cell=cell, store=store)
 
 
-def _count(document_ids: Tensor, before: Tensor, counted: Tensor) -> Tensor:
-    """Return how many tokens of its own document stand before each token, (B, T).
-
-    `before` (B,) is the document of the token before the first one, `counted` (B,) its tokens so far.
-    """
-    previous = torch.cat([before[:, None], document_ids[:, :-1]], dim=1)
+def _counts(document_ids: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    """Return how many tokens of its own document stand before each token, of all and of its segment, both (B, T)."""
+    previous = torch.cat([state.document[:, None], document_ids[:, :-1]], dim=1)
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
     start = torch.where(document_ids != previous, index, NONE).cummax(dim=1).values
-    return torch.where(start == NONE, counted[:, None] + index, index - start)
+    goes_on, since = start == NONE, index - start
+    return (
+        torch.where(goes_on, state.position[:, None] + index, since),
+        torch.where(goes_on, state.offset[:, None] + index, since),
+    )

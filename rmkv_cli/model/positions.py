@@ -6,7 +6,7 @@ from torch import Tensor
 BASE = 10_000.0
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, (B, 1, T, d / 2)."""
+"""Cosines, and sines with the sign that `rotate` gives them, (B, T, d)."""
 
 
 def _angles(positions: Tensor, width: int) -> Tensor:
@@ -24,12 +24,12 @@ def sinusoids(positions: Tensor, hidden_size: int, dtype: torch.dtype) -> Tensor
 
 def rotation(positions: Tensor, head_size: int, dtype: torch.dtype) -> Rotation:
     """Return the rotations (RoPE: Su et al., 2021) that belong to positions (B, T)."""
-    angles = _angles(positions, head_size // 2)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = _angles(positions, head_size // 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Return x (B, H, T, d) with each pair of channels (i, i + d / 2) turned by its angle."""
+    """Return x (..., d) with each pair of channels (i, i + d / 2) turned by its angle; `by` is broadcast to x."""
     cos, sin = by
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -13,6 +13,7 @@ from rmkv_cli.config import ModelConfig, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, sha256, write_text
 from rmkv_cli.model.checkpoints import FOLDER, list_checkpoints
+from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.model.tensors import Layout, difference, open_tensors, save_tensors
 from rmkv_cli.progress import stderr
@@ -33,9 +34,16 @@ def save(model: nn.Module, config: ModelConfig, directory: Path) -> None:
 
 
 def read_weights(
-    directory: Path, model: "RMKV", config: str, device: str = "cpu", prefix: str = ""
+    directory: Path,
+    model: "RMKV",
+    config: str,
+    device: str = "cpu",
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Return a model folder's weights by their names in `model`, converted to float32 unless they are float64.
+    """Return a model folder's weights by their names in `model`, each in the type of the precision policy.
+
+    The file is mapped, and each tensor is converted by itself: the file's own types take no memory of their own.
 
     Args:
         directory: the folder.
@@ -43,6 +51,7 @@ def read_weights(
         config: the file that describes `model`, for messages.
         device: the device of the returned weights.
         prefix: the prefix of the names in the file.
+        dtype: the type that the model computes in; None: float64 if all the file's tensors are, else float32.
 
     Raises:
         UserError: the file is absent or damaged, its tensors are not the model's or not floating-point numbers, or the
@@ -51,19 +60,20 @@ def read_weights(
     path = directory / WEIGHTS
     shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items()}
     with open_tensors(path, "damaged or missing weights") as file:
-        types = {dtype for dtype, _ in file.layout.values()}
+        types = {found for found, _ in file.layout.values()}
         if types - set(FLOATS):
-            name, (dtype, _) = next((name, x) for name, x in file.layout.items() if x[0] not in FLOATS)
-            raise UserError(f"{path}: '{name}' has the type {dtype}; weights should be float32, bfloat16 or float16")
-        wanted = torch.float64 if types == {torch.float64} else torch.float32
-        expected: Layout = {name: (file.layout.get(name, (wanted,))[0], shape) for name, shape in shapes.items()}
+            name, (found, _) = next((name, x) for name, x in file.layout.items() if x[0] not in FLOATS)
+            raise UserError(f"{path}: '{name}' has the type {found}; weights should be float32, bfloat16 or float16")
+        dtype = dtype or (torch.float64 if types == {torch.float64} else torch.float32)
+        wanted = {name: parameter_dtype(name.removeprefix(prefix), dtype) for name in shapes}
+        expected: Layout = {name: (file.layout.get(name, (wanted[name],))[0], shape) for name, shape in shapes.items()}
         if wrong := difference(file.layout, expected):
             raise UserError(f"{directory}: {WEIGHTS} does not fit {config}: {wrong}")
-        state = state_bytes(model.config, wanted.itemsize)[1]
-        needed = sum(math.prod(shape) for shape in shapes.values()) * wanted.itemsize + state
+        state = state_bytes(model.config, torch.promote_types(dtype, torch.float32).itemsize, dtype.itemsize)[1]
+        needed = sum(math.prod(shape) * wanted[name].itemsize for name, shape in shapes.items()) + state
         if needed > (there := total_memory(device)):
             raise UserError(f"{path}: needs {needed / 1e9:,.1f} GB of memory, but the device has {there / 1e9:,.1f} GB")
-        return {name.removeprefix(prefix): x.to(device, wanted) for name, x in file.tensors().items()}
+        return {name.removeprefix(prefix): file.tensor(name).to(device, wanted[name]) for name in shapes}
 
 
 def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -6,7 +6,8 @@ from rmkv_cli.config import ModelConfig
 def state_bytes(config: ModelConfig, element_size: int, window_size: int | None = None) -> tuple[int, int]:
     """Return the bytes of one sequence's state at a segment's boundary, and its maximum, before a segment's last token.
 
-    A number takes `element_size` bytes; in keys and values, which are narrower under autocast, `window_size`.
+    A number of slots and stores takes `element_size` bytes; one of keys, values and the token stream, which are of the
+    model's own type, `window_size`.
     """
     window_size = window_size or element_size
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
@@ -14,7 +15,7 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
     memory += config.stores * D * config.head_size
     window = (2 * config.num_hidden_layers * lookback + 8 * config.stores) * D  # a store keeps 4 queries and keys
-    inside = config.num_hidden_layers * (2 * (2 * m + S - 1) * D * window_size + (S - 1) * D * element_size)
+    inside = config.num_hidden_layers * 3 * (S - 1) * D * window_size
     counters = 8 * (5 + 1)  # two owners, document, position, offset, filled
     boundary = memory * element_size + window * window_size + 8 * lookback + counters
     return boundary, boundary + inside + 8 * (S - 1)

@@ -1,6 +1,6 @@
 """The state: all that the model carries through a text, fixed in size whatever the text's length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rmkv_cli.model.state_file import fault
 from rmkv_cli.model.tensors import open_tensors, save_tensors
 
 STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers that have it, (L, B, ...)
+NARROW = ("recent", "keys", "values", "stream")  # of the type that the model computes in
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class State:
     recent: Tensor | None
     """(K, B, 2H, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
     keys: tuple[Tensor, ...]
-    """A layer: (B, H, n, d); inside a segment, the slots' and the fresh slots' keys (2m) stand before the tokens'."""
+    """A layer: (B, H, n, d)."""
     values: tuple[Tensor, ...]
     stream: tuple[Tensor, ...]
     """A layer: (B, t, D), what the pooling will read at the segment's end."""
@@ -56,21 +57,17 @@ class State:
     def layers(self) -> list[Layer]:
         """Return each layer's part; a memory that goes through the layers stands in all of them."""
 
-        def at(stacked: Tensor | None, i: int) -> Tensor | None:
-            return None if stacked is None or i >= len(stacked) else stacked[i]
+        def each(stacked: Tensor | None) -> list[Tensor | None]:
+            parts: list[Tensor | None] = [] if stacked is None else list(stacked.unbind())
+            return parts + [None] * (len(self.keys) - len(parts))
 
-        return [
-            Layer(
-                memory=self.memory[min(i, len(self.memory) - 1)],
-                cell=None if self.cell is None else self.cell[min(i, len(self.cell) - 1)],
-                store=at(self.store, i),
-                recent=at(self.recent, i),
-                keys=self.keys[i],
-                values=self.values[i],
-                stream=self.stream[i],
-            )
-            for i in range(len(self.keys))
-        ]
+        memories, cells = each(self.memory), each(self.cell)
+        if len(self.memory) == 1:
+            memories, cells = memories[:1] * len(self.keys), cells[:1] * len(self.keys)
+        parts = zip(
+            memories, cells, each(self.store), each(self.recent), self.keys, self.values, self.stream, strict=True
+        )
+        return [Layer(*part) for part in parts]
 
     @classmethod
     def of_layers(cls, layers: list[Layer], memories: int, **rest: Any) -> "State":
@@ -100,6 +97,25 @@ class State:
             return f(value, batch) if isinstance(value, Tensor) else value
 
         return State(**{x.name: each(getattr(self, x.name), int(x.name in STACKED)) for x in fields(self)})
+
+    def flat(self) -> list[Tensor]:
+        """Return all tensors, as `replaced` takes them."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return [
+            x for value in values for x in (value if isinstance(value, tuple) else [value]) if isinstance(x, Tensor)
+        ]
+
+    def replaced(self, tensors: Sequence[Tensor]) -> "State":
+        """Return the state with these in the place of those that `flat` returns."""
+        rest = iter(tensors)
+        return self.map(lambda *_: next(rest))
+
+    def to_precision(self, dtype: torch.dtype) -> "State":
+        """Return the state as a model that computes in `dtype` carries it: slots and stores are float32 at least."""
+        wide = torch.promote_types(dtype, torch.float32)
+        types = dict.fromkeys(NARROW, dtype) | dict.fromkeys(("memory", "cell", "store"), wide)
+        tensors = {name: x.to(types.get(name.partition(".")[0], x.dtype)) for name, x in self.tensors().items()}
+        return State.from_tensors(tensors)
 
     def detach(self) -> "State":
         """Return the state cut off from the graph that computed it."""
@@ -137,10 +153,15 @@ class State:
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "State":
-        """Return the state that `tensors` took apart; raises KeyError if one is missing."""
+        """Return the state that `tensors` took apart; raises KeyError if one is missing.
+
+        Inside a segment, older ones have keys and values of slots and learned slots before the tokens'.
+        """
+        n, slots = named["documents"].shape[1], 2 * named["memory"].shape[2]
 
         def layers(name: str) -> tuple[Tensor, ...]:
-            return tuple(named[f"{name}.{layer}"] for layer in range(sum(x.startswith(f"{name}.") for x in named)))
+            parts = (named[f"{name}.{layer}"] for layer in range(sum(x.startswith(f"{name}.") for x in named)))
+            return tuple(x[:, :, slots:] if name != "stream" and x.shape[2] == slots + n else x for x in parts)
 
         return cls(
             memory=named["memory"],

@@ -8,17 +8,16 @@ if TYPE_CHECKING:
     from rmkv_cli.model.state import State
 
 
-def expected_layout(fresh: "State", filled: int) -> Layout:
+def expected_layout(fresh: "State", filled: int, slots: int = 0) -> Layout:
     """Return the type and shape of each tensor of a state with `filled` tokens in its open segment.
 
     Args:
         fresh: the model's state before any token.
         filled: 0 to one less than the segment's length.
+        slots: of which, in older files, keys and values precede those of an open segment's tokens.
     """
-    slots = fresh.memory.shape[2]
     grown = {"documents": (1, filled), "stream": (1, filled)}
-    if filled:  # keys of slots and fresh slots precede those of the tokens
-        grown |= dict.fromkeys(("keys", "values"), (2, 2 * slots + filled))
+    grown |= dict.fromkeys(("keys", "values"), (2, filled + slots * (filled > 0)))
     expected = {}
     for name, (dtype, shape) in layout(fresh.tensors()).items():
         dimension, more = grown.get(name.partition(".")[0], (0, 0))

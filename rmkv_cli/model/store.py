@@ -1,12 +1,14 @@
 """The associative store: bindings of keys to values, one matrix a head, written by the delta rule."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
-
-TAPS = 4  # tokens that the short convolution sees
+from rmkv_cli.model.precision import wide
+from rmkv_cli.model.view import CHUNK, TAPS, View
 
 
 class AssociativeStore(nn.Module):
@@ -16,8 +18,8 @@ class AssociativeStore(nn.Module):
     queries and keys are the attention's own, without positions, the last two through a short convolution, so that a key
     can tell what stood before it. Of its own the store has that, two gates a head, a norm, and the learned W that a
     document starts with, which holds what mostly follows. The gates see a token and what attention found for it: a
-    digit is worth writing or not by what it is part of. The store computes in its own precision, float32 even under
-    autocast or with half-precision weights, because it writes differences.
+    digit is worth writing or not by what it is part of. The store computes in float32 at least, because it writes
+    differences.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -30,77 +32,119 @@ class AssociativeStore(nn.Module):
         nn.init.ones_(self.taps[0])
         self.start = nn.Parameter(0.02 * torch.randn(H, config.head_size, config.head_size))
 
-    def convolve(self, q: Tensor, k: Tensor, recent: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, and keys of the tokens before: each channel a learned sum over a token and three before it.
-
-        Tokens of other documents count as zeros, so a document's first token gets no key to write under.
-
-        Args:
-            q, k: (B, H, T, d).
-            recent: (B, 2H, 4, d), queries and keys of the last token and of those one to three before it.
-            follows: (B, T, 1), True: the token before is of the same document.
-
-        Returns:
-            Queries and keys (B, H, T, d), and what `recent` is after these tokens.
-        """
-        H = q.shape[1]
-        terms = [torch.cat([q, k], dim=1)]  # of each token, of the one before it, and so on
-        for i in range(TAPS):
-            terms.append(torch.cat([recent[:, :, i : i + 1], terms[i][:, :, :-1]], dim=2) * follows[:, None])
-        q = sum((tap[:H] * term[:, :H] for tap, term in zip(self.taps, terms, strict=False)), q.new_zeros(()))
-        k = sum((tap[H:] * term[:, H:] for tap, term in zip(self.taps, terms[1:], strict=True)), k.new_zeros(()))
-        return q, k, torch.stack([term[:, :, -1] for term in terms[:-1]], dim=2)
-
     def forward(
-        self, store: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, own: Tensor, same: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Read and write T tokens; return what each finds, heads side by side (B, T, D), and W' of the last's document.
-
-        For each token in turn W <- W + b k^T (v - k W), the delta rule, and then it finds RMSNorm(q W) times its read
-        strength; all at once by one triangular system (Yang et al., 2024, "Parallelizing linear transformers with the
-        delta rule"). Nothing fades by itself: only what is written under a like key takes something away.
+        self, store: Tensor, recent: Tensor, qkv: Tensor, gates: Tensor, view: View
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Write and read T tokens; return what each finds, heads side by side (B, T, D), W' of the last's document, and
+        what is recent after them.
 
         Args:
             store: W (B, H, d, d).
-            q, k, v: (B, H, T, d); of q and k only the direction counts.
+            recent: (B, 2H, 4, d), queries and keys of the last token and of those one to three before it.
+            qkv: (B, T, 3, H, d), without positions.
             gates: (B, T, 2H), before their sigmoid: how strongly each token writes, b, and reads.
-            own: (B, T), True: W is of the token's document; others begin with the learned start.
-            same: (B, T, T), True: two tokens are of the same document.
+            view: whose documents the tokens are.
         """
-        with torch.autocast(q.device.type, enabled=False):
-            write, read = torch.sigmoid(gates.to(store.dtype)).transpose(1, 2)[..., None].chunk(2, dim=1)
-            q, k = (F.normalize(x.to(store.dtype), dim=-1, eps=1e-6) for x in (q, k))
-            own, same, start = own[:, None, :, None], same[:, None], self.start.to(store.dtype)
-            retrieved, predicted = (torch.where(own, x @ store, x @ start) for x in (q, k))
-            earlier = (write * (k @ k.mT) * same).tril(-1)
-            error = write * (v.to(store.dtype) - predicted)
-            error = torch.linalg.solve_triangular(earlier, error, upper=False, unitriangular=True)
-            found = retrieved + ((q @ k.mT) * same).tril() @ error
-            found = F.rms_norm(found, found.shape[-1:], self.norm.weight.to(store.dtype), self.norm.eps) * read
-            before = torch.where(own[:, :, -1:], store, start)
-            after = before + (k * same[:, :, -1, :, None]).mT @ error
-        return found.transpose(1, 2).flatten(2).to(v.dtype), after
+        qk, v = qkv.split_with_sizes([2, 1], dim=2)
+        qk, recent = self.convolve(qk, recent, view)
+        found, store = self.write_and_read(store, qk, v, gates, view)
+        return found.to(qkv.dtype), store, recent
 
-    def step(
-        self, store: Tensor, recent: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, follows: Tensor
-    ) -> Tensor:
-        """Convolve, write and read one token, in place; return what it finds, (B, 1, D).
+    def convolve(self, qk: Tensor, recent: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """Return queries, and keys of the tokens before, (B, T, 2, H, d), each channel a learned sum over a token and
+        three before it, and the new `recent`.
+
+        Tokens of other documents count as zeros, so a document's first token gets no key to write under.
+        """
+        H, d = qk.shape[3:]
+        earlier = recent.unflatten(1, (2, H)).permute(0, 3, 1, 2, 4).flip(1)
+        tokens = torch.cat([earlier * view.recent, qk], dim=1)
+        recent = tokens[:, -TAPS:].flip(1).permute(0, 2, 3, 1, 4).flatten(1, 2)
+        # Queries by the taps of a token and of three before it, keys by those of the four before it: (5, 2, H, d).
+        taps = wide(self.taps).view(TAPS, 2, H, d).flip(0, 1).flatten(0, 1)
+        taps = F.pad(taps, (0, 0, 0, 0, 1, 1)).view(TAPS + 1, 2, H, d)
+        tokens = wide(tokens)
+        if qk.shape[1] == 1:
+            return (tokens * taps).sum(1, keepdim=True), recent
+        return _Convolution.apply(tokens, taps, view.near), recent
+
+    def write_and_read(self, store: Tensor, qk: Tensor, v: Tensor, gates: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """Return what T tokens find, heads side by side (B, T, D), and W'.
+
+        For each token in turn W <- W + b k^T (v - k W), the delta rule, and then it finds RMSNorm(q W) times its read
+        strength. Within a chunk all errors v - k W follow at once from the W that it begins with, by one triangular
+        system (Yang et al., 2024, "Parallelizing linear transformers with the delta rule"). Nothing fades by itself:
+        only what is written under a like key takes something away.
 
         Args:
-            store: W (B, H, d, d), of the token's document.
-            recent: (B, 2H, 4, d), as `convolve` takes it.
-            q, k, v: (B, H, 1, d), before the convolution.
-            gates: (B, 1, 2H), before their sigmoid.
-            follows: (B, 1), True: the token before is of the same document.
+            store: W (B, H, d, d).
+            qk: (B, T, 2, H, d), of which only the direction counts.
+            v: (B, T, 1, H, d).
+            gates: (B, T, 2H), before their sigmoid.
+            view: whose documents the tokens are.
         """
-        H = q.shape[1]
-        terms = torch.cat([torch.cat([q, k], dim=1), recent * follows[:, :, None, None]], dim=2)  # (B, 2H, 5, d)
-        taps = self.taps[:, :, 0].transpose(0, 1)  # (2H, 4, d)
-        recent.copy_(terms[:, :, :TAPS])
-        q, k = (terms[:, :H, :TAPS] * taps[:H]).sum(2, keepdim=True), (terms[:, H:, 1:] * taps[H:]).sum(2, keepdim=True)
-        with torch.autocast(q.device.type, enabled=False):
-            write, read = torch.sigmoid(gates.to(store.dtype)).transpose(1, 2)[..., None].chunk(2, dim=1)
-            q, k = (F.normalize(x.to(store.dtype), dim=-1, eps=1e-6) for x in (q, k))
-            store += k.mT * (write * (v.to(store.dtype) - k @ store))
-            found = self.norm(q @ store) * read
-        return found.transpose(1, 2).flatten(2).to(v.dtype)
+        B, T, _, H, d = qk.shape
+        C = min(T, CHUNK)
+        qkv = torch.cat([F.normalize(qk, dim=-1, eps=1e-6), wide(v)], dim=2)
+        strengths = torch.sigmoid(gates).unflatten(2, (2, H, 1))
+        if fill := -T % C:  # tokens without a key write nothing
+            qkv, strengths = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, fill)), F.pad(strengths, (0, 0, 0, 0, 0, 0, 0, fill))
+        q, k, v = qkv.unflatten(1, (-1, C)).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)  # (N, B * H, C, d)
+        write, read = strengths.unflatten(1, (-1, C)).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)
+        start = wide(self.start)
+        W = (store if view.own is None else torch.where(view.own, store, start)).flatten(0, 1)
+        error, weighted = write * v, write * k
+        last, seen = k, weighted
+        if view.mixed:  # tokens of a document that began after the chunk did see the learned start
+            start = start.expand(B, -1, -1, -1).flatten(0, 1)
+            error = error - view.later * (weighted @ start)
+            seen, last = weighted * (1 - view.later), k * view.of_last
+        if C > 1:
+            system, both = (weighted @ k.mT) * view.earlier, torch.cat([error, seen], dim=-1)
+            error, seen = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True).split_with_sizes(
+                [d, d], dim=-1
+            )
+        before, errors = [], []
+        for i, chunk in enumerate(zip(error.unbind(), seen.unbind(), last.unbind(), strict=True)):
+            before.append(W)
+            errors.append(torch.baddbmm(chunk[0], chunk[1], W, alpha=-1))
+            base = torch.where(view.goes_on[i], W, start) if view.mixed else W
+            W = torch.baddbmm(base, chunk[2].mT, errors[i])
+        if C > 1:
+            found = q @ torch.stack(before)
+            if view.mixed:
+                found = torch.lerp(found, q @ start, view.later)
+            found = found + ((q @ k.mT) * view.until) @ torch.stack(errors)
+        else:  # a token finds what it writes itself
+            found = q @ W
+        found = F.rms_norm(found, (d,), wide(self.norm.weight), self.norm.eps) * read
+        found = found.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).reshape(B, -1, H * d)
+        if fill:
+            found = found[:, :T]
+        return found, W.unflatten(0, (B, H))
+
+
+class _Convolution(torch.autograd.Function):
+    """y_t = sum over i of taps_i x_(t + i) near_it, by hand, because PyTorch's gradient of a slice is as large as x.
+
+    x (B, 4 + T, ...), taps (5, ...), near (5, B, T, ...) or None, y (B, T, ...).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, near: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, taps, near)
+        y = x.new_zeros(())
+        for i, tap in enumerate(taps):
+            part = x[:, i : x.shape[1] - TAPS + i]
+            y = torch.addcmul(y, part if near is None else part * near[i], tap)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (dy,), (x, taps, near) = gradients, ctx.saved_tensors
+        dx, dtaps = torch.zeros_like(x), []
+        for i, tap in enumerate(taps):
+            here, part = dy if near is None else dy * near[i], slice(i, x.shape[1] - TAPS + i)
+            dx[:, part].addcmul_(here, tap)
+            dtaps.append((here * x[:, part]).sum((0, 1)))
+        return dx, torch.stack(dtaps), None

@@ -42,8 +42,9 @@ class Memories:
 
     def __init__(self, model: RMKV, limits: Limits) -> None:
         """Hold as many as `limits` allow; each is counted at the most that its state can take."""
-        config, element = model.config, model.memory.element_size()
-        self.bytes_at_most = state_bytes(config, element)[1] + 5 * config.vocab_size  # logits, tokens seen
+        config, narrow = model.config, model.embedding.weight.element_size()
+        beside = 5 * config.vocab_size  # logits, tokens seen
+        self.bytes_at_most = state_bytes(config, max(4, narrow), narrow)[1] + beside
         """Of one memory, however long its text is."""
         self.room = min(limits.max_memories, limits.max_memory_bytes // self.bytes_at_most)
         """How many there can be."""

@@ -4,18 +4,16 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
@@ -195,32 +193,6 @@ def require_even_shares(batch_size: int, micro_batch_size: int, ranks: int) -> N
             f"train.batch_size = {batch_size} is not a multiple of train.micro_batch_size = {micro_batch_size} times "
             f"{ranks} processes; change one of them"
         )
-
-
-def spread(module: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> nn.Module:
-    """Return the module such that a backward pass leaves the mean of the ranks' gradients.
-
-    "ddp": each rank has all weights. "fsdp": each has a part of every weight, and so of its gradient and of the
-    optimizer's moments; for a step's forward and backward passes all weights are put together once, as a row uses each
-    of them once a segment.
-    """
-    if ranks.mesh is None:
-        return module
-    if how == "fsdp":
-        fully_shard(module, mesh=ranks.mesh, reshard_after_forward=False)
-        return module
-    # A row of one segment leaves the memory's cell unused.
-    return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
-
-
-@contextmanager
-def averaged(module: nn.Module, last: bool) -> Iterator[None]:
-    """Let a backward pass add to this rank's gradients, and average them over the ranks only in the last one."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(last)
-        module.set_reshard_after_backward(last)
-    with module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext():
-        yield
 
 
 def whole(x: Tensor) -> Tensor:

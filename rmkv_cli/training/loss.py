@@ -1,14 +1,26 @@
-"""The loss of a training row, with each segment replayed in the backward pass."""
+"""The loss of a training row, whose segments are replayed in the backward pass and whose logits come in chunks."""
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.model.cost import LOGITS
+from rmkv_cli.model.precision import wide
+
+Segment = Callable[[Tensor, State, Tensor, bool], tuple[Tensor, State]]
+"""`RMKV.segment`, or what takes its place."""
+
+
+def compiled_segment(model: RMKV) -> Segment:
+    """Return the model's `segment` as one compiled graph for each shape, which training has few of."""
+    compiled: Segment = torch.compile(model.segment, fullgraph=True, dynamic=False)
+    return compiled
 
 
 def row_loss(
@@ -20,56 +32,103 @@ def row_loss(
     *,
     replay: bool = True,
     z_loss: float = 0.0,
+    segment: Segment | None = None,
 ) -> tuple[Tensor, State]:
-    """Return the summed cross-entropy in nats of rows (B, T) and the state after them; targets of -100 do not count.
+    """Return the summed cross-entropy in nats of rows (B, T), and the state after them without its graph.
+
+    Targets of -100 do not count.
 
     With `z_loss` the gradient, and it alone, is that of the cross-entropy plus z_loss * log²Z for each token that
     counts. Z is the sum of the exponentials of its logits, which this keeps from drifting (PaLM: Chowdhery et al.,
     2022).
 
-    With `replay` only the states between segments are kept for the backward pass; what happens inside a segment, the
-    logits included, is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So
-    activations are one segment's, however long the row is; without it, a third of the work less, they are the row's.
+    With `replay` only the states between segments are kept for the backward pass; what happens inside any but the last
+    is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations are one
+    segment's, however long the row is; without it, a quarter of the work less, they are the row's. `segment` takes the
+    place of the model's, compiled for instance.
     """
-    read = _segment_loss
-    if replay:
-        preserve = model.config.dropout > 0
-        read = partial(checkpoint, _segment_loss, use_reentrant=False, preserve_rng_state=preserve)
-    losses = []
-    for start, stop in model.spans(input_ids.shape[1], state.filled):
-        part = slice(start, stop)
-        loss, state = read(model, input_ids[:, part], targets[:, part], document_ids[:, part], state, z_loss)
-        losses.append(loss)
-    return torch.stack(losses).sum(), state
+    segment = segment or model.segment
+    read = _replayed(segment, preserve_rng_state=model.config.dropout > 0)
+    last = max(start for start, _ in model.spans(input_ids.shape[1], state.filled))  # whose gradient is needed at once
+    # PyTorch replays only what has an input that needs a gradient; and a compiled segment is one for all.
+    state = state.map(lambda x, _: x.detach().requires_grad_(x.is_floating_point()))
+    outputs = []
+    for part, how in ((slice(0, last), read if replay else segment), (slice(last, None), segment)):
+        if part.stop != 0:
+            hidden, state = model.hidden(input_ids[:, part], state, document_ids[:, part], how)
+            outputs.append(hidden)
+    hidden = torch.cat(outputs, dim=1).flatten(0, 1)
+    return cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss), state.detach()
 
 
-class RowLoss(nn.Module):
-    """`row_loss` as a module's forward pass, which is what PyTorch's engines for many processes act on."""
+def _replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
+    """Return a function that reads a segment and keeps nothing of it but the state before it for the backward pass.
 
-    def __init__(self, model: RMKV, *, replay: bool, z_loss: float) -> None:
-        super().__init__()
-        self.model, self.replay, self.z_loss = model, replay, z_loss
+    The backward pass of each is one of its own (PyTorch's reentrant checkpoint), which adds to the weights' gradients
+    in place; otherwise the sum of a row's gradients would stand beside that of the rows before it.
+    """
 
-    def forward(self, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the rows' loss and the state after them, detached, so that what the loss does not need is unused."""
-        row = input_ids, targets, document_ids
-        loss, state = row_loss(self.model, *row, state, replay=self.replay, z_loss=self.z_loss)
-        return loss, state.detach()
+    def read(input_ids: Tensor, state: State, document_ids: Tensor, mixed: bool) -> tuple[Tensor, State]:
+        nothing = torch.empty(0)
+        before, after = state.map(lambda *_: nothing), None
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            nonlocal after
+            known = tensors if torch.is_grad_enabled() else [x.detach() for x in tensors]
+            hidden, new = segment(input_ids, before.replaced(known), document_ids, mixed)
+            after = new.map(lambda *_: nothing)
+            return hidden, *new.flat()
+
+        outputs = checkpoint(run, *state.flat(), use_reentrant=True, preserve_rng_state=preserve_rng_state)
+        assert after is not None
+        return outputs[0], after.replaced(outputs[1:])
+
+    return read
 
 
-def _segment_loss(
-    model: RMKV, input_ids: Tensor, targets: Tensor, document_ids: Tensor, state: State, z_loss: float
-) -> tuple[Tensor, State]:
-    hidden, state = model.segment(input_ids, state, document_ids)
-    logits = model.head(hidden).flatten(0, 1)
-    with torch.autocast(logits.device.type, enabled=False):  # the softmax is not for bfloat16
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = targets.flatten()
-        losses = F.cross_entropy(wide, targets, reduction="none")
-        loss = losses.sum()
-        if z_loss:
-            chosen = wide.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-            log_Z = torch.where(targets == IGNORED, 0, losses + chosen)  # a loss is log Z less its target's logit
-            penalty = z_loss * log_Z.square().sum()
-            loss = loss + (penalty - penalty.detach())
-        return loss, state
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Return the sum of the cross-entropies of hidden (N, D) times the head's weight (V, D).
+
+    Targets (N,) of -100 do not count; `z_loss` is as in `row_loss`.
+
+    A chunk of tokens at a time gives its losses and the gradients at once, so that logits exist for one chunk alone.
+    """
+    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, z_loss)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+        loss = wide(hidden.new_zeros(()))
+        for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for_weight = wide(torch.zeros_like(weight)) if ctx.needs_input_grad[1] else None
+        size = max(1, LOGITS // len(weight))
+        for i in range(0, len(hidden), size):
+            h, target = hidden[i : i + size], targets[i : i + size, None]
+            counts = target != IGNORED
+            target = target.clamp(min=0)
+            logits = wide(h @ weight.T)
+            log_Z = logits.logsumexp(1, keepdim=True)
+            loss += torch.where(counts, log_Z - logits.gather(1, target), 0.0).sum()
+            # d/dlogits of log Z is the softmax, and of z log²Z it is 2 z log Z times that.
+            gradient = logits.sub_(log_Z).exp_().mul_(counts * (1 + 2 * z_loss * log_Z))
+            gradient = gradient.scatter_add_(1, target, -counts.to(logits.dtype)).to(weight.dtype)
+            if for_hidden is not None:
+                torch.mm(gradient, weight, out=for_hidden[i : i + size])
+            if for_weight is not None:
+                for_weight += gradient.T @ h
+        ctx.gradients = for_hidden, for_weight
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        for_hidden, for_weight = ctx.gradients
+        del ctx.gradients  # which are scaled in place, once
+        return (
+            None if for_hidden is None else for_hidden.mul_(scale),
+            None if for_weight is None else for_weight.mul_(scale),
+            None,
+            None,
+        )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.documents import Documents
@@ -18,13 +17,14 @@ from rmkv_cli.evaluation import Losses, read_losses
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
-from rmkv_cli.training.distribution import Ranks, averaged, part, parted_like, spread, whole
+from rmkv_cli.training.distribution import Ranks, part, parted_like, whole
 from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.interrupt import Interrupt
-from rmkv_cli.training.loss import RowLoss
+from rmkv_cli.training.loss import compiled_segment, row_loss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
 from rmkv_cli.training.tensors import read_tensors, write_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
+from rmkv_cli.training.working import Working, shard
 
 MODEL_STATE, OPTIMIZER = "state", "optimizer"  # what the names of a checkpoint's tensors begin with
 
@@ -56,13 +56,17 @@ class Trainer:
             torch.set_float32_matmul_precision("high")
         with torch.device(self.device):
             self.model = RMKV(config.model)
-        if config.train.compile:
-            self.model.compile_training()
-        with torch.autocast(self.device, torch.bfloat16, enabled=config.train.precision == "bf16"):  # as its window is
-            self.state = self.model.initial_state(config.train.batch_size // ranks.count)
+        self.sharded = ranks.mesh is not None and config.train.distributed == "fsdp"
+        """Whether each rank has a part of every weight."""
+        if self.sharded:
+            shard(self.model, ranks)
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        self.working = Working(self.model, dtype, ranks)
+        """What the steps compute with."""
+        self.working.take_weights()
+        self.state = self.working.model.initial_state(config.train.batch_size // ranks.count)
         """Of this rank's lanes, as the next step finds it."""
-        loss = RowLoss(self.model, replay=config.train.replay, z_loss=config.train.z_loss)
-        self.row_loss = spread(loss, ranks, config.train.distributed)
+        self._segment = compiled_segment(self.working.model) if config.train.compile else None
         self.optimizers = make_optimizers(self.model, config.train)
         self.lanes, self.phases, self.held_out = lanes, phases, held_out
         self.step, self.tokens = 0, 0
@@ -163,20 +167,28 @@ class Trainer:
         config = self.config.train
         size, lanes = config.micro_batch_size, len(rows.input_ids)
         total, states = torch.zeros((), device=self.device), []
-        self.model.train()
+        model = self.working.model.train()
+        self.working.take_weights()
         for start in range(0, lanes, size):
-            input_ids, targets, document_ids = (
-                torch.from_numpy(x[start : start + size]).to(self.device)
-                for x in (rows.input_ids, rows.targets, rows.document_ids)
+            ids, targets, documents = (
+                torch.from_numpy(x[start : start + size]) for x in (rows.input_ids, rows.targets, rows.document_ids)
             )
-            with averaged(self.row_loss, last=start + size == lanes):
-                with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bf16"):
-                    loss, state = self.row_loss(input_ids, targets, document_ids, self.state.rows(start, size))
-                loss = self.ranks.count * loss / counted  # of which the mean over the ranks is taken
-                loss.backward()
+            loss, state = row_loss(
+                model,
+                ids.to(self.device),
+                targets.to(self.device),
+                documents,
+                self.state.rows(start, size),
+                replay=config.replay,
+                z_loss=config.z_loss,
+                segment=self._segment,
+            )
+            loss = loss / counted
+            loss.backward()
             total += loss.detach()
             states.append(state)
-        return self.ranks.sum(total) / self.ranks.count, State.join(states)
+        self.working.give_gradients()
+        return self.ranks.sum(total), State.join(states)
 
     def pass_over(self, step: int, tokens: int) -> None:
         """Leave out a bad step: data, steps and tokens go on behind it; weights and states stay as it found them."""
@@ -186,7 +198,7 @@ class Trainer:
 
     def whole_model(self) -> RMKV:
         """Return the model with all its weights: a copy, where each rank has a part of them."""
-        if not isinstance(self.row_loss, FSDPModule):
+        if not self.sharded:
             return self.model
         with torch.device("meta"):
             model = RMKV(self.config.model)

@@ -146,7 +146,7 @@ def test_the_buffers_hold_no_graph_of_gradients():
         state = model.hidden(torch.randint(13, (1, 10)))[1]
     decoder.add(state)
     decoder.step(torch.tensor([1]))
-    assert not any(buffer.requires_grad for buffer, _ in decoder._buffers())
+    assert not any(buffer.requires_grad for buffer in decoder._buffers())
 
 
 def test_no_more_texts_than_lanes():

@@ -62,3 +62,17 @@ def test_packed_documents_give_what_the_reference_gives_for_each_alone(memory, p
     for start, stop, lengths in alone:
         expected = reference.read(ids[0, start:stop].tolist(), lengths)
         np.testing.assert_allclose(logits[start:stop], expected, atol=1e-11, err_msg=f"tokens {start} to {stop}")
+
+
+@pytest.mark.parametrize("length", [64, 150, 192])
+def test_segments_of_several_chunks_agree_with_the_reference(length):
+    model = make_model(segment_length=length, lookback=7)
+    ids = random_tokens(2 * length - 9)
+    document_ids = torch.tensor([[0] * (length - 20) + [1] * 30 + [2] * (length - 19)])
+    logits = model(ids, document_ids=document_ids)[0][0]
+    reference = Reference(model)
+    for start, stop, lengths in ((0, length - 20, [length - 20]), (length - 20, length + 10, [20, 10])):
+        expected = reference.read(ids[0, start:stop].tolist(), lengths)
+        np.testing.assert_allclose(logits[start:stop], expected, atol=1e-11)
+    expected = reference.read(ids[0].tolist(), segments(len(ids[0]), length))
+    np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)

@@ -6,7 +6,8 @@ from small_model import make_model
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import reset_memory
-from rmkv_cli.model.store import AssociativeStore
+from rmkv_cli.model.store import AssociativeStore, _Convolution
+from rmkv_cli.model.view import view_of
 
 H, D = 2, 8
 
@@ -37,10 +38,22 @@ def gates(write):
     )
 
 
+def view(documents, position=0, owner=0):
+    """What tokens see whose documents these are, the first at this position of its own."""
+    documents = torch.tensor([documents])
+    first = (documents == documents[:, :1]).sum()
+    positions = torch.tensor([[*range(position, position + first), *range(documents.shape[1] - first)]])
+    config = ModelConfig(hidden_size=H * D, num_attention_heads=H, memory=MemoryConfig(store=1), lookback=0)
+    mixed = bool((documents[:, 0] != documents[:, -1]).any())
+    known = documents, documents, torch.tensor([owner]), torch.tensor([owner]), positions, positions, documents.shape[1]
+    return view_of(config, torch.float64, *known, ends=False, mixed=mixed)
+
+
 def go(store, W, q, k, v, write):
     """Read and write tokens of the document that wrote W; return what they find, (1, H, T, D), and W'."""
     T = k.shape[2]
-    found, written = store(W, q, k, v, gates(write), torch.full((1, T), True), torch.full((1, T, T), True))
+    qk, v = torch.stack([q, k], dim=1).permute(0, 3, 1, 2, 4), v[:, None].permute(0, 3, 1, 2, 4)
+    found, written = store.write_and_read(W, qk, v, gates(write), view([0] * T))
     return found.view(1, T, H, D).transpose(1, 2), written
 
 
@@ -94,15 +107,25 @@ def test_many_tokens_at_once_are_one_after_the_other(store):
 def test_a_key_tells_up_to_three_tokens_before_it_in_its_document(store):
     """With taps of 1, 10, 100 and 1000 a query spells its last tokens, and a key those before its own."""
     store.taps.copy_(torch.tensor([1.0, 10, 100, 1000])[:, None, None, None].expand_as(store.taps))
-    x = torch.arange(1.0, 8, dtype=torch.float64)[None, None, :, None].expand(1, H, 7, D)
-    follows = torch.tensor([False, True, True, True, False, True])[None, :, None]
+    x = torch.arange(1.0, 8, dtype=torch.float64)[None, :, None, None, None].expand(1, 7, 2, H, D)
     nothing = torch.zeros(1, 2 * H, 4, D, dtype=torch.float64)
-    q, k, recent = store.convolve(x[:, :, :6], x[:, :, :6], nothing, follows)
-    assert q[0, 0, :, 0].tolist() == [1, 12, 123, 1234, 5, 56]
-    assert k[0, 0, :, 0].tolist() == [0, 1, 12, 123, 0, 5]
-    q, k, _ = store.convolve(x[:, :, 6:], x[:, :, 6:], recent, follows[:, 1:2])
-    assert q[0, 0, :, 0].tolist() == [567]
-    assert k[0, 0, :, 0].tolist() == [56]
+    qk, recent = store.convolve(x[:, :6], nothing, view([0, 0, 0, 0, 1, 1]))
+    assert qk[0, :, 0, 0, 0].tolist() == [1, 12, 123, 1234, 5, 56]
+    assert qk[0, :, 1, 0, 0].tolist() == [0, 1, 12, 123, 0, 5]
+    qk, _ = store.convolve(x[:, 6:], recent, view([1], position=2))
+    assert qk[0, :, 0, 0, 0].tolist() == [567]
+    assert qk[0, :, 1, 0, 0].tolist() == [56]
+
+
+def test_the_convolution_s_gradients_are_its_derivatives():
+    generator = torch.Generator().manual_seed(0)
+    x, taps = (torch.randn(2, n, 3, dtype=torch.float64, generator=generator) for n in (9, 5))
+    taps = taps[0]
+    near = torch.randint(2, (5, 2, 5, 1), generator=generator).double()
+    for mask in (None, near):
+        assert torch.autograd.gradcheck(
+            lambda x, taps, mask=mask: _Convolution.apply(x, taps, mask), (x.requires_grad_(), taps.requires_grad_())
+        )
 
 
 @pytest.mark.parametrize(("told", "have"), [(0, 0), (1, 1), (2, 2), (9, 3)])

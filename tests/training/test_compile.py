@@ -1,40 +1,46 @@
-"""Compiled layers compute the same, and are compiled for few shapes, whatever the rows."""
+"""A compiled segment computes the same in one graph, and is compiled for few shapes, whatever the rows."""
 
 import pytest
 import torch
 from small_model import make_model
 from torch._dynamo.testing import CompileCounter  # compiles to PyTorch's own operations, which round as before
 
-from rmkv_cli.training.loss import row_loss
+from rmkv_cli.training.loss import compiled_segment, row_loss
 
-SEGMENT, LAYERS = 8, 4
+SEGMENT = 8
+ROWS = [(1, 0), (2, 0), (4, 0), (2, 5), (4, 11)]  # segments, and where a document ends inside the row
 
 
-def step(model, segments):
+def step(model, segments, border, segment=None):
     """Return the loss of a row after another one, and the gradients."""
     generator = torch.Generator().manual_seed(segments)
     loss, state = torch.zeros(()), model.initial_state(2)
-    for document in (0, 1):
+    for document in (0, 2):
         ids = torch.randint(64, (2, segments * SEGMENT), generator=generator)
-        more, state = row_loss(model, ids, ids, torch.full_like(ids, document), state.detach())
+        documents = torch.full_like(ids, document)
+        documents[:, border:] += border > 0
+        more, state = row_loss(model, ids, ids, documents, state.detach(), segment=segment)
         loss = loss + more
     model.zero_grad()
     loss.backward()
     return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # PyTorch's tracing itself asks
-def test_it_is_the_same_in_four_graphs_at_most(monkeypatch):
-    model = make_model(vocab_size=64, segment_length=SEGMENT, lookback=4, num_hidden_layers=LAYERS)
+# PyTorch's tracing itself asks for these gradients, and makes such an object.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("memory", [{}, {"cell": "lstm"}, {"store": 0}], ids=str)
+def test_it_is_the_same_in_four_graphs_at_most(memory, monkeypatch):
+    model = make_model(vocab_size=64, segment_length=SEGMENT, lookback=4, num_hidden_layers=4, memory=memory)
     model.train().requires_grad_(True)
-    counter, compile_layer = CompileCounter(), torch.compile
-    expected = [step(model, segments) for segments in (1, 2, 4)]
-    monkeypatch.setattr(torch, "compile", lambda layer, **how: compile_layer(layer, backend=counter, **how))
-    model.compile_training()
-    for (loss, gradients), segments in zip(expected, (1, 2, 4), strict=True):
-        compiled_loss, compiled_gradients = step(model, segments)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compile_graph = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda segment, **how: compile_graph(segment, backend=counter, **how))
+    compiled = compiled_segment(model)
+    for row in ROWS:
+        loss, gradients = step(model, *row)
+        compiled_loss, compiled_gradients = step(model, *row, compiled)
         assert compiled_loss == loss
         assert compiled_gradients.keys() == gradients.keys()
         for name, gradient in gradients.items():

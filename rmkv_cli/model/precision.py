@@ -1,0 +1,34 @@
+"""The precision policy: what a model computes in its `dtype`, bfloat16 or float32, and what stays in float32."""
+
+import torch
+from torch import Tensor, nn
+
+
+def is_narrow(name: str) -> bool:
+    """Return whether the parameter of this name takes the model's `dtype`.
+
+    Slots, cells and stores stay in float32, because their updates are smaller than bfloat16 resolves. Everything else
+    that the token stream passes through is narrow: embeddings, norms, pooling, attention, feed-forward.
+    """
+    return name != "memory" and ".cell." not in name and ".store." not in name
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of slots, cells and stores in a model that computes in `dtype`: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the type of the parameter of this name in a model that computes in `dtype`."""
+    return dtype if is_narrow(name) else widened(dtype)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor in the type that slots, cells and stores compute in."""
+    return x.to(widened(x.dtype))
+
+
+def to_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a model in place to compute in `dtype`."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(parameter_dtype(name, dtype))

@@ -1,0 +1,59 @@
+"""The working model, which a step computes with: it takes the master weights and gives them its gradients."""
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+
+from rmkv_cli.model import RMKV
+from rmkv_cli.model.precision import parameter_dtype
+from rmkv_cli.training.distribution import Ranks, whole
+
+
+def shard(model: nn.Module, ranks: Ranks) -> None:
+    """Leave each rank its part of every weight, and so of what the optimizer keeps of it."""
+    for module in model.modules():
+        for name, x in list(module.named_parameters(recurse=False)):
+            part = distribute_tensor(x.detach(), ranks.mesh, [Shard(0)], src_data_rank=None)
+            setattr(module, name, nn.Parameter(part))
+
+
+class Working:
+    """A model beside its masters: whole where they are in parts, in bfloat16 where it computes in that.
+
+    Weights that are neither are the masters themselves. The gradients are float32, in which those of a row's segments
+    are added up. All weights are put together once for a step, because a row uses each of them once a segment.
+    """
+
+    def __init__(self, masters: RMKV, dtype: torch.dtype, ranks: Ranks) -> None:
+        self._ranks = ranks
+        with torch.device("meta"):
+            self.model = RMKV(masters.config)
+        self._pairs = []
+        modules = dict(self.model.named_modules())
+        for name, master in masters.named_parameters():
+            narrowed = parameter_dtype(name, dtype)
+            copy = master
+            if narrowed != master.dtype or isinstance(master, DTensor):
+                copy = nn.Parameter(torch.empty(master.shape, dtype=narrowed, device=master.device))
+                copy.grad_dtype = master.dtype
+            module, _, attribute = name.rpartition(".")
+            setattr(modules[module], attribute, copy)
+            self._pairs.append((copy, master))
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Copy the masters' weights."""
+        for copy, master in self._pairs:
+            if copy is not master:
+                copy.copy_(whole(master))
+
+    @torch.no_grad()
+    def give_gradients(self) -> None:
+        """Give the masters the sum of the ranks' gradients."""
+        for copy, master in self._pairs:
+            gradient, copy.grad = copy.grad, None
+            if gradient is not None and isinstance(master, DTensor):
+                parts = DTensor.from_local(gradient, master.device_mesh, [Partial()], run_check=False)
+                master.grad = parts.redistribute(placements=master.placements)
+            elif gradient is not None:
+                master.grad = self._ranks.sum(gradient)

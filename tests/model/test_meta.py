@@ -1,0 +1,31 @@
+"""Training and decoding never wait for the device: on the meta device, where no number can be looked at, they run."""
+
+import pytest
+import torch
+from no_sync import no_sync
+from small_model import make_model
+
+from rmkv_cli.generation import Decoder
+from rmkv_cli.training.loss import row_loss
+
+MEMORIES = [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}]
+
+
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize("border", [0, 7], ids=["one document", "two documents"])
+@pytest.mark.parametrize("memory", MEMORIES, ids=str)
+def test_a_row_s_loss_and_gradients(memory, border, replay):
+    model = make_model(memory=memory).to("meta").requires_grad_(True)
+    ids = torch.zeros(2, 20, dtype=torch.int64, device="meta")
+    documents = torch.tensor([0] * border + [1] * (20 - border)).expand(2, -1)  # on the CPU, where rows come from
+    with no_sync("meta"):
+        row_loss(model, ids, ids, documents, model.initial_state(2), replay=replay)[0].backward()
+    assert model.embedding.weight.grad.is_meta
+
+
+@pytest.mark.parametrize("memory", MEMORIES, ids=str)
+def test_a_step_of_decoding(memory):
+    model = make_model(memory=memory).to("meta")
+    decoder = Decoder(model, 3, compiled=True)
+    with no_sync("meta"):
+        assert decoder._read(torch.zeros(3, dtype=torch.int64, device="meta")).shape == (3, 12)

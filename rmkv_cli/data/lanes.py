@@ -1,6 +1,7 @@
 """Rows of packed documents, in lanes: nothing cropped, nothing padded, exactly resumable."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,15 +24,6 @@ class Rows:
     count in the loss."""
     document_ids: Int64
     """A number for each document of a lane, counted from 0; one that goes on in the lane's next row keeps it."""
-
-    def split(self, parts: int) -> "list[Rows]":
-        """Return the lanes in so many equal shares, in their order."""
-        return [Rows(*share) for share in zip(*(np.split(x, parts) for x in vars(self).values()), strict=True)]
-
-    @classmethod
-    def join(cls, shares: "list[Rows]") -> "Rows":
-        """Return what was split."""
-        return cls(*(np.concatenate(x) for x in zip(*(vars(share).values() for share in shares), strict=True)))
 
 
 class EndOfData(Exception):  # noqa: N818 - not an error
@@ -129,8 +121,11 @@ class Queue(Protocol):
     def reopen(self, rest: dict[str, Any]) -> tuple[Document, int]:
         """Return the document that `rest` describes and the offset of its next token."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on exactly here."""
+    def bookmark(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that returns all that `load_state_dict` needs to go on exactly here.
+
+        It may be called later, when the queue has gone on. A bookmark is cheap, its state may not be.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
@@ -168,10 +163,11 @@ class Prepared:
             return InMemory.reopened(rest), 0
         return Stored(self._documents, rest["document"]), rest["offset"]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return, as plain values, all that `load_state_dict` needs to go on exactly here."""
+    def bookmark(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that returns this place as plain values (see `Queue`)."""
         state = {"documents": len(self._documents), "seed": self._seed}
-        return state | {"epoch": self._epoch, "cursor": self._cursor}
+        state |= {"epoch": self._epoch, "cursor": self._cursor}
+        return lambda: state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; raise `UserError` if there were other documents, or another seed."""
@@ -225,10 +221,17 @@ class Lanes:
                 targets[at:end][~counted] = IGNORED
             at = end
 
+    def bookmark(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that returns this place (see `Queue`), the rests of the open documents included."""
+        queue, lanes = self._queue.bookmark(), [replace(lane) for lane in self._lanes]
+        return lambda: {
+            "queue": queue(),
+            "lanes": [lane.document.rest(lane.offset) | {"number": lane.number} for lane in lanes],
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on exactly here, the rests of the open documents among it."""
-        lanes = [lane.document.rest(lane.offset) | {"number": lane.number} for lane in self._lanes]
-        return {"queue": self._queue.state_dict(), "lanes": lanes}
+        """Return all that `load_state_dict` needs to go on exactly here."""
+        return self.bookmark()()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the lanes stood that gave `state`.

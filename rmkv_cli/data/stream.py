@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,13 +78,12 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process. Who is reading from it, in another thread, is told that it died."""
         if self._process is not None:
             self._process.terminate()
             self._process.join(ENDING)
             self._process.kill()
             self._process.join()
-            self._process = None
 
     def _start(self, state: dict[str, Any] | None) -> None:
         self.close()
@@ -149,10 +148,15 @@ class Stream:
                 known.append(sent.document.digest)
                 self._seen[sent.source] = sent.epoch, known
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return, as plain values, all that `load_state_dict` needs to go on exactly here."""
-        seen = {index: [epoch, known.tolist()] for index, (epoch, known) in self._seen.items()}
-        return {"mixer": self._chunk.state, "taken": self._taken, "seen": seen}
+    def bookmark(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that returns this place as plain values (see `Queue`)."""
+        chunk, taken = self._chunk, self._taken
+        seen = [(index, epoch, known, len(known)) for index, (epoch, known) in self._seen.items()]  # which only grow
+        return lambda: {
+            "mixer": chunk.state,
+            "taken": taken,
+            "seen": {index: [epoch, known[:count].tolist()] for index, epoch, known, count in seen},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""

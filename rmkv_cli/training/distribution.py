@@ -61,14 +61,17 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.messages)
         return box[0]
 
-    def deal(self, values: Sequence[Any] | None) -> Any:
-        """Return this rank's one of the values, of which rank 0 gives one for each rank."""
-        if self.count == 1:
-            assert values is not None
-            return values[0]
-        box = [None]
-        dist.scatter_object_list(box, list(values) if values is not None else None, src=0, group=self.messages)
-        return box[0]
+    def deal(self, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return this rank's part, of this shape and type, of a tensor on the CPU that rank 0 alone gives.
+
+        The parts are cut along dimension 1.
+        """
+        if self.count > 1:
+            parts = None if x is None else [part.contiguous() for part in x.chunk(self.count, dim=1)]
+            x = torch.empty(*shape, dtype=dtype, pin_memory=self.device == "cuda")
+            dist.scatter(x, parts, src=0)
+        assert x is not None
+        return x
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks on rank 0, and this one's alone on the others."""

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from rmkv_cli.config import Config, Phase
 from rmkv_cli.data.documents import Documents
-from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes, Rows
+from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import Losses, read_losses
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
+from rmkv_cli.training.ahead import Ahead, unpacked
 from rmkv_cli.training.distribution import Ranks, part, parted_like, whole
 from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.interrupt import Interrupt
@@ -68,7 +69,8 @@ class Trainer:
         """Of this rank's lanes, as the next step finds it."""
         self._segment = compiled_segment(self.working.model) if config.train.compile else None
         self.optimizers = make_optimizers(self.model, config.train)
-        self.lanes, self.phases, self.held_out = lanes, phases, held_out
+        self.lanes = Ahead(lanes, self.device == "cuda") if lanes is not None else None
+        self.phases, self.held_out = phases, held_out
         self.step, self.tokens = 0, 0
         self.ended = False
         """Whether the data came to its end before."""
@@ -93,12 +95,15 @@ class Trainer:
         """
         config = self.config.train
         began = time.perf_counter()
-        progress = self.tokens / config.tokens
-        segments = segments or row_segments(config, self.phases, self.step, progress)
-        rows, counted = self._read(segments * self.config.model.segment_length)
-        waited = time.perf_counter() - began
-        read = rows.input_ids.size * self.ranks.count
+        S, ahead = self.config.model.segment_length, segments is None
+        segments = segments or row_segments(config, self.phases, self.step, self.tokens / config.tokens)
+        read = config.batch_size * segments * S
         tokens = self.tokens + read
+        then = None
+        if ahead and tokens < config.tokens:
+            then = S * row_segments(config, self.phases, self.step + 1, tokens / config.tokens)
+        rows, counted = self._read(segments * S, then)
+        waited = time.perf_counter() - began
         rate = learning_rate(config, min(1.0, tokens / config.tokens))
         self._seed()
         loss, state = self._accumulate(rows, max(1, counted))
@@ -118,7 +123,8 @@ class Trainer:
         if asked:  # a signal that came meanwhile is left to the next step
             self.interrupt.signal = asked
         if bad:
-            raise BadStepError(Rows.join(self.ranks.gather(rows)), record, fault or "rank 0 tells why")
+            every = torch.cat(self.ranks.gather(rows), dim=1)
+            raise BadStepError(unpacked(every), record, fault or "rank 0 tells why")
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -139,45 +145,45 @@ class Trainer:
         peak = device_peak(self.device, self.config.train.precision)
         return {"flops_per_second": flops} | ({"mfu": flops / (peak * self.ranks.count)} if peak else {})
 
-    def _read(self, length: int) -> tuple[Rows, int]:
-        """Return the next rows of this rank's lanes, and how many targets count over all ranks."""
-        dealt: list[Any] | None = None
+    def _read(self, length: int, then: int | None) -> tuple[Tensor, int]:
+        """Return the next rows of this rank's lanes, packed, and how many targets count over all ranks."""
+        rows: Tensor | None = None
+        told: Any = None
         if self.lanes is not None:
             try:
-                rows = self.lanes.next(length)
-                counted = int((rows.targets != IGNORED).sum())
-                dealt = [(share, counted) for share in rows.split(self.ranks.count)]
+                rows = self.lanes.next(length, then)
+                told = int((rows[1] != IGNORED).sum())
             except EndOfData as end:
-                dealt = [end] * self.ranks.count
-        told = self.ranks.deal(dealt)
+                told = end
+        told = self.ranks.share(told)
         if isinstance(told, EndOfData):
             raise told
-        return told
+        shape = 3, self.config.train.batch_size // self.ranks.count, length
+        return self.ranks.deal(rows, shape, torch.int32), told
 
     def _seed(self) -> None:
         """Begin the step's own random numbers, so that dropout is the same in a run that was resumed."""
         seed = np.random.SeedSequence([self.config.train.seed, self.step, self.ranks.rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
-    def _accumulate(self, rows: Rows, counted: int) -> tuple[Tensor, State]:
+    def _accumulate(self, rows: Tensor, counted: int) -> tuple[Tensor, State]:
         """Add up the gradients of all micro-batches; return the loss over `counted` tokens, and the lanes' state.
 
         Gradients and loss are those of all ranks' rows, the state is of this one's.
         """
         config = self.config.train
-        size, lanes = config.micro_batch_size, len(rows.input_ids)
+        size, lanes = config.micro_batch_size, rows.shape[1]
         total, states = torch.zeros((), device=self.device), []
         model = self.working.model.train()
         self.working.take_weights()
         for start in range(0, lanes, size):
-            ids, targets, documents = (
-                torch.from_numpy(x[start : start + size]) for x in (rows.input_ids, rows.targets, rows.document_ids)
-            )
+            micro = rows[:, start : start + size]
+            ids, targets = micro[:2].to(self.device, non_blocking=True).long()
             loss, state = row_loss(
                 model,
-                ids.to(self.device),
-                targets.to(self.device),
-                documents,
+                ids,
+                targets,
+                micro[2].long(),
                 self.state.rows(start, size),
                 replay=config.replay,
                 z_loss=config.z_loss,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.loading import Device, Dtype, load_model
 from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least
 from rmkv_cli.cli.signals import end_by_signal
 from rmkv_cli.config import parse
@@ -62,6 +62,7 @@ def chat(
         int | None, typer.Option(help="The same seed and messages, the same answers. [default: random]")
     ] = None,
     device: Device = "auto",
+    dtype: Dtype = "fp32",
 ) -> None:
     """Talk with a model whose memory carries on between turns and, with --state, between sessions.
 
@@ -91,7 +92,7 @@ def chat(
     config = parse(SamplingConfig, values, "sampling")
     if state is not None:
         require_writable(state)
-    rmkv, tokenizer = load_model(model, device)
+    rmkv, tokenizer = load_model(model, device, dtype)
     conversation = Conversation(rmkv, tokenizer, config, max_tokens, mode, system)
     if state is not None and state.exists():
         conversation.load(state)

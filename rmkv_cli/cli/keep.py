@@ -14,16 +14,20 @@ if TYPE_CHECKING:
     from rmkv_cli.evaluation.kept import DocumentsReport
 
 
-def keep(run: Path, name: str, checkpoint: Path, report: "DocumentsReport | TaskReport | HarnessReport") -> None:
+def keep(
+    run: Path, name: str, checkpoint: Path, dtype: str, report: "DocumentsReport | TaskReport | HarnessReport"
+) -> None:
     """Write what was found of a run's checkpoint into the run's folder, with this command, and say where.
 
-    Where the folder cannot be written, a note says so.
+    A report in another `dtype` than "fp32" has a name of its own. Where the folder cannot be written, a note says so.
     """
     from rmkv_cli.evaluation.kept import Evaluation, keep_evaluation
     from rmkv_cli.model.checkpoints import checkpoint_step
 
     step = checkpoint_step(checkpoint)
     assert step is not None  # a run's
+    if dtype != "fp32":
+        name = f"{name} dtype={dtype}"
     try:
         path = keep_evaluation(run, name, Evaluation(step, shlex.join(["rmkv", *sys.argv[1:]]), report))
     except OSError as error:

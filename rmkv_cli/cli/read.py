@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.loading import Device, Dtype, load_model
 from rmkv_cli.cli.options import Json, Model, print_json
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, require_new
@@ -21,6 +21,7 @@ def read(
         Path | None, typer.Option(metavar="NOTES", help="Read on from earlier notes, in the same document.")
     ] = None,
     device: Device = "auto",
+    dtype: Dtype = "fp32",
     as_json: Json = False,
 ) -> None:
     """Read a text and save what the model carries after it, fixed in size, for `rmkv generate --state`."""
@@ -31,7 +32,7 @@ def read(
 
     from rmkv_cli.generation import load_notes, read_prompt, save_notes, text_pieces
 
-    rmkv, tokenizer = load_model(model, device)
+    rmkv, tokenizer = load_model(model, device, dtype)
     earlier = load_notes(state, rmkv, tokenizer) if state else None
     size = None if from_stdin else file.stat().st_size
     name = "standard input" if from_stdin else str(file)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli.loading import Device, load_model
+from rmkv_cli.cli.loading import Device, Dtype, load_model
 from rmkv_cli.cli.options import Model, at_least
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError, pip_install
@@ -37,6 +37,7 @@ def serve(
         bool, typer.Option("--allow-anyone", help="Listen beyond this machine without an API key.")
     ] = False,
     device: Device = "auto",
+    dtype: Dtype = "fp32",
 ) -> None:
     """Serve a model over HTTP in the OpenAI protocol, with named memories, and a page to try it on.
 
@@ -69,7 +70,7 @@ def serve(
     limits = parse(Limits, values, "serve")
     with bind(host, port) as bound:
         name = model.resolve().name
-        service = Service(*load_model(model, device), name, limits)
+        service = Service(*load_model(model, device, dtype), name, limits)
         run(service, bound, key, host)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 STARTS = ["the cat sat", "on the log, and the dog sat on the mat and on", "x"]
 NEW = 16  # tokens, of segments of 8
 SAVED_AGAIN = "saved-again"
+NARROW = "bfloat16"  # end of the names of folders that were exported in it
 
 
 def alone(place, names, asked, **environment):
@@ -101,6 +102,15 @@ def answer(name, asked):
             found.setdefault((dtype, "written"), []).append(
                 [half.generate(**padded, max_new_tokens=NEW, **options).shape[1] for options in asked["ways"].values()]
             )
+    narrow = Path(name).with_name(f"{Path(name).name}-{NARROW}")
+    found["bfloat16"] = []
+    for folder, dtype in ((narrow, "auto"), (narrow, torch.bfloat16), (name, torch.bfloat16)):
+        loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+        with torch.no_grad():
+            logits = loaded(ids).logits
+        found["bfloat16"].append((logits, {key: x.dtype for key, x in loaded.state_dict().items()}))
+    loaded.save_pretrained(f"{narrow}-{SAVED_AGAIN}")
+    tokenizer.save_pretrained(f"{narrow}-{SAVED_AGAIN}")
     return found
 
 

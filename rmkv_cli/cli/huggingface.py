@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rmkv_cli.cli.loading import Dtype, torch_dtype
 from rmkv_cli.cli.options import Model
 
 export_app = typer.Typer(no_args_is_help=True, help="Write a model in another library's form.")
@@ -25,12 +26,15 @@ def import_() -> None:
 
 @export_app.command("hf", epilog="Example: rmkv export hf exported --model runs/tiny")
 def export_hf(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the folder goes; must not exist.")], model: Model
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the folder goes; must not exist.")],
+    model: Model,
+    dtype: Dtype = "fp32",
 ) -> None:
     """Write a folder that Hugging Face's transformers loads without rmkv, with the model's code and card."""
+    narrow = torch_dtype(dtype)
     from rmkv_cli.huggingface import export_folder
 
-    export_folder(model, out)
+    export_folder(model, out, narrow)
     print(f"{out}: a model for transformers; see its README.md")
 
 

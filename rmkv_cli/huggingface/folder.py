@@ -16,8 +16,9 @@ from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
 from rmkv_cli.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from rmkv_cli.model import RMKV, find_model
+from rmkv_cli.model.precision import is_narrow
 from rmkv_cli.model.pretrained import CONFIG, WEIGHTS, assign, read_weights, write_checksums
-from rmkv_cli.model.tensors import save_tensors
+from rmkv_cli.model.tensors import open_tensors, save_tensors
 from rmkv_cli.tokenizer import Special, Tokenizer
 from rmkv_cli.training.checkpoint import write_model
 
@@ -26,15 +27,17 @@ PREFIX = "model."
 """Of the weights' names, which are else ours."""
 
 
-def export_folder(model: Path, out: Path) -> None:
+def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder that transformers loads without this package; `model` is a model folder, a checkpoint or a run.
+
+    The weights have the types of a model that computes in `dtype`: see `rmkv_cli.model.precision`.
 
     Raises:
         UserError: `out` exists, there is no whole model, or it is not causal.
     """
     require_new(out)
     source = find_model(model)
-    rmkv, tokenizer = RMKV.from_pretrained(source), Tokenizer.load(source)
+    rmkv, tokenizer = RMKV.from_pretrained(source, dtype=dtype), Tokenizer.load(source)
     config = rmkv.config
     if config.memory.carry == "layers":
         raise UserError(f"{model}: is not causal (memory.carry = 'layers'), so it cannot generate and is not exported")
@@ -48,7 +51,7 @@ def export_folder(model: Path, out: Path) -> None:
             "AutoConfig": f"{CONFIGURATION}.RMKVConfig",
             "AutoModelForCausalLM": f"{MODELING}.{ARCHITECTURE}",
         },
-        "dtype": "float32",
+        "dtype": str(dtype).removeprefix("torch."),
         **ids,
         **config.model_dump(),
     }
@@ -66,7 +69,7 @@ def export_folder(model: Path, out: Path) -> None:
 
 
 def import_folder(folder: Path, out: Path) -> None:
-    """Write the model folder of a Hugging Face folder; its weights are the same, bit for bit.
+    """Write the model folder of a Hugging Face folder, with the same weights; a bfloat16 model's remain bfloat16.
 
     Raises:
         UserError: `out` exists, or `folder` holds something else or is damaged.
@@ -75,11 +78,18 @@ def import_folder(folder: Path, out: Path) -> None:
     config = require_exported(folder)
     with torch.device("meta"):
         model = RMKV(config)
-    assign(model, read_weights(folder, model, CONFIG, prefix=PREFIX))
+    assign(model, read_weights(folder, model, CONFIG, prefix=PREFIX, dtype=_dtype(folder / WEIGHTS)))
     tokenizer = read_tokenizer(folder)
     with whole_directory(out) as aside:
         write_model(aside, model, tokenizer)
         write_checksums(aside)
+
+
+def _dtype(weights: Path) -> torch.dtype | None:
+    """Return bfloat16 if all weights are that which may be, else None."""
+    with open_tensors(weights, "damaged or missing weights") as file:
+        types = {dtype for name, (dtype, _) in file.layout.items() if is_narrow(name.removeprefix(PREFIX))}
+    return torch.bfloat16 if types == {torch.bfloat16} else None
 
 
 def require_exported(folder: Path) -> ModelConfig:

@@ -51,6 +51,8 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = RMKVConfig
     _is_stateful = True
+    # Patterns for the parameters that `is_narrow` rejects. transformers declares an instance's list.
+    _keep_in_fp32_modules_strict = [r"\.memory$", r"\.cell\.", r"\.store\."]  # noqa: RUF012
 
     def __init__(self, config: RMKVConfig) -> None:
         super().__init__(config)
@@ -60,6 +62,11 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the token stream; slots, cells and stores may be wider."""
+        return self.model.embedding.weight.dtype
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave all weights: the layers draw their first ones themselves."""
@@ -112,7 +119,7 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _read(self, input_ids: Tensor, mask: Tensor, before: list[Group]) -> tuple[Tensor, list[Group]]:
         """Return what the head reads, (B, T, D), and the groups after it; rows of one mask are read together."""
-        hidden = self.model.memory.new_zeros(*input_ids.shape, self.config.hidden_size)
+        hidden = self.model.embedding.weight.new_zeros(*input_ids.shape, self.config.hidden_size)
         after = []
         for rows, state in before:
             patterns, which = mask[rows].unique(dim=0, return_inverse=True)

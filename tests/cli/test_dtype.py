@@ -21,6 +21,8 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.evaluation import measure
 from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.precision import is_narrow
+from rmkv_cli.model.tensors import layout
 from rmkv_cli.tokenizer import Tokenizer
 
 BF16 = ("--dtype", "bf16")
@@ -157,6 +159,17 @@ def test_a_server_answers_in_it(folder, models):
     assert answer == written(narrow, tokenizer) != written(wide, tokenizer)
 
 
+def test_an_exported_folder_has_its_types_and_so_has_the_imported_one(folder, models, tmp_path, printed):
+    printed("export", "hf", tmp_path / "out", "--model", folder, *BF16)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, x in models[1].state_dict().items():
+        assert found[f"model.{name}"].dtype == (torch.bfloat16 if is_narrow(name) else torch.float32)
+        assert torch.equal(found[f"model.{name}"], x)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    printed("import", "hf", tmp_path / "out", "--out", tmp_path / "back")
+    assert layout(load_file(tmp_path / "back" / "model.safetensors")) == layout(models[1].state_dict())
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -167,6 +180,7 @@ def test_a_server_answers_in_it(folder, models):
         ("eval", "--data", "a.txt"),
         ("eval", "--task", "recall"),
         ("eval", "--harness", "own_choice"),
+        ("export", "hf", "out"),
     ],
     ids=lambda words: " ".join(map(str, words)),
 )

@@ -1,13 +1,16 @@
 """transformers alone, in a process that cannot import rmkv_cli, computes, writes and encodes what rmkv does."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers_alone import NEW, SAVED_AGAIN, STARTS, alone
+from transformers_alone import NARROW, NEW, SAVED_AGAIN, STARTS, alone
 
 from rmkv_cli.data.chat import pieces_of, read_messages
 from rmkv_cli.generation import Conversation, SamplingConfig, generate
 from rmkv_cli.huggingface import export_folder, import_folder
+from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special
 
 NAMES = ("usual", "other")
@@ -50,6 +53,7 @@ def place(models, tmp_path_factory):
     place = tmp_path_factory.mktemp("exported")
     for name in NAMES:
         export_folder(models[0] / name, place / name)
+        export_folder(models[0] / name, place / f"{name}-{NARROW}", torch.bfloat16)
     return place
 
 
@@ -181,3 +185,24 @@ def test_what_transformers_has_saved_comes_back_the_same(models, place, answers,
     import_folder(place / f"{name}-{SAVED_AGAIN}", tmp_path / "back")
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (tmp_path / "back" / file).read_bytes() == (models[0] / name / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestBfloat16:
+    @pytest.mark.parametrize("way", [0, 1, 2], ids=["its own type", "asked for", "of a float32 folder"])
+    def test_the_types_and_the_logits_are_ours(self, models, answers, ids, name, way):
+        model = RMKV.from_pretrained(models[0] / name, dtype=torch.bfloat16)
+        logits, types = answers[name]["bfloat16"][way]
+        assert types == {f"model.{key}": x.dtype for key, x in model.state_dict().items()}
+        assert set(types.values()) == {torch.float32, torch.bfloat16}
+        with torch.no_grad():
+            assert torch.equal(logits, model(ids)[0])
+
+    @pytest.mark.parametrize("folder", ["exported", "saved again by transformers"])
+    def test_a_folder_comes_back_with_its_types_and_values(self, models, place, answers, tmp_path, name, folder):
+        exported = place / (f"{name}-{NARROW}" if folder == "exported" else f"{name}-{NARROW}-{SAVED_AGAIN}")
+        assert json.loads((exported / "config.json").read_text())["dtype"] == "bfloat16"
+        import_folder(exported, tmp_path / "back")
+        RMKV.from_pretrained(models[0] / name, dtype=torch.bfloat16).save_pretrained(tmp_path)
+        for file in ("config.json", "model.safetensors"):
+            assert (tmp_path / "back" / file).read_bytes() == (tmp_path / file).read_bytes()

@@ -5,8 +5,8 @@ python benchmarks/versions.py ../old --works "train tiny" "decode wide" --rounds
 
 Each checkout works in a process of its own; the two take turns, and the ratio of their median times is printed. A
 training step is the trainer's own, optimizer included, on rows of 4 segments. `wide` is a model of width 384 with
-segments of 512 tokens. Sampling takes 64 tokens of each text from random logits: with the default settings, which
-include top-p, with temperature alone (`all`), and greedily.
+segments of 512 tokens. A checkout that cannot decode in bfloat16 does so in float32. Sampling takes 64 tokens of each
+text from random logits: with the default settings, which include top-p, with temperature alone (`all`), and greedily.
 """
 
 import argparse
@@ -23,6 +23,11 @@ from work import SHAPES, config_of, make_batch, make_decoder, make_trainer
 
 from rmkv_cli.model import RMKV, reading
 
+try:
+    from rmkv_cli.model.precision import to_precision
+except ImportError:  # an older checkout, which has float32 alone
+    to_precision = None  # type: ignore[assignment]
+
 SEGMENTS = 4  # of a training row
 PROMPT = 8  # segments of a prompt
 TOKENS = 64  # decoded at a time
@@ -30,7 +35,12 @@ SAMPLINGS: dict[str, dict[str, float]] = {"default": {}, "all": {"top_p": 1}, "g
 VOCABULARY = 16_384  # of sampling
 WORKS = [
     *(f"train {shape} {precision}" for shape in SHAPES for precision in ("fp32", "bf16")),
-    *(kind.format(shape) for kind in ("decode {} x1", "decode {} x16", "prompt {}") for shape in SHAPES),
+    *(
+        kind.format(shape) + dtype
+        for kind in ("decode {} x1", "decode {} x16", "prompt {}")
+        for shape in SHAPES
+        for dtype in ("", " bf16")
+    ),
     *(f"sample {sampling} x{lanes}" for sampling in SAMPLINGS for lanes in (1, 16)),
 ]
 
@@ -47,6 +57,8 @@ def prepare(work: str) -> Callable[[], object]:
     torch.manual_seed(0)
     config = config_of(shape)
     model = RMKV(config.model).eval()
+    if rest[-1:] == ["bf16"] and to_precision is not None:
+        to_precision(model, torch.bfloat16)
     if kind == "prompt":
         prompt = torch.randint(config.model.vocab_size, (1, PROMPT * config.model.segment_length))
 

@@ -84,8 +84,6 @@ def train(
 
         raise typer.Exit(launch(nproc, sys.argv[1:], run))
 
-    if "RANK" in os.environ:  # DDP warns that it looks for unused weights, where a row happens to use all of them
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from rmkv_cli.training import BadStepError
     from rmkv_cli.training import dry_run as try_run
     from rmkv_cli.training import profile as profile_run

@@ -95,6 +95,12 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
+    def sum_all(self, tensors: list[Tensor]) -> None:
+        """Add up the ranks' tensors, of which all have as many, in place and side by side."""
+        if self.count > 1:
+            for work in [dist.all_reduce(x, async_op=True) for x in tensors]:
+                work.wait()
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Raise `UserError` on all ranks if any rank raises one inside, where no rank waits for another."""

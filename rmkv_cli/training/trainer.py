@@ -25,7 +25,7 @@ from rmkv_cli.training.loss import compiled_segment, row_loss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
 from rmkv_cli.training.tensors import read_tensors, write_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
-from rmkv_cli.training.working import Working, shard
+from rmkv_cli.training.working import Working, spread
 
 MODEL_STATE, OPTIMIZER = "state", "optimizer"  # what the names of a checkpoint's tensors begin with
 
@@ -59,8 +59,7 @@ class Trainer:
             self.model = RMKV(config.model)
         self.sharded = ranks.mesh is not None and config.train.distributed == "fsdp"
         """Whether each rank has a part of every weight."""
-        if self.sharded:
-            shard(self.model, ranks)
+        spread(self.model, ranks, config.train.distributed)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self.working = Working(self.model, dtype, ranks)
         """What the steps compute with."""

@@ -1,6 +1,9 @@
 """The working model, which a step computes with: it takes the master weights and gives them its gradients."""
 
+from typing import Literal
+
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
@@ -9,12 +12,17 @@ from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.training.distribution import Ranks, whole
 
 
-def shard(model: nn.Module, ranks: Ranks) -> None:
-    """Leave each rank its part of every weight, and so of what the optimizer keeps of it."""
+def spread(model: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> None:
+    """Give every rank the weights of rank 0: all ("ddp"), or a part of each, and so of what the optimizer keeps of it
+    ("fsdp")."""
+    if ranks.mesh is None:
+        return
     for module in model.modules():
         for name, x in list(module.named_parameters(recurse=False)):
-            part = distribute_tensor(x.detach(), ranks.mesh, [Shard(0)], src_data_rank=None)
-            setattr(module, name, nn.Parameter(part))
+            dist.broadcast(x.detach(), src=0)
+            if how == "fsdp":
+                part = distribute_tensor(x.detach(), ranks.mesh, [Shard(0)], src_data_rank=None)
+                setattr(module, name, nn.Parameter(part))
 
 
 class Working:
@@ -50,10 +58,13 @@ class Working:
     @torch.no_grad()
     def give_gradients(self) -> None:
         """Give the masters the sum of the ranks' gradients."""
+        whole = []
         for copy, master in self._pairs:
             gradient, copy.grad = copy.grad, None
             if gradient is not None and isinstance(master, DTensor):
                 parts = DTensor.from_local(gradient, master.device_mesh, [Partial()], run_check=False)
-                master.grad = parts.redistribute(placements=master.placements)
+                master.grad = parts.redistribute(placements=master.placements, async_op=True)
             elif gradient is not None:
-                master.grad = self._ranks.sum(gradient)
+                master.grad = gradient
+                whole.append(gradient)
+        self._ranks.sum_all(whole)

@@ -263,7 +263,7 @@ class Trainer:
         shapes = [{name: x.shape for name, x in each.items()} for each in (states, self.state.tensors())]
         if shapes[0] != shapes[1]:
             raise UserError(f"{checkpoint}: its lanes' states do not fit the run's config.toml")
-        state = State.from_tensors(states)
+        state = State.from_tensors(states).to_precision(self.working.model.embedding.weight.dtype)
         if wrong := fault(state):
             raise UserError(f"{checkpoint}: its lanes' states are damaged: {wrong}")
         self.state, self.step, self.tokens = state, step, tokens

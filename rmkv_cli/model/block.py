@@ -74,7 +74,7 @@ class RMKVBlock(nn.Module):
         store, recent = layer.store, layer.recent
         if self.store is not None and store is not None and recent is not None:
             of_slots, heads = heads.split_with_sizes([asking, T], dim=1)
-            gates = self.store.gates(wide(torch.cat([h[:, n:], heads], dim=2)))
+            gates = self.store.gates(torch.cat([h[:, n:], heads], dim=2).to(self.store.gates.weight.dtype))
             found, store, recent = self.store(store, recent, qkv[:, n:], gates, view)
             heads = torch.cat([of_slots, heads + found], dim=1) if asking else heads + found
         for_slots, y = self.attention.out(heads).split_with_sizes([asking, T], dim=1)

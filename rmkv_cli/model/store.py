@@ -86,7 +86,7 @@ class AssociativeStore(nn.Module):
         B, T, _, H, d = qk.shape
         C = min(T, CHUNK)
         qkv = torch.cat([F.normalize(qk, dim=-1, eps=1e-6), wide(v)], dim=2)
-        strengths = torch.sigmoid(gates).unflatten(2, (2, H, 1))
+        strengths = torch.sigmoid(wide(gates)).unflatten(2, (2, H, 1))
         if fill := -T % C:  # tokens without a key write nothing
             qkv, strengths = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, fill)), F.pad(strengths, (0, 0, 0, 0, 0, 0, 0, fill))
         q, k, v = qkv.unflatten(1, (-1, C)).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)  # (N, B * H, C, d)

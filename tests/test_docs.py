@@ -7,9 +7,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from rmkv_cli.config import load_config, preset_path
+from rmkv_cli.model import RMKV
 from rmkv_cli.model.cost import training_memory
+from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.training.utilization import training_budget
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +80,18 @@ def test_the_hours_are_those_that_params_tells():
     assert f"at an assumed MFU of {small['assumed_mfu']:.0%}" in told
     for card, hours in small["hours"].items():
         assert f"| {card} | {hours:,.1f} | {large['hours'][card]:,.1f} |\n" in told
+
+
+def test_the_megabytes_of_the_weights_are_those_of_the_presets():
+    told = (ROOT / "docs/generation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.,]+) \| ([\d.,]+) \|$", told, re.MULTILINE)
+    assert len(rows) == 3
+    for name, *cells in rows:
+        with torch.device("meta"):
+            parameters = dict(RMKV(load_config(preset_path(name)).model).named_parameters())
+        for dtype, cell in zip((torch.float32, torch.bfloat16), cells, strict=True):
+            size = sum(x.numel() * parameter_dtype(key, dtype).itemsize for key, x in parameters.items())
+            assert cell == f"{size / 1e6:,.1f}"
 
 
 def test_the_gigabytes_of_the_cards_are_those_that_params_tells():

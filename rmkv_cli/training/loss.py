@@ -118,6 +118,7 @@ class _CrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, weight, out=for_hidden[i : i + size])
             if for_weight is not None:
                 for_weight += gradient.T @ h
+            del logits, gradient  # before the next chunk is made
         ctx.gradients = for_hidden, for_weight
         return loss
 

@@ -52,7 +52,7 @@ def test_the_file_says_what_it_is(place):
     place, model, tokenizer = place
     with safe_open(place / "one.rmkv", framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "rmkv-notes-1"
+    assert metadata["format"] == "rmkv-notes-2"
     assert metadata["tokens"] == str(len(tokenizer.encode_document([TEXT * 10])))
     assert metadata["tokenizer"] == tokenizer.hash
     assert int(load_notes(place / "one.rmkv", model, tokenizer).state.position) == int(metadata["tokens"])

@@ -44,6 +44,28 @@ def test_reading_on_from_saved_notes_equals_reading_in_one_go(tmp_path_factory, 
     assert written[0] == written[1]
 
 
+def test_notes_of_the_first_format_are_read(tmp_path):
+    """Inside a segment they have keys and values of the slots and of the learned slots before those of the tokens."""
+    model, path = MODELS[0], tmp_path / "notes.rmkv"
+    prompt = read_prompt(model, WORDS, "the cat sat")
+    assert prompt.state.filled
+    save_notes(path, prompt, model, WORDS)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    slots = torch.randn(1, 3, 2 * model.config.memory.slots, 4, dtype=torch.float64)
+    for name in tensors:
+        if name.startswith(("state.keys.", "state.values.")):
+            tensors[name] = torch.cat([slots, tensors[name]], dim=2)
+    del metadata["sha256"]
+    save_tensors(tensors, path, metadata | {"format": "rmkv-notes-1"})
+    state = load_notes(path, model, WORDS).state.tensors()
+    for name, x in prompt.state.tensors().items():
+        assert torch.equal(state[name], x), name
+    save_tensors(tensors, path, metadata)
+    with pytest.raises(UserError, match="keys"):
+        load_notes(path, model, WORDS)
+
+
 def test_the_file_does_not_grow_with_the_text(tmp_path):
     model, sizes = make_model(vocab_size=280), []
     for n in (4, 404):  # a token each, and one before them: whole segments

@@ -56,16 +56,19 @@ class TrainConfig(Section):
     z_loss: float = Field(0.0, ge=0)
     """Times log²Z of a token's logits, added to its loss, but not to the loss that is shown; PaLM: 1e-4."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: compute in bfloat16, but for slots, cells, stores and losses; weights and gradients stay float32."""
+    """bf16: compute in bfloat16, except for slots, cells, stores and losses, from one copy of the weights per step.
+    The optimizer's weights and the sums of gradients stay float32."""
     replay: bool = True
-    """Compute each segment again in the backward pass: a third more work, and activations of one segment, not a row."""
+    """Compute all segments of a row but the last again in the backward pass: up to a third more work, and activations
+    of one segment, not a row."""
     compile: bool = False
-    """Compile the layers for the shape of training (torch.compile): slow to start, then faster. On a CPU it needs a C++
+    """Compile a segment of training as one graph (torch.compile): slow to start, then faster. On a CPU it needs a C++
     compiler."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     distributed: Literal["ddp", "fsdp"] = "ddp"
-    """On several processes: each holds all weights, or (FSDP2) a part of weights, gradients and optimizer state."""
+    """On several processes: each keeps all weights, or ("fsdp") a part of weights and optimizer state. A step computes
+    with whole weights either way."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of the first weights, dropout, the rows' lengths, and prepared documents' order from the second epoch on."""
     log_every: int = Field(10, ge=1)

@@ -44,8 +44,8 @@ def row_loss(
 
     With `replay` only the states between segments are kept for the backward pass; what happens inside any but the last
     is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations are one
-    segment's, however long the row is; without it, a quarter of the work less, they are the row's. `segment` takes the
-    place of the model's, compiled for instance.
+    segment's, however long the row is; without it, up to a quarter of the work less, they are the row's. `segment`
+    takes the place of the model's, compiled for instance.
     """
     segment = segment or model.segment
     read = _replayed(segment, preserve_rng_state=model.config.dropout > 0)

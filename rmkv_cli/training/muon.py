@@ -1,4 +1,4 @@
-"""Muon for matrices that FSDP2 has sharded by rows."""
+"""Muon for matrices that are sharded by rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +70,7 @@ def _exchanged(
     rank, ranks, processes = mesh.get_local_rank(), mesh.size(), mesh.get_group()
     given = [x.numel() for x in rows] + [0] * (ranks - len(rows))
     taken = [0] * ranks
-    if rank < len(like):  # FSDP2 shards as `torch.chunk` does: the last ranks may have fewer rows, or none
+    if rank < len(like):  # DTensor shards as `torch.chunk` does: the last ranks may have fewer rows, or none
         height, width = like[rank].shape
         size = -(-height // ranks)
         taken = [width * min(size, max(0, height - i * size)) for i in range(ranks)]

@@ -84,11 +84,11 @@ class RMKVBlock(nn.Module):
             stream = layer.stream.scatter_(1, view.place[1], read)
         else:
             stream = torch.cat([layer.stream, read], dim=1) if layer.stream.shape[1] else read
-            # At a segment's end copies, so that the state does not hold on to all of it.
-            kept = self.lookback if view.ends else layer.keys.shape[2] + T
-            keys, values = (x[:, :, x.shape[2] - kept :] for x in (keys, values))
-            if view.ends:
-                keys, values = keys.clone() if view.back is None else rotate(keys, view.back), values.clone()
+            remembered = self.lookback if view.ends else layer.keys.shape[2] + T
+            keys, values = (each[:, :, each.shape[2] - remembered :] for each in (keys, values))
+            if view.ends:  # copies, so that the state does not hold on to the whole segment
+                keys, values = (each.clone(memory_format=torch.contiguous_format) for each in (keys, values))
+                keys = keys if view.back is None else rotate(keys, view.back)
         layer = replace(layer, store=store, recent=recent, keys=keys, values=values, stream=stream)
         if view.ends:
             layer = self._close(memory, for_slots, layer, view)

@@ -14,7 +14,7 @@ from rmkv_cli.model import pretrained
 from rmkv_cli.model.block import RMKVBlock
 from rmkv_cli.model.positions import sinusoids
 from rmkv_cli.model.precision import wide
-from rmkv_cli.model.state import State
+from rmkv_cli.model.state import State, copied
 from rmkv_cli.model.store import AssociativeStore
 from rmkv_cli.model.view import TAPS, View, view_of
 
@@ -91,10 +91,11 @@ class RMKV(nn.Module):
             first, last = ([span[i] - i for span in spans] for i in range(2))
             mixed = (document_ids[:, first] != document_ids[:, last]).any(0).tolist()
             document_ids = document_ids.to(input_ids.device, non_blocking=True)
+        if not self.training:  # the data of a training are looked through before
+            self._require_positions(document_ids, state)
         outputs = []
         for (start, stop), several in zip(spans, mixed, strict=True):
-            # Copies have the same strides in rows of any length, for which a compiled segment asks.
-            tokens, documents = (x[:, start:stop].clone() for x in (input_ids, document_ids))
+            tokens, documents = (copied(x[:, start:stop]) for x in (input_ids, document_ids))
             output, state = (read or self.segment)(tokens, state, documents, several)
             outputs.append(output)
         return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
@@ -129,7 +130,7 @@ class RMKV(nn.Module):
         ends = filled == self.config.segment_length or self.through_layers
         position, offset = _counts(document_ids, state)
         documents = torch.cat([state.documents, document_ids], dim=1)
-        last = document_ids[:, -1].clone()
+        last = copied(document_ids[:, -1])
         x = self.dropout(self.embed(input_ids, position))
 
         def view(owner: Tensor) -> View:
@@ -150,7 +151,7 @@ class RMKV(nn.Module):
         after = State.of_layers(
             layers,
             memories=len(self.memory),
-            documents=documents[:, documents.shape[1] - self.config.lookback :].clone() if ends else documents,
+            documents=copied(documents[:, documents.shape[1] - self.config.lookback :]) if ends else documents,
             # Each a tensor of its own, since a compiled segment is compiled anew where two are one.
             owner=last.clone() if ends else state.owner,
             store_owner=last.clone(),
@@ -188,22 +189,20 @@ class RMKV(nn.Module):
         )
 
     def embed(self, input_ids: Tensor, position: Tensor) -> Tensor:
-        """Return the token stream's start (B, T, D) for tokens (B, T) at these positions of their documents (B, T).
-
-        Raises:
-            ValueError: a position beyond a learned table.
-        """
+        """Return the token stream's start (B, T, D) for tokens (B, T) at these positions of their documents (B, T)."""
         x = self.embedding(input_ids)
         if self.config.position == "sinusoidal":  # scaled to the sinusoids' size, as in Vaswani et al. (2017)
             return x * self.config.hidden_size**0.5 + sinusoids(position, self.config.hidden_size, x.dtype)
         if self.position is None:
             return x
-        if (position >= len(self.position.weight)).any():
+        return x + self.position(position)
+
+    def _require_positions(self, document_ids: Tensor, state: State) -> None:
+        if self.position is not None and (_counts(document_ids, state)[0] >= len(self.position.weight)).any():
             raise ValueError(
                 f"a document is longer than the table of learned positions: max_position_embeddings = "
                 f"{len(self.position.weight)}; rotary and sinusoidal positions know no limit"
             )
-        return x + self.position(position)
 
     def count_parameters(self) -> int:
         """Return the number of parameters; tied ones count once."""

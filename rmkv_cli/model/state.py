@@ -17,6 +17,11 @@ STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers tha
 NARROW = ("recent", "keys", "values", "stream")  # of the type that the model computes in
 
 
+def copied(x: Tensor) -> Tensor:
+    """Return a copy that holds on to nothing else, and whose strides follow from its shape, as compiled code asks."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 @dataclass(frozen=True)
 class State:
     """What an RMKV carries. Reading returns a new state and leaves the old one as it was, so a state can be branched.
@@ -191,7 +196,7 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write the state atomically to a safetensors file with a checksum."""
-        copies = {name: x.clone(memory_format=torch.contiguous_format) for name, x in self.tensors().items()}
+        copies = {name: copied(x) for name, x in self.tensors().items()}
         save_tensors(copies, path, {"format": "pt"})
 
     @classmethod

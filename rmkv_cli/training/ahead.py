@@ -35,6 +35,7 @@ class Ahead:
             EndOfData, UserError: see `Lanes.next`.
         """
         rows = self._read(length) if self._coming is None else self._coming.result()
+        assert rows.shape[2] == length
         self._coming = self._place = None
         if then is not None:
             self._place = self._lanes.bookmark()

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.cost import LOGITS
-from rmkv_cli.model.precision import wide
+from rmkv_cli.model.precision import wide, widened
+from rmkv_cli.model.state import copied
 
 Segment = Callable[[Tensor, State, Tensor, bool], tuple[Tensor, State]]
 """`RMKV.segment`, or what takes its place."""
@@ -51,13 +52,14 @@ def row_loss(
     read = _replayed(segment, preserve_rng_state=model.config.dropout > 0)
     last = max(start for start, _ in model.spans(input_ids.shape[1], state.filled))  # whose gradient is needed at once
     # PyTorch replays only what has an input that needs a gradient; and a compiled segment is one for all.
-    state = state.map(lambda x, _: x.detach().requires_grad_(x.is_floating_point()))
+    state = state.map(lambda x, _: copied(x.detach()).requires_grad_(x.is_floating_point()))
     outputs = []
     for part, how in ((slice(0, last), read if replay else segment), (slice(last, None), segment)):
         if part.stop != 0:
             hidden, state = model.hidden(input_ids[:, part], state, document_ids[:, part], how)
             outputs.append(hidden)
     hidden = torch.cat(outputs, dim=1).flatten(0, 1)
+    del outputs
     return cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss), state.detach()
 
 
@@ -102,7 +104,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         loss = wide(hidden.new_zeros(()))
         for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for_weight = wide(torch.zeros_like(weight)) if ctx.needs_input_grad[1] else None
+        for_weight = torch.zeros_like(weight, dtype=widened(weight.dtype)) if ctx.needs_input_grad[1] else None
         size = max(1, LOGITS // len(weight))
         for i in range(0, len(hidden), size):
             h, target = hidden[i : i + size], targets[i : i + size, None]

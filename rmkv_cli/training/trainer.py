@@ -68,7 +68,7 @@ class Trainer:
         """Of this rank's lanes, as the next step finds it."""
         self._segment = compiled_segment(self.working.model) if config.train.compile else None
         self.optimizers = make_optimizers(self.model, config.train)
-        self.lanes = Ahead(lanes, self.device == "cuda") if lanes is not None else None
+        self.lanes = Ahead(lanes, pinned=self.device == "cuda" and ranks.count == 1) if lanes is not None else None
         self.phases, self.held_out = phases, held_out
         self.step, self.tokens = 0, 0
         self.ended = False
@@ -108,16 +108,17 @@ class Trainer:
         loss, state = self._accumulate(rows, max(1, counted))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
+        value = loss.item()
         record: dict[str, Any] = {
             "step": self.step + 1,
             "tokens": tokens,
-            **({"loss": loss.item()} if counted else {}),
+            **({"loss": value} if counted else {}),
             "learning_rate": rate,
             "grad_norm": norm.item(),
             "segments": segments,
         }
         # Rank 0 alone decides, because the others may round otherwise.
-        fault = self.watch.fault(loss.item(), record["grad_norm"]) if self.ranks.first else None
+        fault = self.watch.fault(value, record["grad_norm"]) if self.ranks.first else None
         bad, asked = self.ranks.most(fault is not None, self.interrupt.signal or 0)
         if asked:  # a signal that came meanwhile is left to the next step
             self.interrupt.signal = asked
@@ -175,14 +176,14 @@ class Trainer:
         total, states = torch.zeros((), device=self.device), []
         model = self.working.model.train()
         self.working.take_weights()
+        given = rows[:2].to(self.device, non_blocking=True)
         for start in range(0, lanes, size):
-            micro = rows[:, start : start + size]
-            ids, targets = micro[:2].to(self.device, non_blocking=True).long()
+            ids, targets = given[:, start : start + size].long()
             loss, state = row_loss(
                 model,
                 ids,
                 targets,
-                micro[2].long(),
+                rows[2, start : start + size].long(),
                 self.state.rows(start, size),
                 replay=config.replay,
                 z_loss=config.z_loss,
@@ -191,6 +192,7 @@ class Trainer:
             loss = loss / counted
             loss.backward()
             total += loss.detach()
+            del loss  # and its graph, which holds on to the states
             states.append(state)
         self.working.give_gradients()
         return self.ranks.sum(total), State.join(states)

@@ -53,12 +53,12 @@ class Working:
         """Copy the masters' weights."""
         for copy, master in self._pairs:
             if copy is not master:
-                copy.copy_(whole(master))
+                copy.copy_(whole(master.to(copy.dtype)))
 
     @torch.no_grad()
     def give_gradients(self) -> None:
         """Give the masters the sum of the ranks' gradients."""
-        whole = []
+        gradients = []
         for copy, master in self._pairs:
             gradient, copy.grad = copy.grad, None
             if gradient is not None and isinstance(master, DTensor):
@@ -66,5 +66,5 @@ class Working:
                 master.grad = parts.redistribute(placements=master.placements, async_op=True)
             elif gradient is not None:
                 master.grad = gradient
-                whole.append(gradient)
-        self._ranks.sum_all(whole)
+                gradients.append(gradient)
+        self._ranks.sum_all(gradients)

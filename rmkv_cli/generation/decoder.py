@@ -193,12 +193,12 @@ class Decoder:
         view = View(
             ends=False,
             mixed=False,
-            kept=self._mask[:B, 0],  # what follows is asked for at a segment's end alone
+            has_memory=self._mask[:B, 0],  # which counts at a segment's end alone, like the next
             mask=self._mask[:B].scatter_(3, place, 0.0)[..., :end],
-            counted=self._mask[:B, 0],
-            by=(turns[0], turns[1]) if config.position == "rotary" else None,
-            back=None,
-            own=None,
+            pooling_mask=self._mask[:B, 0],
+            rope=(turns[0], turns[1]) if config.position == "rotary" else None,
+            rope_shift=None,
+            wrote_store=None,
             recent=recent_of(position, self._mask.dtype),
             place=(
                 place.expand(-1, config.num_attention_heads, 1, config.head_size),

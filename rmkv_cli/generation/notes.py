@@ -59,6 +59,10 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
         if metadata.get("tokenizer") != tokenizer.hash:
             raise _made_by_another(path, "tokenizer", metadata.get("tokenizer", ""), tokenizer.hash)
         if metadata.get("model") != (rounded := rounded_hash(model)) and metadata.get("model") != model_hash(model):
+            if metadata["format"] == WITH_SLOTS and model.embedding.weight.dtype == torch.bfloat16:
+                raise UserError(
+                    f"{path}: an older version made these notes, or another model; load them without --dtype"
+                )
             raise _made_by_another(path, "model", metadata.get("model", ""), rounded)
         if wrong := difference(file.layout, _layout(file, model)):
             raise UserError(f"{path}: {DAMAGED}: {wrong}")

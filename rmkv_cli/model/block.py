@@ -61,13 +61,13 @@ class RMKVBlock(nn.Module):
         memory, slots = layer.memory, []
         if view.place is None and self.slots:
             start = wide(fresh)
-            memory = torch.where(view.kept, layer.memory, start)
-            slots = [torch.where(view.kept, start, layer.memory), memory] if view.mixed else [memory]
+            memory = torch.where(view.has_memory, layer.memory, start)
+            slots = [torch.where(view.has_memory, start, layer.memory), memory] if view.mixed else [memory]
         h = self.norm(torch.cat([*(each.to(x.dtype) for each in slots), x], dim=1) if slots else x)
         n = h.shape[1] - T
         qkv = self.attention.project(h)
         qk, v = qkv.split_with_sizes([2, 1], dim=2)
-        q, k = (qk if view.by is None else rotate(qk, view.by)).transpose(1, 3).unbind(2)  # (B, H, n + T, d)
+        q, k = (qk if view.rope is None else rotate(qk, view.rope)).transpose(1, 3).unbind(2)  # (B, H, n + T, d)
         keys, values = _join(layer.keys, k, n, view), _join(layer.values, v.squeeze(2).transpose(1, 2), n, view)
         asking = self.slots if view.ends and self.cell is not None else 0
         heads = self.attention(q[:, :, n - asking :] if n > asking else q, keys, values, view.mask)
@@ -88,7 +88,7 @@ class RMKVBlock(nn.Module):
             keys, values = (each[:, :, each.shape[2] - remembered :] for each in (keys, values))
             if view.ends:  # copies, so that the state does not hold on to the whole segment
                 keys, values = (each.clone(memory_format=torch.contiguous_format) for each in (keys, values))
-                keys = keys if view.back is None else rotate(keys, view.back)
+                keys = keys if view.rope_shift is None else rotate(keys, view.rope_shift)
         layer = replace(layer, store=store, recent=recent, keys=keys, values=values, stream=stream)
         if view.ends:
             layer = self._close(memory, for_slots, layer, view)
@@ -101,8 +101,8 @@ class RMKVBlock(nn.Module):
         stream = layer.stream.new_zeros(len(layer.stream), 0, layer.stream.shape[2])
         if self.pooling is None or self.cell is None:
             return replace(layer, stream=stream)
-        cell = None if layer.cell is None else torch.where(view.kept, layer.cell, 0.0)
-        p = self.pooling(layer.stream, view.counted)
+        cell = None if layer.cell is None else torch.where(view.has_memory, layer.cell, 0.0)
+        p = self.pooling(layer.stream, view.pooling_mask)
         if self.published:
             memory, cell = self.cell(p, wide(for_slots), cell)
         else:

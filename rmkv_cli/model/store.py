@@ -92,7 +92,7 @@ class AssociativeStore(nn.Module):
         q, k, v = qkv.unflatten(1, (-1, C)).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)  # (N, B * H, C, d)
         write, read = strengths.unflatten(1, (-1, C)).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)
         start = wide(self.start)
-        W = (store if view.own is None else torch.where(view.own, store, start)).flatten(0, 1)
+        W = (store if view.wrote_store is None else torch.where(view.wrote_store, store, start)).flatten(0, 1)
         error, weighted = write * v, write * k
         last, seen = k, weighted
         if view.mixed:  # tokens of a document that began after the chunk did see the learned start

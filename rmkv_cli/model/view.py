@@ -29,17 +29,17 @@ class View:
     """The tokens are the segment's last: the memory is updated."""
     mixed: bool
     """Some row has tokens of several documents."""
-    kept: Tensor
-    """(B, 1, 1), True: the memory is the last document's, and its slots; else they are the learned ones."""
+    has_memory: Tensor
+    """(B, 1, 1), True: the last document wrote the memory, so its slots are that; else they are the learned ones."""
     mask: Tensor
     """(B, 1, queries, K), added to attention's scores: 0 where a key is seen, -inf where it is not."""
-    counted: Tensor
-    """(B, 1, t), added to the pooling's scores for all tokens of the open segment, likewise."""
-    by: Rotation | None
-    """Of the slots, whose angle is 0, and of the tokens by their offset in their segment: (B, ..., 1, 1, d)."""
-    back: Rotation | None
-    """Of the look-back's keys, from this segment's frame to the next one's: (B, 1, 1, d)."""
-    own: Tensor | None
+    pooling_mask: Tensor
+    """(B, 1, t), added to the pooling's scores of the open segment's tokens: 0 for the last document's, else -inf."""
+    rope: Rotation | None
+    """Rotation of slots (angle 0) and tokens (by their offset in the segment), (B, slots + T, 1, 1, d)."""
+    rope_shift: Rotation | None
+    """Rotation that takes the look-back's keys from this segment's offsets to the next one's, (B, 1, 1, d)."""
+    wrote_store: Tensor | None
     """(B, 1, 1, 1), True: the first token's document wrote the store; None: it is so in all rows."""
     recent: Tensor
     """(B, 4, 1, 1, 1), 1 where the first token's document has the token that stood four to one before it, else 0."""
@@ -93,21 +93,21 @@ def view_of(
     reads = (document_ids == owner[:, None]) & config.memory.updated
     of_last = documents[:, -filled:] == document_ids[:, -1:]
     rotary = config.position == "rotary"
-    by = back = None
+    rope = rope_shift = None
     if rotary:
         cos, sin = rotation(F.pad(offset, (m * (1 + mixed), 0)), head_size, dtype)
-        by = cos[:, :, None, None], sin[:, :, None, None]
+        rope = cos[:, :, None, None], sin[:, :, None, None]
         cos, sin = rotation(-offset[:, -1:] - 1, head_size, dtype)
-        back = cos[:, None], sin[:, None]
+        rope_shift = cos[:, None], sin[:, None]
     return View(
         ends=ends,
         mixed=mixed,
-        kept=reads[:, -1:, None],
+        has_memory=reads[:, -1:, None],
         mask=_added(_seen(config, document_ids, documents, reads, of_last, ends, mixed), dtype)[:, None],
-        counted=_added(of_last, dtype)[:, None],
-        by=by,
-        back=back,
-        own=(store_owner == document_ids[:, 0])[:, None, None, None],
+        pooling_mask=_added(of_last, dtype)[:, None],
+        rope=rope,
+        rope_shift=rope_shift,
+        wrote_store=(store_owner == document_ids[:, 0])[:, None, None, None],
         recent=recent_of(position[:, 0], dtype),
         **(_store_view(document_ids, position, config.num_attention_heads, dtype, mixed) if config.stores else {}),
     )

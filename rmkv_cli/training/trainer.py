@@ -65,7 +65,7 @@ class Trainer:
         """What the steps compute with."""
         self.working.take_weights()
         self.state = self.working.model.initial_state(config.train.batch_size // ranks.count)
-        """Of this rank's lanes, as the next step finds it."""
+        """The state of this rank's lanes after the last step."""
         self._segment = compiled_segment(self.working.model) if config.train.compile else None
         self.optimizers = make_optimizers(self.model, config.train)
         self.lanes = Ahead(lanes, pinned=self.device == "cuda" and ranks.count == 1) if lanes is not None else None

@@ -11,6 +11,7 @@ from small_model import make_model
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes
 from rmkv_cli.generation.notes import model_hash
+from rmkv_cli.model.precision import to_precision
 from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.tokenizer import train_tokenizer
 
@@ -61,6 +62,11 @@ def test_notes_of_the_first_format_are_read(tmp_path):
     state = load_notes(path, model, WORDS).state.tensors()
     for name, x in prompt.state.tensors().items():
         assert torch.equal(state[name], x), name
+    narrow = make_model(vocab_size=280, memory={"cell": "lstm"})
+    to_precision(narrow, torch.bfloat16)
+    save_tensors(tensors, path, metadata | {"format": "rmkv-notes-1", "model": "another's"})
+    with pytest.raises(UserError, match="load them without --dtype"):
+        load_notes(path, narrow, WORDS)
     save_tensors(tensors, path, metadata)
     with pytest.raises(UserError, match="keys"):
         load_notes(path, model, WORDS)

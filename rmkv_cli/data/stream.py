@@ -78,7 +78,7 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """End the process. Who is reading from it, in another thread, is told that it died."""
+        """End the process. A thread that is reading from it gets the error that it died."""
         if self._process is not None:
             self._process.terminate()
             self._process.join(ENDING)

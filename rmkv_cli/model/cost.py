@@ -37,7 +37,7 @@ class TrainingMemory:
     states: int
     """Of all lanes, before a step and after it, and those saved between the segments of a row."""
     activations: int
-    """Of one segment, or without replay of a row; with the row's tokens and what the head reads and takes."""
+    """Those of one segment, or of a row without replay; the row's tokens, the head's vectors and logits."""
 
     @property
     def total(self) -> int:

@@ -121,7 +121,7 @@ class RMKV(nn.Module):
     def segment(self, input_ids: Tensor, state: State, document_ids: Tensor, mixed: bool) -> tuple[Tensor, State]:
         """Read tokens (B, T) that lie within one segment; return what the head reads, (B, T, D), and the state.
 
-        `mixed` tells that in some row they are of several documents.
+        `mixed` means that some row has tokens of several documents.
         """
         if self.through_layers and state.filled:
             raise ValueError("memory.carry = 'layers' reads whole segments: it cannot go on inside one")

@@ -46,7 +46,7 @@ class Ranks:
     mesh: DeviceMesh | None = None
     """All ranks, in a row; None if there is but one."""
     messages: dist.ProcessGroup | None = None
-    """All ranks again, for what rank 0 tells: the others wait for it as long as it lives."""
+    """All ranks again, for messages of rank 0, for which the others wait as long as it gives signs of life."""
 
     @property
     def first(self) -> bool:

@@ -124,7 +124,7 @@ class Trainer:
             self.interrupt.signal = asked
         if bad:
             every = torch.cat(self.ranks.gather(rows), dim=1)
-            raise BadStepError(unpacked(every), record, fault or "rank 0 tells why")
+            raise BadStepError(unpacked(every), record, fault or "rank 0 knows why")
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +26,43 @@ from rmkv_cli.training.tensors import TRAINING
 PROGRESS = Path(TRAINING) / "progress.pt"
 
 
-def save_checkpoint(run: Path, step: int, fill: Callable[[Path], None], keep_last: int, best: int | None) -> None:
-    """Write runs/NAME/checkpoints/step-NNNNNNNN, point `latest` at it, and drop those beyond the last and the best.
+def save_checkpoint(
+    run: Path,
+    step: int,
+    fill: Callable[[Path], Callable[[], None]],
+    background: Executor,
+    keep_last: int,
+    best: int | None,
+) -> Future[None]:
+    """Begin to write runs/NAME/checkpoints/step-NNNNNNNN. When it is whole, point `latest` at it, and drop those beyond
+    the last and the best.
 
     Args:
         run: its folder.
         step: number of the last one.
-        fill: writes the files into the folder that it is given.
+        fill: copies what will change into memory, and returns a function that writes the files into the folder.
+        background: where the files are written and hashed.
         keep_last: how many to keep.
         best: the step of the best checkpoint, which is kept as well; None if there is none.
 
-    Raises:
-        UserError: it cannot be written (a full disk); what was there before stays.
+    Returns:
+        the end of all that. It raises `UserError` if the files cannot be written (a full disk); what was there before
+        stays.
     """
     path = checkpoint_path(run, step)
-    with whole_directory(path) as aside:
-        fill(aside)
-        write_checksums(aside)
-    _point(run / "latest", path)
-    _drop_old(run, keep_last, best)
+    with ExitStack() as stack:
+        aside = stack.enter_context(whole_directory(path))
+        write = fill(aside)
+        whole = stack.pop_all()
+
+    def end() -> None:
+        with whole:
+            write()
+            write_checksums(aside)
+        _point(run / "latest", path)
+        _drop_old(run, keep_last, best)
+
+    return background.submit(end)
 
 
 def go_back(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> None:

@@ -47,6 +47,8 @@ class Ranks:
     """All ranks, in a row; None if there is but one."""
     messages: dist.ProcessGroup | None = None
     """All ranks again, for messages of rank 0, for which the others wait as long as it gives signs of life."""
+    saving: dist.ProcessGroup | None = None
+    """All ranks once more, for the thread that writes a checkpoint."""
 
     @property
     def first(self) -> bool:
@@ -162,7 +164,8 @@ def joined(device: str) -> Iterator[Ranks]:
     failed = False
     try:
         messages = dist.new_group(backend="gloo", timeout=UNLIMITED)
-        yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)), messages)
+        saving = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)), messages, saving)
     except RuntimeError as error:
         failed = True
         if not isinstance(error, torch.OutOfMemoryError):  # which is this one's own fault

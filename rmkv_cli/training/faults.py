@@ -34,7 +34,7 @@ class Watch:
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return, as plain values, all that `load_state_dict` needs."""
-        return {"norms": self.norms, "bad_steps": self.bad_steps}
+        return {"norms": self.norms, "bad_steps": [*self.bad_steps]}
 
     def load_state_dict(self, state: dict[str, list[Any]]) -> None:
         """Go on where `state` was taken."""

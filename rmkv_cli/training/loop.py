@@ -3,7 +3,8 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
 from rmkv_cli.training.memory import memory_errors_explained, require_memory
 from rmkv_cli.training.metrics import Metrics, best_validation, read_metrics
 from rmkv_cli.training.optimizer import most_segments
+from rmkv_cli.training.tensors import finish_writing
 from rmkv_cli.training.trainer import Trainer
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
@@ -98,9 +100,10 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
                 open_loggers(config, run, trainer.step) as log,
                 interruptible() as interrupt,
                 Display(trainer.tokens, config.train.tokens) as display,
+                ThreadPoolExecutor(1) as background,
             ):
                 trainer.interrupt = interrupt
-                _Job(trainer, run, data, metrics, display, log).run_to_end(interrupt)
+                _Job(trainer, run, data, metrics, display, log, background).run_to_end(interrupt)
         finally:
             metrics.close()
         ranks.share(None)  # the others' end
@@ -155,6 +158,9 @@ class _Job:
     metrics: Metrics
     display: Display
     log: Log
+    background: Executor
+    saving: Future[None] | None = None
+    """The end of the checkpoint that is being written."""
 
     def run_to_end(self, interrupt: Interrupt) -> None:
         """Step until all tokens are seen or a signal asks to stop; save and evaluate when due and at the end."""
@@ -171,6 +177,8 @@ class _Job:
                 self.display.say(f"{end}, after {trainer.tokens:,} of {config.tokens:,} tokens")
                 trainer.ended = True
                 break
+            if self.saving is not None and self.saving.done():
+                self.finish_saving()
             if trainer.step % config.log_every == 0 or trainer.finished or "bad_step" in record:
                 self.add(record)
             if trainer.step % config.checkpoint_every == 0 or trainer.finished or "rolled_back_to" in record:
@@ -180,6 +188,7 @@ class _Job:
         if saved != trainer.step:
             self.save()
         self.evaluate()
+        self.finish_saving()
 
     def add(self, record: dict[str, Any]) -> None:
         """Put a record into metrics.jsonl, and send it to the loggers."""
@@ -187,12 +196,24 @@ class _Job:
         self.log(record)
 
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Begin to write a checkpoint of this step; the one before is whole by then."""
+        self.finish_saving()
         _, best = best_validation(self.metrics.records)
-        save_checkpoint(self.run, self.trainer.step, self.fill, self.trainer.config.train.keep_last, best)
+        keep, step = self.trainer.config.train.keep_last, self.trainer.step
+        self.saving = save_checkpoint(self.run, step, self.fill, self.background, keep, best)
 
-    def fill(self, folder: Path) -> None:
-        """Write the model, and beside it what training goes on from."""
+    def finish_saving(self) -> None:
+        """Wait until the checkpoint that is being written is whole; raise `UserError` if it cannot be."""
+        if self.saving is not None:
+            saving, self.saving = self.saving, None
+            _on_all(self.trainer, "finish_saving")
+            saving.result()
+
+    def fill(self, folder: Path) -> Callable[[], None]:
+        """Begin to write what training goes on from; return a function that writes the model, and waits for the rest.
+
+        All that the next steps change is copied before this returns.
+        """
         trainer = self.trainer
         assert trainer.lanes is not None
         lanes = trainer.lanes.state_dict()
@@ -204,9 +225,18 @@ class _Job:
             "optimizer": trainer.config.train.optimizer,
             "watch": trainer.watch.state_dict(),
         }
-        write_model(folder, _on_all(trainer, "whole_model"), self.data.tokenizer)
-        write_progress(folder, progress)
-        _on_all(trainer, "save", folder)
+        model = _on_all(trainer, "copied_model")
+        written = _on_all(trainer, "save", folder)
+
+        def write() -> None:
+            try:
+                write_model(folder, model, self.data.tokenizer)
+                write_progress(folder, progress)
+            finally:
+                wait([written])  # no folder is removed that is written into
+            finish_writing(folder, written)
+
+        return write
 
     def evaluate(self) -> None:
         """Measure the held-out loss and write a sample if that is due at this step and not done; mark the best."""
@@ -219,6 +249,7 @@ class _Job:
         report = report_on(self.data.held_out, losses, tokenizer)
         lowest, _ = best_validation(self.metrics.records)
         best = report.loss < lowest
+        self.finish_saving()  # what a record says is best is there
         if best:  # before it is recorded: should a kill come between, it is done again
             mark_best(self.run, trainer.step)
         figures = {"loss": report.loss, "perplexity": report.perplexity, "bits_per_byte": report.bits_per_byte}
@@ -237,6 +268,7 @@ class _Job:
         Raises:
             BadStepError: the config says so, or there were too many of late.
         """
+        self.finish_saving()
         trainer, way = self.trainer, self.trainer.config.train.on_bad_step
         if many := trainer.watch.too_many(error.record["step"]):
             self.display.say(f"{MOST_BAD} of the last {WINDOW} steps were passed over already")
@@ -265,7 +297,7 @@ class _Job:
         norms = _on_all(trainer, "gradient_norms")
         rows = {name: torch.from_numpy(x) for name, x in vars(error.rows).items()}
         with whole_directory(path) as aside:
-            self.fill(aside)
+            self.fill(aside)()
             save_tensors(rows, aside / "rows.safetensors")
             report = error.record | {"gradient_norms": norms}
             (aside / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -311,7 +343,7 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     records = read_metrics(run / "metrics.jsonl")
     if not list_checkpoints(run):
         steps = max((record["step"] for record in records), default=0)
-        if steps > trainer.config.train.checkpoint_every:  # a checkpoint must have been saved
+        if steps > 2 * trainer.config.train.checkpoint_every:  # by then the first checkpoint is whole
             raise UserError(
                 f"{run}: its checkpoints are gone, although it has trained for {steps:,} steps; restore one in "
                 f"{run / 'checkpoints'}, or train again in another --run"

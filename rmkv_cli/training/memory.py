@@ -12,6 +12,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.model.cost import training_memory
 from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import stderr
+from rmkv_cli.training.disk import checkpoint_bytes
 
 GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -52,6 +53,8 @@ def require_memory(config: Config, segments: int, device: str, ranks: int = 1) -
     Of a GPU's, which tells by itself what does not fit, warn: a training's longest rows may come after days.
     """
     needed, there = estimated_memory(config, segments, ranks), total_memory(device)
+    if device == "cpu":  # a checkpoint is copied, and written while training goes on
+        needed += checkpoint_bytes(config)
     if needed <= there:
         return
     line = (

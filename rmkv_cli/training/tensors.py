@@ -4,6 +4,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,26 @@ IN_AN_INDEX = {
 """Names, by module, that PyTorch's pickled index may contain. They describe tensors and run no code."""
 
 
-def write_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the tensors that training resumes from into a model's folder, each rank its own parts; all ranks call this.
+def begin_writing(directory: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> "Future[Any]":
+    """Copy the tensors that training resumes from to the CPU, and begin to write them into a model's folder, each rank
+    its own parts; all ranks call this.
 
-    Raises:
-        UserError: on all ranks, if any rank cannot write.
+    Args:
+        directory: the model's folder.
+        tensors: by name.
+        group: all ranks, for what they say to each other meanwhile; None if there is but one.
     """
-    path = directory / TRAINING
-    with _one_line(f"{path}: cannot be written"):
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(path), no_dist=not dist.is_initialized())
+    _one_process_needs_no_group()
+    writer = dcp.FileSystemWriter(directory / TRAINING)
+    written = dcp.async_save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+    assert isinstance(written, Future)
+    return written
+
+
+def finish_writing(directory: Path, written: "Future[Any]") -> None:
+    """Wait for the end of what `begin_writing` began; raise `UserError`, on all ranks, if any rank cannot write."""
+    with _one_line(f"{directory / TRAINING}: cannot be written"):
+        written.result()
 
 
 def read_tensors(checkpoint: Path, empty: Callable[[str, torch.Size, torch.dtype], Tensor]) -> dict[str, Tensor]:
@@ -62,6 +74,7 @@ def read_tensors(checkpoint: Path, empty: Callable[[str, torch.Size, torch.dtype
         for name, found in reader.read_metadata().state_dict_metadata.items()
         if isinstance(found, TensorStorageMetadata)
     }
+    _one_process_needs_no_group()
     with _one_line(f"{checkpoint / TRAINING}: cannot be read"):
         dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
@@ -105,12 +118,15 @@ class _Reader(dcp.FileSystemReader):
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
     """Raise `UserError` on all ranks if any rank fails in this call of distributed checkpoint."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs no group
-        try:
-            yield
-        except dcp.CheckpointException as failed:
-            error = next(error for error, _ in failed.failures.values())
-            if not isinstance(error, Exception):  # a second signal
-                raise error from None
-            raise UserError(f"{what}: {(str(error) or repr(error)).splitlines()[0]}") from failed
+    try:
+        yield
+    except dcp.CheckpointException as failed:
+        error = next(error for error, _ in failed.failures.values())
+        if not isinstance(error, Exception):  # a second signal
+            raise error from None
+        raise UserError(f"{what}: {(str(error) or repr(error)).splitlines()[0]}") from failed
+
+
+def _one_process_needs_no_group() -> None:
+    """Silence what PyTorch says of it, for good: a filter of a thread's own there is not before Python 3.14."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,7 +1,8 @@
 """The trainer: all that a training step changes, as one object that can be saved and loaded."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.interrupt import Interrupt
 from rmkv_cli.training.loss import compiled_segment, row_loss
 from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
-from rmkv_cli.training.tensors import read_tensors, write_tensors
+from rmkv_cli.training.tensors import begin_writing, read_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 from rmkv_cli.training.working import Working, spread
 
@@ -76,6 +77,8 @@ class Trainer:
         self.watch = Watch(config.train.spike_factor)
         self.interrupt = Interrupt()
         """Which signal asked any of the ranks to stop."""
+        self._written: Future[Any] | None = None
+        """The end of what `save` began."""
 
     @property
     def finished(self) -> bool:
@@ -205,11 +208,17 @@ class Trainer:
 
     def whole_model(self) -> RMKV:
         """Return the model with all its weights: a copy, where each rank has a part of them."""
-        if not self.sharded:
-            return self.model
+        return self._with_weights(whole) if self.sharded else self.model
+
+    def copied_model(self) -> RMKV:
+        """Return a copy of the model with all its weights on the CPU; of no use on other ranks than 0."""
+        return self._with_weights(lambda x: whole(x).to("cpu" if self.ranks.first else "meta", copy=True))
+
+    def _with_weights(self, of: Callable[[Tensor], Tensor]) -> RMKV:
+        """Return another model, whose weights a function gives."""
         with torch.device("meta"):
             model = RMKV(self.config.model)
-        model.load_state_dict({name: whole(x) for name, x in self.model.state_dict().items()}, assign=True)
+        model.load_state_dict({name: of(x) for name, x in self.model.state_dict().items()}, assign=True)
         return model
 
     def validate(self) -> tuple[Losses, RMKV]:
@@ -228,15 +237,21 @@ class Trainer:
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         return {name: whole(gradient.norm()).item() for name, gradient in gradients.items()}
 
-    def save(self, checkpoint: Path) -> None:
-        """Write to a checkpoint what is not the weights' and not the lanes': the optimizer's state, and the model's in
-        each lane."""
+    def save(self, checkpoint: Path) -> "Future[Any]":
+        """Begin to write to a checkpoint what is not the weights' and not the lanes': the optimizer's state, and the
+        model's in each lane. They may change meanwhile. Return the end of it."""
         names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         tensors = {f"{MODEL_STATE}.{name}": x for name, x in self.state.map(self.ranks.shard).tensors().items()}
         for optimizer in self.optimizers:
             for p, kept in optimizer.state.items():
                 tensors |= {f"{OPTIMIZER}.{names[p]}.{key}": x for key, x in kept.items()}
-        write_tensors(checkpoint, tensors)
+        self._written = begin_writing(checkpoint, tensors, self.ranks.saving)
+        return self._written
+
+    def finish_saving(self) -> None:
+        """Wait until this rank has written its part of a checkpoint, or failed."""
+        if self._written is not None:
+            wait([self._written])
 
     def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, list[Any]]) -> None:
         """Take weights, moments and lanes' states from a checkpoint, of however many ranks, and the rest as given.

@@ -188,14 +188,14 @@ def test_a_disk_that_fills_up_during_a_training_costs_no_checkpoint(config, whol
 
 
 def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_checkpoint_before(config, whole, tmp_path, monkeypatch):
-    """Both come while the checkpoint of step 6 is written."""
+    """Both come while the checkpoint of step 6 is begun; test_saving.py has those that come while it is written."""
     run, fill = tmp_path / "run", loop._Job.fill
 
     def interrupted(self, folder):
         if self.trainer.step == 6:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        fill(self, folder)
+        return fill(self, folder)
 
     with monkeypatch.context() as patched:
         patched.setattr(loop._Job, "fill", interrupted)

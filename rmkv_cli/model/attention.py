@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
+from rmkv_cli.model.precision import widened
 
 
 class QKVBlock(nn.Module):
@@ -48,4 +49,5 @@ class AttentionPooling(nn.Module):
         """Return P (B, m, D) for tokens x (B, S, D) and a mask (B, 1, S) that is added to the scores."""
         # Plain products, because no fused attention kernel takes a head as wide as the model.
         scores = torch.baddbmm(mask, self.queries.expand(len(x), -1, -1), x.mT, alpha=x.shape[-1] ** -0.5)
-        return scores.softmax(-1) @ x
+        # The softmax needs unrounded weights for its gradient, a difference of nearly equal numbers.
+        return scores.softmax(-1, dtype=widened(x.dtype)).to(x.dtype) @ x

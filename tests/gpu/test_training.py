@@ -33,7 +33,7 @@ def test_losses_are_those_of_the_cpu_in_float32(make_trainer):
 def test_bfloat16_learns_as_float32_does(make_trainer):
     wide, narrow = (losses(make_trainer("tiny", precision=precision), 30) for precision in ("fp32", "bf16"))
     assert wide[-1] < 0.8 * wide[0]
-    assert narrow == pytest.approx(wide, rel=0.02, abs=0.03)
+    assert narrow == pytest.approx(wide, rel=0.02)
 
 
 def test_the_peak_of_memory_is_the_estimate(make_trainer, preset, device):

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rmkv_cli.config import (
+    AdapterConfig,
     Config,
     MemoryConfig,
     MixConfig,
@@ -131,6 +132,7 @@ def page() -> Iterator[str]:
     yield f"\n### [model]\n\n{table(ModelConfig, presets=models)}"
     yield f"\n### [model.memory]\n\n{table(MemoryConfig, presets=memories)}"
     yield f"\n### [train]\n\n{table(TrainConfig, presets=trains)}"
+    yield f"\n### [train.adapter]\n\n{inspect.getdoc(AdapterConfig)}\n\n{table(AdapterConfig)}"
     yield f"\n## The mix\n\n[data.md](data.md) tells how a mix is read.\n\n{table(MixConfig, ('phases', 'sources'))}"
     yield f"\n### [[phases]]\n\n{meanings(MixConfig)['phases']}\n\n{table(Phase)}"
     yield f"\n### [[sources]]\n\n{meanings(MixConfig)['sources']} Its keys depend on its `kind`.\n"

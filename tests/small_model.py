@@ -4,6 +4,7 @@ import torch
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.adapters import MARK, attach, select
 
 CELLS = ("gru", "lstm", "minimal")
 MEMORIES = (
@@ -41,3 +42,13 @@ def make_model(seed=0, *, memory=None, **shape):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.double().eval().requires_grad_(False)
+
+
+def with_adapter(model, targets=(), rank=2, alpha=3.0, seed=1):
+    """The model, with an adapter all of whose numbers are drawn at random."""
+    torch.manual_seed(seed)
+    attach(model, select(model, targets), rank, alpha)
+    for name, parameter in model.named_parameters():
+        if MARK in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    return model.requires_grad_(False)

@@ -23,9 +23,10 @@ from rmkv_cli.config.tasks import (
     ReverseSource,
     TaskSource,
 )
-from rmkv_cli.config.train import Config, TrainConfig
+from rmkv_cli.config.train import AdapterConfig, Config, TrainConfig
 
 __all__ = [
+    "AdapterConfig",
     "Config",
     "CopySource",
     "FactsSource",

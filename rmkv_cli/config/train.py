@@ -9,6 +9,17 @@ from rmkv_cli.config.model import ModelConfig
 from rmkv_cli.config.section import Section
 
 
+class AdapterConfig(Section):
+    """The LoRA adapter that is trained where trainable = "adapters"."""
+
+    rank: int = Field(16, ge=1, le=1 << 16)
+    """Rank of the two matrices beside each layer's own."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapter's part is scaled by alpha / rank."""
+    targets: list[str] = Field([])
+    """Layers that get one, by name or its end, such as "attention.qkv"; empty: all linear layers and cells."""
+
+
 class TrainConfig(Section):
     """How a model is trained. Lengths of training are in tokens; intervals are in optimizer steps."""
 
@@ -84,6 +95,7 @@ class TrainConfig(Section):
     """Steps from checkpoint to checkpoint."""
     keep_last: int = Field(3, ge=1)
     """Checkpoints kept, besides the best."""
+    adapter: AdapterConfig = AdapterConfig()
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:

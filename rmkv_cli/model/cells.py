@@ -5,22 +5,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
-from rmkv_cli.model.precision import wide
 
 
 class MinimalRNNCell(nn.Module):
-    """The weights of `minimal_cell`."""
+    """h' = sigmoid(g) h + (1 - sigmoid(g)) SigLU(c), where (g, c) = W [h; x] + b (MinimalRNN: Chen, 2017)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(2 * size, 2 * size)
 
-
-def minimal_cell(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return h' = sigmoid(g) h + (1 - sigmoid(g)) SigLU(c) (N, D), where (g, c) = W [h; x] + b, for x and h (N, D)
-    (MinimalRNN: Chen, 2017)."""
-    gate, candidate = F.linear(torch.cat([hidden, x], dim=-1), weight, bias).chunk(2, dim=-1)
-    return torch.lerp(F.silu(candidate), hidden, torch.sigmoid(gate))
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return h' (N, D) for x and h (N, D)."""
+        gate, candidate = self.linear(torch.cat([hidden, x], dim=-1)).chunk(2, dim=-1)
+        return torch.lerp(F.silu(candidate), hidden, torch.sigmoid(gate))
 
 
 class RecurrentMemoryCell(nn.Module):
@@ -62,10 +59,8 @@ class RecurrentMemoryCell(nn.Module):
         Hidden and the results are float32 at least, because a keep gate near 1 adds less than bfloat16 resolves.
         """
         x, flat = x.flatten(0, 1).to(hidden.dtype), hidden.flatten(0, 1)
-        weights = [wide(weight) for weight in self.cell.parameters()]
         if self.kind == "lstm":
             assert cell is not None
-            h, c = torch.lstm_cell(x, [flat, cell.flatten(0, 1)], *weights)
+            h, c = self.cell(x, (flat, cell.flatten(0, 1)))
             return h.view_as(hidden), c.view_as(hidden)
-        h = torch.gru_cell(x, flat, *weights) if self.kind == "gru" else minimal_cell(x, flat, *weights)
-        return h.view_as(hidden), None
+        return self.cell(x, flat).view_as(hidden), None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
-from rmkv_cli.model import pretrained
+from rmkv_cli.model import adapter_file, pretrained
 from rmkv_cli.model.block import RMKVBlock
 from rmkv_cli.model.positions import sinusoids
 from rmkv_cli.model.precision import wide
@@ -216,6 +216,8 @@ class RMKV(nn.Module):
     def from_pretrained(cls, directory: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> "RMKV":
         """Return the model of a model folder, of a checkpoint, or of a run (its newest whole checkpoint).
 
+        A folder that holds an adapter gives its base model with the adapter.
+
         It computes in `dtype`, float32 or bfloat16: see `rmkv_cli.model.precision`. None means float32, or float64 if
         all weights in the file are.
 
@@ -223,9 +225,14 @@ class RMKV(nn.Module):
             UserError: there is no model, its files do not fit together, or the memory is too small for it.
         """
         folder = pretrained.find_model(Path(directory))
+        adapter = folder if adapter_file.is_adapter(folder) else None
+        if adapter:
+            folder = adapter_file.find_base(adapter)
         with torch.device("meta"):
             model = cls(pretrained.read_config(folder))
         pretrained.assign(model, pretrained.read_weights(folder, model, pretrained.CONFIG, device, dtype=dtype))
+        if adapter:
+            adapter_file.load_adapter(model, adapter)
         return model.eval()
 
 

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from rmkv_cli.config import Config, Phase, TrainConfig
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.adapters import MARK
 from rmkv_cli.training.muon import ShardedMuon
 
 THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
@@ -20,9 +21,9 @@ THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Return whether weight decay applies: to the matrices of attention and feed-forward, and to nothing else.
 
-    Gates, norms, embeddings, biases, pooling queries and slots are left alone.
+    Gates, norms, embeddings, biases, pooling queries, slots and adapters are left alone.
     """
-    return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name)
+    return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name) and MARK not in name
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

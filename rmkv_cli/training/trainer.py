@@ -16,6 +16,7 @@ from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import Losses, read_losses
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.model.adapters import blank_copy
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
 from rmkv_cli.training.ahead import Ahead, unpacked
@@ -216,8 +217,7 @@ class Trainer:
 
     def _with_weights(self, of: Callable[[Tensor], Tensor]) -> RMKV:
         """Return another model, whose weights a function gives."""
-        with torch.device("meta"):
-            model = RMKV(self.config.model)
+        model = blank_copy(self.model)
         model.load_state_dict({name: of(x) for name, x in self.model.state_dict().items()}, assign=True)
         return model
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.adapters import blank_copy
 from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.training.distribution import Ranks, whole
 
@@ -34,8 +35,7 @@ class Working:
 
     def __init__(self, masters: RMKV, dtype: torch.dtype, ranks: Ranks) -> None:
         self._ranks = ranks
-        with torch.device("meta"):
-            self.model = RMKV(masters.config)
+        self.model = blank_copy(masters)
         self._pairs = []
         modules = dict(self.model.named_modules())
         for name, master in masters.named_parameters():

@@ -7,18 +7,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import CELLS, EVERY, MEMORIES, POSITIONS, PUBLISHED, make_model
+from small_model import CELLS, EVERY, MEMORIES, POSITIONS, PUBLISHED, make_model, with_adapter
 
 from rmkv_cli.model import RMKV, State, reset_memory, reset_recent, swap_memory
+
+KINDS = [  # each memory once more, with an adapter on every layer that can have one
+    *((memory, position, lookback, False) for memory, position, lookback in EVERY),
+    *((memory, position, lookback, True) for memory, position, lookback in EVERY[:: len(POSITIONS)]),
+]
+
+
+def model_of(memory, position, lookback, adapted):
+    model = make_model(position=position, lookback=lookback, memory=memory)
+    return with_adapter(model) if adapted else model
 
 
 def tokens(batch, length, seed=0):
     return torch.randint(13, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
-def test_causal_bit_for_bit(memory, position, lookback):
-    model = make_model(position=position, lookback=lookback, memory=memory)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_causal_bit_for_bit(kind):
+    model = model_of(*kind)
     ids = tokens(2, 23)
     before = model(ids)[0]
     for i in (0, 4, 5, 11, 22):
@@ -40,9 +50,9 @@ def test_published_wiring_sees_the_future_from_the_second_layer_up():
     assert leaks == {1: False, 2: True}
 
 
-@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
-def test_three_ways_give_the_same_logits(memory, position, lookback):
-    model = make_model(position=position, lookback=lookback, memory=memory)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_three_ways_give_the_same_logits(kind):
+    model = model_of(*kind)
     assert_three_ways(model, tokens(2, 23), tolerance=1e-9)
 
 
@@ -78,10 +88,10 @@ def test_any_cut_of_any_text_gives_the_same_logits(data):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
-def test_documents_are_islands(memory, position, lookback):
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_documents_are_islands(kind):
     """Whatever stands in the other documents of a row, a document's logits are the same, bit for bit."""
-    model = make_model(position=position, lookback=lookback, memory=memory)
+    model = model_of(*kind)
     document_ids = torch.tensor([0] * 3 + [1] * 9 + [2] * 2 + [3] * 9).expand(2, -1)
     ids = tokens(2, 23)
     logits = model(ids, document_ids=document_ids)[0]

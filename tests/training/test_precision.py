@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.adapters import MARK, attach, select
 from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.working import Working
@@ -20,8 +22,8 @@ def model():
     return RMKV(ModelConfig(**shape, intermediate_size=128, segment_length=SEGMENT, lookback=8, memory=memory))
 
 
-def gradients(model, dtype, segments):
-    """Return all gradients of a row's mean loss as one vector."""
+def gradients(model, dtype, segments, mark=""):
+    """Return the gradients of a row's mean loss as one vector, of the parameters with `mark` in their names."""
     phrases = torch.randint(64, (16, 8), generator=torch.Generator().manual_seed(1))
     ids = phrases[torch.randint(16, (segments * SEGMENT // 8,), generator=torch.Generator().manual_seed(2))].view(1, -1)
     working = Working(model, dtype, Ranks("cpu"))
@@ -30,7 +32,8 @@ def gradients(model, dtype, segments):
     (loss / ids.numel()).backward()
     working.give_gradients()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    named = model.named_parameters()
+    found = torch.cat([p.grad.flatten() for name, p in named if p.grad is not None and mark in name])
     model.zero_grad()
     return found
 
@@ -54,3 +57,18 @@ def test_a_step_s_weights_are_one_rounded_copy(model):
     assert torch.equal(working.model.embedding.weight, model.embedding.weight.bfloat16())
     assert working.model.memory is model.memory
     assert working.model.blocks[0].store.start is model.blocks[0].store.start
+
+
+def test_an_adapter_s_bfloat16_gradients_are_as_close_and_cells_and_stores_keep_theirs_in_float32(model):
+    attach(model, select(model, ()), 4, 8.0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    exact, found = (gradients(model, dtype, 16, MARK) for dtype in (torch.float32, torch.bfloat16))
+    error = ((found - exact).norm() / exact.norm()).item()
+    print(error)
+    assert error < 0.015
+    dtypes = {name: x.dtype for name, x in Working(model, torch.bfloat16, Ranks("cpu")).model.named_parameters()}
+    assert dtypes["blocks.0.attention.qkv.lora_A.weight"] == torch.bfloat16
+    assert dtypes["blocks.0.cell.cell.base_layer.lora_B.weight"] == torch.float32
+    assert dtypes["blocks.0.store.gates.lora_A.weight"] == torch.float32

@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rmkv_cli.config import ModelConfig
+from rmkv_cli.model.precision import wide
 
 
 class MinimalRNNCell(nn.Module):
@@ -30,13 +32,13 @@ class RecurrentMemoryCell(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         D = config.hidden_size
-        self.kind = config.memory.cell
+        kind = config.memory.cell
         self.cell: nn.GRUCell | nn.LSTMCell | MinimalRNNCell
         keep = torch.empty(D).uniform_(1, config.memory.horizon).log()
-        if self.kind == "gru":  # torch's order: reset, keep, candidate
+        if kind == "gru":  # torch's order: reset, keep, candidate
             self.cell = nn.GRUCell(D, D)
             self._start_gate(1, keep)
-        elif self.kind == "lstm":  # torch's order: input, forget (which keeps), candidate, output
+        elif kind == "lstm":  # torch's order: input, forget (which keeps), candidate, output
             self.cell = nn.LSTMCell(D, D)
             self._start_gate(1, keep)
             self._start_gate(0, -keep)
@@ -58,9 +60,13 @@ class RecurrentMemoryCell(nn.Module):
 
         Hidden and the results are float32 at least, because a keep gate near 1 adds less than bfloat16 resolves.
         """
-        x, flat = x.flatten(0, 1).to(hidden.dtype), hidden.flatten(0, 1)
-        if self.kind == "lstm":
-            assert cell is not None
-            h, c = self.cell(x, (flat, cell.flatten(0, 1)))
-            return h.view_as(hidden), c.view_as(hidden)
-        return self.cell(x, flat).view_as(hidden), None
+        x, h = x.flatten(0, 1).to(hidden.dtype), hidden.flatten(0, 1)
+        state = h if cell is None else (h, cell.flatten(0, 1))
+        if next(self.cell.parameters()).dtype == hidden.dtype:
+            new = self.cell(x, state)
+        else:  # transformers' model.to(dtype) narrows these weights as well
+            weights = {name: wide(weight) for name, weight in self.cell.named_parameters()}
+            new = functional_call(self.cell, weights, (x, state))
+        if isinstance(new, Tensor):
+            return new.view_as(hidden), None
+        return new[0].view_as(hidden), new[1].view_as(hidden)

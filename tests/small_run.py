@@ -62,13 +62,19 @@ def written_by(monkeypatch, capsys, *arguments, stdin=b""):
 
 def error_of(monkeypatch, capsys, *arguments):
     """Run the command in this process; return the line in which it says what is wrong with the input."""
+    (line,) = errors_of(monkeypatch, capsys, *arguments)
+    return line
+
+
+def errors_of(monkeypatch, capsys, *arguments):
+    """Run the command in this process; return the lines in which it says what is wrong, the first with "error: "."""
     monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    *before, line = shown.err.splitlines()
-    assert line.startswith("error: ")
-    assert all(other.endswith(": done") for other in before)  # progress
-    return line
+    lines = shown.err.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert all(other.endswith(": done") for other in lines[:first])  # progress
+    return lines[first:]

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from rmkv_cli.config import Config, MixConfig, list_mixes, load_config, load_mix, mix_path, preset_path, whole_number
+from rmkv_cli.config import (
+    Config,
+    MixConfig,
+    list_mixes,
+    load_config,
+    load_mix,
+    load_recipe,
+    mix_path,
+    preset_path,
+    whole_number,
+)
 from rmkv_cli.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
@@ -80,11 +90,30 @@ def at_least(least: int) -> Callable[[str | int], int]:
 
 def read_config(preset: str | None, file: Path | None, overrides: list[str] | None) -> Config:
     """Return the config that `--preset` or `--config`, then `--set`, describe."""
+    return load_config(_config_path(preset, file), overrides or ())
+
+
+def _config_path(preset: str | None, file: Path | None) -> Path:
     if (preset is None) == (file is None):
         raise UserError("give one config: either --preset NAME (`rmkv config list` shows them) or --config FILE")
     path = preset_path(preset) if preset is not None else file
     assert path is not None
-    return load_config(path, overrides or ())
+    return path
+
+
+def read_recipe(preset: str | None, file: Path | None, overrides: list[str], model: Path) -> Config:
+    """Return the config of a training that starts from a model: `--preset` or `--config`, then `--set`, say how it is
+    trained, and a model folder, checkpoint or run what is trained and by which tokenizer."""
+    from rmkv_cli.model.pretrained import find_model
+    from rmkv_cli.model.pretrained import read_config as read_model
+
+    if any(override.startswith("train.tokenizer=") for override in overrides):
+        raise UserError("--set train.tokenizer: with --from the tokenizer is the model's; leave it out")
+    path, folder = _config_path(preset, file), find_model(model).resolve()
+    config = load_recipe(path, overrides, read_model(folder), preset=preset is not None)
+    tokenizer = str(folder / "tokenizer.json")
+    update = {"from_model": str(folder), "from_sha256": None, "tokenizer": tokenizer}
+    return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, print_json, read_config
+from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, print_json, read_config, read_recipe
 from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.config import load_config, mix_path
 from rmkv_cli.errors import UserError
@@ -22,6 +22,14 @@ def train(
         str | None,
         typer.Option(
             metavar="MIX", help="Stream this mix.toml or shipped mix; with --resume, use it to find moved files."
+        ),
+    ] = None,
+    from_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Start from this model folder, checkpoint or run, not from random weights: see docs/finetuning.md.",
         ),
     ] = None,
     run: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/NAME]")] = None,
@@ -69,11 +77,15 @@ def train(
         raise UserError("--data and --mix: a training reads either prepared data or a stream; give one of them")
     moved = [f"train.data={data}"] if data else [f"train.mix={mix_path(mix).absolute()}"] if mix else []
     if resume:
+        if from_model:
+            raise UserError(f"--from: {run} has begun already; leave out --resume, and choose another --run")
         if overrides:
             raise UserError(f"--set has no effect with --resume: {run} goes on with its own config.toml")
         if not (run / "config.toml").is_file():
             raise UserError(f"{run}: no run to go on with (it has no config.toml)")
         resolved = load_config(run / "config.toml", moved)
+    elif from_model:
+        resolved = read_recipe(preset, config, [*(overrides or ()), *moved], from_model)
     else:
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
     if mix and resolved.train.data:

@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from rmkv_cli.config.mix import MixConfig, Source
+from rmkv_cli.config.model import ModelConfig
 from rmkv_cli.config.numbers import WANTED
 from rmkv_cli.config.section import Section
 from rmkv_cli.config.train import Config
@@ -72,6 +73,61 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         UserError: a line for every unknown key, wrong value and broken rule, naming the file (or `--set`) and key.
     """
     data = _read_toml(path)
+    return parse(Config, data, str(path), _override(data, overrides))
+
+
+def load_recipe(path: Path, overrides: Sequence[str], model: ModelConfig, *, preset: bool) -> Config:
+    """Read the training of a config for a model that exists already, then apply `key=value` overrides.
+
+    A preset contributes its `[train]` alone. In any other file, and in an override, a key of the model must have the
+    value that it has in `model`.
+
+    Raises:
+        UserError: as in `load_config`; a line for each key that contradicts the model.
+    """
+    data = _read_toml(path)
+    if preset:
+        data.pop("model", None)
+    overridden = _override(data, overrides)
+    given = data.get("model", {})
+    whole = data | ({"model": _merged(model.model_dump(), given)} if isinstance(given, dict) else {})
+    config = parse(Config, whole, str(path), overridden)
+    lines = [
+        f"{f'--set {key}' if key in overridden else f'{path}: {key}'}: is {shown(found)}, but the model that --from "
+        f"names has {shown(there)}; leave it out"
+        for key, found, there in differences(config.model, model)
+    ]
+    if lines:
+        raise UserError("\n".join(lines))
+    return config
+
+
+def differences(one: Section, other: Section, before: str = "model.") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key of each value that differs between two sections of one kind, with both values."""
+    for name in type(one).model_fields:
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, Section) and isinstance(b, Section):
+            yield from differences(a, b, f"{before}{name}.")
+        elif a != b:
+            yield before + name, a, b
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it."""
+    return json.dumps(value, default=str)
+
+
+def _merged(table: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with the keys of another in their place, tables inside it merged likewise."""
+    both = {
+        key: _merged(table[key], x) if isinstance(x, dict) and isinstance(table.get(key), dict) else x
+        for key, x in more.items()
+    }
+    return table | both
+
+
+def _override(data: dict[str, Any], overrides: Sequence[str]) -> set[str]:
+    """Set the keys of `key=value` overrides in a config's data; return the keys."""
     overridden = set()
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -79,7 +135,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"--set {override}: wants KEY=VALUE, for instance model.memory.slots=64")
         _assign(data, key, value)
         overridden.add(key)
-    return parse(Config, data, str(path), overridden)
+    return overridden
 
 
 def load_mix(path: Path, tokens: int | None = None) -> MixConfig:

@@ -29,6 +29,11 @@ class TrainConfig(Section):
     """Without `data`: what is streamed, a mix.toml or the name of a shipped one."""
     tokenizer: str = "tokenizer.json"
     """Of a mix that is streamed; a prepared one has its own."""
+    from_model: str | None = None
+    """The model folder whose weights, `[model]` and tokenizer the run starts from; `--from` sets it. Without it the
+    weights are random."""
+    from_sha256: str | None = None
+    """SHA-256 of its model.safetensors; the run's config.toml records it, and a run refuses another file."""
     tokens: int = Field(10_000_000_000, ge=1)
     """Tokens to train on."""
     batch_size: int = Field(64, ge=1, le=1 << 20)

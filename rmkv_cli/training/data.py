@@ -19,6 +19,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.training.begin import require_tokenizer_of_source
 from rmkv_cli.training.files import current_mix
 
 MIX = "mix.toml"
@@ -74,7 +75,7 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
     begun = (run / "config.toml").exists()
     # A run that has begun has its own, which stays when the one that it was made from changes.
     tokenizer = Tokenizer.load(run if begun else Path(config.train.tokenizer))
-    _require_fit(config, tokenizer, config.train.tokenizer)
+    _require_fit(config, run, tokenizer, config.train.tokenizer)
     if config.model.position == "learned":
         raise UserError(
             "model.position = 'learned' ends at model.max_position_embeddings, and a stream's documents may be longer; "
@@ -125,7 +126,7 @@ def _prepared(config: Config, run: Path, folder: Path) -> Data:
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != documents.tokenizer_hash:
         raise UserError(f"{folder}: its tokenizer.json is not the one that the data was made with")
-    _require_fit(config, tokenizer, str(folder))
+    _require_fit(config, run, tokenizer, str(folder))
     model = config.model
     longest = max(int(split.lengths.max()) for split in (documents, held_out) if split)
     if model.position == "learned" and longest > model.max_position_embeddings:
@@ -143,15 +144,17 @@ def _prepared(config: Config, run: Path, folder: Path) -> Data:
     return Data(queue, manifest.mix.phases, held_out, tokenizer, sha256(folder / "manifest.json"))
 
 
-def _require_fit(config: Config, tokenizer: Tokenizer, place: str) -> None:
-    """Raise `UserError` if the model has too few ids for the tokenizer; say so if it has far too many."""
+def _require_fit(config: Config, run: Path, tokenizer: Tokenizer, place: str) -> None:
+    """Raise `UserError` if the tokenizer is not that of the model that the run starts from, or has more ids than the
+    model; print a note if a new model has far too many."""
+    require_tokenizer_of_source(config, run, tokenizer, place)
     size = config.model.vocab_size
     if tokenizer.vocab_size > size:
         raise UserError(
             f"{place}: its tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size = {size}; "
             f"use --set model.vocab_size={tokenizer.vocab_size}"
         )
-    if tokenizer.vocab_size < 0.9 * size:
+    if tokenizer.vocab_size < 0.9 * size and config.train.from_model is None:
         stderr().print(
             f"note: model.vocab_size = {size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
             f"--set model.vocab_size={tokenizer.vocab_size} makes the model smaller",

@@ -22,6 +22,7 @@ from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.progress import stderr
+from rmkv_cli.training.begin import source_of, with_source
 from rmkv_cli.training.checkpoint import (
     go_back,
     mark_best,
@@ -81,12 +82,14 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
 
 def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal: bool) -> Outcome:
     """Be rank 0, or the only one: `train`."""
-    config = checked(config, run, resume=resume, allow_noncausal=allow_noncausal)
+    config = with_source(checked(config, run, resume=resume, allow_noncausal=allow_noncausal), run)
     require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
     with _locked(run), open_data(config, run) as data:
         require_memory(config, most_segments(config.train, data.phases), ranks.device, ranks.count)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, ranks, ranks.share(data.phases), data.held_out)
+        if (source := source_of(config, run)) is not None:
+            _on_all(trainer, "start_from", source)
         if resume:
             _go_on(trainer, run, data)
         else:

@@ -253,15 +253,18 @@ class Trainer:
         if self._written is not None:
             wait([self._written])
 
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of a model folder; raise `UserError` if they are damaged or another model's."""
+        self._load_weights(folder)
+        self.working.take_weights()
+        self.state = self.working.model.initial_state(self.config.train.batch_size // self.ranks.count)
+
     def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, list[Any]]) -> None:
         """Take weights, moments and lanes' states from a checkpoint, of however many ranks, and the rest as given.
 
         Raises `UserError` if they are another model's.
         """
-        with self.ranks.together():
-            weights = read_weights(checkpoint, self.model, "the run's config.toml")
-        mine = self.model.state_dict()
-        self.model.load_state_dict({name: parted_like(x.to(self.device), mine[name]) for name, x in weights.items()})
+        self._load_weights(checkpoint)
         parameters = dict(self.model.named_parameters())
         moments: dict[Tensor, Any] = {}  # where each parameter's are
         for optimizer in self.optimizers:
@@ -285,6 +288,12 @@ class Trainer:
             raise UserError(f"{checkpoint}: its lanes' states are damaged: {wrong}")
         self.state, self.step, self.tokens = state, step, tokens
         self.watch.load_state_dict(watch)
+
+    def _load_weights(self, folder: Path) -> None:
+        with self.ranks.together():
+            weights = read_weights(folder, self.model, "the run's config.toml")
+        mine = self.model.state_dict()
+        self.model.load_state_dict({name: parted_like(x.to(self.device), mine[name]) for name, x in weights.items()})
 
     def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return an empty tensor for what a checkpoint has under a name, in parts as the ranks have it."""

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import progress
+from rmkv_cli.training.begin import source_of, with_source
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
 from rmkv_cli.training.distribution import Ranks, resolve_device
@@ -123,11 +124,17 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
 def _trial(config: Config) -> Iterator[Trainer]:
     """Give a trainer at its first step, whose data keep what they need in a temporary folder."""
     device = resolve_device(config.train.device)
-    with tempfile.TemporaryDirectory(prefix="rmkv-") as folder, open_data(config, Path(folder)) as data:
+    with tempfile.TemporaryDirectory(prefix="rmkv-") as folder, ExitStack() as stack:
+        run = Path(folder)
+        config = with_source(config, run)
+        data = stack.enter_context(open_data(config, run))
         require_memory(config, most_segments(config.train, data.phases), device)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         with memory_errors_explained(config):
             try:
-                yield Trainer(config, lanes, Ranks(device), data.phases)
+                trainer = Trainer(config, lanes, Ranks(device), data.phases)
+                if (source := source_of(config, run)) is not None:
+                    trainer.start_from(source)
+                yield trainer
             except EndOfData as end:
                 raise UserError(f"{end}: too early for a trial, which needs more tokens") from None

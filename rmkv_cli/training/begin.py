@@ -1,0 +1,64 @@
+"""Start a run from an existing model: find it, check that it is the recorded one, and that the data fit it."""
+
+from pathlib import Path
+
+from rmkv_cli.config import Config
+from rmkv_cli.config.load import differences, shown
+from rmkv_cli.errors import UserError
+from rmkv_cli.files import sha256
+from rmkv_cli.model import find_model
+from rmkv_cli.model.checkpoints import list_checkpoints
+from rmkv_cli.model.pretrained import WEIGHTS, read_config
+from rmkv_cli.tokenizer import Tokenizer
+
+
+def source_of(config: Config, run: Path) -> Path | None:
+    """Return the model folder whose weights the run in the folder `run` still has to load.
+
+    None: the run starts from random weights, or has a checkpoint to resume from.
+    """
+    if config.train.from_model is None or list_checkpoints(run):
+        return None
+    return Path(config.train.from_model)
+
+
+def with_source(config: Config, run: Path) -> Config:
+    """Return the config with the folder and SHA-256 of the model that the run starts from, if it still has to load one.
+
+    Raises:
+        UserError: there is no such model, it has another shape than the config, or the config records another SHA-256.
+    """
+    source = source_of(config, run)
+    if source is None:
+        return config
+    begun = (run / "config.toml").exists()
+    if begun and not (source / WEIGHTS).is_file():
+        raise UserError(
+            f"{source}: the model that the run starts from is gone, and the run has no checkpoint yet; restore it, or "
+            "start again in another --run"
+        )
+    folder = find_model(source).resolve()
+    lines = [
+        f"{key}: is {shown(found)}, but {folder}, which the run starts from, has {shown(there)}"
+        for key, found, there in differences(config.model, read_config(folder))
+    ]
+    if lines:
+        raise UserError("\n".join(lines))
+    digest, recorded = sha256(folder / WEIGHTS), config.train.from_sha256
+    if recorded not in (None, digest):
+        raise UserError(
+            f"{folder / WEIGHTS}: is not the file that the run starts from: its SHA-256 is {digest[:12]}…, but "
+            f"train.from_sha256 = {recorded[:12]}…; restore that file, or start another run with --from"
+        )
+    update = {"from_model": str(folder), "from_sha256": digest}
+    return config.model_copy(update={"train": config.train.model_copy(update=update)})
+
+
+def require_tokenizer_of_source(config: Config, run: Path, tokenizer: Tokenizer, place: str) -> None:
+    """Raise `UserError` if the tokenizer of the data at `place` is not that of the model that the run starts from."""
+    source = source_of(config, run)
+    if source is not None and Tokenizer.load(source).hash != tokenizer.hash:
+        raise UserError(
+            f"{place}: its tokenizer is not that of the model {source}; prepare the data again with "
+            f"--tokenizer {source / 'tokenizer.json'}"
+        )

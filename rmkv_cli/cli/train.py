@@ -9,7 +9,7 @@ import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, print_json, read_config, read_recipe
 from rmkv_cli.cli.tables import console, size, table
-from rmkv_cli.config import load_config, mix_path
+from rmkv_cli.config import mix_path, resumed_config
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import plural, stderr
 
@@ -59,7 +59,7 @@ def train(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train a model. Ctrl-C saves; `--resume` goes on exactly where it stopped."""
+    """Train a model. Ctrl-C saves; `--resume` continues exactly where the run stopped, and with `--set` extends it."""
     if sum(map(bool, (resume, profile, dry_run))) > 1:
         raise UserError("--resume, --profile and --dry-run: only one of them at a time")
     if (nproc > 1 or "RANK" in os.environ) and (profile or dry_run):
@@ -79,11 +79,9 @@ def train(
     if resume:
         if from_model:
             raise UserError(f"--from: {run} has begun already; leave out --resume, and choose another --run")
-        if overrides:
-            raise UserError(f"--set has no effect with --resume: {run} goes on with its own config.toml")
         if not (run / "config.toml").is_file():
             raise UserError(f"{run}: no run to go on with (it has no config.toml)")
-        resolved = load_config(run / "config.toml", moved)
+        resolved = resumed_config(run / "config.toml", overrides or (), moved)
     elif from_model:
         resolved = read_recipe(preset, config, [*(overrides or ()), *moved], from_model)
     else:

@@ -15,6 +15,7 @@ from rmkv_cli.config.load import (
 from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, TextSource
 from rmkv_cli.config.model import MemoryConfig, ModelConfig
 from rmkv_cli.config.numbers import whole_number
+from rmkv_cli.config.resume import resumed_config
 from rmkv_cli.config.section import Section
 from rmkv_cli.config.tasks import (
     CopySource,
@@ -56,5 +57,6 @@ __all__ = [
     "mix_path",
     "parse",
     "preset_path",
+    "resumed_config",
     "whole_number",
 ]

@@ -114,7 +114,7 @@ def differences(one: Section, other: Section, before: str = "model.") -> Iterato
 
 def shown(value: Any) -> str:
     """Return a value as an error message shows it."""
-    return json.dumps(value, default=str)
+    return "none" if value is None else json.dumps(value, default=str)
 
 
 def _merged(table: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

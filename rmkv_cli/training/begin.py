@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from rmkv_cli.config import Config
+from rmkv_cli.config import Config, dump_toml, load_config
 from rmkv_cli.config.load import differences, shown
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import sha256
+from rmkv_cli.files import sha256, write_text
 from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.model.pretrained import WEIGHTS, read_config
+from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -62,3 +63,13 @@ def require_tokenizer_of_source(config: Config, run: Path, tokenizer: Tokenizer,
             f"{place}: its tokenizer is not that of the model {source}; prepare the data again with "
             f"--tokenizer {source / 'tokenizer.json'}"
         )
+
+
+def keep_config(config: Config, run: Path) -> None:
+    """Write a resumed run's config into its folder if it has changed, and print each change."""
+    path = run / "config.toml"
+    changes = list(differences(config, load_config(path), "")) if path.exists() else []
+    for key, new, old in changes:
+        stderr().print(f"{key}: {shown(old)} before, {shown(new)} from now on")
+    if changes or not path.exists():
+        write_text(path, dump_toml(config))

@@ -83,6 +83,7 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
         )
     mix = current_mix(load_mix(run / MIX), run, Path(config.train.mix or "")) if begun else _definite(config)
     require_room(mix, tokenizer)
+    _note_phases(mix, config.train.tokens)
     workers = max(1, (os.cpu_count() or 1) // 2)
     if not begun:  # what a start that was killed has left may be of another mix
         write_text(run / MIX, dump_toml(mix))
@@ -134,14 +135,16 @@ def _prepared(config: Config, run: Path, folder: Path) -> Data:
             f"{folder}: has a document of {longest} tokens, but learned positions end at "
             f"model.max_position_embeddings = {model.max_position_embeddings}; rotary and sinusoidal ones know no end"
         )
-    if manifest.mix.phases and manifest.mix.tokens != config.train.tokens:
-        stderr().print(
-            f"note: the mix's phases are shares of its {manifest.mix.tokens:,} tokens, but train.tokens = "
-            f"{config.train.tokens:,}",
-            style="yellow",
-        )
+    _note_phases(manifest.mix, config.train.tokens)
     queue = Prepared(documents, config.train.seed)
     return Data(queue, manifest.mix.phases, held_out, tokenizer, sha256(folder / "manifest.json"))
+
+
+def _note_phases(mix: MixConfig, tokens: int) -> None:
+    """Print a note if the mix's phases are made for another number of tokens."""
+    if mix.phases and mix.tokens != tokens:
+        line = f"note: the mix's phases are shares of its {mix.tokens:,} tokens, but train.tokens = {tokens:,}"
+        stderr().print(line, style="yellow")
 
 
 def _require_fit(config: Config, run: Path, tokenizer: Tokenizer, place: str) -> None:

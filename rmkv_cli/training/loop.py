@@ -22,7 +22,7 @@ from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.progress import stderr
-from rmkv_cli.training.begin import source_of, with_source
+from rmkv_cli.training.begin import keep_config, source_of, with_source
 from rmkv_cli.training.checkpoint import (
     go_back,
     mark_best,
@@ -92,6 +92,7 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
             _on_all(trainer, "start_from", source)
         if resume:
             _go_on(trainer, run, data)
+            keep_config(config, run)
         else:
             data.tokenizer.save(run / "tokenizer.json")
             if config.train.data is None:

@@ -168,7 +168,7 @@ def test_train_from_the_command_line_and_its_json(small_run, shown, monkeypatch,
     assert "a run is there already" in error(*small_run)
     resume = ["--resume", "--run", tmp_path / "run"]
     assert "it has come to its end" in shown("train", *resume).err
-    assert "--set has no effect with --resume" in error(*resume, "--set", "train.tokens=600")
+    assert "--set train.batch_size: cannot change on resume" in error(*resume, "--set", "train.batch_size=4")
     assert "holds other things and is no run" in error(*small_run, "--run", tmp_path)
 
 

@@ -51,7 +51,11 @@ def mix_command(
     as_json: Json = False,
 ) -> None:
     """Tokenize the sources of a mix and write their documents, in the ratio of the weights by tokens."""
-    from rmkv_cli.data.mix import prepare, warn_of_sources_without_held_out
+    from rmkv_cli.data.mix import (
+        prepare,
+        warn_of_sources_without_held_out,
+        warn_of_sources_without_supervision,
+    )
     from rmkv_cli.tokenizer import Tokenizer
 
     sources, base = read_mix(mix, preset, tokens)
@@ -72,8 +76,12 @@ def mix_command(
     _print_table((*titles, *HELD_OUT, "epochs", "skipped"), rows)
     for name, split in manifest.splits.items():
         print(f"{name}: {plural(split.documents, 'document')}, {plural(split.tokens, 'token')}, {split.bytes:,} bytes")
+    supervised = sum(source.supervised_tokens or 0 for source in manifest.sources)
+    if supervised < (tokens := manifest.splits["train"].tokens):
+        print(f"supervised: {plural(supervised, 'token')} of the {tokens:,} for training")
     if manifest.ended_by:
         stderr().print(f"The mix ends where '{manifest.ended_by}' ran dry; `tokens = N` in it repeats sources instead.")
+    warn_of_sources_without_supervision(manifest)
     warn_of_sources_without_held_out(manifest)
     if not sources.validation:
         stderr().print(

@@ -12,7 +12,7 @@ from rmkv_cli.config.load import (
     parse,
     preset_path,
 )
-from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, TextSource
+from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, Supervise, TextSource
 from rmkv_cli.config.model import MemoryConfig, ModelConfig
 from rmkv_cli.config.numbers import whole_number
 from rmkv_cli.config.resume import resumed_config
@@ -44,6 +44,7 @@ __all__ = [
     "ReverseSource",
     "Section",
     "Source",
+    "Supervise",
     "TaskSource",
     "TextSource",
     "TrainConfig",

@@ -10,6 +10,9 @@ from rmkv_cli.config.section import Section
 from rmkv_cli.config.tasks import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
 from rmkv_cli.errors import did_you_mean
 
+Supervise = Literal["all", "answers"]
+"""Which tokens are learned."""
+
 
 class TextSource(Section):
     """What sources of text share: which columns make a document, which documents are left out, what follows the last.
@@ -34,6 +37,9 @@ class TextSource(Section):
     """Of messages."""
     answer_column: str | None = None
     """Of messages: the column of the assistant's last answer, where it stands beside them."""
+    supervise: Supervise | None = None
+    """Of prompt_response and messages, which tokens are learned. all: every token. answers: those of the assistant,
+    and the token that ends each answer. By default the mix's `supervise`."""
     when_dry: Literal["repeat", "drop", "stop"] | None = None
     """After the source's last document: begin again, go on without it, or end the mix. By default it is repeated if the
     mix has `tokens`, and ends the mix if not."""
@@ -49,6 +55,13 @@ class TextSource(Section):
     """For each of these columns the greatest number that a record may have."""
     deduplicate: bool = False
     """Documents whose text came before in this source are left out. Costs about 100 bytes of memory a document."""
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        match fields:
+            case {"format": "text", "supervise": "answers"}:
+                yield "supervise = 'answers' needs format = 'prompt_response' or 'messages'; a text has no answers"
 
 
 class FileSource(TextSource):
@@ -117,10 +130,16 @@ class MixConfig(Section):
     """Share of the text to hold out: the last part of each long text, and other whole documents chosen by a hash."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a record that cannot be read does: end the mix, or be left out and counted."""
+    supervise: Supervise = "all"
+    """Which tokens of prompt_response and messages are learned, where the source does not say; of a text all are."""
     phases: list[Phase] = Field(default_factory=list)
     """Stretches of the mix, one after the other; none: one with the sources' own weights."""
     sources: list[Source] = Field(min_length=1)
     """What is mixed, a table each."""
+
+    def supervision(self, source: TextSource) -> Supervise:
+        """Return which tokens of a source are learned."""
+        return "all" if source.format == "text" else source.supervise or self.supervise
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:

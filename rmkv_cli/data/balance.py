@@ -39,6 +39,10 @@ class Balance:
                 return _normed(left)
         return left
 
+    def may_give(self, source: int) -> bool:
+        """Return whether a source has a share in any phase and is not dropped."""
+        return source not in self._dropped and any(ratios[source] for ratios in self._ratios)
+
     def next(self) -> int | None:
         """Return the index of the source whose turn it is; None if all that have a share now or later are dropped."""
         shares = self.shares(sum(self.tokens))

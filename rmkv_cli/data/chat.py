@@ -1,30 +1,82 @@
-"""Conversations as pieces: what is asked between <start> and <end>, what the assistant says after it."""
+"""Conversations as pieces: what is asked between <start> and <end>, what the assistant says after it.
 
+This is the one renderer: training, `rmkv chat`, `rmkv serve` and prompts from files use it. The chat template of an
+exported folder gives the same ids.
+"""
+
+import json
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rmkv_cli.tokenizer import Piece, Special
 
 ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt", "ai"}
+TRAIN = ("train", "training", "weight")
+"""Keys of a message, each of which may say false or 0: do not learn it (ours, axolotl's, OpenAI's)."""
 _HEADER = re.compile(r"<\|start_header_id\|>(.*?)<\|end_header_id\|>(?:\r?\n){0,2}", re.S)
 _MARKS = re.compile(r"<\|(?:begin_of_text|eot_id|eom_id|end_of_text)\|>")
-Turn = tuple[str, str]
-"""Who speaks, and what."""
 
 
-def pieces_of(turns: Sequence[Turn]) -> tuple[Piece, ...]:
+class Turn(NamedTuple):
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+    train: bool = True
+    """Whether its tokens may count in the loss."""
+
+
+def pieces_of(turns: Iterable[tuple[str, str] | Turn]) -> tuple[Piece, ...]:
     """Return a conversation's pieces: each turn that is not the assistant's between START and END, but empty ones."""
+    return rendered(spoken(Turn(*turn) for turn in turns))[0]
+
+
+def spoken(turns: Iterable[Turn]) -> list[Turn]:
+    """Return the turns without empty prompts, which no format has; an empty answer is one."""
+    return [turn for turn in turns if turn.content or is_assistant(turn.role)]
+
+
+def rendered(turns: Sequence[Turn], answers_only: bool = False) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
+    """Return the pieces of a conversation, and for each of them and for the end of the document whether it is learned.
+
+    The token that ends an answer belongs to it: the next turn's START, or the end of the document. Tokens of a turn
+    with `train` = False are not learned.
+
+    Args:
+        turns: of the conversation; none is left out.
+        answers_only: whether only the assistant's turns are learned.
+
+    Returns:
+        The pieces (n), and n + 1 flags or, if all would be true, None.
+    """
     pieces: list[Piece] = []
-    for role, content in turns:
-        if _is_assistant(role):
-            pieces += answer(content)
-        elif content:
-            pieces += (Special.START, content, Special.END)
-    return tuple(pieces)
+    learned: list[bool] = []
+    ending: bool | None = None  # whether the token that ends the answer just given is learned; None after a prompt
+    for turn in turns:
+        if is_assistant(turn.role):
+            said = answer(turn.content)
+            pieces += said
+            learned += [turn.train] * len(said)
+            ending = turn.train
+        else:
+            own = turn.train and not answers_only
+            pieces += question([turn.content])
+            learned += [own if ending is None else ending, own, own]
+            ending = None
+    learned.append(not answers_only if ending is None else ending)
+    return tuple(pieces), None if all(learned) else tuple(learned)
 
 
-def _is_assistant(role: str) -> bool:
+def question(texts: Iterable[str]) -> Iterator[Piece]:
+    """Yield the pieces of a prompt, given in parts: START, the parts, END."""
+    yield Special.START
+    yield from texts
+    yield Special.END
+
+
+def is_assistant(role: str) -> bool:
+    """Return whether a role is the assistant's, by any of its usual names."""
     return role.strip().lower() in ASSISTANT
 
 
@@ -44,11 +96,42 @@ def text_of(content: Any) -> str | None:
     return "".join(known) if len(known) == len(parts) else None
 
 
+def text_with_calls(content: Any, calls: Any) -> str | None:
+    """Return a message's text and the tool calls after it, each as a JSON object between <tool_call> and </tool_call>.
+
+    Args:
+        content: as in `text_of`; beside calls it may be None.
+        calls: OpenAI's `tool_calls`, a list of {"function": {"name", "arguments"}}; None for none.
+
+    Returns:
+        The text; None if the content is none.
+
+    Raises:
+        ValueError: `calls` is something else.
+    """
+    if not calls:
+        return text_of(content)
+    text = text_of(content or "")
+    if text is None:
+        return None
+    written = [text] if text else []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function") if isinstance(call, dict) else None
+        name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (0, 0)
+        if not isinstance(name, str) or not isinstance(arguments, str | dict):
+            raise ValueError("has a tool call without a function's name and arguments")
+        given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        call_json = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {given}}}'
+        written.append(f"<tool_call>\n{call_json}\n</tool_call>")
+    return "\n".join(written)
+
+
 def read_messages(value: Any) -> list[Turn]:
     """Return the turns of a list of {role, content} (or {from, value}), or of a text with Llama-3 header tokens.
 
     A text without headers is one turn of the user. A turn of the assistant that is opened and has no content, as where
-    an answer is to follow, is none.
+    an answer is to follow, is none. A message's `tool_calls` become text (see `text_with_calls`). A message with
+    `train`: false, also spelt `training`: false or `weight`: 0, is not learned.
 
     Raises:
         ValueError: it is neither; the message tells what is wrong.
@@ -57,21 +140,32 @@ def read_messages(value: Any) -> list[Turn]:
         return list(_llama_turns(value))
     if not isinstance(value, list):
         raise ValueError("is neither a list of messages nor a text")
-    turns = []
-    for number, message in enumerate(value):
-        message = message if isinstance(message, dict) else {}
-        role, content = message.get("role", message.get("from")), text_of(message.get("content", message.get("value")))
-        if not isinstance(role, str) or content is None:
-            raise ValueError(f"message {number + 1} has not both a role and a content that are strings")
-        turns.append((role, content))
-    return turns
+    return [_turn(message, f"message {number}") for number, message in enumerate(value, 1)]
+
+
+def _turn(message: Any, name: str) -> Turn:
+    message = message if isinstance(message, dict) else {}
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    try:
+        text = text_with_calls(content, message.get("tool_calls"))
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+    if not isinstance(role, str) or text is None:
+        raise ValueError(f"{name} has not both a role and a content that are strings")
+    train = True
+    for key in TRAIN:
+        if (flag := message.get(key)) is not None:
+            if flag not in (0, 1):
+                raise ValueError(f"{name}: {key} should be true or false, got {flag!r}")
+            train = train and bool(flag)
+    return Turn(role, text, train)
 
 
 def _llama_turns(text: str) -> Iterator[Turn]:
     parts = _HEADER.split(text)  # what stands before the first header, then role and content in turn
     if before := _MARKS.sub("", parts[0]):
-        yield "user", before
+        yield Turn("user", before)
     for role, content in zip(parts[1::2], parts[2::2], strict=True):
-        turn = role.strip(), _MARKS.sub("", content)
-        if turn[1] or not _is_assistant(turn[0]):
+        turn = Turn(role.strip(), _MARKS.sub("", content))
+        if turn.content or not is_assistant(turn.role):
             yield turn

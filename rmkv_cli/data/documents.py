@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rmkv_cli.config import FileSource, load_mix
-from rmkv_cli.data.encoding import grouped
+from rmkv_cli.data.encoding import encode, grouped
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mapped import Verify, map_shard
-from rmkv_cli.data.shards import BatchBuilder, counted
+from rmkv_cli.data.shards import BatchBuilder, Spans, counted
 from rmkv_cli.data.sources import Document, good_documents, is_long_text, mix_documents, text_documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ class Documents:
             _join([has for *_, has in self._answers]), _join([_sums(*spans) for spans in self._answers]), rows
         )
         self.counts: npt.NDArray[np.int64] = totals(counts)
-        """Targets of each document that count in the loss (documents,): all, or those that its task asks for."""
+        """Targets of each document that count in the loss (documents,): all, or those of its answers."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -115,7 +115,7 @@ class Documents:
 
     def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
         """Return which targets of a document count in the loss, (length,), or None if all do (see `counted`)."""
-        batch, within = self._locate(int(self._rows[index]))  # a task's document is always a single row
+        batch, within = self._locate(int(self._rows[index]))  # a document with answers is always a single row
         spans, offsets, has = self._answers[batch]
         answers = spans[offsets[within] : offsets[within + 1]].reshape(-1, 2) if has[within] else None
         return counted(int(self.lengths[index]), answers)
@@ -177,11 +177,11 @@ class Documents:
         complete = True
         for index, (_, documents) in enumerate(sources):
             length, most = 0, sys.maxsize if max_tokens is None or index not in texts else max_tokens + 1
-            for document, tokens in _tokenized(documents, tokenizer):
+            for document, tokens, answers in _tokenized(documents, tokenizer):
                 length = 0 if document.first else length
                 complete &= length + len(tokens) <= most
                 if length < most:
-                    builder.add(index, tokens[: most - length], document.size, continues=not document.first)
+                    builder.add(index, tokens[: most - length], document.size, answers, continues=not document.first)
                 length += len(tokens)
                 if builder.full:
                     batches.append(builder.build())
@@ -195,11 +195,14 @@ class Documents:
         return built
 
 
-def _tokenized(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, npt.NDArray[Any]]]:
-    """Yield each document or part with its tokens; only a document's first part begins with EOD."""
+def _tokenized(
+    documents: Iterator[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[Document, npt.NDArray[Any], Spans | None]]:
+    """Yield each document or part with its tokens and answers; only a document's first part begins with EOD."""
     for group in grouped(documents, lambda document: document.size):
-        for document, ids in zip(group, tokenizer.encode_arrays([d.pieces for d in group]), strict=True):
-            yield document, np.array(ids)[int(not document.first) :]
+        encoded = encode(tokenizer, [(document.pieces, document.learned) for document in group])
+        for document, (ids, answers) in zip(group, encoded, strict=True):
+            yield document, np.array(ids)[int(not document.first) :], answers
 
 
 def _answers(batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:

@@ -18,9 +18,10 @@ from rmkv_cli.tokenizer import Piece, Tokenizer
 GROUP_BYTES = 1 << 19
 GROUP_DOCUMENTS = 1024
 T = TypeVar("T")
-Batch: TypeAlias = Sequence[Sequence[Piece]]
-Encoded: TypeAlias = list[array]
-"""A document's ids as array("I"), for each document of a batch."""
+Batch: TypeAlias = Sequence[tuple[Sequence[Piece], Sequence[bool] | None]]
+"""The pieces of each document, and which of them are learned (see `rmkv_cli.data.chat.rendered`); None: all."""
+Encoded: TypeAlias = list[tuple[array, list[tuple[int, int]] | None]]
+"""A document's ids as array("I") and the spans of those that are learned, None for all, for each of a batch."""
 Submit: TypeAlias = Callable[[Batch], "Future[Encoded]"]
 
 _tokenizer: Tokenizer  # of this worker process
@@ -52,7 +53,7 @@ def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
         executor = ThreadPoolExecutor(1)  # reading and tokenizing still overlap: the library needs no Python lock
 
         def submit(batch: Batch) -> "Future[Encoded]":
-            return executor.submit(_encode, tokenizer, batch)
+            return executor.submit(encode, tokenizer, batch)
     else:
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tokenizer.to_json(),))
@@ -99,8 +100,29 @@ def end_with_parent() -> None:
 
 
 def _work(batch: Batch) -> Encoded:
-    return _encode(_tokenizer, batch)
+    return encode(_tokenizer, batch)
 
 
-def _encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
-    return tokenizer.encode_arrays(batch)
+def encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
+    """Return the ids of each document, which begin with EOD, and the spans of those that are learned.
+
+    A span is (start, stop). The end of a document of n tokens is learned as its token n: the last span's stop is n + 1.
+    """
+    encoded = tokenizer.encode_pieces([pieces for pieces, _ in batch])
+    return [
+        (ids, None if learned is None else _spans(lengths, learned))
+        for (ids, lengths), (_, learned) in zip(encoded, batch, strict=True)
+    ]
+
+
+def _spans(lengths: Sequence[int], learned: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return the spans of the learned tokens of pieces of such lengths, which stand between EOD and the end."""
+    spans: list[tuple[int, int]] = []
+    start = 1
+    for length, counts in zip([*lengths, 1], learned, strict=True):
+        stop = start + length
+        if counts and length:
+            first = spans.pop()[0] if spans and spans[-1][1] == start else start
+            spans.append((first, stop))
+        start = stop
+    return spans

@@ -35,13 +35,18 @@ class Tokenized:
     digest: int | None = None
     """Digest, as in `Assigned`; duplicates have equal digests."""
     answers: list[tuple[int, int]] | None = None
-    """Spans of the tokens that alone count in the loss; None: all do."""
+    """Spans of the tokens that alone count in the loss, as in `rmkv_cli.data.shards.schema`; None: all do."""
     continues: bool = False
     """Whether this part continues the document of the previous item."""
     more: bool = False
     """Whether another part of the document follows."""
     stretch: bool = False
     """Whether the document's held-out stretch follows."""
+
+    @property
+    def counted(self) -> int:
+        """How many of its tokens count in the loss; the document's end counts as one of them."""
+        return len(self.tokens) if self.answers is None else sum(stop - start for start, stop in self.answers)
 
 
 Item: TypeAlias = Tokenized | BadRecord | LeftOut
@@ -79,7 +84,7 @@ def feeds(
     def open_text(index: int, source: TextSource, wanted: Splits) -> Open:
         def items(place: Any) -> Items:
             start = Place() if place is None else Place.from_json(place)
-            read = read_source(source, files[source.name], [mix.seed, index], start)
+            read = read_source(source, files[source.name], [mix.seed, index], start, mix.supervision(source))
             return _tokenized(assign(mix, source, read, stretches), submit, ahead, wanted)
 
         return items
@@ -155,16 +160,18 @@ def _tokenized(
     waiting: deque[tuple[list[Any], Future[Encoded]]] = deque()
     for group in chain(grouped(chosen(), size), repeat(None)):
         if group is not None:
-            waiting.append((group, submit([item.document.pieces for _, item in group if isinstance(item, Assigned)])))
+            documents = [item.document for _, item in group if isinstance(item, Assigned)]
+            waiting.append((group, submit([(document.pieces, document.learned) for document in documents])))
         elif not waiting:
             return
         if group is None or len(waiting) > ahead:
             pairs, encoded = waiting.popleft()
-            tokens = iter(encoded.result())
+            results = iter(encoded.result())
             for place, item in pairs:
                 if isinstance(item, Assigned):
-                    ids = np.array(next(tokens))[int(item.continues) :]  # only the first part begins with <eod>
-                    fields = item.held_out, item.digest, None, item.continues, item.more, item.stretch
+                    tokens, answers = next(results)
+                    ids = np.array(tokens)[int(item.continues) :]  # only the first part begins with <eod>
+                    fields = item.held_out, item.digest, answers, item.continues, item.more, item.stretch
                     yield place.to_json(), Tokenized(ids, item.document.size, *fields)
                 else:
                     yield place.to_json(), item

@@ -42,6 +42,8 @@ class SourceReport(Count):
     """Records that the source's config does not want."""
     duplicates: int = 0
     """Documents that were left out because they came before."""
+    supervised_tokens: int | None = None
+    """Number of its tokens that count in the loss; None in formats 1 and 2, which did not count them."""
     held_out_documents: int | None = None
     """Number of the source's documents in the validation split; None in format 1, which did not count them."""
     held_out_tokens: int | None = None
@@ -74,8 +76,9 @@ class SplitReport(Count):
 class Manifest(Section):
     """Everything about a mix but the tokens."""
 
-    format: Literal[1, 2] = 2
-    """Version of the format. Since 2, long documents are held out in part (see `assign`) and may span several rows."""
+    format: Literal[1, 2, 3] = 3
+    """Version of the format. Since 2, long documents are held out in part (see `assign`) and may span several rows.
+    Since 3, documents of text may have answers, and the end of a document may be one of their tokens (see `schema`)."""
     seed: int
     tokenizer_hash: str
     vocab_size: int = Field(ge=len(Special), le=1 << 24)

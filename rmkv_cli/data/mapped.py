@@ -83,7 +83,7 @@ def _answers_fault(column: pa.ListArray, lengths: np.ndarray) -> str | None:
         return "an answer has a start but no end"
     of_row = np.repeat(np.arange(len(lengths)), np.diff(offsets) // 2)
     starts, stops = (spans[offsets[0] : offsets[-1]][i::2] for i in (0, 1))
-    if ((starts < 1) | (stops <= starts) | (stops > lengths[of_row])).any():
+    if ((starts < 1) | (stops <= starts) | (stops > lengths[of_row] + 1)).any():  # the end counts as a token
         return "an answer is not within its document"
     if ((starts[1:] < stops[:-1]) & (of_row[1:] == of_row[:-1])).any():
         return "answers overlap"

@@ -7,7 +7,7 @@ from rmkv_cli.config import HubSource, MixConfig, NoiseSource, Source, TaskSourc
 from rmkv_cli.data.encoding import parallel_encoder
 from rmkv_cli.data.feed import Splits
 from rmkv_cli.data.manifest import Manifest, SourceReport
-from rmkv_cli.data.mixer import Mixer, Reader
+from rmkv_cli.data.mixer import NOTHING_SUPERVISED, Mixer, Reader, nothing_supervised
 from rmkv_cli.data.shards import ShardWriter
 from rmkv_cli.data.tasks import require_vocabulary
 from rmkv_cli.errors import UserError
@@ -24,7 +24,8 @@ def prepare(mix: MixConfig, base: Path, tokenizer: Tokenizer, out: Path, workers
     depend on `workers`.
 
     Raises:
-        UserError: `out` exists; a source has no files or no documents; or a record is bad and `on_error` is "stop".
+        UserError: `out` exists; a source has no files or no documents; a record is bad and `on_error` is "stop"; or no
+            training token is supervised.
         OSError: the disk is full; nothing is left on it.
     """
     require_new(out)
@@ -46,6 +47,13 @@ def hold_out(mix: MixConfig, base: Path, tokenizer: Tokenizer, tokens: int, out:
     """
     with whole_directory(out) as folder:
         return _write(mix.model_copy(update={"tokens": tokens}), base, tokenizer, folder, workers, "validation")
+
+
+def warn_of_sources_without_supervision(manifest: Manifest) -> None:
+    """Warn of each source that has documents for training, but no supervised token in them."""
+    for source in manifest.sources:
+        if source.documents and source.supervised_tokens == 0:
+            stderr().print(nothing_supervised(source.name), style="yellow")
 
 
 def warn_of_sources_without_held_out(manifest: Manifest) -> None:
@@ -99,6 +107,8 @@ def _write(
             writer.add(index, document.tokens, document.size, document.answers, document.continues)
             advance(len(document.tokens))
     tokens = sum(reader.tokens for reader in mixer.readers)
+    if splits == "both" and tokens and not any(reader.supervised for reader in mixer.readers):
+        raise UserError(NOTHING_SUPERVISED)
     manifest = Manifest(
         seed=mix.seed,
         tokenizer_hash=tokenizer.hash,
@@ -123,6 +133,7 @@ def _report(reader: Reader, wanted: float, tokens: int) -> SourceReport:
         documents=reader.documents,
         tokens=reader.tokens,
         bytes=reader.bytes,
+        supervised_tokens=reader.supervised,
         epochs=reader.epochs,
         skipped=reader.skipped.records,
         first_error=reader.skipped.first,

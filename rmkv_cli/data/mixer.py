@@ -15,6 +15,16 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
 
+NOTHING_SUPERVISED = (
+    "no token of the mix is supervised, so there is nothing to learn: supervise = 'answers' learns only turns of the "
+    "assistant that do not say train = false; look at the roles with `rmkv data inspect`, or set supervise = 'all'"
+)
+
+
+def nothing_supervised(source: str) -> str:
+    """Return the warning of a source without supervised tokens."""
+    return f"warning: source '{source}': no token of its documents is supervised, so nothing is learned from it"
+
 
 class Reader:
     """One source of a mix: how far it has been read, and what it gave to the split that is balanced."""
@@ -24,6 +34,8 @@ class Reader:
         self.skipped = Skipped()
         self.epochs = 1
         self.documents = self.tokens = self.bytes = self.duplicates = self.left_out = 0
+        self.supervised = 0
+        """Tokens that count in the loss."""
         self.held_out_documents = self.held_out_tokens = 0
         self.seen: set[int] = set()
         """Digests of this epoch's documents, where duplicates are left out."""
@@ -62,6 +74,7 @@ class Reader:
             self.documents += not document.continues
             self.tokens += len(document.tokens)
             self.bytes += document.size
+            self.supervised += document.counted
         if document.held_out and self.epochs == 1:
             self.held_out_documents += not document.continues
             self.held_out_tokens += len(document.tokens)
@@ -75,7 +88,10 @@ class Reader:
                 f"were skipped, {self.left_out + self.duplicates} left out, the others held out for validation{first}"
             )
 
-    _COUNTS = ("epochs", "documents", "tokens", "bytes", "duplicates", "left_out", "_place", "_tokens_before")
+    _COUNTS = (
+        *("epochs", "documents", "tokens", "bytes", "supervised", "duplicates", "left_out"),
+        *("_place", "_tokens_before"),
+    )
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain values, all that `load_state_dict` needs but `seen`."""
@@ -86,6 +102,7 @@ class Reader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
+        state = {"supervised": state["tokens"]} | state  # which states of earlier versions lack
         for name in self._COUNTS:
             setattr(self, name, state[name])
         self.skipped = Skipped(state["skipped"], state["first_error"])
@@ -180,6 +197,8 @@ class Mixer:
             self.balance.drop(index)
             return True
         reader.require_progress()
+        if self._endless:
+            self._require_supervision(index)
         match source.when_dry or ("repeat" if self._endless or self.mix.tokens else "stop"):
             case "repeat":
                 reader.start_again()
@@ -192,6 +211,18 @@ class Mixer:
                 self.ended_by = source.name
                 return False
         return True
+
+    def _require_supervision(self, ended: int) -> None:
+        """Warn if a source that was read to its end has no supervised token; raise `UserError` if none can have any."""
+        if self.readers[ended].supervised:
+            return
+        if self.readers[ended].epochs == 1:
+            stderr().print(nothing_supervised(self.readers[ended].source.name), style="yellow")
+        unread = [
+            i != ended and reader.epochs == 1 and self.balance.may_give(i) for i, reader in enumerate(self.readers)
+        ]
+        if not any(unread) and not any(reader.supervised for reader in self.readers):
+            raise UserError(NOTHING_SUPERVISED)
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain values, all that `load_state_dict` needs but the readers' `seen`."""

@@ -23,8 +23,9 @@ def schema(vocab_size: int) -> pa.Schema:
     """Return the columns of a shard.
 
     source is its index; tokens have the narrowest type that holds the vocabulary; size is bytes of text; answers are
-    start, stop, start, stop, ... of the tokens that count in the loss, null where all do. A long document has several
-    consecutive rows; continues is true in all but the first.
+    start, stop, start, stop, ... of the tokens that count in the loss, null where all do. The end of a document of n
+    tokens counts as its token n, so the last stop may be n + 1. A long document has several consecutive rows; continues
+    is true in all but the first.
     """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
     columns = [("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64())]
@@ -34,7 +35,8 @@ def schema(vocab_size: int) -> pa.Schema:
 def counted(length: int, answers: Iterable[Iterable[int]] | None) -> npt.NDArray[np.bool_] | None:
     """Return which targets of a document count in the loss, (length,), or None if all do.
 
-    The target of a token is the next one; those that count in a task's document are the tokens of its answers.
+    The target of a token is the next one, and that of the last token is the end of the document. Where a document has
+    answers, only their tokens count.
     """
     if answers is None:
         return None

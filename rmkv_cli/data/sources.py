@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rmkv_cli.config import FileSource, HubSource, MixConfig, TextSource
+from rmkv_cli.config import FileSource, HubSource, MixConfig, Supervise, TextSource
 from rmkv_cli.data.blocks import BadRecord, Record
-from rmkv_cli.data.chat import answer, pieces_of, read_messages
+from rmkv_cli.data.chat import Turn, read_messages, rendered, spoken
 from rmkv_cli.data.files import NO_RECORDS, find_files
 from rmkv_cli.data.order import Place, ordered
 from rmkv_cli.data.records import RECORDS, File, describe, suffix, unzipped
@@ -34,6 +34,8 @@ class Document:
     """Bytes of its untrusted text in UTF-8."""
     part: Part | None = None
     """The part that this is; None for a whole document."""
+    learned: tuple[bool, ...] | None = None
+    """Which pieces count in the loss, and whether the document's end does (see `rendered`); None: all do."""
 
     @property
     def first(self) -> bool:
@@ -83,7 +85,11 @@ def open_source(source: TextSource, base: Path) -> list[File]:
 
 
 def read_source(
-    source: TextSource, files: Sequence[File], seed: Sequence[int] | None = None, place: Place | None = None
+    source: TextSource,
+    files: Sequence[File],
+    seed: Sequence[int] | None = None,
+    place: Place | None = None,
+    supervise: Supervise = "all",
 ) -> Iterator[tuple[Place, Item]]:
     """Yield the documents of one reading of a source, what is left out, and bad records, each with the place after it.
 
@@ -94,6 +100,7 @@ def read_source(
         files: of the source.
         seed: of their order; without it they come as they stand.
         place: where to begin; without it at the first record.
+        supervise: which tokens of a conversation are learned.
 
     Raises:
         UserError: the first thousand records are all bad, so that the source cannot be as it is declared.
@@ -103,7 +110,7 @@ def read_source(
     bad = 0 if place in (None, Place()) else None  # until a good one comes; what was begun has been looked at
     first = ""
     for after, record in ordered(files, [*columns, *filters], seed, place or Place()):
-        item = record if isinstance(record, BadRecord) else _item(source, record, columns)
+        item = record if isinstance(record, BadRecord) else _item(source, record, columns, supervise)
         if item is None:
             continue
         if bad is not None and isinstance(item, BadRecord):
@@ -116,7 +123,7 @@ def read_source(
 
 
 def good_documents(
-    source: TextSource, base: Path, on_error: str, seed: Sequence[int] | None = None
+    source: TextSource, base: Path, on_error: str, seed: Sequence[int] | None = None, supervise: Supervise = "all"
 ) -> Iterator[Document]:
     """Return an iterator over the wanted, readable documents; how many could not be read is said on stderr at the end.
 
@@ -127,7 +134,7 @@ def good_documents(
 
     def good() -> Iterator[Document]:
         skipped = Skipped()
-        for _, item in read_source(source, files, seed):
+        for _, item in read_source(source, files, seed, supervise=supervise):
             if isinstance(item, BadRecord):
                 refuse(item, source.name, on_error, skipped)
             elif isinstance(item, Document):
@@ -184,7 +191,7 @@ def mix_documents(mix: MixConfig, base: Path) -> Iterator[tuple[TextSource, Iter
     """Yield the sources of a mix that hold text, each with its documents; errors as in `good_documents`."""
     for index, source in enumerate(mix.sources):
         if isinstance(source, TextSource):
-            yield source, good_documents(source, base, mix.on_error, [mix.seed, index])
+            yield source, good_documents(source, base, mix.on_error, [mix.seed, index], mix.supervision(source))
 
 
 def _columns(source: TextSource) -> list[str]:
@@ -196,46 +203,53 @@ def _columns(source: TextSource) -> list[str]:
     return [source.messages_column, *([source.answer_column] if source.answer_column else [])]
 
 
-def _item(source: TextSource, record: Record, columns: list[str]) -> Item | None:
+def _item(source: TextSource, record: Record, columns: list[str], supervise: Supervise) -> Item | None:
     """Return the item that a record gives; None for a later part of a text that its first part already settled."""
     part = record.part
     if part is None:
-        return _whole_item(source, record, columns)
+        return _whole_item(source, record, columns, supervise)
     if source.format != "text":  # finding turns takes the whole text
         if part.before:
             return None
-        return _whole_item(source, Record(record.where, {columns[0]: "".join(part.reread())}), columns)
-    item = _whole_item(source, record, columns)
+        return _whole_item(source, Record(record.where, {columns[0]: "".join(part.reread())}), columns, supervise)
+    item = _whole_item(source, record, columns, supervise)
     return None if part.before and not isinstance(item, Document) else item
 
 
-def _whole_item(source: TextSource, record: Record, columns: list[str]) -> Item:
+def _whole_item(source: TextSource, record: Record, columns: list[str], supervise: Supervise) -> Item:
+    pieces: tuple[Piece, ...]
+    learned = None
     try:
         if not _is_wanted(source, record.columns):
             return LeftOut()
         values = [_column(record.columns, name) for name in columns]
-        if source.format == "messages":
-            pieces = pieces_of(_messages(values, columns))
+        if source.format == "text":
+            pieces = (_text(values[0], columns[0]),)
         else:
-            pieces = tuple(_text(value, name) for name, value in zip(columns, values, strict=True))
-            if source.format == "prompt_response":
-                pieces = (Special.START, pieces[0], Special.END, *answer(pieces[1]))
+            turns = (_messages if source.format == "messages" else _prompt_and_response)(values, columns)
+            pieces, learned = rendered(turns, answers_only=supervise == "answers")
     except ValueError as error:
         return BadRecord(record.where, str(error))
     texts = [piece for piece in pieces if not isinstance(piece, Special)]
     length = record.part.characters if record.part else sum(map(len, texts))
     if length < source.min_characters or length > (source.max_characters or length):
         return LeftOut()
-    return Document(source.name, pieces, sum(len(text.encode()) for text in texts), record.part)
+    return Document(source.name, pieces, sum(len(text.encode()) for text in texts), record.part, learned)
 
 
-def _messages(values: list[Any], columns: list[str]) -> list[tuple[str, str]]:
+def _prompt_and_response(values: list[Any], columns: list[str]) -> list[Turn]:
+    prompt, response = (_text(value, name) for name, value in zip(columns, values, strict=True))
+    return [Turn("user", prompt), Turn("assistant", response)]
+
+
+def _messages(values: list[Any], columns: list[str]) -> list[Turn]:
     try:
         turns = read_messages(values[0])
     except ValueError as error:
         raise ValueError(f"column '{columns[0]}' {error}") from None
-    turns = [(role, _text(content, columns[0])) for role, content in turns]
-    return turns + [("assistant", _text(value, name)) for value, name in zip(values[1:], columns[1:], strict=True)]
+    turns = [turn._replace(content=_text(turn.content, columns[0])) for turn in turns]
+    answers = [Turn("assistant", _text(value, name)) for value, name in zip(values[1:], columns[1:], strict=True)]
+    return spoken(turns + answers)
 
 
 def _is_wanted(source: TextSource, columns: dict[str, Any]) -> bool:

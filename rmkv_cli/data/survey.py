@@ -135,7 +135,7 @@ def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list
 
 def _shown(documents: Documents, index: int, tokenizer: Tokenizer) -> tuple[Piece, ...]:
     ids = documents.part(index, 0, 5 * SAMPLE_CHARACTERS).tolist()  # a character is at most four tokens
-    if documents.counted(index) is None:
+    if documents.counted(index) is None or documents.sizes[index]:  # a text, not a task
         return _shortened(tokenizer.pieces(ids), SAMPLE_CHARACTERS)
     end = "".join(tokenizer.pieces(documents[index][-SAMPLE_CHARACTERS:].tolist()))[-SAMPLE_CHARACTERS // 2 :]
     return *_shortened(tokenizer.pieces(ids), SAMPLE_CHARACTERS // 2), " ", end

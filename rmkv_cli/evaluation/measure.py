@@ -21,13 +21,17 @@ FIRST_BUCKET = 64  # positions 0 to 63; each further bucket ends at twice the po
 
 @dataclass(frozen=True)
 class Score:
-    """The loss over some documents, their end-of-document tokens included; over a task's documents, its answers'."""
+    """The loss over some documents, their end-of-document tokens included.
+
+    It is about the tokens that count in training: of documents with answers, those of the answers alone.
+    """
 
     documents: int
     tokens: int
     """Those that the loss is about."""
     bytes: int
-    """UTF-8 bytes that bits_per_byte is about: those of documents that have a text, and whose bytes are known."""
+    """UTF-8 bytes that bits_per_byte is about: those of the tokens that the loss is about, of documents that have a
+    text, and whose bytes are known."""
     loss: float
     """Nats a token."""
     perplexity: float
@@ -94,7 +98,8 @@ def measure(
         model: its training mode is restored.
         documents: what is read.
         max_tokens: most tokens to read (see `sample`).
-        tokenizer: tells how many bytes a cut document's tokens are; without it bits per byte leaves that one out.
+        tokenizer: gives the bytes of what is scored of a document, where that is not all of it; without it, bits per
+            byte leaves such documents out.
         batch_tokens: most tokens in one forward pass; bounds the memory.
         advance: is called with the number of tokens just read.
 
@@ -125,6 +130,8 @@ def read_losses(
     edges = _edges(int(lengths.max()))
     device = model.memory.device
     scored = _scored(documents, chosen, lengths)
+    if not documents.counts.any():
+        raise UserError("no token of these documents is supervised, so there is no loss to measure")
     if not scored.any():
         raise UserError(f"max_tokens = {max_tokens} ends before the first answer; raise it")
     by_document = torch.zeros(len(chosen), dtype=torch.float64, device=device)
@@ -224,12 +231,18 @@ def _scored(documents: Documents, chosen: Integers, lengths: Integers) -> Intege
 
 
 def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer: Tokenizer | None) -> Integers:
-    """Return the bytes of what is read of each document; 0 where they are not known."""
+    """Return the bytes of what is scored of each document; 0 where they are not known."""
     sizes = documents.sizes[chosen].astype(np.int64)
     of_token = token_sizes(tokenizer) if tokenizer else None
-    for i in np.flatnonzero(lengths < documents.lengths[chosen]):
-        targets = documents.part(int(chosen[i]), 1, int(lengths[i]) + 1)
-        sizes[i] = of_token[targets].sum() if of_token is not None and sizes[i] else 0
+    in_part = (lengths < documents.lengths[chosen]) | (documents.counts[chosen] < documents.lengths[chosen])
+    for i in np.flatnonzero(in_part & (sizes > 0)):
+        if of_token is None:
+            sizes[i] = 0
+            continue
+        index, length = int(chosen[i]), int(lengths[i])
+        of_targets = of_token[documents.part(index, 1, length + 1)]
+        counted = documents.counted(index)
+        sizes[i] = (of_targets if counted is None else of_targets[counted[: len(of_targets)]]).sum()
     return sizes
 
 

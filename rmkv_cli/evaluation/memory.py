@@ -19,7 +19,7 @@ from rmkv_cli.tokenizer import Tokenizer
 class MemoryEffect:
     """Losses in nats a token over the tokens after their document's first segment, in three readings of one text.
 
-    Of a task's documents only the answers count.
+    Of documents with answers only the answers count.
     """
 
     documents: int

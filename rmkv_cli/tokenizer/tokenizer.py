@@ -129,14 +129,18 @@ class Tokenizer:
 
     def encode_arrays(self, documents: Sequence[Sequence[Piece]]) -> list[array]:
         """Return the ids of `encode_documents` as array("I"), which takes a ninth of the memory."""
+        return [ids for ids, _ in self.encode_pieces(documents)]
+
+    def encode_pieces(self, documents: Sequence[Sequence[Piece]]) -> Iterator[tuple[array, list[int]]]:
+        """Yield each document's ids, as `encode_arrays` returns them, and how many of them each piece has."""
         texts = iter(self._encode([p for pieces in documents for p in pieces if not isinstance(p, Special)]))
-        encoded = []
         for pieces in documents:
-            ids = array("I", [self.eod])
+            ids, lengths = array("I", [self.eod]), []
             for piece in pieces:
-                ids += array("I", [piece.id]) if isinstance(piece, Special) else next(texts)
-            encoded.append(ids)
-        return encoded
+                encoded = array("I", [piece.id]) if isinstance(piece, Special) else next(texts)
+                ids += encoded
+                lengths.append(len(encoded))
+            yield ids, lengths
 
     def _encode(self, texts: Sequence[str]) -> list[array]:
         """Return the ids of each text, encoded in parts, so that memory is bounded for texts of any length."""

@@ -92,18 +92,31 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
             made = hold_out(mix, run, tokenizer, config.train.eval_tokens, run / HELD_OUT, workers)
             warn_of_sources_without_held_out(made)
     manifest = Manifest.load(run / HELD_OUT) if mix.validation else None
+    held_out = open_held_out(config, run)
+    _warn_of_no_supervision(manifest, held_out)
     stretches = manifest is None or manifest.format > 1  # a resumed run keeps its held-out set
     digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
     with Stream(mix, run, tokenizer, workers, stretches=stretches) as stream:
-        yield Data(stream, mix.phases, open_held_out(config, run), tokenizer, digest)
+        yield Data(stream, mix.phases, held_out, tokenizer, digest)
 
 
 def open_held_out(config: Config, run: Path) -> Documents | None:
-    """Return the documents for validation, once `open_data` has opened the data; None if there are none."""
+    """Return the documents for validation, once `open_data` has opened the data; None if no token of any counts."""
     folder = run / HELD_OUT if config.train.data is None else Path(config.train.data)
     if not folder.exists() or not Manifest.load(folder).splits["validation"].documents:
         return None
-    return Documents.open(folder, "validation")
+    documents = Documents.open(folder, "validation")
+    return documents if documents.counts.any() else None
+
+
+def _warn_of_no_supervision(manifest: Manifest | None, held_out: Documents | None) -> None:
+    """Say that there is no validation where documents are held out, but no token of them is supervised."""
+    if manifest and manifest.splits["validation"].documents and held_out is None:
+        stderr().print(
+            "warning: no token of the held-out documents is supervised, so there is no validation; raise `validation` "
+            "in the mix, or give it more text",
+            style="yellow",
+        )
 
 
 def _definite(config: Config) -> MixConfig:
@@ -124,6 +137,7 @@ def _prepared(config: Config, run: Path, folder: Path) -> Data:
     documents = Documents.open(folder, "train")
     manifest = Manifest.load(folder)
     held_out = open_held_out(config, run)
+    _warn_of_no_supervision(manifest, held_out)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != documents.tokenizer_hash:
         raise UserError(f"{folder}: its tokenizer.json is not the one that the data was made with")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rmkv_cli.data.chat import pieces_of, read_messages
+from rmkv_cli.data.chat import Turn, pieces_of, read_messages
 from rmkv_cli.tokenizer import Special
 
 START, END, THINK, END_THINK = Special.START, Special.END, Special.THINK, Special.END_THINK
@@ -50,7 +50,44 @@ def test_an_empty_prompt_is_none_and_specials_in_text_are_text():
     ],
 )
 def test_messages_are_a_list_or_llama_3_s_text(value, turns):
-    assert read_messages(value) == turns
+    assert read_messages(value) == [Turn(*turn) for turn in turns]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}
+WRITTEN = '<tool_call>\n{"name": "add", "arguments": {"a": "é"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "tool_calls": [CALL]}, WRITTEN),
+        ({"content": "Wait.", "tool_calls": [CALL, CALL]}, f"Wait.\n{WRITTEN}\n{WRITTEN}"),
+        (
+            {"content": "", "tool_calls": [{"function": {"name": "add", "arguments": '{"a":1}'}}]},
+            '<tool_call>\n{"name": "add", "arguments": {"a":1}}\n</tool_call>',
+        ),
+        ({"content": "Hi", "tool_calls": []}, "Hi"),
+        ({"content": "Hi", "tool_calls": None}, "Hi"),
+    ],
+)
+def test_tool_calls_are_text_after_the_message(message, text):
+    assert read_messages([{"role": "assistant"} | message]) == [Turn("assistant", text)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "train"),
+    [
+        ({}, True),
+        ({"train": True}, True),
+        ({"train": None, "weight": 1.0}, True),
+        ({"train": False}, False),
+        ({"training": False}, False),
+        ({"weight": 0}, False),
+        ({"train": True, "weight": 0}, False),
+    ],
+)
+def test_a_message_can_say_that_it_is_not_to_be_learned(keys, train):
+    assert read_messages([{"role": "assistant", "content": "a"} | keys]) == [Turn("assistant", "a", train)]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +97,10 @@ def test_messages_are_a_list_or_llama_3_s_text(value, turns):
         ([{"role": "user", "content": "a"}, {"role": "user"}], "message 2 has not both a role and a content"),
         (["a"], "message 1 has not both"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 has not both a role and a content"),
+        ([{"role": "user", "content": None, "tool_calls": []}], "message 1 has not both a role and a content"),
+        ([{"role": "bot", "content": [{"type": "image_url"}], "tool_calls": [CALL]}], "message 1 has not both a role"),
+        ([{"role": "bot", "tool_calls": [{"name": "f"}]}], "message 1 has a tool call without a function's name"),
+        ([{"role": "bot", "content": "a", "train": "no"}], "message 1: train should be true or false, got 'no'"),
     ],
 )
 def test_what_is_no_conversation_is_told(value, what):

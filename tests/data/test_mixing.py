@@ -155,7 +155,7 @@ def test_the_manifest_tells_all_and_the_tokenizer_lies_beside_it(tmp_path, token
     assert Manifest.load(tmp_path / "out") == manifest
     plain = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert plain["mix"] == mix.model_dump()
-    assert (plain["format"], plain["seed"], plain["eod"]) == (2, 4, 2)
+    assert (plain["format"], plain["seed"], plain["eod"]) == (3, 4, 2)
     assert plain["tokenizer_hash"] == tokenizer.hash == Tokenizer.load(tmp_path / "out").hash
     for name, split in plain["splits"].items():
         ids = [ids for _, ids in whole(tmp_path / "out", name)]

@@ -144,6 +144,58 @@ class TestTasks:
             measure(make_model(), documents, max_tokens=14)
 
 
+class TestConversations:
+    """Of conversations whose answers alone are supervised, loss and bits per byte are about the answers."""
+
+    TEXT = "Ünïcödé and some words, 12 and 345. "
+    QUESTION = (Special.START, TEXT * 3, Special.END)
+
+    @pytest.fixture
+    def tokenizer(self):
+        return train_tokenizer(iter([self.TEXT * 20]), 300)
+
+    @pytest.fixture
+    def documents(self, tokenizer):
+        """A conversation that ends with an answer, one that ends with a question, and a text."""
+        question, answer = tokenizer.encode_document(self.QUESTION)[1:], tokenizer.encode(self.TEXT)
+        first, after = 1 + len(question), 1 + len(question) + len(answer)
+        texts = [question + answer, question + answer + question, answer]
+        sizes = [len(self.TEXT.encode()) * times for times in (4, 7, 1)]
+        spans = [[(first, after + 1)], [(first, after + 1)], None]  # to the end, and to the next <start>
+        return make_documents(texts, [0, 0, 1], sizes, tokenizer.vocab_size, spans)
+
+    def test_they_are_about_the_answers_and_the_tokens_that_end_them(self, documents, tokenizer):
+        model, answer = make_model(vocab_size=tokenizer.vocab_size), tokenizer.encode(self.TEXT)
+        first = len(tokenizer.encode_document(self.QUESTION)) - 1  # what predicts the answer's first token
+        nats = [
+            loss
+            for i, position, loss in losses_one_by_one(model, documents)
+            if i == 2 or first <= position <= first + len(answer)
+        ]
+        report = measure(model, documents, tokenizer=tokenizer)
+        assert report.tokens == report.available_tokens == len(nats) == 3 * (len(answer) + 1)
+        assert report.loss == pytest.approx(np.mean(nats))
+        assert report.bytes == 3 * len(self.TEXT.encode())
+        assert report.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / report.bytes)
+        without = measure(model, documents)
+        assert without.bits_per_byte == report.by_source["b"].bits_per_byte
+        assert without.by_source["a"].bits_per_byte is None
+
+    def test_a_cut_answer_has_the_bytes_of_what_is_read_of_it(self, documents, tokenizer):
+        most = len(tokenizer.encode_document(self.QUESTION)) + 4  # five tokens of an answer
+        alone = make_documents(
+            [documents[0].tolist()[1:]], None, [1], tokenizer.vocab_size, [[(most - 4, len(documents[0]) + 1)]]
+        )
+        report = measure(make_model(vocab_size=tokenizer.vocab_size), alone, max_tokens=most, tokenizer=tokenizer)
+        scored = tokenizer.encode(self.TEXT)[:5]
+        assert (report.tokens, report.bytes) == (5, sum(len(tokenizer.token_bytes(token)) for token in scored))
+
+
+def test_without_any_answer_there_is_no_loss():
+    with pytest.raises(UserError, match="no token of these documents is supervised"):
+        measure(make_model(), make_documents([[3] * 20], answers=[[]]))
+
+
 class TestBudget:
     def test_whole_documents_all_over_the_set_and_the_last_one_cut(self):
         lengths = np.random.default_rng(1).integers(1, 200, 5000)

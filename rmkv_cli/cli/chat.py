@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rmkv_cli.cli.loading import Device, Dtype, load_model
+from rmkv_cli.cli.loading import Adapter, Device, Dtype, load_model
 from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least
 from rmkv_cli.cli.signals import end_by_signal
 from rmkv_cli.config import parse
@@ -61,6 +61,7 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(help="The same seed and messages, the same answers. [default: random]")
     ] = None,
+    adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
 ) -> None:
@@ -92,7 +93,7 @@ def chat(
     config = parse(SamplingConfig, values, "sampling")
     if state is not None:
         require_writable(state)
-    rmkv, tokenizer = load_model(model, device, dtype)
+    rmkv, tokenizer = load_model(model, device, dtype, adapter)
     conversation = Conversation(rmkv, tokenizer, config, max_tokens, mode, system)
     if state is not None and state.exists():
         conversation.load(state)

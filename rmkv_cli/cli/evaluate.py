@@ -10,7 +10,7 @@ import typer
 from rmkv_cli.cli.evaluate_harness import evaluate_harness
 from rmkv_cli.cli.evaluate_task import evaluate_task
 from rmkv_cli.cli.keep import keep
-from rmkv_cli.cli.loading import Device, Dtype, find_and_load
+from rmkv_cli.cli.loading import Adapter, Device, Dtype, find_and_load
 from rmkv_cli.cli.options import Json, Model, at_least, print_json
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError
@@ -68,6 +68,7 @@ def evaluate(
         int | None,
         typer.Option(parser=at_least(0), metavar="N", help="Solved examples before each question of a harness task."),
     ] = None,
+    adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     as_json: Json = False,
@@ -80,14 +81,15 @@ def evaluate(
     if harness is not None:
         if data or task or max_tokens is not None or split != "validation" or overrides or picture or text:
             raise UserError("--harness goes with --include, --limit and --num-fewshot alone: its tasks have their data")
-        evaluate_harness(model, harness, include, limit, num_fewshot, device, dtype, as_json)
+        evaluate_harness(model, harness, include, limit, num_fewshot, device, dtype, adapter, as_json)
         return
     if include or limit is not None or num_fewshot is not None:
         raise UserError("--include, --limit and --num-fewshot are for --harness")
     if task:
         if max_tokens is not None or split != "validation":
             raise UserError("--max-tokens and --split are not for --task, which makes documents of its own")
-        evaluate_task(model, task, data, overrides or (), text or (), examples, seed, picture, device, dtype, as_json)
+        settings = overrides or (), text or (), examples, seed
+        evaluate_task(model, task, data, *settings, picture, device, dtype, adapter, as_json)
         return
     if data is None:
         raise UserError("give what to read: --data PATH; or a task to solve: --task recall, or --harness piqa")
@@ -97,7 +99,7 @@ def evaluate(
     from rmkv_cli.evaluation import measure, memory_effect
     from rmkv_cli.evaluation.kept import DocumentsReport, documents_name
 
-    checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype)
+    checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype, adapter)
     documents = _open(data, split, tokenizer, model, max_tokens)
     if rmkv.config.memory.carry == "layers":
         stderr().print(
@@ -123,7 +125,8 @@ def evaluate(
     else:
         _print(report, effect)
     if checkpoint != model:
-        keep(model, documents_name(model, data, split, documents, max_tokens, memory), checkpoint, dtype, whole)
+        name = documents_name(model, data, split, documents, max_tokens, memory)
+        keep(model, name, checkpoint, dtype, adapter, whole)
 
 
 def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path, max_tokens: int | None) -> "Documents":

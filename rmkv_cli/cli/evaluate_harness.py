@@ -24,6 +24,7 @@ def evaluate_harness(
     num_fewshot: int | None,
     device: str,
     dtype: str,
+    adapter: Path | None,
     as_json: bool,
 ) -> None:
     """Ask a model the tasks of lm-evaluation-harness, named with commas between them, and print its scores."""
@@ -37,7 +38,7 @@ def evaluate_harness(
     tasks = list(dict.fromkeys(name for part in names.split(",") if (name := part.strip())))
     if not tasks:
         raise UserError("--harness: names no task; give one, for instance --harness hellaswag,piqa")
-    checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype)
+    checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype, adapter)
     asked = HarnessModel(rmkv, tokenizer)
     report = harness_scores(asked, tasks, include, limit=limit, num_fewshot=num_fewshot)
     if as_json:
@@ -45,7 +46,7 @@ def evaluate_harness(
     else:
         _print(report)
     if checkpoint != model:
-        keep(model, harness_name(tasks, include, limit, num_fewshot), checkpoint, dtype, report)
+        keep(model, harness_name(tasks, include, limit, num_fewshot), checkpoint, dtype, adapter, report)
 
 
 def _print(report: "HarnessReport") -> None:

@@ -39,6 +39,7 @@ def evaluate_task(
     picture: Path | None,
     device: str,
     dtype: str,
+    adapter: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a task's accuracy, print it, and draw it where a picture is asked for."""
@@ -57,7 +58,7 @@ def evaluate_task(
         task = task.model_copy(update={"text": ", ".join(map(str, texts))})
     elif task.text is not None and mix is None:
         raise UserError(f"--set text={task.text}: names a source of a mix; give the mix's folder by --data")
-    checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype)
+    checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype, adapter)
     if "segment_length" not in settings:
         task = task.model_copy(update={"segment_length": rmkv.config.segment_length})
     text: Sequence[Any] | None = None
@@ -75,7 +76,7 @@ def evaluate_task(
     else:
         _print(report)
     if checkpoint != model:
-        keep(model, task_name(kind, settings, examples, seed, mix, texts), checkpoint, dtype, report)
+        keep(model, task_name(kind, settings, examples, seed, mix, texts), checkpoint, dtype, adapter, report)
 
 
 def _setting(override: str) -> tuple[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmkv_cli.cli.loading import Device, Dtype, load_model
+from rmkv_cli.cli.loading import Adapter, Device, Dtype, load_model
 from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least, print_json
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
@@ -67,6 +67,7 @@ def generate(
     stats: Annotated[
         bool, typer.Option("--stats", help="Tell what share of the memory's bandwidth writing reached.")
     ] = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     as_json: Json = False,
@@ -95,9 +96,10 @@ def generate(
     }
     configs = [parse(SamplingConfig, values | {"seed": first_seed + i}, "sampling") for i in range(num_samples)]
     if out is not None and file is not None:
-        _write_file(model, device, dtype, file, out, configs, max_tokens, stop or (), batch_size, compiled, as_json)
+        loading = model, device, dtype, adapter
+        _write_file(loading, file, out, configs, max_tokens, stop or (), batch_size, compiled, as_json)
         return
-    rmkv, tokenizer = load_model(model, device, dtype)
+    rmkv, tokenizer = load_model(model, device, dtype, adapter)
     earlier = load_notes(state, rmkv, tokenizer) if state else None
     long = len(text) >= LONG
     with progress("reading the prompt", None, "tokens") if long else nullcontext(lambda tokens: None) as advance:
@@ -137,9 +139,7 @@ def generate(
 
 
 def _write_file(
-    model: Path,
-    device: str,
-    dtype: str,
+    loading: tuple[Path, str, str, Path | None],
     file: Path,
     out: Path,
     configs: "Sequence[SamplingConfig]",
@@ -156,7 +156,7 @@ def _write_file(
     from rmkv_cli.generation import Decoder, read_lines, write_lines
 
     lines = read_lines(file)
-    rmkv, tokenizer = load_model(model, device, dtype)
+    rmkv, tokenizer = load_model(*loading)
     decoder = Decoder(rmkv, batch_size, compiled=compiled)
     start = time.perf_counter()
     texts = len(lines) * len(configs)

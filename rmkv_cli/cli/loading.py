@@ -20,6 +20,10 @@ Dtype = Annotated[
         "--dtype", metavar="<fp32|bf16>", help="Use bf16 to save memory; slots, cells and stores stay in fp32."
     ),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="DIR", help="Add this LoRA adapter to the model: PEFT's folder, or a run's."),
+]
 
 
 def torch_dtype(name: str) -> "torch.dtype":
@@ -31,15 +35,19 @@ def torch_dtype(name: str) -> "torch.dtype":
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def load_model(directory: Path, device: str, dtype: str = "fp32") -> "tuple[RMKV, Tokenizer]":
+def load_model(
+    directory: Path, device: str, dtype: str = "fp32", adapter: Path | None = None
+) -> "tuple[RMKV, Tokenizer]":
     """Return the model and tokenizer of a model folder, a checkpoint or a run, on the device; errors as below."""
-    return find_and_load(directory, device, dtype)[1:]
+    return find_and_load(directory, device, dtype, adapter)[1:]
 
 
-def find_and_load(directory: Path, device: str, dtype: str = "fp32") -> "tuple[Path, RMKV, Tokenizer]":
+def find_and_load(
+    directory: Path, device: str, dtype: str = "fp32", adapter: Path | None = None
+) -> "tuple[Path, RMKV, Tokenizer]":
     """Return the model folder that `directory` means (of a run, its latest checkpoint), its model and tokenizer.
 
-    The model computes in `dtype`, as `torch_dtype` reads it.
+    The model computes in `dtype`, as `torch_dtype` reads it, and has the adapter if one is named.
 
     Raises:
         UserError: one of them is absent or damaged, they do not fit each other, or there is no such device or type.
@@ -56,4 +64,18 @@ def find_and_load(directory: Path, device: str, dtype: str = "fp32") -> "tuple[P
             f"{directory}: its tokenizer does not fit its model: {tokenizer.vocab_size} tokens, the model has "
             f"{model.config.vocab_size}"
         )
+    if adapter is not None:
+        add_adapter(model, directory, adapter)
     return directory, model, tokenizer
+
+
+def add_adapter(model: "RMKV", directory: Path, adapter: Path) -> None:
+    """Give the model of the folder `directory` an adapter; raise `UserError` if it has one or they do not fit."""
+    from rmkv_cli.model import find_model
+    from rmkv_cli.model.adapter_file import is_adapter, load_adapter, warn_of_another_base
+
+    if is_adapter(directory):
+        raise UserError(f"{directory}: has an adapter already; `rmkv merge` puts it into its base model")
+    folder = find_model(adapter)
+    load_adapter(model, folder)
+    warn_of_another_base(folder, directory)

@@ -17,6 +17,7 @@ from rmkv_cli.cli import (
     generate,
     huggingface,
     inspect,
+    merge,
     params,
     read,
     report,
@@ -57,6 +58,7 @@ def build() -> typer.Typer:
         home.command("chat", epilog="Example: rmkv chat --model runs/tiny --state notes.rmkv")(chat.chat)
         home.command("read", epilog="Example: rmkv read book.txt --model runs/tiny --out book.rmkv")(read.read)
         home.command("serve", epilog="Example: rmkv serve --model runs/tiny")(serve.serve)
+        home.command("merge", epilog="Example: rmkv merge runs/base runs/adapter --out merged")(merge.merge)
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
     app.command("report", epilog="Example: rmkv report runs/tiny")(report.report)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rmkv_cli.cli.loading import Device, Dtype, load_model
+from rmkv_cli.cli.loading import Adapter, Device, Dtype, load_model
 from rmkv_cli.cli.options import Json, Model, print_json
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file, require_new
@@ -20,6 +20,7 @@ def read(
     state: Annotated[
         Path | None, typer.Option(metavar="NOTES", help="Read on from earlier notes, in the same document.")
     ] = None,
+    adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     as_json: Json = False,
@@ -32,7 +33,7 @@ def read(
 
     from rmkv_cli.generation import load_notes, read_prompt, save_notes, text_pieces
 
-    rmkv, tokenizer = load_model(model, device, dtype)
+    rmkv, tokenizer = load_model(model, device, dtype, adapter)
     earlier = load_notes(state, rmkv, tokenizer) if state else None
     size = None if from_stdin else file.stat().st_size
     name = "standard input" if from_stdin else str(file)

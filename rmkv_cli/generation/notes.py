@@ -9,6 +9,7 @@ from torch import Tensor
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.prompt import Prompt
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.model.adapters import adapted
 from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.model.state_file import expected_layout, fault
 from rmkv_cli.model.tensors import Layout, TensorFile, content_hash, difference, open_tensors, save_tensors
@@ -104,6 +105,8 @@ def rounded_hash(model: RMKV) -> str:
 
 def _hash(model: RMKV, weights: dict[str, Tensor]) -> str:
     config = model.config.model_dump(exclude_defaults=True)
+    if scales := {name: layer.alpha / layer.rank for name, layer in adapted(model)}:
+        config["adapter"] = scales
     return content_hash(weights, json.dumps(config, sort_keys=True).encode())
 
 

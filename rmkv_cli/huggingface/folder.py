@@ -16,6 +16,7 @@ from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
 from rmkv_cli.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from rmkv_cli.model import RMKV, find_model
+from rmkv_cli.model.adapter_file import is_adapter
 from rmkv_cli.model.precision import is_narrow
 from rmkv_cli.model.pretrained import CONFIG, WEIGHTS, assign, read_weights, write_checksums
 from rmkv_cli.model.tensors import open_tensors, save_tensors
@@ -37,6 +38,10 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
     """
     require_new(out)
     source = find_model(model)
+    if is_adapter(source):
+        raise UserError(
+            f"{model}: is an adapter; export its base model, or merge them first: rmkv merge MODEL {model} --out DIR"
+        )
     rmkv, tokenizer = RMKV.from_pretrained(source, dtype=dtype), Tokenizer.load(source)
     config = rmkv.config
     if config.memory.carry == "layers":

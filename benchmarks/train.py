@@ -71,7 +71,7 @@ def step_of(name: str, config: Config, precision: str) -> tuple[Callable[[torch.
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
         working.take_weights()
-        state, documents = ours.initial_state(len(rows)), torch.zeros(rows.shape, dtype=torch.int64, device="cpu")
+        state, documents = ours.initial_state(len(rows)), torch.zeros_like(rows)
         how = {"replay": "replayed" in name, "segment": segment}
         with torch.autocast(rows.device.type, enabled=False):
             return row_loss(ours, rows, rows.roll(-1, 1), documents, state, **how)[0] / rows.numel()
@@ -89,14 +89,14 @@ def measure(name: str, length: int, tokens: int, preset: str | None, precision: 
     with torch.device(device):
         loss, parameters = step_of(name, config, precision)
         rows = torch.randint(config.model.vocab_size, (tokens // length, length))
-        for _ in range(2):  # the first compiles
-            began = time.perf_counter()
-            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                value = loss(rows)
-            value.backward()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+    for _ in range(2):  # the first compiles, which it cannot where a device is the default
+        began = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            value = loss(rows)
+        value.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
     figures = {"seconds": seconds[-1], "peak": peak_memory(device), "parameters": parameters}
     if name in ("RMKV", "RMKV, replayed") and (peak := device_peak(device, precision)):
         figures["mfu"] = training_flops_per_token(config.model) * tokens / seconds[-1] / peak

@@ -79,7 +79,7 @@ def generate(
     """
     if num_samples < 1:
         raise UserError(f"num_samples: should be 1 or more, got {num_samples}")
-    if out is not None and (file is None or prompt is not None or state is not None):
+    if out is not None and (file is None or prompt is not None):
         raise UserError("--out takes its prompts from --file FILE alone, a JSON object a line")
     text = "" if out else _prompt(prompt, file)
 
@@ -97,7 +97,7 @@ def generate(
     configs = [parse(SamplingConfig, values | {"seed": first_seed + i}, "sampling") for i in range(num_samples)]
     if out is not None and file is not None:
         loading = model, device, dtype, adapter
-        _write_file(loading, file, out, configs, max_tokens, stop or (), batch_size, compiled, as_json)
+        _write_file(loading, file, out, configs, max_tokens, stop or (), batch_size, state, compiled, as_json)
         return
     rmkv, tokenizer = load_model(model, device, dtype, adapter)
     earlier = load_notes(state, rmkv, tokenizer) if state else None
@@ -146,6 +146,7 @@ def _write_file(
     max_tokens: int,
     stop: Sequence[str],
     batch_size: int,
+    state: Path | None,
     compiled: bool,
     as_json: bool,
 ) -> None:
@@ -161,7 +162,7 @@ def _write_file(
     start = time.perf_counter()
     texts = len(lines) * len(configs)
     with progress(f"writing {out}", texts, "texts") as advance:
-        tokens, errors = write_lines(rmkv, tokenizer, lines, out, configs, max_tokens, stop, decoder, advance)
+        tokens, errors = write_lines(rmkv, tokenizer, lines, out, configs, max_tokens, stop, decoder, advance, state)
     rate = tokens / (time.perf_counter() - start)
     figures = {"out": str(out), "texts": texts, "errors": len(errors), "tokens": tokens, "tokens_per_second": rate}
     if as_json:

@@ -8,11 +8,11 @@ from typing import Any
 
 from rmkv_cli.data.chat import pieces_of, read_messages
 from rmkv_cli.errors import UserError, one_line
-from rmkv_cli.files import HEAD, LARGE, require_file, require_new, why_no_text, write_text
+from rmkv_cli.files import HEAD, LARGE, require_file, require_new, sha256, why_no_text, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
-from rmkv_cli.generation.notes import model_hash
-from rmkv_cli.generation.prompt import Prompt, read_prompts, require_fit, require_positions
+from rmkv_cli.generation.notes import load_notes, model_hash
+from rmkv_cli.generation.prompt import Prompt, read_prompt, read_prompts, require_fit, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text
 from rmkv_cli.model import RMKV
@@ -77,6 +77,7 @@ def write_lines(
     stop: Sequence[str],
     decoder: Decoder,
     advance: Callable[[float], None] = lambda texts: None,
+    notes: Path | None = None,
 ) -> tuple[int, list[str]]:
     """Write a text after each line's prompt with each of the configs, as many at once as the decoder has lanes.
 
@@ -84,17 +85,19 @@ def write_lines(
     A text that a fault ended, or whose prompt cannot be read, has the stop reason "error" and a message in `error`; the
     other texts continue.
     What is written lies beside it, in OUT.part, until all is; a start with the same model, prompts and settings goes on
-    from there. `advance` is called with 1 for each text that is there.
+    from there. `advance` is called with 1 for each text that is there. With `notes`, each prompt follows what that file
+    of `rmkv read` holds.
 
     Returns:
         The number of tokens generated in this run, and the errors of the texts that faults ended, in `out`'s order.
 
     Raises:
         UserError: `out` exists, or OUT.part is of another model, prompts or settings; the model cannot generate, or the
-            tokenizer does not fit it; as `Text` does.
+            tokenizer does not fit it; as `Text` and `load_notes` do.
     """
     require_fit(model, tokenizer)
     require_new(out)
+    earlier = None if notes is None else load_notes(notes, model, tokenizer)
     part = out.with_name(out.name + ".part")
     job = [
         lines,
@@ -103,6 +106,7 @@ def write_lines(
         list(stop),
         tokenizer.hash,
         model_hash(model),
+        *([] if notes is None else [sha256(notes)]),
     ]
     written = _begin(part, hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
     advance(len(written))
@@ -122,7 +126,11 @@ def write_lines(
     def readings(group: Sequence[int]) -> Iterator[tuple[int, Prompt]]:
         """Yield the lines' prompts, read together; if one fails, record its error and read the others one by one."""
         try:
-            prompts = read_prompts(model, tokenizer, [pieces(lines[i]) for i in group])
+            asked = [pieces(lines[i]) for i in group]
+            if earlier is None:
+                prompts = read_prompts(model, tokenizer, asked)
+            else:
+                prompts = [read_prompt(model, tokenizer, prompt, earlier) for prompt in asked]
             for prompt in prompts:
                 require_positions(model, prompt.state, max_tokens - 1)
         except Exception as error:

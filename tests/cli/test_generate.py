@@ -13,7 +13,7 @@ from small_run import TEXT, error_of, rmkv, save_small_model
 from rmkv_cli.cli import generate as command
 from rmkv_cli.cli.main import main
 from rmkv_cli.config import MemoryConfig
-from rmkv_cli.generation import SamplingConfig, Text, generate
+from rmkv_cli.generation import SamplingConfig, Text, generate, read_prompt, save_notes
 from rmkv_cli.tokenizer import Special
 
 
@@ -194,6 +194,17 @@ class TestManyPrompts:
         assert (figures["texts"], figures["tokens"]) == (8, sum(line["tokens"] for line in written))
         assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "texts.jsonl"}
 
+    def test_each_follows_what_a_state_holds(self, saved, prompts, tmp_path, monkeypatch, capsys):
+        _, model, tokenizer = saved
+        notes, out = tmp_path / "notes.rmkv", tmp_path / "texts.jsonl"
+        earlier = read_prompt(model, tokenizer, TEXT)
+        save_notes(notes, earlier, model, tokenizer)
+        run(monkeypatch, capsys, *self.options(saved, prompts, out), "--state", notes)
+        for line, beginning in zip(map(json.loads, out.read_bytes().splitlines()), ("the cat", ""), strict=False):
+            prompt = read_prompt(model, tokenizer, beginning, earlier)
+            alone = generate(model, tokenizer, prompt, SamplingConfig(seed=5), 20)
+            assert line["text"] == "".join(alone)
+
     def test_a_start_that_was_killed_is_gone_on_with(self, saved, prompts, tmp_path, monkeypatch, capsys):
         whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
         run(monkeypatch, capsys, *self.options(saved, prompts, whole))
@@ -279,7 +290,7 @@ class TestManyPrompts:
         for arguments, message in (
             (["--batch-size", 0], "batch_size: should be 1 or more"),
             (["--prompt", "a"], "--out takes its prompts from --file FILE alone"),
-            (["--state", "a"], "--out takes its prompts from --file FILE alone"),
+            (["--state", "a"], "a: no such file"),
         ):
             assert message in error_of(monkeypatch, capsys, "generate", *options, *arguments)
         prompts.write_text('{"prompt": "a"}\n{"text": "a"}\nno\n{"prompt": 3}\n{"prompt": "a", "id": "\\ud800"}\n')

@@ -8,6 +8,8 @@ from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, 
 from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.progress import amount
 
+TRAINABLE = {"all": '"all"', "memory start": '["memory start"]'}
+
 
 def params(
     preset: Preset = None,
@@ -20,22 +22,27 @@ def params(
         int | None, typer.Option(parser=at_least(1), metavar="N", help="Row length. [default: segments_max segments]")
     ] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Show the training's budget as well: tokens, FLOPs, hours by card.")
+        bool,
+        typer.Option(
+            "--train",
+            help="Show the training's budget as well: tokens, FLOPs, hours by card, memory.",
+        ),
     ] = False,
-    groups: Annotated[bool, typer.Option("--groups", help="Show the optimizer's parameter groups as well.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="Show which parameters are trained, and how.")] = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters by part, work per token, bytes of state and of training, without allocating the weights."""
     resolved = read_config(preset, config, overrides)
 
-    from rmkv_cli.model.cost import describe
+    from rmkv_cli.model.cost import describe, tuning_memory
 
     longest = resolved.train.segments_max * resolved.model.segment_length
-    report = describe(resolved, batch or resolved.train.micro_batch_size, row_tokens or longest)
+    rows = batch or resolved.train.micro_batch_size, row_tokens or longest
+    report = describe(resolved, *rows)
     if train:
         from rmkv_cli.training.utilization import training_budget
 
-        report["training"] = training_budget(resolved)
+        report["training"] = training_budget(resolved) | {"memory_bytes": tuning_memory(resolved, *rows)}
     if groups:
         from rmkv_cli.training.optimizer import describe_groups
 
@@ -67,6 +74,8 @@ def _print_report(report: dict[str, Any]) -> None:
     costs.add_row(f"memory for training ({given}; estimate)", size(memory["total"]), style="bold")
     for part in ("weights", "gradients", "optimizer", "states", "activations"):
         costs.add_row(f"  {part}", size(memory[part]))
+    if memory["set_aside"]:
+        costs.add_row("frozen weights in float32, beside a GPU's memory", size(memory["set_aside"]))
     screen = console()
     screen.print(parts)
     screen.print(costs)
@@ -78,10 +87,15 @@ def _print_report(report: dict[str, Any]) -> None:
         training.add_section()
         for card, hours in budget["hours"].items():
             training.add_row(f"hours on one {card}, bf16, at an MFU of {budget['assumed_mfu']:.0%}", f"{hours:,.1f}")
+        training.add_section()
+        for trainable, bytes_ in budget["memory_bytes"].items():
+            training.add_row(f"memory with train.trainable = {TRAINABLE[trainable]} (estimate)", size(bytes_))
         screen.print(training)
     if "groups" in report:
-        groups = table("group", "optimizer", "parameters", "learning rate", "weight decay", title="Parameter groups")
+        groups = table("group", "parameters", "optimizer", "learning rate", "weight decay", title="Parameter groups")
         for group in report["groups"]:
-            figures = f"{group['parameters']:,}", f"{group['learning_rate']:g}", f"{group['weight_decay']:g}"
-            groups.add_row(group["name"], group["optimizer"], *figures)
+            how = ("frozen", "", "")
+            if group["trained"]:
+                how = group["optimizer"], f"{group['learning_rate']:g}", f"{group['weight_decay']:g}"
+            groups.add_row(group["name"], f"{group['parameters']:,}", *how)
         screen.print(groups)

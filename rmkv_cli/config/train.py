@@ -7,6 +7,10 @@ from pydantic import Field
 
 from rmkv_cli.config.model import ModelConfig
 from rmkv_cli.config.section import Section
+from rmkv_cli.errors import did_you_mean
+
+TRAINABLE = ("memory", "store", "norms", "embeddings", "attention", "feed_forward", "memory start")
+"""Groups of parameters that a list `trainable` selects."""
 
 
 class AdapterConfig(Section):
@@ -44,6 +48,10 @@ class TrainConfig(Section):
     """Fewest segments a row."""
     segments_max: int = Field(16, ge=1, le=1 << 20)
     """Most segments per row, reached half-way; each step draws its number from the range so far."""
+    trainable: str | list[str] = "all"
+    """Parameters that are trained; the others are frozen. `"all"`, `"adapters"`, or a list out of `"memory"` (slots'
+    start, pooling, cells), `"store"`, `"norms"`, `"embeddings"`, `"attention"`, `"feed_forward"` and `"memory start"`
+    (slots' and stores' start)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Of the matrices of attention and feed-forward; all else is AdamW's."""
     learning_rate: float = Field(6e-4, gt=0)
@@ -105,6 +113,15 @@ class TrainConfig(Section):
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
         """Yield what is wrong across fields."""
+        match fields:
+            case {"trainable": str(name)} if name not in ("all", "adapters"):
+                yield f"trainable should be 'all', 'adapters' or a list, such as ['norms', 'memory'], got '{name}'"
+            case {"trainable": []}:
+                yield "trainable is empty, so nothing would be trained"
+            case {"trainable": list(names)} if unknown := [name for name in names if name not in TRAINABLE]:
+                known = ", ".join(map(repr, TRAINABLE))
+                hint = did_you_mean(unknown[0], TRAINABLE)
+                yield f"trainable: there is no group '{unknown[0]}'{hint} (there are: {known})"
         match fields:
             case {"batch_size": batch, "micro_batch_size": micro_batch} if batch % micro_batch:
                 yield f"micro_batch_size = {micro_batch} does not divide batch_size = {batch}"

@@ -1,25 +1,17 @@
 """What a model costs: parameters by part, work per token, bytes of state and of training. No weights are allocated."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from rmkv_cli.config import Config, ModelConfig, TrainConfig
+from rmkv_cli.model.groups import PARTS, is_trained, part_of
 from rmkv_cli.model.model import RMKV
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.model.view import CHUNK
 
-PARTS = {  # by where a parameter's name begins, or what it contains
-    "embeddings": ("embedding", "unembedding", "position"),
-    "attention": (".attention.",),
-    "pooling": (".pooling.",),
-    "cells": (".cell.",),
-    "store": (".store.",),
-    "feed_forward": (".feed_forward.",),
-    "initial_memory": ("memory",),
-    "norms": ("norm.", ".norm.", "_norm."),
-}
 TRAINED = 3  # forward passes' worth of work in a training step: forward, and twice that for the backward pass
 LOGITS = 2**24
 """How many logits training computes at once."""
@@ -30,7 +22,7 @@ class TrainingMemory:
     """Bytes that training takes at its peak, of tensors; activations are an estimate."""
 
     weights: int
-    """With their copies in bfloat16."""
+    """Those of trained weights in float32 with their copies in bfloat16; of frozen ones the copies."""
     gradients: int
     """Summed in place over segments and micro-batches."""
     optimizer: int
@@ -38,19 +30,21 @@ class TrainingMemory:
     """Of all lanes, before a step and after it, and those saved between the segments of a row."""
     activations: int
     """Those of one segment, or of a row without replay; the row's tokens, the head's vectors and logits."""
+    set_aside: int
+    """Frozen weights in float32 beside their copies in bfloat16. A GPU has the copies alone: these are in the machine's
+    memory, and not in the total."""
 
     @property
     def total(self) -> int:
-        """The sum of all parts."""
-        return sum(asdict(self).values())
+        """The sum of all other parts."""
+        return sum(asdict(self).values()) - self.set_aside
 
 
-def count_by_part(config: ModelConfig) -> dict[str, int]:
-    """Return the number of parameters of each part; tied embeddings count once."""
+def count_by_part(config: ModelConfig, trainable: str | Sequence[str] = "all") -> dict[str, int]:
+    """Return the number of parameters of each part that `trainable` selects; tied embeddings count once."""
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in _meta(config).named_parameters():
-        part = next(part for part, marks in PARTS.items() if any(_matches(name, mark) for mark in marks))
-        counts[part] += parameter.numel()
+        counts[part_of(name)] += parameter.numel() * is_trained(name, trainable)
     return counts
 
 
@@ -89,40 +83,55 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
 
 def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tokens: int) -> TrainingMemory:
     """Return the bytes for training on `batch` rows of `row_tokens` at once; weights are float32."""
-    parts = count_by_part(config)
-    parameters = sum(parts.values())
+    parts, trained_parts = count_by_part(config), count_by_part(config, train.trainable)
+    parameters, trained = sum(parts.values()), sum(trained_parts.values())
     D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
     element = 2 if train.precision == "bf16" else 4
-    narrow = parameters - parts["cells"] - parts["store"] - parts["initial_memory"]
+    narrow, trained_narrow = (
+        sum(count for part, count in counts.items() if part not in ("cells", "store", "initial_memory"))
+        for counts in (parts, trained_parts)
+    )
+    set_aside = 4 * (narrow - trained_narrow) * (train.precision == "bf16")
     segments = -(-row_tokens // S)
     # Vectors and scores that are kept or in the making at the peak of a segment's backward pass. Their numbers are
     # fitted to what models of many shapes take (tests/training/test_memory.py), to 10%; stores are float32.
     layer = element * (14.2 * D + 4.9 * F) + 109 * config.memory.slots * D / S
     store = D * (5.3 * element + 92)
     a_token = config.num_hidden_layers * layer + config.stores * store
-    segment = batch * min(S, row_tokens) * a_token
+    # Frozen matrices keep no input for a gradient, which is a tenth of what all keep.
+    segment = batch * min(S, row_tokens) * a_token * (1 - 0.1 * (1 - trained / parameters))
     others = 0 if train.replay else segments - 1  # segments whose forward pass alone is kept: 0.8 of it
     later = train.batch_size - batch  # lanes of other micro-batches, whose gradients and new states are kept
-    gradients = 4 * parameters
+    gradients = 4 * trained
     # The head comes between the two passes, when there are no gradients yet: a chunk of logits, its weight's gradient,
     # what it reads, and the gradient of that, which stays.
     row = batch * row_tokens * D * element
     logits = min(batch * row_tokens * config.vocab_size, LOGITS) * (8 - element)
-    head = logits + 4 * config.vocab_size * D + 3 * row - 0.2 * segment
+    head = logits + 4 * config.vocab_size * D * (trained_parts["embeddings"] > 0) + 3 * row - 0.2 * segment
     return TrainingMemory(
-        weights=4 * parameters + 2 * narrow * (train.precision == "bf16"),
+        weights=4 * parameters - set_aside + 2 * narrow * (train.precision == "bf16"),
         gradients=gradients,
-        optimizer=optimizer_bytes(config, train.optimizer),
+        optimizer=optimizer_bytes(config, train),
         states=(train.batch_size + later + batch * segments) * state_bytes(config, 4, element)[0],
         activations=round(segment * (1 + 0.8 * others) + max(row, head - gradients) + 48 * batch * row_tokens),
+        set_aside=set_aside,
     )
 
 
-def optimizer_bytes(config: ModelConfig, optimizer: str) -> int:
-    """Return the bytes of the optimizer's moments: two a parameter (AdamW), for Muon's matrices one."""
-    counts = count_by_part(config)
+def optimizer_bytes(config: ModelConfig, train: TrainConfig) -> int:
+    """Return the bytes of the optimizer's moments: two per trained parameter (AdamW), for Muon's matrices one."""
+    counts = count_by_part(config, train.trainable)
     matrices = counts["attention"] + counts["feed_forward"]
-    return 8 * sum(counts.values()) - 4 * matrices * (optimizer == "muon")
+    return 8 * sum(counts.values()) - 4 * matrices * (train.optimizer == "muon")
+
+
+def tuning_memory(config: Config, batch: int, row_tokens: int) -> dict[str, int]:
+    """Return the total of `training_memory` for each way to train a model, by the value of `train.trainable`."""
+    ways = {"all": "all", "memory start": ["memory start"]}
+    return {
+        name: training_memory(config.model, config.train.model_copy(update={"trainable": way}), batch, row_tokens).total
+        for name, way in ways.items()
+    }
 
 
 def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
@@ -162,7 +171,3 @@ def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
 def _meta(config: ModelConfig) -> RMKV:
     with torch.device("meta"):
         return RMKV(config)
-
-
-def _matches(name: str, mark: str) -> bool:
-    return mark in name if "." in mark else name.split(".")[0] == mark

@@ -8,6 +8,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
 from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
+from rmkv_cli.model.cost import count_by_part
 from rmkv_cli.model.pretrained import WEIGHTS, read_config
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
@@ -23,12 +24,28 @@ def source_of(config: Config, run: Path) -> Path | None:
     return Path(config.train.from_model)
 
 
+def require_trainable(config: Config) -> None:
+    """Raise `UserError` if `train.trainable` freezes random weights, or selects what cannot be trained."""
+    model, trainable = config.model, config.train.trainable
+    if trainable == "all":
+        return
+    key = f"train.trainable = {shown(trainable)}"
+    if config.train.from_model is None:
+        raise UserError(f"{key}: the weights that it freezes are random; give a model to start from, --from MODEL")
+    if not sum(count_by_part(model, trainable).values()):
+        raise UserError(f"{key}: the model has no such parameters, so nothing would be trained")
+    if trainable == ["memory start"] and model.memory.slots and not model.memory.updated:
+        raise UserError(f"{key}: memory.update = 'none' has no memory that a document could start with")
+
+
 def with_source(config: Config, run: Path) -> Config:
     """Return the config with the folder and SHA-256 of the model that the run starts from, if it still has to load one.
 
     Raises:
-        UserError: there is no such model, it has another shape than the config, or the config records another SHA-256.
+        UserError: there is no such model, it has another shape than the config, or the config records another SHA-256;
+            or `train.trainable` does not fit.
     """
+    require_trainable(config)
     source = source_of(config, run)
     if source is None:
         return config

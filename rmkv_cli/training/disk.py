@@ -18,7 +18,7 @@ def checkpoint_bytes(config: Config) -> int:
     model, train = config.model, config.train
     state, _ = state_bytes(model, 4, 2 if train.precision == "bf16" else 4)
     weights = 4 * sum(count_by_part(model).values())
-    return weights + optimizer_bytes(model, train.optimizer) + train.batch_size * state
+    return weights + optimizer_bytes(model, train) + train.batch_size * state
 
 
 def checkpoints_to_come(config: Config, run: Path) -> int:

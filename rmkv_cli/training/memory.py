@@ -33,10 +33,11 @@ def memory_errors_explained(config: Config) -> Iterator[None]:
         ) from None
 
 
-def estimated_memory(config: Config, segments: int, ranks: int = 1) -> int:
-    """Return the bytes that rows of so many segments need on each of the ranks, which share the lanes."""
+def estimated_memory(config: Config, segments: int, device: str, ranks: int = 1) -> int:
+    """Return the bytes that rows of so many segments need on the device of each of the ranks, which share the lanes."""
     share = config.train.model_copy(update={"batch_size": config.train.batch_size // ranks})
-    return training_memory(config.model, share, share.micro_batch_size, segments * config.model.segment_length).total
+    memory = training_memory(config.model, share, share.micro_batch_size, segments * config.model.segment_length)
+    return memory.total + memory.set_aside * (device == "cpu")
 
 
 def peak_memory(device: str) -> int:
@@ -52,7 +53,7 @@ def require_memory(config: Config, segments: int, device: str, ranks: int = 1) -
 
     Of a GPU's, which tells by itself what does not fit, warn: a training's longest rows may come after days.
     """
-    needed, there = estimated_memory(config, segments, ranks), total_memory(device)
+    needed, there = estimated_memory(config, segments, device, ranks), total_memory(device)
     if device == "cpu":  # a checkpoint is copied, and written while training goes on
         needed += checkpoint_bytes(config)
     if needed <= there:

@@ -1,18 +1,20 @@
 """The optimizers and their parameter groups, the learning rate's schedule, and how many segments a row has."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rmkv_cli.config import Config, Phase, TrainConfig
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.adapters import MARK
+from rmkv_cli.model.groups import freeze, group_of
 from rmkv_cli.training.muon import ShardedMuon
 
 THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
@@ -28,9 +30,9 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Return the groups `matrices`, with weight decay, and `others`, without: as torch takes them, each with its
-    optimizer's name."""
-    named = list(model.named_parameters())
-    return [
+    optimizer's name. Frozen parameters are in none, and a group without parameters is left out."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
         {
             "name": "matrices",
             "optimizer": config.optimizer,
@@ -44,20 +46,22 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             "weight_decay": 0.0,
         },
     ]
+    return [group for group in groups if group["params"]]
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return AdamW (Loshchilov & Hutter, 2019) for all parameters or, where config.optimizer is "muon", Muon (Jordan et
-    al., 2024) for the matrices and AdamW for the others.
+    """Return AdamW (Loshchilov & Hutter, 2019) for all trained parameters or, where config.optimizer is "muon", Muon
+    (Jordan et al., 2024) for the matrices and AdamW for the others.
 
     Muon's updates are scaled to the root mean square of AdamW's (Liu et al., 2025), so that both share the learning
     rate and the weight decay. Each matrix is orthogonalised as it is stored: queries, keys and values are one, (3D, D).
     """
     groups = parameter_groups(model, config)
     adamw, muon = ([group for group in groups if group["optimizer"] == name] for name in ("adamw", "muon"))
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(adamw, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    if adamw:
+        betas = config.beta1, config.beta2
+        optimizers.append(torch.optim.AdamW(adamw, lr=config.learning_rate, betas=betas, fused=True))
     if muon:
         sharded = isinstance(muon[0]["params"][0], DTensor)
         kind = ShardedMuon if sharded else torch.optim.Muon
@@ -66,19 +70,27 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
 
 def describe_groups(config: Config) -> list[dict[str, Any]]:
-    """Return each group's name, optimizer, number of parameters, highest learning rate and weight decay. No weights are
-    allocated."""
+    """Return, for each group of `train.trainable`, the number of its parameters that are trained by each optimizer and
+    of those that are frozen, with the highest learning rate and the weight decay. No weights are allocated."""
     with torch.device("meta"):
         model = RMKV(config.model)
+    freeze(model, config.train.trainable)
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    frozen = {"optimizer": None, "weight_decay": None, "params": [p for p in names if not p.requires_grad]}
+    rows: dict[tuple[str, str | None, float | None], int] = defaultdict(int)
+    for group in [*parameter_groups(model, config.train), frozen]:
+        for p in group["params"]:
+            rows[group_of(names[p]), group["optimizer"], group["weight_decay"]] += p.numel()
     return [
         {
-            "name": group["name"],
-            "optimizer": group["optimizer"],
-            "parameters": sum(p.numel() for p in group["params"]),
-            "learning_rate": config.train.learning_rate,
-            "weight_decay": group["weight_decay"],
+            "name": name,
+            "trained": optimizer is not None,
+            "parameters": count,
+            "optimizer": optimizer,
+            "learning_rate": None if optimizer is None else config.train.learning_rate,
+            "weight_decay": weight_decay,
         }
-        for group in parameter_groups(model, config.train)
+        for (name, optimizer, weight_decay), count in rows.items()
     ]
 
 

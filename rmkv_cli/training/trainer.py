@@ -17,6 +17,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import Losses, read_losses
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.adapters import blank_copy
+from rmkv_cli.model.groups import freeze
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
 from rmkv_cli.training.ahead import Ahead, unpacked
@@ -62,10 +63,11 @@ class Trainer:
         self.sharded = ranks.mesh is not None and config.train.distributed == "fsdp"
         """Whether each rank has a part of every weight."""
         spread(self.model, ranks, config.train.distributed)
+        freeze(self.model, config.train.trainable)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self.working = Working(self.model, dtype, ranks)
         """What the steps compute with."""
-        self.working.take_weights()
+        self.working.take_weights(frozen=True)
         self.state = self.working.model.initial_state(config.train.batch_size // ranks.count)
         """The state of this rank's lanes after the last step."""
         self._segment = compiled_segment(self.working.model) if config.train.compile else None
@@ -208,8 +210,11 @@ class Trainer:
         self.watch.bad_steps.append(step)
 
     def whole_model(self) -> RMKV:
-        """Return the model with all its weights: a copy, where each rank has a part of them."""
-        return self._with_weights(whole) if self.sharded else self.model
+        """Return the model with all its weights on the device: a copy, where each rank has a part of them, or some are
+        set aside."""
+        if not self.sharded and not self.working.set_aside:
+            return self.model
+        return self._with_weights(lambda x: whole(x).to(self.device))
 
     def copied_model(self) -> RMKV:
         """Return a copy of the model with all its weights on the CPU; of no use on other ranks than 0."""
@@ -256,7 +261,6 @@ class Trainer:
     def start_from(self, folder: Path) -> None:
         """Take the weights of a model folder; raise `UserError` if they are damaged or another model's."""
         self._load_weights(folder)
-        self.working.take_weights()
         self.state = self.working.model.initial_state(self.config.train.batch_size // self.ranks.count)
 
     def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, list[Any]]) -> None:
@@ -277,8 +281,8 @@ class Trainer:
                 states[name] = part(x)
             else:
                 parameter, _, key = name.rpartition(".")
-                if (p := parameters.get(parameter)) is None:
-                    raise UserError(f"{checkpoint}: has moments of '{parameter}', no part of the model")
+                if (p := parameters.get(parameter)) not in moments:
+                    raise UserError(f"{checkpoint}: has moments of '{parameter}', which the run does not train")
                 moments[p][p][key] = x
         shapes = [{name: x.shape for name, x in each.items()} for each in (states, self.state.tensors())]
         if shapes[0] != shapes[1]:
@@ -293,7 +297,9 @@ class Trainer:
         with self.ranks.together():
             weights = read_weights(folder, self.model, "the run's config.toml")
         mine = self.model.state_dict()
-        self.model.load_state_dict({name: parted_like(x.to(self.device), mine[name]) for name, x in weights.items()})
+        here = {name: parted_like(x.to(mine[name].device), mine[name]) for name, x in weights.items()}
+        self.model.load_state_dict(here)
+        self.working.take_weights(frozen=True)
 
     def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return an empty tensor for what a checkpoint has under a name, in parts as the ranks have it."""

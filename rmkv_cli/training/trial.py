@@ -59,7 +59,7 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
         "hours": hours,
         **({} if price is None else {"cost": hours * price}),
         "memory_bytes": {
-            "estimated": estimated_memory(config, most),
+            "estimated": estimated_memory(config, most, trainer.device),
             "peak": peak_memory(trainer.device),
             "total": total_memory(trainer.device),
         },

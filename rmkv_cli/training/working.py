@@ -29,30 +29,38 @@ def spread(model: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> None:
 class Working:
     """A model beside its masters: whole where they are in parts, in bfloat16 where it computes in that.
 
-    Weights that are neither are the masters themselves. The gradients are float32, in which those of a row's segments
-    are added up. All weights are put together once for a step, because a row uses each of them once a segment.
+    Weights that are neither are the masters themselves. Of frozen weights the device has the copy alone. The gradients
+    are float32, in which those of a row's segments are added up. All weights are put together once for a step, because
+    a row uses each of them once a segment.
     """
 
     def __init__(self, masters: RMKV, dtype: torch.dtype, ranks: Ranks) -> None:
         self._ranks = ranks
         self.model = blank_copy(masters)
+        self.set_aside = False
+        """Whether frozen masters were moved to the CPU: the device needs no second copy of them."""
         self._pairs = []
         modules = dict(self.model.named_modules())
         for name, master in masters.named_parameters():
             narrowed = parameter_dtype(name, dtype)
             copy = master
             if narrowed != master.dtype or isinstance(master, DTensor):
-                copy = nn.Parameter(torch.empty(master.shape, dtype=narrowed, device=master.device))
-                copy.grad_dtype = master.dtype
+                empty = torch.empty(master.shape, dtype=narrowed, device=ranks.device)
+                copy = nn.Parameter(empty, requires_grad=master.requires_grad)
+                if master.requires_grad:
+                    copy.grad_dtype = master.dtype
+                elif not isinstance(master, DTensor):
+                    self.set_aside |= ranks.device != "cpu"
+                    master.data = master.data.cpu()
             module, _, attribute = name.rpartition(".")
             setattr(modules[module], attribute, copy)
             self._pairs.append((copy, master))
 
     @torch.no_grad()
-    def take_weights(self) -> None:
-        """Copy the masters' weights."""
+    def take_weights(self, *, frozen: bool = False) -> None:
+        """Copy the masters' weights; with `frozen` also those that are not trained, which steps do not change."""
         for copy, master in self._pairs:
-            if copy is not master:
+            if copy is not master and (frozen or master.requires_grad):
                 copy.copy_(whole(master.to(copy.dtype)))
 
     @torch.no_grad()

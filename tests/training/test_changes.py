@@ -71,7 +71,7 @@ def test_each_key_that_may_not_change_says_why_and_the_run_is_as_before(make_con
     before = (run / "config.toml").read_bytes()
     values = {
         "data": "x", "mix": "x", "tokenizer": "x", "from_model": "x", "from_sha256": "x", "batch_size": 8,
-        "optimizer": "muon", "seed": 9, "eval_tokens": 9,
+        "optimizer": "muon", "trainable": '["norms"]', "seed": 9, "eval_tokens": 9,
     }  # fmt: skip
     assert values.keys() == FIXED.keys()
     sets = [word for key, value in values.items() for word in ("--set", f"train.{key}={value}")]

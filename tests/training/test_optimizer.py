@@ -5,6 +5,7 @@ import torch
 from small_model import CELLS, make_model
 
 from rmkv_cli.config import Config, ModelConfig, Phase, TrainConfig
+from rmkv_cli.config.train import TRAINABLE
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.cost import optimizer_bytes
 from rmkv_cli.training.optimizer import (
@@ -68,7 +69,7 @@ def test_only_matrices_of_attention_and_feed_forward_decay(cell):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
-    model = make_model()
+    model = make_model().requires_grad_(True)
     optimizers = make_optimizers(model, config(optimizer=optimizer))
     groups = {group["name"]: group for each in optimizers for group in each.param_groups}
     assert [type(each).__name__ for each in optimizers] == ["AdamW", "Muon"][: 1 + (optimizer == "muon")]
@@ -98,15 +99,36 @@ def test_muon_moves_a_matrix_by_an_orthogonal_one_of_adamw_s_size():
 def test_described_groups_are_those_of_the_optimizers():
     """Two layers of width 12: 4 D^2 of attention and 3 D F of feed-forward are Muon's."""
     whole = Config(model=make_model().config, train=config(optimizer="muon", learning_rate=0.5))
-    matrices, others = describe_groups(whole)
-    assert matrices == {
-        "name": "matrices",
+    groups = {group["name"]: group for group in describe_groups(whole)}
+    assert groups.keys() == {*TRAINABLE} - {"memory start"}
+    assert groups["attention"] == {
+        "name": "attention",
+        "trained": True,
+        "parameters": 2 * 4 * 12 * 12,
         "optimizer": "muon",
-        "parameters": 2 * (4 * 12 * 12 + 3 * 12 * 16),
         "learning_rate": 0.5,
         "weight_decay": 0.1,
     }
-    assert others["optimizer"] == "adamw"
-    assert matrices["parameters"] + others["parameters"] == make_model().count_parameters()
-    assert optimizer_bytes(whole.model, "adamw") == 8 * make_model().count_parameters()
-    assert optimizer_bytes(whole.model, "muon") == 4 * matrices["parameters"] + 8 * others["parameters"]
+    matrices = 2 * (4 * 12 * 12 + 3 * 12 * 16)
+    assert sum(group["parameters"] for group in groups.values() if group["optimizer"] == "muon") == matrices
+    everything = make_model().count_parameters()
+    assert sum(group["parameters"] for group in groups.values()) == everything
+    assert optimizer_bytes(whole.model, config(optimizer="adamw")) == 8 * everything
+    assert optimizer_bytes(whole.model, config(optimizer="muon")) == 8 * everything - 4 * matrices
+
+
+def test_described_groups_say_what_is_frozen():
+    whole = Config(model=make_model().config, train=config(trainable=["memory start", "norms"]))
+    groups = describe_groups(whole)
+    trained = [group for group in groups if group["trained"]]
+    # Two layers' slots; two layers' stores of three heads; weights and biases of five norms of width 12.
+    assert {group["name"]: group["parameters"] for group in trained} == {
+        "memory": 2 * 3 * 12,
+        "store": 2 * 3 * 4 * 4,
+        "norms": 5 * 2 * 12,
+    }
+    frozen = [group for group in groups if not group["trained"]]
+    assert {group["name"] for group in frozen} == {"memory", "store", "embeddings", "attention", "feed_forward"}
+    assert {group["optimizer"] for group in frozen} == {None}
+    assert sum(group["parameters"] for group in groups) == make_model().count_parameters()
+    assert optimizer_bytes(whole.model, whole.train) == 8 * sum(group["parameters"] for group in trained)

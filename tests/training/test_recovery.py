@@ -118,7 +118,7 @@ def test_what_an_index_describes_beside_the_model_s_own_is_said(stopped, monkeyp
     path.write_bytes(pickle.dumps(index))
     write_checksums(newest)
     line = error_of(monkeypatch, capsys, "train", "--resume", "--run", stopped)
-    assert line == f"error: {newest}: has moments of 'another.weight', no part of the model"
+    assert line == f"error: {newest}: has moments of 'another.weight', which the run does not train"
 
 
 @pytest.mark.parametrize(

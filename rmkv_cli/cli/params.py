@@ -40,9 +40,10 @@ def params(
     rows = batch or resolved.train.micro_batch_size, row_tokens or longest
     report = describe(resolved, *rows)
     if train:
+        from rmkv_cli.training.length import with_length
         from rmkv_cli.training.utilization import training_budget
 
-        report["training"] = training_budget(resolved) | {"memory_bytes": tuning_memory(resolved, *rows)}
+        report["training"] = training_budget(with_length(resolved)) | {"memory_bytes": tuning_memory(resolved, *rows)}
     if groups:
         from rmkv_cli.training.optimizer import describe_groups
 

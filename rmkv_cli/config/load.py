@@ -135,7 +135,17 @@ def _override(data: dict[str, Any], overrides: Sequence[str]) -> set[str]:
             raise UserError(f"--set {override}: wants KEY=VALUE, for instance model.memory.slots=64")
         _assign(data, key, value)
         overridden.add(key)
+    _one_length(data, overridden)
     return overridden
+
+
+def _one_length(data: dict[str, Any], overridden: set[str]) -> None:
+    """Let an override of train.tokens or train.epochs replace the other key; raise `UserError` if there are both."""
+    given = overridden & {"train.tokens", "train.epochs"}
+    if len(given) == 2:
+        raise UserError("--set train.tokens and train.epochs: only one of them decides how long the training is")
+    for key in given:
+        data["train"].pop("epochs" if key == "train.tokens" else "tokens", None)
 
 
 def load_mix(path: Path, tokens: int | None = None) -> MixConfig:

@@ -8,7 +8,7 @@ from rmkv_cli.config.train import Config
 from rmkv_cli.errors import UserError
 
 MAY_CHANGE = (
-    *("tokens", "learning_rate", "final_learning_rate", "schedule", "warmup", "decay"),
+    *("tokens", "epochs", "learning_rate", "final_learning_rate", "schedule", "warmup", "decay"),
     *("weight_decay", "beta1", "beta2", "clip_norm", "z_loss", "on_bad_step", "spike_factor"),
     *("segments_min", "segments_max", "micro_batch_size"),
     *("precision", "replay", "compile", "device", "distributed"),

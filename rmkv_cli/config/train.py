@@ -40,6 +40,8 @@ class TrainConfig(Section):
     """SHA-256 of its model.safetensors; the run's config.toml records it, and a run refuses another file."""
     tokens: int = Field(10_000_000_000, ge=1)
     """Tokens to train on."""
+    epochs: float | None = Field(None, gt=0, le=1e6)
+    """In place of `tokens`: how often to train on prepared data, which sets `tokens` when the run begins."""
     batch_size: int = Field(64, ge=1, le=1 << 20)
     """Number of lanes over all processes; each is an endless stream of documents and gives one row per step."""
     micro_batch_size: int = Field(8, ge=1)

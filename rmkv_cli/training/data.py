@@ -21,6 +21,7 @@ from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.begin import require_tokenizer_of_source
 from rmkv_cli.training.files import current_mix
+from rmkv_cli.training.length import with_length
 
 MIX = "mix.toml"
 HELD_OUT = "held-out"
@@ -42,10 +43,11 @@ class Data:
 
 
 def with_absolute_paths(config: Config, begun: bool = False) -> Config:
-    """Return the config with absolute paths of the data.
+    """Return the config with absolute paths of the data, and its epochs as tokens (see `with_length`).
 
     Raises:
-        UserError: the config names no data, or a mix that does not exist; a run that has `begun` needs no mix.
+        UserError: as in `with_length`; the config names no data, or a mix that does not exist; a run that has `begun`
+            needs no mix.
     """
     train = config.train
     if train.data is not None:
@@ -57,7 +59,7 @@ def with_absolute_paths(config: Config, begun: bool = False) -> Config:
         absolute = {"mix": str(mix), "tokenizer": str(tokenizer)}
     else:
         raise UserError("no data: give --data DIR, a folder that `rmkv data mix` made, or --set train.mix=MIX.toml")
-    return config.model_copy(update={"train": train.model_copy(update=absolute)})
+    return with_length(config.model_copy(update={"train": train.model_copy(update=absolute)}))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from rmkv_cli.progress import PLAIN_INTERVAL, amount, stderr
+from rmkv_cli.progress import PLAIN_INTERVAL, amount, plural, stderr
 
 
 class Display:
@@ -19,6 +19,8 @@ class Display:
         self.console = stderr()
         self.start, self.before, self.total = time.monotonic(), tokens, total
         self.last_line = 0.0
+        self.unsupervised = 0
+        """Steps without a token that counts in the loss."""
         self.figures = Text(no_wrap=True, overflow="ellipsis")
         self.bar = Progress(BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
         self.task = self.bar.add_task("", total=total, completed=tokens)
@@ -34,7 +36,12 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's record as metrics.jsonl has it."""
-        loss = f"{record['loss']:.3f}" if "loss" in record else "none"  # no token of the step counted
+        if "loss" not in record:
+            self.unsupervised += 1
+            if self.unsupervised & (self.unsupervised - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+                steps = plural(self.unsupervised, "such step")
+                self.say(f"step {record['step']:,}: no token is supervised, so the weights stay ({steps} so far)")
+        loss = f"{record['loss']:.3f}" if "loss" in record else "none"
         figures = (
             f"step {record['step']:,}  loss {loss}  lr {record['learning_rate']:.1e}  "
             f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "

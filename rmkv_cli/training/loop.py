@@ -38,6 +38,7 @@ from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
 from rmkv_cli.training.files import FILES, record_files
 from rmkv_cli.training.interrupt import Interrupt, interruptible
+from rmkv_cli.training.length import with_length
 from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
 from rmkv_cli.training.memory import memory_errors_explained, require_memory
 from rmkv_cli.training.metrics import Metrics, best_validation, read_metrics
@@ -140,7 +141,7 @@ def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal:
 def _follow(config: Config, run: Path, ranks: Ranks) -> None:
     """Be another rank than 0: call of the trainer what rank 0 calls, until it is done."""
     phases = ranks.share()
-    trainer = Trainer(config, None, ranks, phases, open_held_out(config, run))
+    trainer = Trainer(with_length(config), None, ranks, phases, open_held_out(config, run))
     with interruptible() as trainer.interrupt:
         while (call := ranks.share()) is not None:
             method, arguments = call

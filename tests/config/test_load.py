@@ -129,6 +129,18 @@ def test_a_wrong_override_is_named(override, says):
     assert says in line
 
 
+def test_an_override_of_tokens_or_epochs_takes_the_place_of_the_other(tmp_path):
+    def length(given, *overrides):
+        train = load_config(write(tmp_path, f"[train]\n{given}"), overrides).train
+        return train.epochs, train.tokens if "tokens" in train.model_fields_set else None
+
+    assert length("tokens = 5", "train.epochs=2.5") == (2.5, None)
+    assert length("epochs = 2\ntokens = 5", "train.tokens=7") == (None, 7)
+    assert length("epochs = 2\ntokens = 5", "train.seed=7") == (2, 5)
+    (line,) = errors(length, "", "train.tokens=7", "train.epochs=2")
+    assert line == "--set train.tokens and train.epochs: only one of them decides how long the training is"
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [

@@ -57,7 +57,7 @@ def test_every_key_that_may_change_can(make_config, tmp_path, monkeypatch, capsy
         "precision": "bf16", "replay": False, "compile": False, "device": "auto", "distributed": "fsdp", "log_every": 2,
         "loggers": [], "eval_every": 9, "checkpoint_every": 3, "keep_last": 1,
     }  # fmt: skip
-    assert values.keys() == {*MAY_CHANGE}
+    assert values.keys() == {*MAY_CHANGE} - {"epochs"}  # in place of tokens: see test_length.py
     sets = [word for key, value in values.items() for word in ("--set", f"train.{key}={value}")]
     written_by(monkeypatch, capsys, "train", "--resume", "--run", run, *sets)
     assert load_config(run / "config.toml") == make_config(**values)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rmkv_cli.config import MixConfig, dump_toml, load_config, preset_path
 from rmkv_cli.data.lanes import Lanes
+from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.model import RMKV, find_model
 from rmkv_cli.training import train
 from rmkv_cli.training.data import open_data
@@ -62,11 +63,13 @@ def flatten(record):
     return {key: x for key, x in (record | record.get("validation", {})).items() if key not in left_out}
 
 
-def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64, tmp_path):
+def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64, tmp_path, data):
     config, file = written(optimizer="muon")
     whole = train(config, tmp_path / "whole").run
     (tmp_path / "rows").mkdir()
-    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", FLOAT64=1, ROWS=tmp_path / "rows")
+    epochs = config.train.tokens / Manifest.load(data).splits["train"].tokens  # both processes compute their tokens
+    command = ("train", "--config", file, "--run", tmp_path / "run", "--set", f"train.epochs={epochs}")
+    job = torchrun(2, *command, FLOAT64=1, ROWS=tmp_path / "rows")
     assert job.returncode == 0, job.stderr
     assert_same_curve(tmp_path / "run", whole, 1e-10)
 

@@ -9,9 +9,11 @@ import time
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from rmkv_cli.cli.main import main
 from rmkv_cli.data.lanes import Lanes
@@ -29,6 +31,28 @@ def torchrun(ranks, *arguments, **wishes):
     command = [*TORCHRUN, str(ranks), "--", __file__, *map(str, arguments)]
     environment = os.environ | {name: str(value) for name, value in wishes.items()}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def ranks(forker, count, *arguments, **wishes):
+    """Run `rmkv` as `torchrun` does, in forks and without the launcher, which ends the others if one of them fails."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": True} | wishes
+    with TemporaryDirectory() as folder:
+        files = [{"out": Path(folder) / f"out{rank}", "err": Path(folder) / f"err{rank}"} for rank in range(count)]
+        processes = [
+            forker.start("job:run", *arguments, **file, **shared, RANK=rank, LOCAL_RANK=rank)
+            for rank, file in enumerate(files)
+        ]
+        while (codes := [process.poll() for process in processes]).count(0) < count:
+            if any(codes):
+                for process in processes:
+                    process.kill()
+            if None not in codes:
+                break
+            time.sleep(0.02)
+        out, err = ("".join(file[kind].read_text() for file in files) for kind in ("out", "err"))
+    return subprocess.CompletedProcess(arguments, max(map(abs, codes)), out, err)
 
 
 def grant_wishes():
@@ -100,6 +124,10 @@ def late(function, seconds):
     return delayed
 
 
-if __name__ == "__main__":
+def run():
     grant_wishes()
     main()
+
+
+if __name__ == "__main__":
+    run()

@@ -12,7 +12,8 @@ from rmkv_cli.data.stream import Stream
 from rmkv_cli.files import whole_file
 from rmkv_cli.tokenizer import Tokenizer
 
-if __name__ == "__main__":
+
+def main():
     mix, tokenizer, wanted, file = sys.argv[1], Tokenizer.load(Path(sys.argv[2])), int(sys.argv[3]), Path(sys.argv[4])
     with Stream(load_mix(mix_path(mix)), Path(), tokenizer) as stream:
         lanes, rows = Lanes(stream, 4, tokenizer.eod), []
@@ -25,3 +26,7 @@ if __name__ == "__main__":
             rows.append(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
             with whole_file(file) as aside:
                 aside.write_bytes(pickle.dumps((rows, lanes.state_dict())))
+
+
+if __name__ == "__main__":
+    main()

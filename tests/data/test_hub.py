@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked import Forker
 from hub import Hub
 from hub_data import FINEWEB, NEMOTRON, REASONING, write_real_sets
 
@@ -68,17 +69,18 @@ def noted(file):
 def test_through_twenty_kills_and_faults_come_the_rows_that_would_have_come(hub, environment, tokenizer, tmp_path):
     draw = random.Random(0)
     faults = [{"status": 503}, {"status": 429, "retry_after": 0}, {"cut": 1000}, {"slow": 0.3}]
-    for kill in range(20):
-        if kill % 4 == 0:
-            hub.fail(r"(parquet|jsonl)$", 2, **faults[kill // 4 % len(faults)])
-        process = rows(environment, tokenizer, tmp_path / "killed", ENDLESS)
-        further = noted(tmp_path / "killed") + draw.randint(1, 9)
-        while noted(tmp_path / "killed") < further:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(draw.uniform(0, 0.02))
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    with Forker("stream_rows", "datasets", environment=environment) as forker:
+        for kill in range(20):
+            if kill % 4 == 0:
+                hub.fail(r"(parquet|jsonl)$", 2, **faults[kill // 4 % len(faults)])
+            asked = "pretrain", tokenizer, ENDLESS, tmp_path / "killed"
+            process = forker.start("stream_rows:main", *asked, err=tmp_path / "said")
+            further = noted(tmp_path / "killed") + draw.randint(1, 9)
+            while noted(tmp_path / "killed") < further:
+                assert process.poll() is None, (tmp_path / "said").read_text()
+                time.sleep(draw.uniform(0, 0.02))
+            process.kill()
+            process.wait()
     wanted = noted(tmp_path / "killed") + 20
     finish(rows(environment, tokenizer, tmp_path / "killed", wanted))
     finish(rows(environment, tokenizer, tmp_path / "whole", wanted))

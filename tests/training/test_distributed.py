@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from compare_runs import TIMES, assert_same_run
-from job import torchrun
+from job import ranks, torchrun
 from safetensors.torch import load_file
 
 from rmkv_cli.config import MixConfig, dump_toml, load_config, preset_path
@@ -63,13 +63,13 @@ def flatten(record):
     return {key: x for key, x in (record | record.get("validation", {})).items() if key not in left_out}
 
 
-def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64, tmp_path, data):
+def test_two_processes_share_the_rows_and_give_the_curve_of_one(forker, written, float64, tmp_path, data):
     config, file = written(optimizer="muon")
     whole = train(config, tmp_path / "whole").run
     (tmp_path / "rows").mkdir()
     epochs = config.train.tokens / Manifest.load(data).splits["train"].tokens  # both processes compute their tokens
     command = ("train", "--config", file, "--run", tmp_path / "run", "--set", f"train.epochs={epochs}")
-    job = torchrun(2, *command, FLOAT64=1, ROWS=tmp_path / "rows")
+    job = ranks(forker, 2, *command, FLOAT64=1, ROWS=tmp_path / "rows")
     assert job.returncode == 0, job.stderr
     assert_same_curve(tmp_path / "run", whole, 1e-10)
 
@@ -83,15 +83,15 @@ def test_two_processes_share_the_rows_and_give_the_curve_of_one(written, float64
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "ranks"), [("fsdp", 2), ("ddp", 4), ("fsdp", 4)])  # the test above: ddp on 2
-def test_any_number_of_processes_gives_the_curve_of_one(written, tmp_path, how, ranks, request):
+@pytest.mark.parametrize(("how", "count"), [("fsdp", 2), ("ddp", 4), ("fsdp", 4)])  # the test above: ddp on 2
+def test_any_number_of_processes_gives_the_curve_of_one(forker, written, tmp_path, how, count, request):
     config, file = written(distributed=how)
     for precision, wishes in ((1e-5, {}), (1e-10, {"FLOAT64": 1})):
         if wishes:
             request.getfixturevalue("float64")
         whole = train(config, tmp_path / f"whole-{precision}").run
         run = tmp_path / f"run-{precision}"
-        job = torchrun(ranks, "train", "--config", file, "--run", run, **wishes)
+        job = ranks(forker, count, "train", "--config", file, "--run", run, **wishes)
         assert job.returncode == 0, job.stderr
         assert_same_curve(run, whole, precision)
         weights = find_model(run) / "model.safetensors"
@@ -100,14 +100,14 @@ def test_any_number_of_processes_gives_the_curve_of_one(written, tmp_path, how, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_a_run_goes_on_with_another_number_of_processes(written, float64, tmp_path, how):
+def test_a_run_goes_on_with_another_number_of_processes(forker, written, float64, tmp_path, how):
     """Begun on one, gone on with on four until one of them gets a SIGTERM, then on one, and on two the other way."""
     config, file = written(distributed=how)
     whole = train(config, tmp_path / "whole").run
     first, run = tmp_path / "first", tmp_path / "run"
-    assert torchrun(1, "train", "--config", file, "--run", first, FLOAT64=1, STOP="0 3").returncode == 0
+    assert ranks(forker, 1, "train", "--config", file, "--run", first, FLOAT64=1, STOP="0 3").returncode == 0
     shutil.copytree(first, run, symlinks=True)
-    job = torchrun(4, "train", "--resume", "--run", run, FLOAT64=1, STOP="3 7")
+    job = ranks(forker, 4, "train", "--resume", "--run", run, FLOAT64=1, STOP="3 7")
     assert job.returncode == 0, job.stderr
     assert job.stdout == f"{run}: {tokens_at(whole, 7)} tokens in 7 steps\n"
     shutil.copytree(run, tmp_path / "two", symlinks=True)
@@ -116,13 +116,13 @@ def test_a_run_goes_on_with_another_number_of_processes(written, float64, tmp_pa
     assert_same_curve(run, whole, 1e-10)
     other = config.model_copy(update={"train": config.train.model_copy(update={"distributed": OTHER[how]})})
     (tmp_path / "two" / "config.toml").write_text(dump_toml(other))
-    assert torchrun(2, "train", "--resume", "--run", tmp_path / "two", FLOAT64=1).returncode == 0
+    assert ranks(forker, 2, "train", "--resume", "--run", tmp_path / "two", FLOAT64=1).returncode == 0
     assert_same_curve(tmp_path / "two", whole, 1e-10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_stopped_and_resumed_on_as_many_processes_is_bit_for_bit_the_same(written, tmp_path, how):
+def test_stopped_and_resumed_on_as_many_processes_is_bit_for_bit_the_same(forker, written, tmp_path, how):
     """Each of two processes accumulates two micro-batches a step; one of them gets a SIGTERM in step 3.
 
     In float32, in which the curve is that of one process but for rounding.
@@ -134,15 +134,15 @@ def test_stopped_and_resumed_on_as_many_processes_is_bit_for_bit_the_same(writte
         (("--config", file, "--run", run), {"STOP": "1 3"}),
         (("--resume", "--run", run), {}),
     ):
-        job = torchrun(2, "train", *start, **wishes)
+        job = ranks(forker, 2, "train", *start, **wishes)
         assert job.returncode == 0, job.stderr
     assert_same_run(whole, run)
     assert_same_curve(whole, train(config, tmp_path / "one").run, 1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_the_preset_600m_trains_sharded_and_gives_the_curve_of_one_process(written, float64, tmp_path, ranks):
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_preset_600m_trains_sharded_and_gives_the_curve_of_one_process(forker, written, float64, tmp_path, count):
     """Its settings at a tiny size. With 3 ranks the shards are uneven, and the last round has fewer matrices."""
     preset = load_config(preset_path("600m"))
     tiny = {"vocab_size": 300, "hidden_size": 18, "num_hidden_layers": 3, "intermediate_size": 48}
@@ -151,23 +151,23 @@ def test_the_preset_600m_trains_sharded_and_gives_the_curve_of_one_process(writt
     config, file = written(model=model, distributed="fsdp", optimizer=preset.train.optimizer, batch_size=12)
     whole = train(config, tmp_path / "whole").run
     run = tmp_path / "run"
-    job = torchrun(ranks, "train", "--config", file, "--run", run, FLOAT64=1)
+    job = ranks(forker, count, "train", "--config", file, "--run", run, FLOAT64=1)
     assert job.returncode == 0, job.stderr
     assert_same_curve(run, whole, 1e-10)
 
 
 @pytest.mark.slow
-def test_muon_s_momentum_moves_between_sharded_and_whole(written, float64, tmp_path):
+def test_muon_s_momentum_moves_between_sharded_and_whole(forker, written, float64, tmp_path):
     """Begun by one process, continued sharded over three, then replicated on two."""
     config, file = written(distributed="fsdp", optimizer="muon", batch_size=12, tokens=1200)
     whole = train(config, tmp_path / "whole").run
     run = tmp_path / "run"
-    assert torchrun(1, "train", "--config", file, "--run", run, FLOAT64=1, STOP="0 2").returncode == 0
-    job = torchrun(3, "train", "--resume", "--run", run, FLOAT64=1, STOP="1 4")
+    assert ranks(forker, 1, "train", "--config", file, "--run", run, FLOAT64=1, STOP="0 2").returncode == 0
+    job = ranks(forker, 3, "train", "--resume", "--run", run, FLOAT64=1, STOP="1 4")
     assert job.returncode == 0, job.stderr
     other = config.model_copy(update={"train": config.train.model_copy(update={"distributed": "ddp"})})
     (run / "config.toml").write_text(dump_toml(other))
-    assert torchrun(2, "train", "--resume", "--run", run, FLOAT64=1).returncode == 0
+    assert ranks(forker, 2, "train", "--resume", "--run", run, FLOAT64=1).returncode == 0
     assert_same_curve(run, whole, 1e-10)
 
 
@@ -207,9 +207,9 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(written, tmp_path):
 
 
 @pytest.mark.slow
-def test_ranks_wait_for_rank_0_longer_than_for_each_other(written, tmp_path):
+def test_ranks_wait_for_rank_0_longer_than_for_each_other(forker, written, tmp_path):
     _, file = written(tokens=300)
-    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", "--json", PATIENCE=10, LATE=12)
+    job = ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "run", "--json", PATIENCE=5, LATE=6)
     assert job.returncode == 0, job.stderr
     assert json.loads(job.stdout)["finished"]
 
@@ -263,13 +263,13 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written
 
 
 @pytest.mark.slow
-def test_rank_0_alone_decides_which_steps_are_bad(written, float64, tmp_path):
+def test_rank_0_alone_decides_which_steps_are_bad(forker, written, float64, tmp_path):
     config, file = written(on_bad_step="skip")
     whole = train(config, tmp_path / "whole").run
-    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "unheard", FLOAT64=1, ALARM=1)
+    job = ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "unheard", FLOAT64=1, ALARM=1)
     assert job.returncode == 0, job.stderr
     assert_same_curve(tmp_path / "unheard", whole, 1e-10)
-    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "heard", FLOAT64=1, ALARM=0)
+    job = ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "heard", FLOAT64=1, ALARM=0)
     assert job.returncode == 0, job.stderr
     records = [record for record in read_metrics(tmp_path / "heard" / "metrics.jsonl") if "segments" in record]
     assert [record.get("bad_step") for record in records] == [None] + ["an alarm"] * (len(records) - 1)
@@ -306,11 +306,11 @@ def test_what_cannot_be_is_told_once(written, streams, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_data_s_end_is_the_job_s(written, streams, data, float64, tmp_path):
+def test_the_data_s_end_is_the_job_s(forker, written, streams, data, float64, tmp_path):
     places = streams((data.parent / "story.jsonl").read_text(), when_dry="stop")
     seldom = {"checkpoint_every": 1000, "eval_every": 1000}
     config, file = written(**places, **seldom, batch_size=16, micro_batch_size=4)
-    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", "--json", FLOAT64=1)
+    job = ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "run", "--json", FLOAT64=1)
     assert job.returncode == 0, job.stderr
     whole = train(config, tmp_path / "whole")
     assert json.loads(job.stdout)["finished"]

@@ -20,6 +20,8 @@ from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.training import train
 
+MAIN = "rmkv_cli.cli.main:main"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def short_samples():
@@ -59,22 +61,24 @@ def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("way", "tokens", "kills"), [("make_config", 6000, 6), ("streamed", 4000, 3)])
-def test_killed_many_times_it_ends_as_if_it_had_not_been(way, tokens, kills, request, tmp_path):
+def test_killed_many_times_it_ends_as_if_it_had_not_been(forker, way, tokens, kills, request, tmp_path):
     file = tmp_path / "config.toml"
     config = request.getfixturevalue(way)(tokens=tokens, checkpoint_every=5, eval_every=20)
     file.write_text(dump_toml(config))
     whole = train(config, tmp_path / "whole").run
 
     run = tmp_path / "killed"
-    kill_many_times(file, run, kills)
-    assert rmkv_train("--resume", "--run", run).wait() == 0
+    kill_many_times(forker, file, run, kills)
+    assert forker.start(MAIN, "train", "--resume", "--run", run).wait() == 0
 
     assert_same(run, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_many_times_among_foreign_files_and_an_immutable_checkpoint_it_ends_the_same(make_config, tmp_path):
+def test_killed_many_times_among_foreign_files_and_an_immutable_checkpoint_it_ends_the_same(
+    forker, make_config, tmp_path
+):
     file = tmp_path / "config.toml"
     config = make_config(tokens=4000, checkpoint_every=5, eval_every=20, keep_last=1)
     file.write_text(dump_toml(config))
@@ -82,15 +86,14 @@ def test_killed_many_times_among_foreign_files_and_an_immutable_checkpoint_it_en
 
     run = tmp_path / "killed"
     while not list_checkpoints(run):
-        kill_many_times(file, run, 1)
+        kill_many_times(forker, file, run, 1)
     foreign = contents(add_foreign(run / "checkpoints"))
     stays = min(list_checkpoints(run))
     before = contents([stays])
     with immutable(stays):
-        kill_many_times(file, run, 4)
-        with rmkv_train("--resume", "--run", run, stderr=subprocess.PIPE) as process:
-            said = process.stderr.read()
-        assert process.returncode == 0
+        kill_many_times(forker, file, run, 4)
+        assert forker.start(MAIN, "train", "--resume", "--run", run, err=tmp_path / "said").wait() == 0
+    said = (tmp_path / "said").read_text()
     assert said.count("warning: ") == 1
     assert f"{stays} cannot be removed" in said
 
@@ -100,12 +103,12 @@ def test_killed_many_times_among_foreign_files_and_an_immutable_checkpoint_it_en
     assert {path.name for path in list_checkpoints(run)} == names(whole) | {stays.name}
 
 
-def kill_many_times(file, run, kills):
+def kill_many_times(forker, file, run, kills):
     """Begin or resume a run and kill it after a few steps, several times."""
     random = Random(0)
     for _ in range(kills):
         begin = ["--resume"] if (run / "config.toml").exists() else ["--config", file]
-        process = rmkv_train(*begin, "--run", run)
+        process = forker.start(MAIN, "train", *begin, "--run", run)
         further = steps(run) + random.randint(1, 9)
         while steps(run) < further and process.poll() is None:
             time.sleep(random.uniform(0, 0.02))

@@ -112,8 +112,14 @@ def inspect(
         Path | None, typer.Option(help="Mix the beginning of a mix that is not prepared, to show its tokens as well.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(parser=at_least(1), metavar="N", help="With --tokenizer: mix the first N tokens.")
-    ] = 1_000_000,
+        int | None,
+        typer.Option(
+            parser=at_least(1),
+            metavar="N",
+            help="Of a prepared mix: show its first N tokens, supervised ones in colour (in a pipe: ⟦so⟧). With "
+            "--tokenizer: mix the first N tokens (default: 1M).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the ratios, the lengths of the documents and samples of them, special tokens spelt out."""
@@ -123,9 +129,13 @@ def inspect(
     from rmkv_cli.tokenizer import Tokenizer
 
     prepared = Path(place).is_dir() or place.endswith(".arrow")
+    if prepared and tokens is not None:
+        _show_supervised(Path(place), tokens, as_json)
+        return
     if prepared:
         surveys = survey_folder(Path(place), samples)
     else:
+        tokens = tokens or 1_000_000
         mix, base = read_mix(place, None, None if tokenizer is None else tokens)
         if tokenizer is not None:
             surveys = survey_start(mix, base, samples, Tokenizer.load(tokenizer), tokens)
@@ -156,6 +166,36 @@ def inspect(
         for pieces in survey.samples:
             _print_sample(survey.name, pieces)
     _tell_skipped(surveys)
+
+
+def _show_supervised(place: Path, tokens: int, as_json: bool) -> None:
+    """Print the first tokens of a prepared mix's documents, with those that are supervised marked."""
+    import dataclasses
+
+    from rmkv_cli.data.supervised import supervised_documents
+    from rmkv_cli.tokenizer import Tokenizer
+
+    documents = supervised_documents(place, tokens)
+    if as_json:
+        print_json([dataclasses.asdict(document) for document in documents])
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from rmkv_cli.markdown import CONTROLS
+
+    tokenizer = Tokenizer.load(place if place.is_dir() else place.parent)
+    for each in documents:
+        title = (
+            f"[{each.source}] document {each.document}: {each.supervised_tokens:,} of {each.length:,} tokens supervised"
+        )
+        runs = [(supervised, "".join(pieces)) for supervised, pieces in each.runs(tokenizer)]
+        cut = "" if each.end_supervised is not None else "…"
+        if sys.stdout.isatty():
+            parts = [(text.translate(CONTROLS), "bold green" if supervised else "") for supervised, text in runs]
+            Console(highlight=False).print(Text.assemble((f"{title}\n", "bold cyan"), *parts, f"{cut}\n"))
+        else:
+            print(f"{title}\n" + "".join(f"⟦{text}⟧" if supervised else text for supervised, text in runs) + f"{cut}\n")
 
 
 def _held_out(source: "SourceReport | SourceSurvey") -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from small_run import error_of
 
 from rmkv_cli.cli.main import main
 from rmkv_cli.data.sample import _modules
-from rmkv_cli.tokenizer import train_tokenizer
+from rmkv_cli.tokenizer import Tokenizer, train_tokenizer
 
 COMMAND = [sys.executable, "-m", "rmkv_cli", "data"]
 MIX = """
@@ -101,6 +102,64 @@ def test_mix_and_inspect_print_what_there_is(folder):
     assert (questions["documents"], questions["skipped"], questions["tokens"]) == (200, 1, None)
     assert (prose["documents"], prose["shortest"], prose["longest"]) == (50, 20, 180)
     assert questions["samples"] == ["<start>Twice 0?<end><think>0+0</think>0"]
+
+
+CHATS = """
+validation = 0
+supervise = "answers"
+[[sources]]
+kind = "files"
+name = "chats"
+weight = 1
+files = ["chats.jsonl"]
+format = "messages"
+"""
+CHAT = [("user", "one?"), ("assistant", "<think>é</think>two\x1b[2J"), ("tool", "3"), ("assistant", "4")]
+
+
+@pytest.fixture
+def chats(folder):
+    """Two conversations, of which the second ends with a question, prepared in `chats`."""
+    messages = [{"role": role, "content": text} for role, text in CHAT]
+    lines = [json.dumps({"messages": turns}) for turns in (messages, messages[:3])]
+    (folder / "chats.jsonl").write_text("\n".join(lines))
+    (folder / "chats.toml").write_text(CHATS)
+    done = rmkv("mix", "chats.toml", "--tokenizer", "t.json", "--out", "chats", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    *_, supervised = done.stdout.splitlines()
+    assert re.fullmatch(r"supervised: \d+ tokens of the \d+ for training", supervised)
+    return Tokenizer.load(folder / "t.json")
+
+
+def test_the_supervised_tokens_of_a_prepared_mix_are_shown_in_a_pipe_and_in_json(folder, chats):
+    shown = rmkv("inspect", "chats", "--tokens", "1k", cwd=folder).stdout
+    answer = "⟦<think>é</think>two\x1b[2J<start>⟧"
+    assert f"<eod><start>one?<end>{answer}3<end>⟦4<eod>⟧\n" in shown
+    assert f"<eod><start>one?<end>{answer}3<end><eod>\n" in shown
+    documents = json.loads(rmkv("inspect", "chats/train-00000.arrow", "--tokens", "1k", "--json", cwd=folder).stdout)
+    assert sorted(document["end_supervised"] for document in documents) == [False, True]
+    for document in documents:
+        learned = [token for token, counts in zip(document["ids"], document["supervised"], strict=True) if counts]
+        answer = [5, *chats.encode("é"), 6, *chats.encode("two\x1b[2J"), 3]
+        assert learned == answer + (chats.encode("4") if document["end_supervised"] else [])
+        assert document["supervised_tokens"] == len(learned) + document["end_supervised"]
+        assert (document["source"], document["length"]) == ("chats", len(document["ids"]))
+    (cut,) = json.loads(rmkv("inspect", "chats", "--tokens", 9, "--json", cwd=folder).stdout)
+    assert (len(cut["ids"]), len(cut["supervised"]), cut["end_supervised"]) == (9, 9, None)
+
+
+def test_the_supervised_tokens_are_coloured_on_a_terminal(folder, chats):
+    terminal, child = os.openpty()
+    env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"}
+    command = [*COMMAND, "inspect", "chats", "--tokens", "1k"]
+    done = subprocess.run(command, cwd=folder, env=env, stdout=child, stderr=subprocess.PIPE, check=False)
+    os.close(child)
+    assert done.returncode == 0, done.stderr
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert "<start>one?<end>\x1b[1;32m<think>é</think>two" in shown
+    assert "\x1b[2J" not in shown  # a text does not command the terminal
+    assert "⟦" not in shown
 
 
 @pytest.mark.parametrize(

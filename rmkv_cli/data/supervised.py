@@ -1,0 +1,68 @@
+"""A look at prepared documents token by token: which of them are supervised."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.manifest import Manifest
+from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A document of a prepared mix, or its beginning, with what is supervised of it."""
+
+    source: str
+    """Name of its source."""
+    document: int
+    """Its number in the split, from 0."""
+    length: int
+    """Tokens of the whole document."""
+    supervised_tokens: int
+    """How many tokens of the whole document are supervised; its end counts as one."""
+    ids: list[int]
+    supervised: list[bool]
+    """Whether each of the ids is supervised; the first, which opens the document, never is."""
+    end_supervised: bool | None
+    """Whether the document's end is supervised; None if `ids` do not reach it."""
+
+    def runs(self, tokenizer: Tokenizer) -> Iterator[tuple[bool, tuple[Piece, ...]]]:
+        """Yield the pieces of the document and, where it is whole, EOD, in runs that are supervised or not."""
+        marked = list(zip(self.supervised, self.ids, strict=True))
+        if self.end_supervised is not None:
+            marked.append((self.end_supervised, Special.EOD.id))
+        for supervised, run in groupby(marked, key=lambda pair: pair[0]):
+            yield supervised, tokenizer.pieces([token for _, token in run])
+
+
+def supervised_documents(place: Path, tokens: int) -> list[Supervised]:
+    """Return the first `tokens` tokens of the training documents of a prepared mix, or of one of its shards.
+
+    The last document may be cut. Errors as in `survey_folder`.
+    """
+    folder = place if place.is_dir() else place.parent
+    shards = [place.name] if place != folder else None
+    manifest = Manifest.load(folder)
+    documents = Documents.of_shards(folder, manifest, shards or manifest.splits["train"].shards)
+    found = []
+    for index in range(len(documents)):
+        if tokens <= 0:
+            break
+        ids = documents.part(index, 0, tokens).tolist()
+        counted = documents.counted(index)
+        flags = [False, *([True] * int(documents.lengths[index]) if counted is None else counted.tolist())]
+        found.append(
+            Supervised(
+                source=documents.source_names[int(documents.sources[index])],
+                document=index,
+                length=int(documents.lengths[index]),
+                supervised_tokens=int(documents.counts[index]),
+                ids=ids,
+                supervised=flags[: len(ids)],
+                end_supervised=flags[-1] if len(ids) == documents.lengths[index] else None,
+            )
+        )
+        tokens -= len(ids)
+    return found

@@ -26,6 +26,7 @@ FIXED = {
     "batch_size": f"each lane has a document and a state of its own, which are stored; {_ANOTHER_RUN}",
     "optimizer": f"its stored moments are of no use to another one; {_ANOTHER_RUN}",
     "trainable": f"the optimizer's state is of the parameters trained so far; {_ANOTHER_RUN}",
+    "adapter": f"the adapter that is trained has this shape; {_ANOTHER_RUN}",
     "seed": "the order of the data and the lengths of the rows follow from it",
     "eval_tokens": "validations of a run are compared, so they measure the same tokens; `rmkv eval` measures others",
 }
@@ -46,7 +47,7 @@ def resumed_config(path: Path, overrides: Sequence[str], moved: Sequence[str] = 
     before, after = load_config(path, moved), load_config(path, [*moved, *overrides])
     lines = []
     for key, new, old in differences(after, before, ""):
-        section, _, name = key.partition(".")
+        section, name, *_ = key.split(".")
         why = f"the weights have this shape; {_ANOTHER_RUN}" if section == "model" else FIXED.get(name)
         if why is not None:
             lines.append(f"--set {key}: cannot change on resume from {shown(old)} to {shown(new)}: {why}")

@@ -38,7 +38,10 @@ def chat(
     model: Model,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="NOTES", help="Go on from this file if there is one, and save into it at the end."),
+        typer.Option(
+            metavar="NOTES",
+            help="Continue from this file if it exists, and save into it at the end; a tuned memory is not changed.",
+        ),
     ] = None,
     mode: Annotated[
         Literal["single", "instruct", "chat"],
@@ -80,7 +83,7 @@ def chat(
     else:
         messages = _lines()
 
-    from rmkv_cli.generation import Conversation, SamplingConfig
+    from rmkv_cli.generation import Conversation, SamplingConfig, is_start, load_notes
 
     values = {
         "repetition_penalty": repetition_penalty,
@@ -91,10 +94,16 @@ def chat(
         "seed": secrets.randbelow(2**31) if seed is None else seed,
     }
     config = parse(SamplingConfig, values, "sampling")
+    tuned = state if state is not None and state.exists() and is_start(state) else None
+    if tuned is not None:
+        state = None  # a tuned memory is no place for a conversation
     if state is not None:
         require_writable(state)
     rmkv, tokenizer = load_model(model, device, dtype, adapter)
-    conversation = Conversation(rmkv, tokenizer, config, max_tokens, mode, system)
+    start = load_notes(tuned, rmkv, tokenizer) if tuned is not None else None
+    conversation = Conversation(rmkv, tokenizer, config, max_tokens, mode, system, start)
+    if tuned is not None:
+        _tell(f"starting from the tuned memory {tuned}; it stays as it is, and /save FILE saves the conversation")
     if state is not None and state.exists():
         conversation.load(state)
         _tell(f"going on from {state}" + ("; --system is not set again" if system else ""))

@@ -1,6 +1,7 @@
 """`rmkv serve`."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,14 @@ def serve(
         int,
         typer.Option(parser=at_least(1), metavar="BYTES", help="Memory for all named memories together, such as 2G."),
     ] = 1_000_000_000,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--memory",
+            metavar="NAME=FILE",
+            help="Offer this file, a tuned memory or notes, as a named memory; any number of times.",
+        ),
+    ] = None,
     allow_anyone: Annotated[
         bool, typer.Option("--allow-anyone", help="Listen beyond this machine without an API key.")
     ] = False,
@@ -71,7 +80,17 @@ def serve(
     with bind(host, port) as bound:
         name = model.resolve().name
         service = Service(*load_model(model, device, dtype), name, limits)
+        for each in memory or ():
+            service.load_memory(*_named_file(each))
         run(service, bound, key, host)
+
+
+def _named_file(given: str) -> tuple[str, Path]:
+    """Return the name and the file of a `--memory NAME=FILE`."""
+    name, equals, file = given.partition("=")
+    if not equals or not file:
+        raise UserError(f"--memory {given}: should be NAME=FILE")
+    return name, Path(file)
 
 
 def _key() -> str | None:

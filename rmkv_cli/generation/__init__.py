@@ -15,6 +15,7 @@ from rmkv_cli.generation.prompt import (
     require_positions,
 )
 from rmkv_cli.generation.sampling import SamplingConfig, Seed
+from rmkv_cli.generation.start import is_start, save_start
 from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
 
@@ -33,6 +34,7 @@ __all__ = [
     "Text",
     "bandwidth_share",
     "generate",
+    "is_start",
     "load_notes",
     "read_by_segments",
     "read_lines",
@@ -40,6 +42,7 @@ __all__ = [
     "read_prompts",
     "require_positions",
     "save_notes",
+    "save_start",
     "text_pieces",
     "together",
     "write_lines",

@@ -41,6 +41,7 @@ class Conversation:
         max_tokens: int,
         mode: Mode = "chat",
         system: str = "",
+        start: Prompt | None = None,
     ) -> None:
         """Begin a conversation.
 
@@ -51,6 +52,7 @@ class Conversation:
             max_tokens: the most that an answer has.
             mode: how turns hang together.
             system: what is set before the first message, enclosed as a message is; "" for nothing.
+            start: the beginning of each new conversation, with a tuned memory; None: that of any document.
 
         Raises:
             UserError: a wrong `max_tokens`; as `read_prompt` does.
@@ -63,7 +65,7 @@ class Conversation:
         self.answer: Generation | None = None
         """The answer to it."""
         self._model, self._tokenizer, self._config, self._max_tokens = model, tokenizer, config, max_tokens
-        self._system = system
+        self._system, self._start = system, start
         self._turns = 0
         self._memory: tuple[Prompt, list[int]] = self._beginning(), []  # what is read; tokens written after it
 
@@ -108,7 +110,7 @@ class Conversation:
         return reading
 
     def reset(self) -> None:
-        """Begin anew: only what was set before the first message is known."""
+        """Begin anew: only a tuned memory and what was set before the first message are known."""
         self._memory = self._beginning(), []
 
     def save(self, path: Path) -> None:
@@ -121,7 +123,7 @@ class Conversation:
 
     def _beginning(self) -> Prompt:
         set_before = (Special.START, self._system, Special.END) if self._system else ""
-        return read_prompt(self._model, self._tokenizer, set_before)
+        return read_prompt(self._model, self._tokenizer, set_before, self._start)
 
 
 def _after(question: Prompt, answer: Generation) -> tuple[Prompt, list[int]]:

@@ -11,7 +11,8 @@ from rmkv_cli.errors import UserError, one_line
 from rmkv_cli.files import HEAD, LARGE, require_file, require_new, sha256, why_no_text, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
-from rmkv_cli.generation.notes import load_notes, model_hash
+from rmkv_cli.generation.hashes import model_hash
+from rmkv_cli.generation.notes import load_notes
 from rmkv_cli.generation.prompt import Prompt, read_prompt, read_prompts, require_fit, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text

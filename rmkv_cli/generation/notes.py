@@ -1,18 +1,16 @@
 """Notes: what a model carries after a text, in a file that outlives the process."""
 
-import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rmkv_cli.errors import UserError
+from rmkv_cli.generation.hashes import model_hash, rounded_hash
 from rmkv_cli.generation.prompt import Prompt
+from rmkv_cli.generation.start import START, read_start
 from rmkv_cli.model import RMKV, State
-from rmkv_cli.model.adapters import adapted
-from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.model.state_file import expected_layout, fault
-from rmkv_cli.model.tensors import Layout, TensorFile, content_hash, difference, open_tensors, save_tensors
+from rmkv_cli.model.tensors import Layout, TensorFile, difference, open_tensors, save_tensors
 from rmkv_cli.tokenizer import Tokenizer
 
 FORMAT = "rmkv-notes-2"
@@ -45,7 +43,7 @@ def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) ->
 
 
 def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
-    """Return what `save_notes` saved, on the model's device, to read or write on from; its `tokens` are 0.
+    """Return what `save_notes` or `save_start` saved, on the model's device, to continue from; its `tokens` are 0.
 
     A state that the model saved when it computed in another type is converted.
 
@@ -55,6 +53,8 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
     """
     with open_tensors(path, DAMAGED) as file:
         metadata = file.metadata
+        if metadata.get("format") == START:
+            return read_start(file, model, tokenizer)
         if metadata.get("format") not in (FORMAT, WITH_SLOTS):
             raise UserError(f"{path}: holds no notes ({FORMAT}); `rmkv read` makes them")
         if metadata.get("tokenizer") != tokenizer.hash:
@@ -91,23 +91,6 @@ def _layout(file: TensorFile, model: RMKV) -> Layout:
     row = (1, model.config.vocab_size)
     beside: Layout = {"logits": (torch.float32, row), "seen": (torch.bool, row)}
     return beside | {f"{STATE}{name}": x for name, x in state.items()}
-
-
-def model_hash(model: RMKV) -> str:
-    """Return a SHA-256, in hexadecimal, of the model's config (defaults left out) and of its weights."""
-    return _hash(model, model.state_dict())
-
-
-def rounded_hash(model: RMKV) -> str:
-    """Return the `model_hash` of the model in bfloat16, which is that of the same model in float32 as well."""
-    return _hash(model, {name: x.to(parameter_dtype(name, torch.bfloat16)) for name, x in model.state_dict().items()})
-
-
-def _hash(model: RMKV, weights: dict[str, Tensor]) -> str:
-    config = model.config.model_dump(exclude_defaults=True)
-    if scales := {name: layer.alpha / layer.rank for name, layer in adapted(model)}:
-        config["adapter"] = scales
-    return content_hash(weights, json.dumps(config, sort_keys=True).encode())
 
 
 def _made_by_another(path: Path, what: str, saved: str, own: str) -> UserError:

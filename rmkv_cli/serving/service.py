@@ -4,12 +4,15 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request, Response
 
+from rmkv_cli.config import parse
 from rmkv_cli.data.chat import answer, pieces_of
-from rmkv_cli.generation import ANSWER_ENDS, END, Prompt
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation import ANSWER_ENDS, END, Prompt, load_notes
 from rmkv_cli.model import RMKV
 from rmkv_cli.serving.choice import Said
 from rmkv_cli.serving.engine import Engine
@@ -19,7 +22,7 @@ from rmkv_cli.serving.jobs import Job, Writing
 from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.memories import Keep, Memories
 from rmkv_cli.serving.metrics import Metrics
-from rmkv_cli.serving.protocol import ChatRequest, CompletionRequest
+from rmkv_cli.serving.protocol import ChatRequest, CompletionRequest, MemoryRequest
 from rmkv_cli.serving.replies import Replies, usage
 from rmkv_cli.tokenizer import Piece, Tokenizer
 
@@ -28,12 +31,26 @@ class Service:
     """A model that is served under a name, and all that its requests share."""
 
     def __init__(self, model: RMKV, tokenizer: Tokenizer, name: str, limits: Limits) -> None:
-        self.tokenizer, self.name, self.limits = tokenizer, name, limits
+        self._model, self.tokenizer, self.name, self.limits = model, tokenizer, name, limits
         self.created = int(time.time())
         self.metrics = Metrics()
         self.engine = Engine(model, tokenizer, limits, self.metrics)
         self.memories = Memories(model, limits)
         self.metrics.memories.set_function(lambda: len(self.memories))
+
+    def load_memory(self, name: str, path: Path) -> None:
+        """Offer a tuned memory or notes as a named memory.
+
+        Raises:
+            UserError: the name is not allowed or taken, the file is not of this model, or there is no room.
+        """
+        place = f"--memory {name}={path}"
+        parse(MemoryRequest, {"name": name, "text": ""}, place)
+        prompt = load_notes(path, self._model, self.tokenizer)
+        try:
+            self.memories.create(name)(prompt)
+        except ApiError as error:
+            raise UserError(f"{place}: {error.message}") from None
 
     async def write(self, request: Request, asked: CompletionRequest | ChatRequest) -> Response:
         """Answer a completion or a chat, whole or as a stream; raise `ApiError` or `UserError` if it cannot be."""

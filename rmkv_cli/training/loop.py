@@ -18,6 +18,7 @@ from rmkv_cli.data.lanes import EndOfData, Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import report_on, write_sample
 from rmkv_cli.files import whole_directory, write_text
+from rmkv_cli.generation import save_start
 from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.model.tensors import save_tensors
@@ -46,6 +47,7 @@ from rmkv_cli.training.optimizer import most_segments
 from rmkv_cli.training.tensors import finish_writing
 from rmkv_cli.training.trainer import Trainer
 
+MEMORY = "memory.safetensors"
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
 BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, FILES, "profile"}  # leftovers of a killed start, and a profile
 
@@ -236,6 +238,8 @@ class _Job:
         def write() -> None:
             try:
                 write_model(folder, model, self.data.tokenizer)
+                if trainer.config.train.trainable == ["memory start"]:
+                    save_start(folder / MEMORY, model, self.data.tokenizer)
                 write_progress(folder, progress)
             finally:
                 wait([written])  # no folder is removed that is written into

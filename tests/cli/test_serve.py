@@ -159,3 +159,16 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, name, None)
         line = error_of(monkeypatch, capsys, "serve", "--model", folder)
         assert line == f"error: {name} is not installed; {pip_install('serve')}"
+
+
+@pytest.mark.parametrize(
+    ("memory", "says"),
+    [
+        ("stories", "--memory stories: should be NAME=FILE"),
+        ("stories=", "--memory stories=: should be NAME=FILE"),
+        ("a story=x", "--memory a story=x: name: string should match pattern"),
+        ("stories=nowhere.rmkv", "nowhere.rmkv: no such file"),
+    ],
+)
+def test_a_memory_that_cannot_be_offered_is_said(folder, memory, says, monkeypatch, capsys):
+    assert says in error_of(monkeypatch, capsys, "serve", "--model", folder, "--port", "0", "--memory", memory)

@@ -10,7 +10,7 @@ from small_model import make_model
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes
-from rmkv_cli.generation.notes import model_hash
+from rmkv_cli.generation.hashes import model_hash
 from rmkv_cli.model.precision import to_precision
 from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.tokenizer import train_tokenizer

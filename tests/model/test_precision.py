@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import load_notes, read_prompt, save_notes
-from rmkv_cli.generation.notes import model_hash, rounded_hash
+from rmkv_cli.generation.hashes import model_hash, rounded_hash
 from rmkv_cli.model import RMKV, State, pretrained
 from rmkv_cli.model.precision import is_narrow, to_precision
 from rmkv_cli.model.size import state_bytes

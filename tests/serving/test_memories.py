@@ -10,7 +10,9 @@ import torch
 from small_server import running
 
 from rmkv_cli.data.chat import answer
-from rmkv_cli.generation import SamplingConfig, generate, read_prompt
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation import SamplingConfig, generate, read_prompt, save_start
+from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special
 
 TEXT = "the dog sat on the log. "
@@ -53,6 +55,17 @@ def write(loaded, *parts, ends=(Special.EOD,)):
 
 
 class TestMemories:
+    def test_a_tuned_memory_is_offered_under_its_name(self, memories, complete, server, loaded, tmp_path):
+        model, tokenizer = loaded
+        tuned = RMKV(model.config).double().eval()
+        tuned.load_state_dict(model.state_dict() | {"memory": model.memory + torch.randn_like(model.memory)})
+        save_start(tmp_path / "memory.safetensors", tuned, tokenizer)
+        server.service.load_memory("tuned", tmp_path / "memory.safetensors")
+        assert memories("GET", "tuned")["tokens"] == 1
+        assert complete(memory="tuned") == write((tuned, tokenizer), CAT["prompt"]) != complete()
+        with pytest.raises(UserError, match=r"--memory tuned=.*: memory 'tuned' exists"):
+            server.service.load_memory("tuned", tmp_path / "memory.safetensors")
+
     def test_one_is_made_listed_and_deleted(self, memories, loaded):
         made = memories("POST", name="dogs", text=TEXT * 20)
         assert made["tokens"] == len(loaded[1].encode_document([TEXT * 20]))

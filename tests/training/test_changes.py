@@ -75,16 +75,8 @@ def test_each_key_that_may_not_change_says_why_and_the_run_is_as_before(make_con
     }  # fmt: skip
     assert values.keys() | {"adapter"} == FIXED.keys()
     sets = [word for key, value in values.items() for word in ("--set", f"train.{key}={value}")]
-    more = [
-        "--set",
-        "train.adapter.rank=3",
-        "--set",
-        "train.tokens=200",
-        "--set",
-        "train.optimizer=muon",
-        "--set",
-        "model.memory.slots=4",
-    ]
+    more = ["train.adapter.rank=3", "train.tokens=200", "model.memory.slots=4"]
+    sets += [word for key in more for word in ("--set", key)]
     capsys.readouterr()
     lines = errors_of(monkeypatch, capsys, "train", "--resume", "--run", run, *sets)
     assert lines[0].startswith("error: --set model.memory.slots: cannot change on resume from 2 to 4: the weights have")

@@ -9,10 +9,12 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors import safe_open
+from small_model import make_model
 from small_run import written_by
 
 from rmkv_cli.config import ModelConfig
-from rmkv_cli.tokenizer import Special
+from rmkv_cli.generation import save_start
+from rmkv_cli.tokenizer import Special, train_tokenizer
 from rmkv_cli.training import BadStepError, profile, train
 from rmkv_cli.training.trainer import Trainer
 
@@ -163,3 +165,11 @@ def test_what_reading_and_writing_leave(make_config, tmp_path, monkeypatch, caps
     assert {"prompt", "messages"} == named("prompts.jsonl")
     failed = {"error"}  # of a prompt that cannot be read
     assert keys(lines) == named("texts.jsonl") - failed | named("prompts.jsonl")
+
+
+def test_a_tuned_memory(tmp_path):
+    model = make_model(vocab_size=280)
+    save_start(tmp_path / "memory.safetensors", model, train_tokenizer(iter(["a few words " * 9]), 280))
+    names, metadata = tensors(tmp_path / "memory.safetensors")
+    assert patterns(names) | metadata.keys() == named("memory.safetensors")
+    assert metadata["format"] == "rmkv-start-1"

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/tutorial.md"
 SHORTER = {
     "--set train.tokens=300000": "--set train.tokens=3000 --set train.eval_tokens=2000",
+    "--set train.tokens=100000": "--set train.tokens=3000 --set train.eval_tokens=2000",
     "--max-tokens 20000": "--max-tokens 1000",
 }
 

@@ -9,7 +9,7 @@ import typer
 
 from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, print_json, read_config, read_recipe
 from rmkv_cli.cli.tables import console, size, table
-from rmkv_cli.config import mix_path, resumed_config
+from rmkv_cli.config import mix_path, resumed_config, tunes_only
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import plural, stderr
 
@@ -84,6 +84,8 @@ def train(
         resolved = resumed_config(run / "config.toml", overrides or (), moved)
     elif from_model:
         resolved = read_recipe(preset, config, [*(overrides or ()), *moved], from_model)
+    elif preset and tunes_only(preset):
+        raise UserError(f"--preset {preset}: tunes a model that exists already; name it by --from MODEL")
     else:
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
     if mix and resolved.train.data:

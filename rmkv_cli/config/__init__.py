@@ -11,6 +11,7 @@ from rmkv_cli.config.load import (
     mix_path,
     parse,
     preset_path,
+    tunes_only,
 )
 from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, Supervise, TextSource
 from rmkv_cli.config.model import MemoryConfig, ModelConfig
@@ -59,5 +60,6 @@ __all__ = [
     "parse",
     "preset_path",
     "resumed_config",
+    "tunes_only",
     "whole_number",
 ]

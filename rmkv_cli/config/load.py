@@ -46,6 +46,11 @@ def preset_path(name: str) -> Path:
     return _presets() / f"{name}.toml"
 
 
+def tunes_only(name: str) -> bool:
+    """Return whether a preset says how an existing model is trained, and describes no model of its own."""
+    return "model" not in _read_toml(preset_path(name))
+
+
 def list_mixes() -> list[str]:
     """Return the shipped mixes' names."""
     return sorted(path.stem for path in (_presets() / "mixes").glob("*.toml"))

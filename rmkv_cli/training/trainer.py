@@ -154,18 +154,18 @@ class Trainer:
     def _read(self, length: int, then: int | None) -> tuple[Tensor, int]:
         """Return the next rows of this rank's lanes, packed, and how many targets count over all ranks."""
         rows: Tensor | None = None
-        told: Any = None
+        found: Any = None
         if self.lanes is not None:
             try:
                 rows = self.lanes.next(length, then)
-                told = int((rows[1] != IGNORED).sum())
+                found = int((rows[1] != IGNORED).sum())
             except EndOfData as end:
-                told = end
-        told = self.ranks.share(told)
-        if isinstance(told, EndOfData):
-            raise told
+                found = end
+        found = self.ranks.share(found)
+        if isinstance(found, EndOfData):
+            raise found
         shape = 3, self.config.train.batch_size // self.ranks.count, length
-        return self.ranks.deal(rows, shape, torch.int32), told
+        return self.ranks.deal(rows, shape, torch.int32), found
 
     def _seed(self) -> None:
         """Begin the step's own random numbers, so that dropout is the same in a run that was resumed."""

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from forked import Forker
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,3 +12,10 @@ def signals_reach_the_commands():
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def forker():
+    """Starts processes that have imported what training needs."""
+    with Forker("job", "torch._dynamo", "torch.optim") as forker:
+        yield forker

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 class Forker:
@@ -33,9 +35,20 @@ class Forker:
         self._process.wait()
         self._process.stdout.close()
 
-    def start(self, call, *arguments, out=os.devnull, err=os.devnull, **environment):
-        """Call MODULE:FUNCTION in a process with these arguments in sys.argv, and files for its output."""
-        asked = {"call": call, "arguments": list(map(str, arguments)), "out": str(out), "err": str(err)}
+    def run(self, *arguments, stdin=b""):
+        """Run `rmkv`; return it, finished, with its output as text."""
+        with TemporaryDirectory() as folder:
+            files = {name: Path(folder) / name for name in ("stdin", "out", "err")}
+            files["stdin"].write_bytes(stdin)
+            code = self.start("rmkv_cli.cli.main:main", *arguments, **files).wait()
+            out, err = (files[name].read_text() for name in ("out", "err"))
+        assert "Traceback" not in err
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    def start(self, call, *arguments, stdin=os.devnull, out=os.devnull, err=os.devnull, **environment):
+        """Call MODULE:FUNCTION in a process with these arguments in sys.argv, and files for its input and output."""
+        asked = {"call": call, "arguments": list(map(str, arguments)), "cwd": os.getcwd()}  # noqa: PTH109
+        asked |= {"stdin": str(stdin), "out": str(out), "err": str(err)}
         child = Child(self, self.ask(asked | {"environment": {key: str(x) for key, x in environment.items()}}))
         self._running.append(child)
         return child
@@ -71,12 +84,13 @@ class Child:
 
 def run(asked):
     """Be the new process."""
-    for path, number in ((os.devnull, 0), (asked["out"], 1), (asked["err"], 2)):
+    os.chdir(asked["cwd"])
+    for path, number in ((asked["stdin"], 0), (asked["out"], 1), (asked["err"], 2)):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
     os.environ.update(asked["environment"])
-    sys.argv = [asked["call"], *asked["arguments"]]
+    sys.argv = ["rmkv", *asked["arguments"]]
     module, _, function = asked["call"].partition(":")
     code = 0
     try:

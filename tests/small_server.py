@@ -49,8 +49,8 @@ class Running:
 
 
 @contextmanager
-def running(model, tokenizer, key=None, host="127.0.0.1", **limits):
-    service = Service(model, tokenizer, "small", Limits(**limits))
+def running(model, tokenizer, key=None, host="127.0.0.1", variants=None, **limits):
+    service = Service(model, tokenizer, "small", Limits(**limits), variants)
     server = Server(service, key, host)
     with bind(host, 0) as bound, service.engine:
         bound.listen()  # a client need not wait until the thread does so

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from documented import blocks, session
-from small_run import rmkv
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -25,7 +24,7 @@ def test_the_python_example_runs(capsys):
 
 
 @pytest.mark.timeout(200)
-def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
+def test_the_commands_run_in_their_order(forker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mix, task = blocks(README, "toml")
     Path("mix.toml").write_text(mix)
@@ -43,9 +42,9 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch):
             continue
         if words[0] == "train":  # the same, but shorter
             words += ["--set", "train.tokens=3000", "--set", "train.segments_max=2"]
-        done = rmkv(*words, stdin=b"Hello.\n" if words[0] == "chat" else b"")
+        done = forker.run(*words, stdin=b"Hello.\n" if words[0] == "chat" else b"")
         assert done.returncode == 0, f"{command.line}\n{done.stderr}"
         assert done.stdout
     Path("task.toml").write_text(task.replace("4_000_000", "9_000"))
-    done = rmkv("data", "mix", "task.toml", "--tokenizer", "tokenizer.json", "--out", "task")
+    done = forker.run("data", "mix", "task.toml", "--tokenizer", "tokenizer.json", "--out", "task")
     assert done.returncode == 0, done.stderr

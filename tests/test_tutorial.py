@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from documented import blocks, rmkv_stopped, session
-from small_run import rmkv
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/tutorial.md"
@@ -22,7 +21,7 @@ def but_for_numbers(text):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_newcomer_can_follow_it_line_by_line(tmp_path, monkeypatch):
+def test_a_newcomer_can_follow_it_line_by_line(forker, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "README.md").symlink_to(ROOT / "README.md")
     (tmp_path / "first-hour").mkdir()
@@ -40,7 +39,7 @@ def test_a_newcomer_can_follow_it_line_by_line(tmp_path, monkeypatch):
             code, told = rmkv_stopped(*command.words)
             assert code == 130, told
         else:
-            done = rmkv(*command.words, stdin=command.typed.encode())
+            done = forker.run(*command.words, stdin=command.typed.encode())
             assert done.returncode == 0, f"{command.line}\n{done.stderr}"
             assert done.stdout
             told = done.stdout + done.stderr

@@ -65,17 +65,22 @@ def find_and_load(
             f"{model.config.vocab_size}"
         )
     if adapter is not None:
-        add_adapter(model, directory, adapter)
+        model = adapted_model(model, directory, adapter)
     return directory, model, tokenizer
 
 
-def add_adapter(model: "RMKV", directory: Path, adapter: Path) -> None:
-    """Give the model of the folder `directory` an adapter; raise `UserError` if it has one or they do not fit."""
+def adapted_model(model: "RMKV", directory: Path, adapter: Path) -> "RMKV":
+    """Return the model of the folder `directory` with an adapter; they share the model's own weights.
+
+    Raises:
+        UserError: there is no such adapter, it does not fit, or the model has an adapter already.
+    """
     from rmkv_cli.model import find_model
-    from rmkv_cli.model.adapter_file import is_adapter, load_adapter, warn_of_another_base
+    from rmkv_cli.model.adapter_file import adapted_copy, is_adapter, warn_of_another_base
 
     if is_adapter(directory):
         raise UserError(f"{directory}: has an adapter already; `rmkv merge` puts it into its base model")
     folder = find_model(adapter)
-    load_adapter(model, folder)
+    adapted = adapted_copy(model, folder)
     warn_of_another_base(folder, directory)
+    return adapted

@@ -8,7 +8,7 @@ from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, at_least, 
 from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.progress import amount
 
-TRAINABLE = {"all": '"all"', "memory start": '["memory start"]'}
+TRAINABLE = {"all": '"all"', "adapters": '"adapters"', "memory start": '["memory start"]'}
 
 
 def params(

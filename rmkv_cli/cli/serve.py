@@ -1,15 +1,19 @@
 """`rmkv serve`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmkv_cli.cli.loading import Device, Dtype, load_model
+from rmkv_cli.cli.loading import Device, Dtype, adapted_model, find_and_load
 from rmkv_cli.cli.options import Model, at_least
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError, pip_install
+
+if TYPE_CHECKING:
+    from rmkv_cli.model import RMKV
 
 KEY = "RMKV_API_KEY"
 
@@ -45,6 +49,10 @@ def serve(
     allow_anyone: Annotated[
         bool, typer.Option("--allow-anyone", help="Listen beyond this machine without an API key.")
     ] = False,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Also serve the model with this LoRA adapter, under its folder's name."),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
 ) -> None:
@@ -78,11 +86,27 @@ def serve(
     }
     limits = parse(Limits, values, "serve")
     with bind(host, port) as bound:
+        folder, rmkv, tokenizer = find_and_load(model, device, dtype)
         name = model.resolve().name
-        service = Service(*load_model(model, device, dtype), name, limits)
+        service = Service(rmkv, tokenizer, name, limits, _variants(rmkv, folder, name, adapter or ()))
         for each in memory or ():
             service.load_memory(*_named_file(each))
         run(service, bound, key, host)
+
+
+def _variants(model: "RMKV", directory: Path, name: str, adapters: Sequence[Path]) -> "dict[str, RMKV]":
+    """Return the model of the folder `directory` with each of the adapters, by the adapters' names.
+
+    Raises:
+        UserError: two have the same name, the model has an adapter already, or an adapter does not fit it.
+    """
+    variants: dict[str, RMKV] = {}
+    for adapter in adapters:
+        own = adapter.resolve().name
+        if own in (name, *variants):
+            raise UserError(f"--adapter {adapter}: '{own}' is the name of another model served here; rename the folder")
+        variants[own] = adapted_model(model, directory, adapter)
+    return variants
 
 
 def _named_file(given: str) -> tuple[str, Path]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
@@ -104,6 +105,15 @@ def load_adapter(model: "RMKV", directory: Path) -> None:
     alpha = described.lora_alpha * (described.r**0.5 if described.use_rslora else 1)
     attach(model, [name for name in adaptable(model) if name in names], described.r, alpha)
     model.load_state_dict(read_adapter(model, directory), strict=False)
+
+
+def adapted_copy(model: "RMKV", directory: Path) -> "RMKV":
+    """Return the model with the adapter of a folder beside it; they share the model's own weights. Errors as above."""
+    with torch.device("meta"):
+        copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict(), assign=True)
+    load_adapter(copy, directory)
+    return copy.train(model.training)
 
 
 def read_adapter(model: "RMKV", directory: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rmkv_cli.config import TrainConfig
 from rmkv_cli.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -131,6 +132,12 @@ def attach(model: nn.Module, names: Collection[str], rank: int, alpha: float) ->
         layer = layers[name]
         new = LoRALinear(layer, rank, alpha) if isinstance(layer, nn.Linear) else LoRACell(layer, rank, alpha)
         model.set_submodule(name, new)
+
+
+def attach_configured(model: nn.Module, train: TrainConfig) -> None:
+    """Give a model the adapter that a training trains, if it trains one; errors as in `select`."""
+    if train.trainable == "adapters":
+        attach(model, select(model, train.adapter.targets), train.adapter.rank, train.adapter.alpha)
 
 
 def blank_copy(model: "RMKV") -> "RMKV":

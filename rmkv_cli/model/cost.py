@@ -1,18 +1,19 @@
 """What a model costs: parameters by part, work per token, bytes of state and of training. No weights are allocated."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from rmkv_cli.config import Config, ModelConfig, TrainConfig
+from rmkv_cli.model.adapters import MARK, attach_configured
 from rmkv_cli.model.groups import PARTS, is_trained, part_of
 from rmkv_cli.model.model import RMKV
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.model.view import CHUNK
 
 TRAINED = 3  # forward passes' worth of work in a training step: forward, and twice that for the backward pass
+ADAPTERS = "adapters"
 LOGITS = 2**24
 """How many logits training computes at once."""
 
@@ -40,11 +41,22 @@ class TrainingMemory:
         return sum(asdict(self).values()) - self.set_aside
 
 
-def count_by_part(config: ModelConfig, trainable: str | Sequence[str] = "all") -> dict[str, int]:
-    """Return the number of parameters of each part that `trainable` selects; tied embeddings count once."""
+def count_by_part(config: ModelConfig) -> dict[str, int]:
+    """Return the number of parameters of each part; tied embeddings count once."""
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in _meta(config).named_parameters():
-        counts[part_of(name)] += parameter.numel() * is_trained(name, trainable)
+        counts[part_of(name)] += parameter.numel()
+    return counts
+
+
+def count_trained(config: ModelConfig, train: TrainConfig) -> dict[str, int]:
+    """Return the number of trained parameters of each part, and of the adapter."""
+    counts = dict.fromkeys([*PARTS, ADAPTERS], 0)
+    model = _meta(config)
+    attach_configured(model, train)
+    for name, parameter in model.named_parameters():
+        part = ADAPTERS if MARK in name else part_of(name)
+        counts[part] += parameter.numel() * is_trained(name, train.trainable)
     return counts
 
 
@@ -83,7 +95,8 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
 
 def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tokens: int) -> TrainingMemory:
     """Return the bytes for training on `batch` rows of `row_tokens` at once; weights are float32."""
-    parts, trained_parts = count_by_part(config), count_by_part(config, train.trainable)
+    parts, trained_parts = count_by_part(config), count_trained(config, train)
+    adapter = trained_parts.pop(ADAPTERS)
     parameters, trained = sum(parts.values()), sum(trained_parts.values())
     D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
     element = 2 if train.precision == "bf16" else 4
@@ -98,18 +111,19 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
     layer = element * (14.2 * D + 4.9 * F) + 109 * config.memory.slots * D / S
     store = D * (5.3 * element + 92)
     a_token = config.num_hidden_layers * layer + config.stores * store
-    # Frozen matrices keep no input for a gradient, which is a tenth of what all keep.
-    segment = batch * min(S, row_tokens) * a_token * (1 - 0.1 * (1 - trained / parameters))
+    # Frozen matrices keep no input for a gradient, which is a tenth of what all keep; an adapter's keep it again.
+    kept = 1.0 if adapter else 1 - 0.1 * (1 - trained / parameters)
+    segment = batch * min(S, row_tokens) * a_token * kept
     others = 0 if train.replay else segments - 1  # segments whose forward pass alone is kept: 0.8 of it
     later = train.batch_size - batch  # lanes of other micro-batches, whose gradients and new states are kept
-    gradients = 4 * trained
+    gradients = 4 * (trained + adapter)
     # The head comes between the two passes, when there are no gradients yet: a chunk of logits, its weight's gradient,
     # what it reads, and the gradient of that, which stays.
     row = batch * row_tokens * D * element
     logits = min(batch * row_tokens * config.vocab_size, LOGITS) * (8 - element)
     head = logits + 4 * config.vocab_size * D * (trained_parts["embeddings"] > 0) + 3 * row - 0.2 * segment
     return TrainingMemory(
-        weights=4 * parameters - set_aside + 2 * narrow * (train.precision == "bf16"),
+        weights=4 * (parameters + adapter) - set_aside + 2 * (narrow + adapter) * (train.precision == "bf16"),
         gradients=gradients,
         optimizer=optimizer_bytes(config, train),
         states=(train.batch_size + later + batch * segments) * state_bytes(config, 4, element)[0],
@@ -120,14 +134,14 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
 
 def optimizer_bytes(config: ModelConfig, train: TrainConfig) -> int:
     """Return the bytes of the optimizer's moments: two per trained parameter (AdamW), for Muon's matrices one."""
-    counts = count_by_part(config, train.trainable)
+    counts = count_trained(config, train)
     matrices = counts["attention"] + counts["feed_forward"]
     return 8 * sum(counts.values()) - 4 * matrices * (train.optimizer == "muon")
 
 
 def tuning_memory(config: Config, batch: int, row_tokens: int) -> dict[str, int]:
     """Return the total of `training_memory` for each way to train a model, by the value of `train.trainable`."""
-    ways = {"all": "all", "memory start": ["memory start"]}
+    ways = {"all": "all", "adapters": "adapters", "memory start": ["memory start"]}
     return {
         name: training_memory(config.model, config.train.model_copy(update={"trainable": way}), batch, row_tokens).total
         for name, way in ways.items()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import ModelConfig, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, sha256, write_text
+from rmkv_cli.model.adapters import MARK
 from rmkv_cli.model.checkpoints import FOLDER, list_checkpoints
 from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.model.size import state_bytes
@@ -43,6 +44,8 @@ def read_weights(
 ) -> dict[str, Tensor]:
     """Return a model folder's weights by their names in `model`, each in the type of the precision policy.
 
+    The weights of an adapter that `model` has are no part of them.
+
     The file is mapped, and each tensor is converted by itself: the file's own types take no memory of their own.
 
     Args:
@@ -58,7 +61,7 @@ def read_weights(
             weights and the state of one text exceed the device's memory. All this is checked before any allocation.
     """
     path = directory / WEIGHTS
-    shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items()}
+    shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items() if MARK not in name}
     with open_tensors(path, "damaged or missing weights") as file:
         types = {found for found, _ in file.layout.values()}
         if types - set(FLOATS):

@@ -48,17 +48,16 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
 
 
 def _add_protocol(app: FastAPI, service: Service) -> None:
-    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "rmkv"}
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": service.created, "owned_by": "rmkv"}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [described(name) for name in service.models]}
 
     @app.get("/v1/models/{name}")
     async def one_model(name: str) -> dict[str, Any]:
-        if name != service.name:
-            raise ApiError(404, f"there is no model '{name}'; this server has '{service.name}'", "model_not_found")
-        return model
+        return described(service.model_of(name))
 
     @app.post("/v1/completions")
     async def completions(
@@ -82,7 +81,8 @@ def _add_memories(app: FastAPI, service: Service) -> None:
     async def create(
         request: Request, asked: Annotated[MemoryRequest, Depends(body_as(MemoryRequest))]
     ) -> dict[str, Any]:
-        return await service.read(request, asked.text, None, memories.create(asked.name))
+        keep = memories.create(asked.name, service.model_of(asked.model))
+        return await service.read(request, asked.text, None, keep)
 
     @app.get("/v1/memories/{name}")
     async def one_memory(name: str) -> dict[str, Any]:

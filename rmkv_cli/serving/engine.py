@@ -30,6 +30,8 @@ Reading = tuple[Job, Iterator[None]]
 class Engine:
     """A thread that runs jobs: it reads prompts in turns and generates as many texts at once as there are lanes.
 
+    Texts of one model share its decoding steps. The models, by name, are of one shape and have one tokenizer.
+
     The engine reads one segment of one prompt between two decoding steps. First segments of prompts go first; later
     segments take turns. A long prompt therefore slows other jobs down but does not block them. Jobs get lanes in the
     order in which their prompts were finished. A fault ends only its own job.
@@ -37,9 +39,9 @@ class Engine:
     Use it in a `with` statement: entering starts the thread; leaving ends it and all jobs.
     """
 
-    def __init__(self, model: RMKV, tokenizer: Tokenizer, limits: Limits, metrics: Metrics) -> None:
-        self._model, self._tokenizer, self._limits, self._metrics = model.eval(), tokenizer, limits, metrics
-        self._batch = Batch(Decoder(model, limits.lanes))
+    def __init__(self, models: Mapping[str, RMKV], tokenizer: Tokenizer, limits: Limits, metrics: Metrics) -> None:
+        self._models, self._tokenizer, self._limits, self._metrics = models, tokenizer, limits, metrics
+        self._batches = {name: Batch(Decoder(model.eval(), limits.lanes)) for name, model in models.items()}
         self._changed = threading.Condition()
         self._submitted: list[Job] = []  # not yet moved to `_jobs`
         self._texts = 0  # of all jobs that have not ended
@@ -101,7 +103,8 @@ class Engine:
             with self._changed:
                 self._closed = True
             self._take_in()
-            self._batch.texts.clear()  # the decoder may be broken, so `_end` must not use it
+            for batch in self._batches.values():
+                batch.texts.clear()  # the decoder may be broken, so `_end` must not use it
             for job in list(self._jobs):
                 self._end(job, _shutting_down())
 
@@ -115,13 +118,18 @@ class Engine:
         self._take_in()
         self._give_up()
         self._read_on()
-        while self._ready and len(self._batch.texts) + self._ready[0].lanes <= self._limits.lanes:
+        while self._ready and self._busy() + self._ready[0].lanes <= self._limits.lanes:
             job = self._ready.popleft()
             with self._fault_of(job):
                 self._write(job)
-        if self._batch.texts:
-            self._write_on()
+        for batch in self._batches.values():
+            if batch.texts:
+                self._write_on(batch)
         self._report()
+
+    def _busy(self) -> int:
+        """Return how many lanes are taken."""
+        return sum(len(batch.texts) for batch in self._batches.values())
 
     def _take_in(self) -> None:
         with self._changed:
@@ -141,7 +149,7 @@ class Engine:
                 self._end(job, ApiError(504, f"took longer than the {job.seconds:g} s that a request may", "timeout"))
 
     def _report(self) -> None:
-        busy = len(self._batch.texts)
+        busy = self._busy()
         self._metrics.busy.set(busy)
         self._metrics.queue.set(self._texts - busy)
 
@@ -166,11 +174,11 @@ class Engine:
 
     def _begin(self, job: Job) -> Iterator[None]:
         """Read the prompt, a segment at a time; then queue the job for lanes."""
-        job.prompt = prompt = yield from self._read(job.pieces, job.after)
+        job.prompt = prompt = yield from self._read(job, job.pieces, job.after)
         if job.writing is None:
             self._end(job, Done(prompt.tokens, 0), prompt)
             return
-        require_positions(self._model, prompt.state, job.writing.max_tokens - 1)
+        require_positions(self._models[job.model], prompt.state, job.writing.max_tokens - 1)
         self._ready.append(job)
 
     def _write(self, job: Job) -> None:
@@ -182,17 +190,18 @@ class Engine:
             how = job.prompt, config, writing.max_tokens, writing.stop, writing.ends, writing.scores
             job.texts.append(Choice(job.first + i, self._tokenizer, *how))
         self._metrics.first.observe(time.monotonic() - job.begun)
-        self._send(job, {text: self._batch.add(text) for text in job.texts})
+        self._send(job, {text: self._batches[job.model].add(text) for text in job.texts})
 
-    def _write_on(self) -> None:
-        """Generate one more token of each text."""
+    def _write_on(self, batch: Batch) -> None:
+        """Generate one more token of each text of a model."""
         try:
-            pieces = dict(self._batch.step())
+            pieces = dict(batch.step())
         except Exception as error:  # all texts share the model's step
             traceback.print_exc()
-            writing = [job for job in self._jobs if job.texts and not job.written]
+            of_batch = [job for job in self._jobs if self._batches[job.model] is batch]
+            writing = [job for job in of_batch if job.texts and not job.written]
             try:
-                self._batch.clear()
+                batch.clear()
             finally:
                 for job in writing:
                     self._end(job, error)
@@ -217,11 +226,12 @@ class Engine:
     def _keep(self, job: Job) -> Iterator[None]:
         """Read what was written after the prompt, as it was told: without a stop string, and to its last token."""
         assert job.writing is not None
-        kept = yield from self._read(job.writing.remembered(job.texts[0].text), job.prompt)
+        kept = yield from self._read(job, job.writing.remembered(job.texts[0].text), job.prompt)
         self._end(job, self._done(job), kept)
 
-    def _read(self, pieces: Iterable[Piece], after: Prompt | None) -> Generator[None, None, Prompt]:
-        return read_by_segments(self._model, self._tokenizer, _short(pieces), after, self._metrics.read.inc)
+    def _read(self, job: Job, pieces: Iterable[Piece], after: Prompt | None) -> Generator[None, None, Prompt]:
+        model = self._models[job.model]
+        return read_by_segments(model, self._tokenizer, _short(pieces), after, self._metrics.read.inc)
 
     def _done(self, job: Job) -> Done:
         assert job.prompt is not None
@@ -245,8 +255,8 @@ class Engine:
         job.pieces, job.after, job.prompt, job.texts, job.keep = (), None, None, [], None
         try:
             for text in texts:
-                if text in self._batch.texts:
-                    self._batch.remove(text)
+                if text in self._batches[job.model].texts:
+                    self._batches[job.model].remove(text)
                 text.fault = None  # its traceback refers to the text, and the cycle would keep both alive
         finally:
             with self._changed:

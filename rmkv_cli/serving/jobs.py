@@ -43,6 +43,8 @@ class Job:
     generated, or with None if the job failed.
     """
 
+    model: str
+    """Name of the model."""
     pieces: Sequence[Piece]
     send: Callable[[Event], None]
     seconds: float

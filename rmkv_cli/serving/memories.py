@@ -15,6 +15,7 @@ from rmkv_cli.serving.limits import Limits
 
 @dataclass(frozen=True)
 class _Memory:
+    model: str
     prompt: Prompt
     tokens: int
     created: int
@@ -25,6 +26,8 @@ class _Memory:
 class Keep:
     """A function that stores a reading as a memory, or with None changes nothing; called once, from any thread."""
 
+    model: str
+    """Name of the model that reads."""
     put: Callable[[Prompt | None], dict[str, Any] | None]
     figures: dict[str, Any] | None = None
     """Figures of the memory as it was stored here, even if it has changed since."""
@@ -56,8 +59,8 @@ class Memories:
         """Return how many there are."""
         return len(self._memories)
 
-    def create(self, name: str) -> Keep:
-        """Return how the reading that is to have this name is put there.
+    def create(self, name: str, model: str) -> Keep:
+        """Return how the reading by this model that is to have this name is put there.
 
         Raises:
             ApiError: 409: the name is taken; 507: there is no room.
@@ -71,23 +74,23 @@ class Memories:
                 message = f"there is room for {self.room} memories of {self.bytes_at_most:,} bytes; delete one first"
                 raise ApiError(507, message, "no_room_for_memory")
             self._written.add(name)
-        return Keep(lambda prompt: self._put(name, prompt))
+        return Keep(model, lambda prompt: self._put(name, model, prompt))
 
-    def get(self, name: str) -> Prompt:
-        """Return the reading of this name; raise `ApiError` 404 if there is none."""
-        return self._get(name).prompt
+    def get(self, name: str, model: str | None = None) -> Prompt:
+        """Return the reading of this name; raise `ApiError` 404 if there is none, 400 if another model read it."""
+        return self._get(name, model).prompt
 
-    def hold(self, name: str) -> tuple[Prompt, Keep]:
+    def hold(self, name: str, model: str | None = None) -> tuple[Prompt, Keep]:
         """Return the reading of this name, and how the one that follows it is put in its place.
 
         Raises:
-            ApiError: 404: there is none; 409: another request is writing it.
+            ApiError: 404: there is none; 400: another model than `model` read it; 409: another request is writing it.
         """
         with self._lock:
-            memory = self._get(name)
+            memory = self._get(name, model)
             self._require_free(name)
             self._written.add(name)
-        return memory.prompt, Keep(lambda prompt: self._put(name, prompt))
+        return memory.prompt, Keep(memory.model, lambda prompt: self._put(name, memory.model, prompt))
 
     def delete(self, name: str) -> None:
         """Forget a memory; errors as in `hold`."""
@@ -111,6 +114,7 @@ class Memories:
         return {
             "object": "memory",
             "name": name,
+            "model": memory.model,
             "tokens": memory.tokens,
             "bytes": prompt.state.size() + prompt.logits.nbytes + prompt.seen.nbytes,
             "bytes_at_most": self.bytes_at_most,
@@ -118,17 +122,22 @@ class Memories:
             "updated": memory.updated,
         }
 
-    def _get(self, name: str) -> _Memory:
+    def _get(self, name: str, model: str | None = None) -> _Memory:
         memory = self._memories.get(name)
         if memory is None:
             raise ApiError(404, f"there is no memory '{name}'; POST /v1/memories makes one", "memory_not_found")
+        if model not in (None, memory.model):
+            message = (
+                f"memory '{name}' was read by the model '{memory.model}'; ask that model, or have '{model}' read it"
+            )
+            raise ApiError(400, message, "invalid_value", "memory")
         return memory
 
     def _require_free(self, name: str) -> None:
         if name in self._written:
             raise ApiError(409, f"another request is writing the memory '{name}'; try again later", "memory_busy")
 
-    def _put(self, name: str, prompt: Prompt | None) -> dict[str, Any] | None:
+    def _put(self, name: str, model: str, prompt: Prompt | None) -> dict[str, Any] | None:
         memory = None
         try:
             if prompt is not None:
@@ -138,7 +147,7 @@ class Memories:
                     logits=prompt.logits.clone(),
                     state=prompt.state.map(lambda x, _: x.clone()),
                 )
-                memory = _Memory(own, int(prompt.state.position), int(time.time()), int(time.time()))
+                memory = _Memory(model, own, int(prompt.state.position), int(time.time()), int(time.time()))
         finally:  # release the name even on failure
             with self._lock:
                 self._written.remove(name)

@@ -174,3 +174,4 @@ class MemoryRequest(TextRequest):
     """POST /v1/memories."""
 
     name: Name
+    model: str | None = Field(None, max_length=256)

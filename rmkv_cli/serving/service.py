@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,19 @@ from rmkv_cli.tokenizer import Piece, Tokenizer
 
 
 class Service:
-    """A model that is served under a name, and all that its requests share."""
+    """A model that is served under a name, variants of it under names of their own, and all that requests share.
 
-    def __init__(self, model: RMKV, tokenizer: Tokenizer, name: str, limits: Limits) -> None:
-        self._model, self.tokenizer, self.name, self.limits = model, tokenizer, name, limits
+    The variants have the same shape and tokenizer: they are the model with adapters.
+    """
+
+    def __init__(
+        self, model: RMKV, tokenizer: Tokenizer, name: str, limits: Limits, variants: Mapping[str, RMKV] | None = None
+    ) -> None:
+        self.tokenizer, self.name, self.limits = tokenizer, name, limits
+        self.models = {name: model, **(variants or {})}
         self.created = int(time.time())
         self.metrics = Metrics()
-        self.engine = Engine(model, tokenizer, limits, self.metrics)
+        self.engine = Engine(self.models, tokenizer, limits, self.metrics)
         self.memories = Memories(model, limits)
         self.metrics.memories.set_function(lambda: len(self.memories))
 
@@ -46,16 +52,16 @@ class Service:
         """
         place = f"--memory {name}={path}"
         parse(MemoryRequest, {"name": name, "text": ""}, place)
-        prompt = load_notes(path, self._model, self.tokenizer)
+        prompt = load_notes(path, self.models[self.name], self.tokenizer)
         try:
-            self.memories.create(name)(prompt)
+            self.memories.create(name, self.name)(prompt)
         except ApiError as error:
             raise UserError(f"{place}: {error.message}") from None
 
     async def write(self, request: Request, asked: CompletionRequest | ChatRequest) -> Response:
         """Answer a completion or a chat, whole or as a stream; raise `ApiError` or `UserError` if it cannot be."""
         exchange = Exchange()
-        replies = Replies(self.name, self.tokenizer, chat=isinstance(asked, ChatRequest))
+        replies = Replies(self.model_of(asked.model), self.tokenizer, chat=isinstance(asked, ChatRequest))
         exchange.submit(self.engine, self._jobs(asked, exchange))
         said = exchange.said()
         try:
@@ -70,13 +76,24 @@ class Service:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return EventStream(exchange, _events(first, said, exchange, replies, with_usage))
 
+    def model_of(self, name: str | None) -> str:
+        """Return the name of the model that a request asks for; raise `ApiError` 404 if there is none."""
+        if name is None:
+            return self.name
+        if name not in self.models:
+            have = ", ".join(f"'{known}'" for known in self.models)
+            raise ApiError(404, f"there is no model '{name}'; this server has {have}", "model_not_found", "model")
+        return name
+
     async def read(self, request: Request, text: str, after: Prompt | None, keep: Keep) -> dict[str, Any]:
         """Read a text, after an earlier reading or as a document's beginning, and keep the result.
 
         Return the figures of the new memory; errors as in `write`.
         """
         exchange = Exchange()
-        exchange.submit(self.engine, [Job((text,), exchange.send, self.limits.max_seconds, after, keep=keep)])
+        exchange.submit(
+            self.engine, [Job(keep.model, (text,), exchange.send, self.limits.max_seconds, after, keep=keep)]
+        )
         try:
             await while_connected(request, _all(exchange.said()))
         finally:
@@ -87,9 +104,7 @@ class Service:
     def _jobs(self, asked: CompletionRequest | ChatRequest, exchange: Exchange) -> list[Job]:
         """Return a job for each prompt."""
         limits, chat = self.limits, isinstance(asked, ChatRequest)
-        if asked.model not in (None, self.name):
-            message = f"there is no model '{asked.model}'; this server has '{self.name}'"
-            raise ApiError(404, message, "model_not_found", "model")
+        model = self.model_of(asked.model)
         prompts: list[tuple[Piece, ...]]
         if isinstance(asked, ChatRequest):
             prompts = [pieces_of([(message.role, message.content) for message in asked.messages])]
@@ -109,11 +124,11 @@ class Service:
         )
         after, keep = None, None
         if asked.memory is not None and asked.keep:
-            after, keep = self.memories.hold(asked.memory)
+            after, keep = self.memories.hold(asked.memory, model)
         elif asked.memory is not None:
-            after = self.memories.get(asked.memory)
+            after = self.memories.get(asked.memory, model)
         return [
-            Job(pieces, exchange.send, limits.max_seconds, after, writing, keep, first=i * asked.n)
+            Job(model, pieces, exchange.send, limits.max_seconds, after, writing, keep, first=i * asked.n)
             for i, pieces in enumerate(prompts)
         ]
 

@@ -7,8 +7,9 @@ from rmkv_cli.config.load import differences, shown
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
 from rmkv_cli.model import find_model
+from rmkv_cli.model.adapter_file import is_adapter
 from rmkv_cli.model.checkpoints import list_checkpoints
-from rmkv_cli.model.cost import count_by_part
+from rmkv_cli.model.cost import count_trained
 from rmkv_cli.model.pretrained import WEIGHTS, read_config
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
@@ -17,9 +18,10 @@ from rmkv_cli.tokenizer import Tokenizer
 def source_of(config: Config, run: Path) -> Path | None:
     """Return the model folder whose weights the run in the folder `run` still has to load.
 
-    None: the run starts from random weights, or has a checkpoint to resume from.
+    None: the run starts from random weights, or has a checkpoint to resume from. Checkpoints of a run that trains an
+    adapter hold the adapter alone.
     """
-    if config.train.from_model is None or list_checkpoints(run):
+    if config.train.from_model is None or (list_checkpoints(run) and config.train.trainable != "adapters"):
         return None
     return Path(config.train.from_model)
 
@@ -32,7 +34,7 @@ def require_trainable(config: Config) -> None:
     key = f"train.trainable = {shown(trainable)}"
     if config.train.from_model is None:
         raise UserError(f"{key}: the weights that it freezes are random; give a model to start from, --from MODEL")
-    if not sum(count_by_part(model, trainable).values()):
+    if not sum(count_trained(model, config.train).values()):
         raise UserError(f"{key}: the model has no such parameters, so nothing would be trained")
     if trainable == ["memory start"] and model.memory.slots and not model.memory.updated:
         raise UserError(f"{key}: memory.update = 'none' has no memory that a document could start with")
@@ -52,10 +54,14 @@ def with_source(config: Config, run: Path) -> Config:
     begun = (run / "config.toml").exists()
     if begun and not (source / WEIGHTS).is_file():
         raise UserError(
-            f"{source}: the model that the run starts from is gone, and the run has no checkpoint yet; restore it, or "
-            "start again in another --run"
+            f"{source}: the model that the run starts from is gone, and no checkpoint holds its weights; restore it, "
+            "or start again in another --run"
         )
     folder = find_model(source).resolve()
+    if is_adapter(folder):
+        raise UserError(
+            f"{source}: is an adapter, not a model to start from; merge it first: rmkv merge MODEL {source} --out DIR"
+        )
     lines = [
         f"{key}: is {shown(found)}, but {folder}, which the run starts from, has {shown(there)}"
         for key, found, there in differences(config.model, read_config(folder))

@@ -17,6 +17,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import whole_directory
 from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.adapter_file import save_adapter
 from rmkv_cli.model.checkpoints import checkpoint_path, checkpoint_step, list_checkpoints, list_leftovers
 from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.progress import stderr
@@ -89,6 +90,16 @@ def go_back(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> No
 def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
     """Write a model folder: config, weights, tokenizer and generation config."""
     model.save_pretrained(directory)
+    _write_beside(directory, tokenizer)
+
+
+def write_adapter(directory: Path, model: RMKV, tokenizer: Tokenizer, base: Path, base_sha256: str) -> None:
+    """Write an adapter folder that names its base model, and beside the adapter what a model folder has."""
+    save_adapter(model, directory, base, base_sha256)
+    _write_beside(directory, tokenizer)
+
+
+def _write_beside(directory: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(directory / "tokenizer.json")
     generation = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod} | sampling_defaults()
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")

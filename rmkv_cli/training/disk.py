@@ -7,17 +7,19 @@ from pathlib import Path
 from rmkv_cli.config import Config
 from rmkv_cli.errors import UserError
 from rmkv_cli.model.checkpoints import list_checkpoints
-from rmkv_cli.model.cost import count_by_part, optimizer_bytes, state_bytes
+from rmkv_cli.model.cost import count_by_part, count_trained, optimizer_bytes, state_bytes
 
 
 def checkpoint_bytes(config: Config) -> int:
     """Return the bytes of one checkpoint: float32 weights, the optimizer's moments, and the states of all lanes.
 
-    Tokenizer, configs and the lanes' open documents are left out: they are small beside these.
+    A run that trains an adapter saves the adapter's weights alone. Tokenizer, configs and the lanes' open documents are
+    left out: they are small beside these.
     """
     model, train = config.model, config.train
     state, _ = state_bytes(model, 4, 2 if train.precision == "bf16" else 4)
-    weights = 4 * sum(count_by_part(model).values())
+    saved = count_trained(model, train) if train.trainable == "adapters" else count_by_part(model)
+    weights = 4 * sum(saved.values())
     return weights + optimizer_bytes(model, train) + train.batch_size * state
 
 

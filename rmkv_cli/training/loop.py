@@ -29,6 +29,7 @@ from rmkv_cli.training.checkpoint import (
     mark_best,
     read_progress,
     save_checkpoint,
+    write_adapter,
     write_model,
     write_progress,
 )
@@ -221,7 +222,7 @@ class _Job:
 
         All that the next steps change is copied before this returns.
         """
-        trainer = self.trainer
+        trainer, config = self.trainer, self.trainer.config.train
         assert trainer.lanes is not None
         lanes = trainer.lanes.state_dict()
         progress = {
@@ -237,8 +238,14 @@ class _Job:
 
         def write() -> None:
             try:
-                write_model(folder, model, self.data.tokenizer)
-                if trainer.config.train.trainable == ["memory start"]:
+                if config.trainable == "adapters":
+                    assert config.from_model
+                    assert config.from_sha256
+                    base = Path(config.from_model)
+                    write_adapter(folder, model, self.data.tokenizer, base, config.from_sha256)
+                else:
+                    write_model(folder, model, self.data.tokenizer)
+                if config.trainable == ["memory start"]:
                     save_start(folder / MEMORY, model, self.data.tokenizer)
                 write_progress(folder, progress)
             finally:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from rmkv_cli.config import Config, Phase, TrainConfig
 from rmkv_cli.model import RMKV
-from rmkv_cli.model.adapters import MARK
+from rmkv_cli.model.adapters import MARK, attach_configured
 from rmkv_cli.model.groups import freeze, group_of
 from rmkv_cli.training.muon import ShardedMuon
 
@@ -74,6 +74,7 @@ def describe_groups(config: Config) -> list[dict[str, Any]]:
     of those that are frozen, with the highest learning rate and the weight decay. No weights are allocated."""
     with torch.device("meta"):
         model = RMKV(config.model)
+        attach_configured(model, config.train)
     freeze(model, config.train.trainable)
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     frozen = {"optimizer": None, "weight_decay": None, "params": [p for p in names if not p.requires_grad]}

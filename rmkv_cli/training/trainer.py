@@ -16,7 +16,8 @@ from rmkv_cli.data.lanes import IGNORED, EndOfData, Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import Losses, read_losses
 from rmkv_cli.model import RMKV, State
-from rmkv_cli.model.adapters import blank_copy
+from rmkv_cli.model.adapter_file import is_adapter, read_adapter
+from rmkv_cli.model.adapters import MARK, attach_configured, blank_copy
 from rmkv_cli.model.groups import freeze
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
@@ -60,6 +61,7 @@ class Trainer:
             torch.set_float32_matmul_precision("high")
         with torch.device(self.device):
             self.model = RMKV(config.model)
+            attach_configured(self.model, config.train)
         self.sharded = ranks.mesh is not None and config.train.distributed == "fsdp"
         """Whether each rank has a part of every weight."""
         spread(self.model, ranks, config.train.distributed)
@@ -217,13 +219,17 @@ class Trainer:
         return self._with_weights(lambda x: whole(x).to(self.device))
 
     def copied_model(self) -> RMKV:
-        """Return a copy of the model with all its weights on the CPU; of no use on other ranks than 0."""
-        return self._with_weights(lambda x: whole(x).to("cpu" if self.ranks.first else "meta", copy=True))
+        """Return a copy of the model with all weights that a checkpoint holds on the CPU; of no use on other ranks than
+        0."""
+        place = "cpu" if self.ranks.first else "meta"
+        mark = MARK if self.config.train.trainable == "adapters" else ""
+        return self._with_weights(lambda x: whole(x).to(place, copy=True), mark)
 
-    def _with_weights(self, of: Callable[[Tensor], Tensor]) -> RMKV:
-        """Return another model, whose weights a function gives."""
+    def _with_weights(self, of: Callable[[Tensor], Tensor], mark: str = "") -> RMKV:
+        """Return another model, whose weights a function gives; those without `mark` in their names are on meta."""
         model = blank_copy(self.model)
-        model.load_state_dict({name: of(x) for name, x in self.model.state_dict().items()}, assign=True)
+        weights = {name: of(x) for name, x in self.model.state_dict().items() if mark in name}
+        model.load_state_dict(weights, strict=not mark, assign=True)
         return model
 
     def validate(self) -> tuple[Losses, RMKV]:
@@ -295,10 +301,13 @@ class Trainer:
 
     def _load_weights(self, folder: Path) -> None:
         with self.ranks.together():
-            weights = read_weights(folder, self.model, "the run's config.toml")
+            if is_adapter(folder):
+                weights = read_adapter(self.model, folder)
+            else:
+                weights = read_weights(folder, self.model, "the run's config.toml")
         mine = self.model.state_dict()
         here = {name: parted_like(x.to(mine[name].device), mine[name]) for name, x in weights.items()}
-        self.model.load_state_dict(here)
+        self.model.load_state_dict(here, strict=False)  # an adapter, or all but that
         self.working.take_weights(frozen=True)
 
     def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:

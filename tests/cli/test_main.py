@@ -25,9 +25,9 @@ COMMANDS = dict(every_command(typer.main.get_command(build())))
 
 def test_the_commands_are_these():
     assert {" ".join(path) for path in COMMANDS} == {
-        *("train", "eval", "generate", "chat", "serve", "read", "params", "count-params", "demo", "report"),
+        *("train", "eval", "generate", "chat", "serve", "read", "params", "count-params", "demo", "report", "merge"),
         *("model train", "model eval", "model generate", "model chat", "model serve"),
-        *("model read", "model params"),
+        *("model read", "model params", "model merge"),
         *("inspect memory", "export hf", "import hf", "push"),
         *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
         *("data sample", "data mix", "data inspect"),

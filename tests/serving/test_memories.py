@@ -179,7 +179,7 @@ class TestTogether:
         memories("POST", "dogs", text="a")
 
     def test_a_name_is_given_once(self, server, memories):
-        keep = server.service.memories.create("dogs")
+        keep = server.service.memories.create("dogs", "small")
         assert memories("POST", "", 409, name="dogs", text="a")["error"]["code"] == "memory_exists"
         keep(None)
         memories("POST", name="dogs", text="a")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from compare_runs import stop_at
-from forked import Forker
 
 from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
@@ -21,13 +20,6 @@ def short_samples():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sample, "TEXT_TOKENS", 16)
         yield
-
-
-@pytest.fixture(scope="session")
-def forker():
-    """Starts processes that have imported what training needs."""
-    with Forker("job", "torch._dynamo", "torch.optim") as forker:
-        yield forker
 
 
 @pytest.fixture(scope="session")

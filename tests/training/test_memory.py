@@ -90,7 +90,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 768}
         (2, {}, {"store": 1}, {}),
         (4, {}, {}, {"replay": False}),
         (3, WIDE, {}, {"batch_size": 8, "micro_batch_size": 1}),
-        (3, WIDE, {}, {"batch_size": 64, "precision": "bf16", "optimizer": "muon"}),
+        (3, WIDE, {}, {"batch_size": 32, "precision": "bf16", "optimizer": "muon"}),
         (3, WIDE, {}, {"batch_size": 16, "precision": "bf16", "trainable": ["memory start"]}),
         (4, {"vocab_size": 32768}, {}, {"trainable": ["memory start"]}),
         (2, {}, {}, {"trainable": ["norms", "memory"]}),

@@ -5,7 +5,7 @@ import json
 import tempfile
 
 import pytest
-from small_run import error_of, rmkv
+from small_run import error_of, written_by
 
 from rmkv_cli.config import dump_toml, load_mix
 from rmkv_cli.errors import UserError
@@ -99,12 +99,12 @@ def test_on_the_command_line(make_config, tmp_path, monkeypatch, capsys):
     config = tmp_path / "config.toml"
     config.write_text(dump_toml(make_config()))
     given = ("train", "--config", config, "--run", tmp_path / "run")
-    report = json.loads(rmkv(*given, "--dry-run", "--price", "3", "--json").stdout)
+    report = json.loads(written_by(monkeypatch, capsys, *given, "--dry-run", "--price", "3", "--json").out)
     assert report["cost"] == 3 * report["hours"]
-    shown = rmkv(*given, "--dry-run").stdout
+    shown = written_by(monkeypatch, capsys, *given, "--dry-run").out
     assert f"{report['parameters']:,}" in shown
     assert "cost" not in shown
-    shown = rmkv(*given, "--profile", "1").stdout
+    shown = written_by(monkeypatch, capsys, *given, "--profile", "1").out
     size = "each of one micro-batch, 4 rows of 2 segments"
     assert shown.endswith(f"1 step, {size}: {tmp_path / 'run' / 'profile' / 'trace.json.gz'}\n")
     assert "take one process" in error_of(monkeypatch, capsys, *given, "--dry-run", "--nproc", "2")

@@ -1,16 +1,20 @@
 """Conversations as pieces: what is asked between <start> and <end>, what the assistant says after it.
 
 This is the one renderer: training, `rmkv chat`, `rmkv serve` and prompts from files use it. The chat template of an
-exported folder gives the same ids.
+exported folder gives the same ids. A model folder has this format unless it holds a chat template.
 """
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Piece, Special
 
+TEMPLATE = "chat_template.jinja"
+"""File of a folder whose conversations have a format of their own, and of exported folders."""
 ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt", "ai"}
 TRAIN = ("train", "training", "weight")
 """Keys of a message, each of which may say false or 0: do not learn it (ours, axolotl's, OpenAI's)."""
@@ -27,6 +31,15 @@ class Turn(NamedTuple):
     """Whether its tokens may count in the loss."""
 
 
+def require_own_format(model: Path) -> None:
+    """Raise `UserError` if a model folder has a chat template, so that its conversations have another format."""
+    if (model / TEMPLATE).exists():
+        raise UserError(
+            f"{model / TEMPLATE}: this version of rmkv cannot render a model's own chat template, and would give it "
+            "conversations in another format; remove the file if the model was trained by rmkv"
+        )
+
+
 def pieces_of(turns: Iterable[tuple[str, str] | Turn]) -> tuple[Piece, ...]:
     """Return a conversation's pieces: each turn that is not the assistant's between START and END, but empty ones."""
     return rendered(spoken(Turn(*turn) for turn in turns))[0]
@@ -41,7 +54,8 @@ def rendered(turns: Sequence[Turn], answers_only: bool = False) -> tuple[tuple[P
     """Return the pieces of a conversation, and for each of them and for the end of the document whether it is learned.
 
     The token that ends an answer belongs to it: the next turn's START, or the end of the document. Tokens of a turn
-    with `train` = False are not learned.
+    with `train` = False are not learned. Answers that follow one another are one text, as in a chat template's result,
+    unless only one of them is learned.
 
     Args:
         turns: of the conversation; none is left out.
@@ -56,6 +70,10 @@ def rendered(turns: Sequence[Turn], answers_only: bool = False) -> tuple[tuple[P
     for turn in turns:
         if is_assistant(turn.role):
             said = answer(turn.content)
+            before = pieces[-1] if pieces and ending == turn.train else Special.END
+            if not isinstance(before, Special) and not isinstance(said[0], Special):
+                said = (before + said[0],)
+                del pieces[-1], learned[-1]
             pieces += said
             learned += [turn.train] * len(said)
             ending = turn.train

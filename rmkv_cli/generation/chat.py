@@ -2,10 +2,10 @@
 
 from collections.abc import Generator, Iterable
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from rmkv_cli.data.chat import pieces_of, question
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.generate import Generation, generate
 from rmkv_cli.generation.notes import load_notes, save_notes
@@ -13,7 +13,7 @@ from rmkv_cli.generation.prompt import Prompt, read_prompt, read_tokens, require
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import ANSWER_ENDS
 from rmkv_cli.model import RMKV, reset_recent
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Tokenizer
 
 Mode = Literal["single", "instruct", "chat"]
 """How turns hang together.
@@ -89,23 +89,22 @@ class Conversation:
         memory = self.memory
         if self.mode == "instruct":
             memory = replace(memory, state=reset_recent(memory.state))
-        question = read_prompt(self._model, self._tokenizer, (Special.START, message, Special.END), memory)
-        require_positions(self._model, question.state, self._max_tokens)
+        asked = read_prompt(self._model, self._tokenizer, question([message]), memory)
+        require_positions(self._model, asked.state, self._max_tokens)
         seed = (self._config.seed + self._turns) % 2**63
         config = self._config.model_copy(update={"seed": seed})
-        answer = generate(self._model, self._tokenizer, question, config, self._max_tokens, ends=ANSWER_ENDS)
-        self.question, self.answer = question, answer
+        answer = generate(self._model, self._tokenizer, asked, config, self._max_tokens, ends=ANSWER_ENDS)
+        self.question, self.answer = asked, answer
         self._turns += 1
         try:
             yield from answer
         finally:
             if self.mode != "single" and answer.fault is None:
-                self._memory = _after(question, answer)
+                self._memory = _after(asked, answer)
 
     def read(self, text: Iterable[str]) -> Prompt:
         """Read a text, in pieces, as a message that is not answered; return its reading. Errors as in `read_prompt`."""
-        pieces = chain([Special.START], text, [Special.END])
-        reading = read_prompt(self._model, self._tokenizer, pieces, self.memory)
+        reading = read_prompt(self._model, self._tokenizer, question(text), self.memory)
         self._memory = reading, []
         return reading
 
@@ -122,8 +121,7 @@ class Conversation:
         self._memory = load_notes(path, self._model, self._tokenizer), []
 
     def _beginning(self) -> Prompt:
-        set_before = (Special.START, self._system, Special.END) if self._system else ""
-        return read_prompt(self._model, self._tokenizer, set_before, self._start)
+        return read_prompt(self._model, self._tokenizer, pieces_of([("system", self._system)]), self._start)
 
 
 def _after(question: Prompt, answer: Generation) -> tuple[Prompt, list[int]]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rmkv_cli.config import MemoryConfig, ModelConfig, parse
+from rmkv_cli.data.chat import require_own_format
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, require_new, whole_directory
 from rmkv_cli.generation.sampler import NEVER_WRITTEN
@@ -38,6 +39,7 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
     """
     require_new(out)
     source = find_model(model)
+    require_own_format(source)
     if is_adapter(source):
         raise UserError(
             f"{model}: is an adapter; export its base model, or merge them first: rmkv merge MODEL {model} --out DIR"

@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers, processors
 
-from rmkv_cli.data.chat import ASSISTANT
+from rmkv_cli.data.chat import ASSISTANT, TEMPLATE
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import Special, Tokenizer
 
@@ -55,7 +55,7 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) 
         token["special"] = token["content"] not in THINKING
     (directory / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (directory / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
+    (directory / TEMPLATE).write_text(chat_template(), encoding="utf-8")
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -65,7 +65,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 
 def chat_template() -> str:
-    """Return `rmkv_cli.data.chat.pieces_of` as a Jinja template over messages of a role and a content."""
+    """Return `rmkv_cli.data.chat.pieces_of` as a Jinja template over messages of a role, a content and tool calls."""
     mark = f"\\u{ord(MARK):04x}"
     marked = "".join(
         f" | replace('<{rest}', '<{mark}{rest}')" for rest in (mark, *(special[1:] for special in Special))
@@ -78,18 +78,34 @@ def chat_template() -> str:
 {{{{- part.text -}}}}
 {{%- endfor -%}}
 {{%- endmacro -%}}
+{{%- macro called(calls) -%}}
+{{%- for call in calls -%}}
+{{{{- '\\n' if not loop.first -}}}}
+{{%- set arguments = call.function.arguments -%}}
+{{{{- '<tool_call>\\n{{"name": ' + call.function.name | tojson + ', "arguments": ' -}}}}
+{{{{- (arguments if arguments is string else arguments | tojson) + '}}\\n</tool_call>' -}}}}
+{{%- endfor -%}}
+{{%- endmacro -%}}
 {{{{- '{Special.EOD}' -}}}}
+{{%- set said = namespace(text='') -%}}
 {{%- for message in messages -%}}
-{{%- set content = message.content if message.content is string else joined(message.content) -%}}
+{{%- set content = message.content or '' if message.tool_calls else message.content -%}}
+{{%- set content = content if content is string else joined(content) -%}}
+{{%- if message.tool_calls -%}}
+{{%- set content = content + ('\\n' if content else '') + called(message.tool_calls) -%}}
+{{%- endif -%}}
 {{%- if message.role | trim | lower in {sorted(ASSISTANT)} -%}}
 {{%- set thought = content.lstrip().partition('{Special.END_THINK}') -%}}
 {{%- if thought[1] and thought[0].startswith('{Special.THINK}') -%}}
-{{{{- '{Special.THINK}' + plain(thought[0][{len(Special.THINK)}:]) + '{Special.END_THINK}' + plain(thought[2]) -}}}}
+{{{{- plain(said.text) + '{Special.THINK}' + plain(thought[0][{len(Special.THINK)}:]) + '{Special.END_THINK}' -}}}}
+{{%- set said.text = thought[2] -%}}
 {{%- else -%}}
-{{{{- plain(content) -}}}}
+{{%- set said.text = said.text + content -%}}
 {{%- endif -%}}
 {{%- elif content -%}}
-{{{{- '{Special.START}' + plain(content) + '{Special.END}' -}}}}
+{{{{- plain(said.text) + '{Special.START}' + plain(content) + '{Special.END}' -}}}}
+{{%- set said.text = '' -%}}
 {{%- endif -%}}
 {{%- endfor -%}}
+{{{{- plain(said.text) -}}}}
 """

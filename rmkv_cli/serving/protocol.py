@@ -8,12 +8,12 @@ from pydantic import ConfigDict, FailFast, Field, field_validator, model_validat
 from pydantic_core import PydanticCustomError
 
 from rmkv_cli.config import Section
-from rmkv_cli.data.chat import text_of
+from rmkv_cli.data.chat import text_of, text_with_calls
 from rmkv_cli.generation import SamplingConfig, Seed
 
 IGNORED = {
     *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"),
-    *("annotations", "name", "refusal"),  # of messages
+    *("annotations", "name", "refusal", "tool_call_id"),  # of messages
 }
 """The protocol's fields that change nothing of the text."""
 NEUTRAL = {
@@ -137,8 +137,18 @@ class CompletionRequest(Request):
 class Message(Asked):
     """A turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _called(cls, data: Any) -> Any:
+        """Put the tool calls into the content, as text."""
+        if not isinstance(data, dict) or not (calls := data.get("tool_calls")):
+            return data
+        rest = {key: value for key, value in data.items() if key != "tool_calls"}
+        text = text_with_calls(rest.get("content"), calls)
+        return rest if text is None else rest | {"content": text}
 
     @field_validator("content", mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rmkv_cli.data.chat import Turn, pieces_of, read_messages
+from rmkv_cli.data.chat import Turn, pieces_of, read_messages, rendered
 from rmkv_cli.tokenizer import Special
 
 START, END, THINK, END_THINK = Special.START, Special.END, Special.THINK, Special.END_THINK
@@ -51,6 +51,14 @@ def test_an_empty_prompt_is_none_and_specials_in_text_are_text():
 )
 def test_messages_are_a_list_or_llama_3_s_text(value, turns):
     assert read_messages(value) == [Turn(*turn) for turn in turns]
+
+
+def test_answers_that_follow_one_another_are_one_text():
+    """As in what a chat template gives, so that the ids are the same on all paths."""
+    turns = [("assistant", "a <"), ("gpt", "end>"), ("assistant", "<think>so</think>b"), ("bot", "c"), ("user", "d")]
+    assert pieces_of(turns) == ("a <end>", THINK, "so", END_THINK, "bc", START, "d", END)
+    separate = [Turn("assistant", "a"), Turn("assistant", "b", train=False), Turn("assistant", "c", train=False)]
+    assert rendered(separate) == (("a", "bc"), (True, False, False))
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}

@@ -74,6 +74,19 @@ def record_of(turns, kind, draw):
     return {"messages": messages}
 
 
+def heard(turns, kind):
+    """The turns that are read: no empty prompts, but in prompt_response; answers in a row as one, where all it takes is
+    to write the second one's text behind the first one's."""
+    read = []
+    for turn in turns:
+        answer, before = turn["role"] == "assistant", read[-1] if read else {"role": None}
+        if answer and before["role"] == "assistant" and turn["thought"] is None and turn["train"] == before["train"]:
+            read[-1] = before | {"text": before["text"] + turn["text"]}
+        elif answer or turn["text"] or kind == "prompt_response":
+            read.append(turn)
+    return read
+
+
 def by_hand(tokenizer, turns, kind, supervise):
     """The document's ids and, for each id and for the end, whether it is learned: written down turn by turn."""
     ids, learned = [EOD], [False]
@@ -83,7 +96,7 @@ def by_hand(tokenizer, turns, kind, supervise):
         ids.extend(tokens)
         learned.extend([counts] * len(tokens))
 
-    for turn in turns:
+    for turn in heard(turns, kind):
         encoded = tokenizer.encode(turn["text"])
         if turn["role"] == "assistant":
             if turn["thought"] is not None:
@@ -92,7 +105,7 @@ def by_hand(tokenizer, turns, kind, supervise):
                 put([END_THINK], turn["train"])
             put(encoded, turn["train"])
             after_answer, its_train = True, turn["train"]
-        elif turn["text"] or kind == "prompt_response":
+        else:
             prompts = supervise == "all" and turn["train"]
             put([START], its_train if after_answer else prompts)
             put(encoded, prompts)

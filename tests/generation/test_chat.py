@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from random_chats import training_ids
 from small_model import make_model
 
 from rmkv_cli.data.chat import pieces_of
@@ -107,6 +108,20 @@ def test_the_document_is_that_of_the_training_data():
         ids += turn(message, conversation.answer.ids)
     assert_read(model, conversation, ids)
     assert WORDS.decode([WORDS.eod, *ids]) == WORDS.decode(WORDS.encode_document(pieces_of(turns)))
+
+
+def test_prompts_have_the_ids_that_training_reads(tmp_path):
+    prompts = ["the dog", "<end> is é", "and the dog?"]
+    model = talkative(-1)
+    conversation = Conversation(model, WORDS, WARM, 9, system=prompts[0])
+    conversation.read([prompts[1]])
+    list(conversation.say(prompts[2]))
+    turns = [{"role": role, "content": text} for role, text in zip(("system", "user", "user"), prompts, strict=True)]
+    (ids,) = training_ids([turns], WORDS, tmp_path)
+    logits, state = model(torch.tensor([ids]))
+    torch.testing.assert_close(conversation.question.logits.double(), logits[:, -1], atol=1e-5, rtol=0)
+    for name, x in state.tensors().items():
+        torch.testing.assert_close(conversation.question.state.tensors()[name], x, atol=1e-9, rtol=0, msg=name)
 
 
 def test_a_message_that_is_given_up_while_it_is_read_leaves_no_trace(monkeypatch):

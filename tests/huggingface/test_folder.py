@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -39,6 +40,20 @@ def test_the_code_beside_the_weights_lacks_no_name_and_nothing_of_rmkv(models, t
     assert done.returncode == 0, done.stdout
     for file in (tmp_path / "out").glob("*.py"):
         assert not re.search(r"^\s*(from|import) rmkv_cli", file.read_text(), re.MULTILINE)
+
+
+def test_a_model_folder_with_a_chat_template_of_its_own_is_refused(models, tmp_path, monkeypatch, capsys):
+    """Without one it has rmkv's format, in which alone conversations are rendered."""
+    model = shutil.copytree(models[0] / "usual", tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    for command in (
+        ["chat", "--model", model],
+        ["serve", "--model", model],
+        ["export", "hf", tmp_path / "out", "--model", model],
+        ["train", "--from", model, "--preset", "tiny", "--data", tmp_path, "--run", tmp_path / "run"],
+    ):
+        line = error_of(monkeypatch, capsys, *command)
+        assert "chat_template.jinja: this version of rmkv cannot render a model's own chat template" in line
 
 
 def test_what_cannot_be_exported_or_imported_is_said_in_one_line(models, tmp_path, monkeypatch, capsys):

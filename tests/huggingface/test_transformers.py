@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from random_chats import draw_chat, training_ids
 from transformers_alone import NARROW, NEW, SAVED_AGAIN, STARTS, alone
 
 from rmkv_cli.data.chat import pieces_of, read_messages
@@ -44,6 +45,8 @@ CHATS = [
         {"role": "assistant", "content": "\u2003<think>1 < 2</think>the log"},
     ],
 ]
+RANDOM = [draw_chat(seed) for seed in range(100)]
+CHATS[1:1] = RANDOM
 ROWS = ["the cat sat on the mat", "a dog", "", "on the log, and the dog sat on the mat and on"]
 
 
@@ -130,6 +133,11 @@ def test_texts_and_conversations_have_the_same_ids_whatever_they_spell(both):
     assert found["chats"] == [tokenizer.encode_document(pieces_of(read_messages(chat))) for chat in CHATS]
 
 
+def test_conversations_have_the_ids_that_training_reads(both, tmp_path):
+    _, tokenizer, found = both
+    assert found["chats"][1 : 1 + len(RANDOM)] == training_ids(RANDOM, tokenizer, tmp_path)
+
+
 def test_a_conversation_is_answered(both):
     said = both[-1]["chat"][0]["generated_text"]
     assert said[:-1] == CHATS[0]
@@ -138,12 +146,12 @@ def test_a_conversation_is_answered(both):
 
 def test_an_exported_chat_is_what_our_own_conversation_reads(both):
     model, tokenizer, found = both
-    conversation = Conversation(model, tokenizer, SamplingConfig(temperature=0), NEW, system=CHATS[2][0]["content"])
-    for _ in conversation.say(CHATS[2][1]["content"]):
+    conversation = Conversation(model, tokenizer, SamplingConfig(temperature=0), NEW, system=CHATS[-2][0]["content"])
+    for _ in conversation.say(CHATS[-2][1]["content"]):
         pass
-    assert conversation.question.state.position.item() == len(found["chats"][2])
+    assert conversation.question.state.position.item() == len(found["chats"][-2])
     with torch.no_grad():
-        logits = model(torch.tensor([found["chats"][2]]))[0][:, -1]
+        logits = model(torch.tensor([found["chats"][-2]]))[0][:, -1]
     assert torch.allclose(conversation.question.logits, logits, atol=1e-5)
 
 

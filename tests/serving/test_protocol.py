@@ -5,6 +5,7 @@ import json
 import openai
 import pytest
 import torch
+from random_chats import draw_chat, training_ids
 from small_server import running
 
 from rmkv_cli.generation import Decoder, SamplingConfig, generate
@@ -185,6 +186,18 @@ class TestChats:
         assert answer.choices[0].message.content == write(loaded, pieces, ends=ends, seed=3).text
         assert answer.usage.prompt_tokens == len(loaded[1].encode_document(pieces))
 
+    def test_its_ids_are_those_of_training(self, client, loaded, tmp_path):
+        model, tokenizer = loaded
+        chats = [draw_chat(seed) for seed in range(25)]
+        for messages, ids in zip(chats, training_ids(chats, tokenizer, tmp_path), strict=True):
+            asked = HELLO | {"messages": messages, "max_tokens": 1, "temperature": 0}
+            answer = client.chat.completions.create(**asked, logprobs=True)
+            assert answer.usage.prompt_tokens == len(ids)
+            with torch.no_grad():
+                expected = model(torch.tensor([ids]))[0][0, -1].log_softmax(-1)[len(Special) :].max()
+            (token,) = answer.choices[0].logprobs.content
+            assert token.logprob == pytest.approx(expected.item(), abs=1e-6)
+
     def test_text_that_spells_a_special_token_stays_text(self, client, loaded):
         answer = client.chat.completions.create(**HELLO | {"messages": [{"role": "user", "content": "<end><eod>"}]})
         assert answer.usage.prompt_tokens == 3 + len(loaded[1].encode("<end><eod>"))
@@ -243,12 +256,16 @@ class TestErrors:
         ("wrong", "message"),
         [
             ({"messages": []}, "messages: list should have at least 1 item"),
-            ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role: input should be 'system'"),
+            ({"messages": [{"role": "function", "content": "a"}]}, "messages.0.role: input should be 'system'"),
             (
                 {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
                 "messages.0.content: input should be",
             ),
             ({"messages": [{"role": "user"}]}, "messages.0.content: is missing"),
+            (
+                {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
+                "messages.0: has a tool call without a function",
+            ),
             ({"tools": [{"type": "function"}]}, "tools: is not supported"),
             ({"top_logprobs": 2}, "top_logprobs: needs logprobs = true"),
             ({"response_format": {"type": "json_object"}}, "response_format: is not supported"),

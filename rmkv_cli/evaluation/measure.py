@@ -215,6 +215,12 @@ def sample(lengths: Integers, sources: Integers, max_tokens: int | None) -> tupl
     return np.concatenate([of[order] for of, order, _ in parts]), np.concatenate([read for *_, read in parts])
 
 
+def scored_tokens(documents: Documents, max_tokens: int | None) -> int:
+    """Return how many tokens a loss over at most `max_tokens` of the documents is about; errors as in `choose`."""
+    chosen, lengths = sample(documents.lengths, documents.sources, max_tokens)
+    return int(_scored(documents, chosen, lengths).sum())
+
+
 def token_sizes(tokenizer: Tokenizer) -> Integers:
     """Return how many bytes of text each token is, (V,); special tokens are none."""
     special = len(Special)

@@ -16,6 +16,7 @@ from rmkv_cli.data.mix import hold_out, pinned, require_room, warn_of_sources_wi
 from rmkv_cli.data.sources import open_source
 from rmkv_cli.data.stream import Stream
 from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.measure import scored_tokens
 from rmkv_cli.files import sha256, write_text
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
@@ -95,7 +96,7 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
             warn_of_sources_without_held_out(made)
     manifest = Manifest.load(run / HELD_OUT) if mix.validation else None
     held_out = open_held_out(config, run)
-    _warn_of_no_supervision(manifest, held_out)
+    _check_held_out(config, manifest, held_out)
     stretches = manifest is None or manifest.format > 1  # a resumed run keeps its held-out set
     digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
     with Stream(mix, run, tokenizer, workers, stretches=stretches) as stream:
@@ -111,8 +112,17 @@ def open_held_out(config: Config, run: Path) -> Documents | None:
     return documents if documents.counts.any() else None
 
 
-def _warn_of_no_supervision(manifest: Manifest | None, held_out: Documents | None) -> None:
-    """Say that there is no validation where documents are held out, but no token of them is supervised."""
+def _check_held_out(config: Config, manifest: Manifest | None, held_out: Documents | None) -> None:
+    """Warn if documents are held out, but no token of them is supervised.
+
+    Raises:
+        UserError: a validation would read no supervised token.
+    """
+    if held_out is not None and not scored_tokens(held_out, config.train.eval_tokens):
+        raise UserError(
+            f"train.eval_tokens = {config.train.eval_tokens} ends before the first supervised token of the held-out "
+            "documents; raise it"
+        )
     if manifest and manifest.splits["validation"].documents and held_out is None:
         stderr().print(
             "warning: no token of the held-out documents is supervised, so there is no validation; raise `validation` "
@@ -139,7 +149,7 @@ def _prepared(config: Config, run: Path, folder: Path) -> Data:
     documents = Documents.open(folder, "train")
     manifest = Manifest.load(folder)
     held_out = open_held_out(config, run)
-    _warn_of_no_supervision(manifest, held_out)
+    _check_held_out(config, manifest, held_out)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != documents.tokenizer_hash:
         raise UserError(f"{folder}: its tokenizer.json is not the one that the data was made with")

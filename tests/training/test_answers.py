@@ -11,6 +11,7 @@ from rmkv_cli.config import MixConfig
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.data.mix import prepare
+from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special
@@ -73,6 +74,13 @@ def test_held_out_documents_without_answers_are_no_validation(make_config, chats
         "warning: no token of the held-out documents is supervised, so there is no validation"
         in capsys.readouterr().err
     )
+
+
+def test_a_validation_too_short_for_any_answer_is_refused_before_the_first_step(make_config, chats, tmp_path):
+    data = chats([[("user", f"{i} the cat " * 40), ("assistant", "mat")] for i in range(60)])
+    with pytest.raises(UserError, match=r"train\.eval_tokens = 20 ends before the first supervised token"):
+        train(make_config(data=str(data), eval_tokens=20), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_conversation_longer_than_a_row_is_learned_as_if_read_at_once(make_config, chats):

@@ -104,7 +104,7 @@ def test_every_key_of_the_config_is_in_its_reference():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
     told = {row[0].strip("`") for row in rows}
     kinds = [*sections(), MixConfig, Phase, *SOURCES.values()]
-    tables = {"model", "train", "memory", "phases", "sources", "kind"}  # headings
+    tables = {"model", "train", "memory", "adapter", "phases", "sources", "kind"}  # headings
     keys = {key for kind in kinds for key in kind.model_fields}
     assert len(keys) > 80
     assert keys - tables == told

@@ -5,6 +5,7 @@ from no_sync import no_sync
 from trained_run import make_data, train_small_run
 
 from rmkv_cli.config import load_config
+from rmkv_cli.model.precision import is_narrow
 from rmkv_cli.training import train
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.memory import estimated_memory, peak_memory
@@ -36,16 +37,32 @@ def test_bfloat16_learns_as_float32_does(make_trainer):
     assert narrow == pytest.approx(wide, rel=0.02)
 
 
-def test_the_peak_of_memory_is_the_estimate(make_trainer, preset, device):
+@pytest.mark.parametrize("trainable", ["all", ["memory start"]], ids=str)
+def test_the_peak_of_memory_is_the_estimate(make_trainer, preset, device, trainable):
     if device == "cpu":
         pytest.skip("on a CPU the peak is the whole process's; tests/training/test_memory.py counts the tensors")
-    trainer = make_trainer(preset, precision="bf16")
+    trainer = make_trainer(preset, precision="bf16", trainable=trainable)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         trainer.train_step(4)
-    estimated, peak = estimated_memory(trainer.config, 4), peak_memory(device)
+    estimated, peak = estimated_memory(trainer.config, 4, device), peak_memory(device)
     print(f"\n{preset}: {peak / 1e9:.2f} GB at the peak, {estimated / 1e9:.2f} GB estimated")
     assert peak == pytest.approx(estimated, rel=0.15)
+
+
+def test_frozen_weights_stay_as_they_were_and_the_device_has_them_in_bfloat16_alone(make_trainer, device):
+    trainer = make_trainer("tiny", precision="bf16", trainable=["norms", "memory"])
+    frozen = {name: p for name, p in trainer.model.named_parameters() if not p.requires_grad and is_narrow(name)}
+    before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    found = losses(trainer, 20)
+    assert found[-1] < found[0]
+    assert {p.device.type for p in frozen.values()} == {"cpu"}
+    working = dict(trainer.working.model.named_parameters())
+    assert {(working[name].device.type, working[name].dtype) for name in frozen} == {(device, torch.bfloat16)}
+    whole = trainer.whole_model().state_dict()
+    assert {x.device.type for x in whole.values()} == {device}
+    assert all(torch.equal(whole[name].cpu(), before[name].cpu()) for name in frozen)
+    assert all(torch.equal(working[name].cpu(), before[name].cpu().bfloat16()) for name in frozen)
 
 
 def test_a_training_segment_never_waits_for_the_device(make_trainer, device):

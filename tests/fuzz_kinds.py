@@ -13,7 +13,7 @@ from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.evaluation.kept import DocumentsReport, Evaluation, keep_evaluation
 from rmkv_cli.evaluation.measure import PositionLoss, Score
-from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes
+from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes, save_start
 from rmkv_cli.generation.lines import _begin, read_lines
 from rmkv_cli.huggingface import export_folder, import_folder
 from rmkv_cli.model import RMKV, State
@@ -33,6 +33,7 @@ class Kinds:
         self.model, self.tokenizer = save_small_model(folder / "plain")
         prompt = read_prompt(self.model, self.tokenizer, "the cat sat")
         save_notes(folder / "notes.rmkv", prompt, self.model, self.tokenizer)
+        save_start(folder / "memory.safetensors", self.model, self.tokenizer)
         prompt.state.save(folder / "state.safetensors")
         shutil.copytree(folder / "plain", folder / "whole")
         write_checksums(folder / "whole")
@@ -51,6 +52,7 @@ class Kinds:
         (folder / "texts.jsonl.part").write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.read = {
             "notes.rmkv": self.notes,
+            "memory.safetensors": lambda: self.notes("memory.safetensors"),
             "state.safetensors": self.state,
             **{f"whole/{path.name}": self.checked_model for path in sorted((folder / "whole").iterdir())},
             **{f"plain/{path.name}": self.plain_model for path in sorted((folder / "plain").iterdir())},
@@ -64,7 +66,7 @@ class Kinds:
             "texts.jsonl.part": lambda: _begin(folder / "texts.jsonl.part", "a job"),
         }
 
-    CHECKED = ("notes.rmkv", "state.safetensors", "whole/", "data/")
+    CHECKED = ("notes.rmkv", "memory.safetensors", "state.safetensors", "whole/", "data/")
     """Kinds with a checksum: after damage the result is the same, or the damage is detected."""
 
     def _run(self, run):
@@ -86,8 +88,8 @@ class Kinds:
         )
         keep_evaluation(run, "validation", Evaluation(8, "rmkv eval", report))
 
-    def notes(self):
-        read = load_notes(self.folder / "notes.rmkv", self.model, self.tokenizer)
+    def notes(self, name="notes.rmkv"):
+        read = load_notes(self.folder / name, self.model, self.tokenizer)
         return _said(read.logits), "".join(generate(self.model, self.tokenizer, read, GREEDY, 9))
 
     def state(self):

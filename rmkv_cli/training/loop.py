@@ -3,15 +3,14 @@
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from rmkv_cli.config import Config, dump_toml, load_mix
 from rmkv_cli.data.lanes import EndOfData, Lanes
@@ -33,15 +32,15 @@ from rmkv_cli.training.checkpoint import (
     write_model,
     write_progress,
 )
-from rmkv_cli.training.data import HELD_OUT, MIX, Data, open_data, open_held_out, with_absolute_paths
-from rmkv_cli.training.disk import require_disk
+from rmkv_cli.training.data import MIX, Data, open_data, open_held_out
 from rmkv_cli.training.display import Display
 from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
 from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
-from rmkv_cli.training.files import FILES, record_files
+from rmkv_cli.training.files import record_files
+from rmkv_cli.training.folder import checked, locked
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.length import with_length
-from rmkv_cli.training.loggers import Log, open_loggers, require_loggers
+from rmkv_cli.training.loggers import Log, open_loggers
 from rmkv_cli.training.memory import memory_errors_explained, require_memory
 from rmkv_cli.training.metrics import Metrics, best_validation, read_metrics
 from rmkv_cli.training.optimizer import most_segments
@@ -50,7 +49,6 @@ from rmkv_cli.training.trainer import Trainer
 
 MEMORY = "memory.safetensors"
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
-BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, FILES, "profile"}  # leftovers of a killed start, and a profile
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
     """Be rank 0, or the only one: `train`."""
     config = with_source(checked(config, run, resume=resume, allow_noncausal=allow_noncausal), run)
     require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
-    with _locked(run), open_data(config, run) as data:
+    with locked(run), open_data(config, run) as data:
         require_memory(config, most_segments(config.train, data.phases), ranks.device, ranks.count)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, ranks, ranks.share(data.phases), data.held_out)
@@ -118,27 +116,6 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
     last = next((r["validation"] for r in reversed(metrics.records) if "validation" in r), None)
     code = 0 if interrupt.signal is None else STOPPED[signal.Signals(interrupt.signal)]
     return Outcome(run, trainer.step, trainer.tokens, trainer.finished, last, code)
-
-
-def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Config:
-    """Return the config with data that are found from everywhere, if a run can begin or go on in the folder `run`.
-
-    Nothing is left behind, and the data are not opened.
-
-    Raises:
-        UserError: it cannot.
-    """
-    config = with_absolute_paths(config, resume)
-    if config.model.memory.carry == "layers":
-        _require_allowance(allow_noncausal or resume)
-    if not resume and ((run / "checkpoints").exists() or (run / "config.toml").exists()):
-        raise UserError(f"{run}: a run is there already; go on with it by --resume, or choose another --run")
-    left = BEFORE_A_RUN if (run / ".lock").exists() else {"profile"}  # without the lock no start was killed here
-    if not resume and set(_visible(run)) - left:
-        raise UserError(f"{run}: holds other things and is no run; choose another --run")
-    require_disk(config, run)
-    require_loggers(config.train.loggers)
-    return config
 
 
 def _follow(config: Config, run: Path, ranks: Ranks) -> None:
@@ -318,40 +295,6 @@ class _Job:
             report = error.record | {"gradient_norms": norms}
             (aside / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         self.display.say(f"The weights were not changed. The model, its states, the rows and the gradients: {path}")
-
-
-def _visible(run: Path) -> list[str]:
-    """Return the names in a folder but the hidden ones, none if it is absent; raise `UserError` if it is a file."""
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file; a run is a folder")
-    return [path.name for path in run.glob("[!.]*")]
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Keep other processes from training in the same folder. If nothing came into a new one, it is gone afterwards."""
-    made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{run}: another process is training in it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        if made and {path.name for path in run.iterdir()} == {".lock"}:
-            (run / ".lock").unlink()
-            for folder in made:
-                folder.rmdir()
-
-
-def _require_allowance(allowed: bool) -> None:
-    line = "memory.carry = 'layers' is not causal: from the second layer up tokens read their own future"
-    if not allowed:
-        raise UserError(f"{line}. Such a model cannot generate. --allow-noncausal trains it, for comparison")
-    stderr().print(f"warning: {line}; its loss means nothing", style="bold red")
 
 
 def _go_on(trainer: Trainer, run: Path, data: Data) -> None:

@@ -21,7 +21,7 @@ from rmkv_cli.training.begin import source_of, with_source
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
 from rmkv_cli.training.distribution import Ranks, resolve_device
-from rmkv_cli.training.loop import checked
+from rmkv_cli.training.folder import checked
 from rmkv_cli.training.memory import estimated_memory, memory_errors_explained, peak_memory, require_memory
 from rmkv_cli.training.optimizer import mean_segments, most_segments
 from rmkv_cli.training.trainer import Trainer

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import asdict
 
+from small_model import with_adapter
 from small_run import TEXT, save_small_model
 
 from rmkv_cli.cli.loading import find_and_load
@@ -13,10 +14,12 @@ from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.evaluation.kept import DocumentsReport, Evaluation, keep_evaluation
 from rmkv_cli.evaluation.measure import PositionLoss, Score
+from rmkv_cli.files import sha256
 from rmkv_cli.generation import SamplingConfig, generate, load_notes, read_prompt, save_notes, save_start
 from rmkv_cli.generation.lines import _begin, read_lines
 from rmkv_cli.huggingface import export_folder, import_folder
 from rmkv_cli.model import RMKV, State
+from rmkv_cli.model.adapter_file import save_adapter
 from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.report.run import read_run
 from rmkv_cli.training.data import open_data
@@ -38,6 +41,9 @@ class Kinds:
         shutil.copytree(folder / "plain", folder / "whole")
         write_checksums(folder / "whole")
         export_folder(folder / "plain", folder / "exported")
+        (folder / "adapter").mkdir()
+        adapted = with_adapter(RMKV.from_pretrained(folder / "plain"))
+        save_adapter(adapted, folder / "adapter", folder / "plain", sha256(folder / "plain" / "model.safetensors"))
         (folder / "texts.jsonl").write_text("".join(json.dumps({"text": f"{i} {TEXT}"}) + "\n" for i in range(40)))
         sources = [
             {"kind": "files", "name": "text", "weight": 1, "files": ["texts.jsonl"]},
@@ -58,6 +64,7 @@ class Kinds:
             **{f"plain/{path.name}": self.plain_model for path in sorted((folder / "plain").iterdir())},
             **{f"exported/{n}": self.exported for n in ("config.json", "model.safetensors", "tokenizer.json")},
             **{f"data/{path.name}": self.data for path in sorted((folder / "data").iterdir())},
+            **{f"adapter/{path.name}": self.adapted for path in sorted((folder / "adapter").iterdir())},
             "run/config.toml": self.config,
             "run/metrics.jsonl": self.run,
             "run/evaluations/validation.json": self.run,
@@ -103,6 +110,10 @@ class Kinds:
 
     def _model(self, name):
         _, model, tokenizer = find_and_load(self.folder / name, "cpu")
+        return "".join(generate(model, tokenizer, "the cat sat", GREEDY, 9))
+
+    def adapted(self):
+        _, model, tokenizer = find_and_load(self.folder / "plain", "cpu", adapter=self.folder / "adapter")
         return "".join(generate(model, tokenizer, "the cat sat", GREEDY, 9))
 
     def exported(self):

@@ -102,6 +102,9 @@ def load_adapter(model: "RMKV", directory: Path) -> None:
     described = _read_config(directory)
     with open_tensors(directory / ADAPTER_WEIGHTS, DAMAGED) as file:
         names = {_layer(key) for key in file.layout}
+        for key, (_, shape) in file.layout.items():
+            if key.endswith("lora_A.weight") and shape[:1] != (described.r,):  # before anything of that size is made
+                raise UserError(f"{directory}: {ADAPTER_CONFIG} has r = {described.r}, but '{key}' is {shape}")
     alpha = described.lora_alpha * (described.r**0.5 if described.use_rslora else 1)
     attach(model, [name for name in adaptable(model) if name in names], described.r, alpha)
     model.load_state_dict(read_adapter(model, directory), strict=False)

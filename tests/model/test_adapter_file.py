@@ -13,7 +13,8 @@ from rmkv_cli.model import RMKV
 from rmkv_cli.model.adapter_file import load_adapter, save_adapter
 
 IDS = torch.randint(13, (2, 23), generator=torch.Generator().manual_seed(0))
-FIRST = "base_model.model.model.blocks.0.attention.qkv.lora_A.weight"
+PREFIX = "base_model.model.model."
+FIRST = f"{PREFIX}blocks.0.attention.qkv.lora_A.weight"
 
 
 @pytest.fixture
@@ -101,12 +102,18 @@ def test_an_adapter_of_another_shape_is_refused(adapter, tmp_path):
         ({"use_dora": True}, "use_dora = True is not supported; only plain LoRA adapters are"),
         ({"rank_pattern": {"qkv": 3}}, "rank_pattern = {'qkv': 3} is not supported; only plain LoRA adapters are"),
         ({"r": 0}, "r: "),
+        ({"lora_alpha": float("nan")}, "lora_alpha: "),
         ({"lora_alpha": "much"}, "lora_alpha: "),
     ],
 )
 def test_an_adapter_that_computes_something_else_is_refused(base, adapter, keys, said):
     change(adapter, **keys)
     assert refusal(base, adapter).startswith(f"{adapter / 'adapter_config.json'}: {said}")
+
+
+def test_a_rank_that_the_weights_do_not_have_is_refused_before_any_allocation(base, adapter):
+    change(adapter, r=10**15)
+    assert f"adapter_config.json has r = {10**15}, but '{PREFIX}" in refusal(base, adapter)
 
 
 def test_half_of_a_cell_s_adapter_is_refused(base, adapter):

@@ -95,6 +95,9 @@ WIDE = {"hidden_size": 256, "intermediate_size": 768}
         (4, {"vocab_size": 32768}, {}, {"trainable": ["memory start"]}),
         (2, {}, {}, {"trainable": ["norms", "memory"]}),
         (3, WIDE, {}, {"batch_size": 8, "precision": "bf16", "optimizer": "muon", "trainable": ["attention"]}),
+        (3, WIDE, {}, {"batch_size": 8, "precision": "bf16", "trainable": "adapters", "adapter": {"rank": 8}}),
+        (2, {}, {}, {"trainable": "adapters", "adapter": {"rank": 4}}),
+        (2, {}, {}, {"trainable": "adapters", "adapter": {"rank": 32}}),
     ],
     ids=[
         "rows",
@@ -111,6 +114,9 @@ WIDE = {"hidden_size": 256, "intermediate_size": 768}
         "memory tuning, two chunks of logits",
         "norms and memory",
         "attention alone",
+        "an adapter",
+        "an adapter of low rank",
+        "an adapter of high rank",
     ],
 )
 def test_it_is_what_the_tensors_take(segments, model, memory, train):

@@ -13,6 +13,7 @@ from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
+from rmkv_cli.generation import Conversation, SamplingConfig
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special
 from rmkv_cli.training import train
@@ -74,6 +75,19 @@ def test_held_out_documents_without_answers_are_no_validation(make_config, chats
         "warning: no token of the held-out documents is supervised, so there is no validation"
         in capsys.readouterr().err
     )
+
+
+def test_a_model_learns_where_its_answers_end(make_config, chats, tmp_path, tokenizer):
+    """Answers are followed by a prompt or by the end of the document, and the model ends them after their last word."""
+    turns = [("user", "the cat"), ("assistant", "sat on mat"), ("user", "a dog"), ("assistant", "ran")]
+    data = chats([turns, turns[:2], turns[2:]] * 10, validation=0)
+    rare = {"checkpoint_every": 1000, "eval_every": 1000}
+    outcome = train(make_config(data=str(data), tokens=5000, segments_min=2, **rare), tmp_path / "run")
+    model = RMKV.from_pretrained(outcome.run)
+    conversation = Conversation(model, tokenizer, SamplingConfig(temperature=0), 20)
+    for (_, message), (_, answer) in zip(turns[::2], turns[1::2], strict=True):
+        assert "".join(conversation.say(message)) == answer
+        assert conversation.answer.stop_reason == "end"
 
 
 def test_a_validation_too_short_for_any_answer_is_refused_before_the_first_step(make_config, chats, tmp_path):

@@ -197,9 +197,10 @@ class Mixer:
             self.balance.drop(index)
             return True
         reader.require_progress()
+        then = source.when_dry or ("repeat" if self._endless or self.mix.tokens else "stop")
         if self._endless:
-            self._require_supervision(index)
-        match source.when_dry or ("repeat" if self._endless or self.mix.tokens else "stop"):
+            self._require_supervision(index, last=then == "stop")
+        match then:
             case "repeat":
                 reader.start_again()
                 if reader.epochs & (reader.epochs - 1) == 0:  # 2, 4, 8, ...: small sources begin again all the time
@@ -212,8 +213,11 @@ class Mixer:
                 return False
         return True
 
-    def _require_supervision(self, ended: int) -> None:
-        """Warn if a source that was read to its end has no supervised token; raise `UserError` if none can have any."""
+    def _require_supervision(self, ended: int, *, last: bool) -> None:
+        """Warn if a source that was read to its end has no supervised token; raise `UserError` if none can have any.
+
+        `last`: whether the mix ends with the source.
+        """
         if self.readers[ended].supervised:
             return
         if self.readers[ended].epochs == 1:
@@ -221,7 +225,7 @@ class Mixer:
         unread = [
             i != ended and reader.epochs == 1 and self.balance.may_give(i) for i, reader in enumerate(self.readers)
         ]
-        if not any(unread) and not any(reader.supervised for reader in self.readers):
+        if (last or not any(unread)) and not any(reader.supervised for reader in self.readers):
             raise UserError(NOTHING_SUPERVISED)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import pytest
 
 from rmkv_cli.config import MixConfig, TextSource, load_mix
 from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.encoding import parallel_encoder
 from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mix import prepare, warn_of_sources_without_supervision
+from rmkv_cli.data.mixer import Mixer
 from rmkv_cli.data.stream import Stream
 from rmkv_cli.errors import UserError
 
@@ -286,6 +288,15 @@ def test_a_stream_in_which_nothing_is_supervised_ends_when_it_has_been_read_once
     said = capfd.readouterr().err
     for name in ("messages", "parts"):
         assert f"warning: source '{name}': no token of its documents is supervised" in said
+
+
+def test_a_stream_that_a_source_ends_before_anything_is_supervised_is_refused(tmp_path, tokenizer, write_records):
+    write_records("messages", QUESTIONS)
+    write_records("parts", QUESTIONS * 20)
+    sources = [source_of("messages", when_dry="stop"), source_of("parts")]
+    mix = MixConfig(validation=0, supervise="answers", sources=sources)
+    with parallel_encoder(tokenizer, 1) as submit, pytest.raises(UserError, match="no token of the mix is supervised"):
+        list(Mixer(mix, tmp_path, tokenizer, submit, 1, "train", endless=True))
 
 
 def test_data_of_the_format_before_is_still_read(tmp_path, tokenizer, write_records):

@@ -11,7 +11,7 @@ import torch
 
 from rmkv_cli.config import load_config, preset_path
 from rmkv_cli.model import RMKV
-from rmkv_cli.model.cost import count_by_part, training_memory, tuning_memory
+from rmkv_cli.model.cost import count_trained, training_memory, tuning_memory
 from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.training.utilization import training_budget
 
@@ -99,8 +99,10 @@ def test_the_gigabytes_of_what_is_trained_are_those_that_params_tells():
     config = load_config(preset_path("600m"))
     tuned = tuning_memory(config, 4, 8192)
     assert f'| `"all"`, with Muon | {tuned["all"] / 1e9:.1f} GB |' in told
+    assert f'| `"adapters"`, of rank 16 | {tuned["adapters"] / 1e9:.1f} GB |' in told
     assert f'| `["memory start"]` | {tuned["memory start"] / 1e9:.1f} GB |' in told
-    start = sum(count_by_part(config.model, ["memory start"]).values())
+    start = config.train.model_copy(update={"trainable": ["memory start"]})
+    start = sum(count_trained(config.model, start).values())
     assert f"for `600m` {start / 1e6:.1f}M numbers, {4 * start / 1e6:.1f} MB" in told
 
 

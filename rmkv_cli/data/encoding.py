@@ -75,13 +75,23 @@ def without_ctrl_c() -> Iterator[None]:
     """Let processes that are started in this block never see Ctrl-C, which a terminal sends to all of a job.
 
     Their parent ends them. A handler of their own would come too late: a process imports for seconds before it runs.
+    This process itself gets its Ctrl-C after the block. Else it could come, by way of another thread, between the start
+    of a process and what is written to it.
     """
     resource_tracker.ensure_running()  # else the first process started would start it, which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[int] = []
+    handler = None
+    if threading.current_thread() is threading.main_thread():  # the one that runs handlers
+        handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
         yield
     finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _begin(tokenizer: str) -> None:

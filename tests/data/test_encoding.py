@@ -1,0 +1,34 @@
+"""Processes that are started while Ctrl-C comes: their parent gets it, and not before they have all that they need."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from rmkv_cli.data.encoding import without_ctrl_c
+
+
+def test_ctrl_c_comes_after_the_block_even_by_way_of_another_thread():
+    ended, reached = threading.Event(), []
+    other = threading.Thread(target=ended.wait)
+    other.start()  # it blocks no signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start(reached)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+        ended.set()
+        other.join()
+    assert reached
+
+
+def start(reached):
+    """Be a block in which Ctrl-C comes."""
+    with without_ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # in which a handler would run
+        reached.append(True)

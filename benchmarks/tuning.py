@@ -1,13 +1,13 @@
 """What fine-tuning gives and takes: all weights, LoRA of three ranks, and the start of the memory alone.
 
 python benchmarks/tuning.py run
-python benchmarks/tuning.py run --rows "all weights" --seeds 0
+python benchmarks/tuning.py run --rows "all weights, rate 1e-3" --seeds 0
 python benchmarks/tuning.py table
 
 A model of the preset `tiny` learns prose and code, and is then tuned on worked problems of which the answers alone are
 supervised. Problems that it has not seen are answered at temperature 0; an answer is right if it is the expected text.
-Goes on where it stopped: what is in tuning/results.jsonl is not run again. Runs lie in `runs/tuning`. A row takes
-minutes a seed on one core; with OMP_NUM_THREADS=1 two can run at once.
+Results in tuning/results.jsonl are not computed again, and a stopped run resumes. Runs lie in `runs/tuning`. A row
+takes minutes a seed on one core; with OMP_NUM_THREADS=1 two can run at once.
 """
 
 import argparse

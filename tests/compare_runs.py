@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from rmkv_cli.model import find_model
+from rmkv_cli.training import train
 from rmkv_cli.training.metrics import read_metrics
 from rmkv_cli.training.trainer import Trainer
 
@@ -32,6 +33,14 @@ def stop_at(monkeypatch, limit, step=Trainer.train_step, number=signal.SIGTERM):
         return record
 
     monkeypatch.setattr(Trainer, "train_step", stopping)
+
+
+def stopped_and_resumed(monkeypatch, config, run):
+    """Train in the folder `run`, stop in step 3, and resume to the end; return the folder."""
+    stop_at(monkeypatch, 3)
+    train(config, run)
+    stop_at(monkeypatch, None)
+    return train(config, run, resume=True).run
 
 
 def assert_same_run(a, b):

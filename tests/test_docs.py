@@ -94,21 +94,21 @@ def test_the_megabytes_of_the_weights_are_those_of_the_presets():
             assert cell == f"{size / 1e6:,.1f}"
 
 
-def test_the_gigabytes_of_what_is_trained_are_those_that_params_tells():
-    told = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
+def test_the_gigabytes_of_what_is_trained_are_those_of_params():
+    page = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
     config = load_config(preset_path("600m"))
     tuned = tuning_memory(config, 4, 8192)
-    assert f'| `"all"`, with Muon | {tuned["all"] / 1e9:.1f} GB |' in told
-    assert f'| `"adapters"`, of rank 16 | {tuned["adapters"] / 1e9:.1f} GB |' in told
-    assert f'| `["memory start"]` | {tuned["memory start"] / 1e9:.1f} GB |' in told
+    assert f'| `"all"`, with Muon | {tuned["all"] / 1e9:.1f} GB |' in page
+    assert f'| `"adapters"`, of rank 16 | {tuned["adapters"] / 1e9:.1f} GB |' in page
+    assert f'| `["memory start"]` | {tuned["memory start"] / 1e9:.1f} GB |' in page
     start = config.train.model_copy(update={"trainable": ["memory start"]})
     start = sum(count_trained(config.model, start).values())
-    assert f"for `600m` {start / 1e6:.1f}M numbers, {4 * start / 1e6:.1f} MB" in told
+    assert f"for `600m` {start / 1e6:.1f}M numbers, {4 * start / 1e6:.1f} MB" in page
 
 
 def test_the_gigabytes_of_the_cards_are_those_that_params_tells():
-    told = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", told, re.MULTILINE)
+    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     assert len(rows) >= 3
     for count, *cells in rows:
         for preset, cell in zip(("125m", "600m"), cells, strict=True):

@@ -195,7 +195,7 @@ class _Job:
             saving.result()
 
     def fill(self, folder: Path) -> Callable[[], None]:
-        """Begin to write what training goes on from; return a function that writes the model, and waits for the rest.
+        """Begin to write what training resumes from; return a function that writes the model and ends the rest.
 
         All that the next steps change is copied before this returns.
         """

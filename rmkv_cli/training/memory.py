@@ -54,7 +54,7 @@ def require_memory(config: Config, segments: int, device: str, ranks: int = 1) -
     Of a GPU's, which tells by itself what does not fit, warn: a training's longest rows may come after days.
     """
     needed, there = estimated_memory(config, segments, device, ranks), total_memory(device)
-    if device == "cpu":  # a checkpoint is copied, and written while training goes on
+    if device == "cpu":  # a checkpoint is copied, and written while training continues
         needed += checkpoint_bytes(config)
     if needed <= there:
         return

@@ -246,7 +246,7 @@ def test_a_text_has_no_answers_to_learn():
 
 
 def test_nothing_of_a_long_conversation_is_cut(tmp_path, tokenizer, write_records):
-    """It goes on in its lane's next rows as the same document, so with its state, and all its answers are learned."""
+    """It continues in its lane's next rows as the same document, with its state, and all its answers are learned."""
     turns = [
         {"role": role, "thought": None, "text": f"{role} {i} " * 40, "train": True}
         for i in range(30)

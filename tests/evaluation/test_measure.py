@@ -145,7 +145,7 @@ class TestTasks:
 
 
 class TestConversations:
-    """Of conversations whose answers alone are supervised, loss and bits per byte are about the answers."""
+    """Where the answers of conversations alone are supervised, loss and bits per byte measure the answers."""
 
     TEXT = "Ünïcödé and some words, 12 and 345. "
     QUESTION = (Special.START, TEXT * 3, Special.END)

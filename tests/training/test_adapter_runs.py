@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from compare_runs import curve, stop_at
+from compare_runs import curve, stopped_and_resumed
 from job import ranks
 from safetensors.torch import load_file
 from small_documents import EOD, make_documents, random_documents
@@ -86,10 +86,7 @@ def test_targets_of_the_config_are_those_that_are_trained(tuned, tmp_path):
 def test_stopped_and_resumed_it_is_bit_for_bit_the_same(tuned, tmp_path, monkeypatch, precision):
     config = tuned(precision=precision, on_bad_step="rollback")
     whole = train(config, tmp_path / "whole").run
-    stop_at(monkeypatch, 3)
-    run = train(config, tmp_path / "run").run
-    stop_at(monkeypatch, None)
-    train(config, run, resume=True)
+    run = stopped_and_resumed(monkeypatch, config, tmp_path / "run")
     assert_same_adapters(whole, run)
 
 

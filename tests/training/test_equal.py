@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from compare_runs import assert_same_run, stop_at, weights
+from compare_runs import assert_same_run, stopped_and_resumed, weights
 from job import ranks
 from safetensors.torch import load_file
 from small_documents import EOD, make_documents
@@ -56,7 +56,7 @@ def assert_equal(one, other):
 @pytest.mark.parametrize("trainable", [*PARTS, "adapters"], ids=str)
 @pytest.mark.parametrize("memory", [{}, {"cell": "lstm", "store": 1}, {"slots": 0}], ids=str)
 def test_packed_documents_give_the_loss_and_gradients_of_each_alone(trainable, memory):
-    """Of each document alone: where it begins inside a segment, other tokens stand before it, of which none counts."""
+    """A document that begins inside a segment is preceded by other tokens when read alone, and those do not count."""
     lengths = [13, 7, 2, 20, 8, 9]
     documents = masked_documents(lengths)
     rows = Lanes(Prepared(documents, 0), 1, EOD).next(sum(lengths))
@@ -172,8 +172,5 @@ def test_two_processes_train_a_part_of_a_model_as_one_does(
 def test_resumed_it_ends_bit_for_bit_as_if_it_had_not_been_stopped(tuning, tmp_path, monkeypatch, trainable):
     config = tuning(trainable, precision="bf16")
     whole = train(config, tmp_path / "whole").run
-    stop_at(monkeypatch, 3)
-    run = train(config, tmp_path / "run").run
-    stop_at(monkeypatch, None)
-    train(config, run, resume=True)
+    run = stopped_and_resumed(monkeypatch, config, tmp_path / "run")
     assert_same_run(whole, run)

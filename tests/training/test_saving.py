@@ -1,4 +1,4 @@
-"""A checkpoint is written while training goes on; it holds the step at which it was begun."""
+"""A checkpoint is written while training continues; it holds the step at which it was begun."""
 
 import signal
 import threading

@@ -59,8 +59,8 @@ def gated_delta_net(config: Config, inner: int) -> nn.Module:
             layer_types=["linear_attention"] * model.num_hidden_layers,
             linear_num_key_heads=model.num_attention_heads,
             linear_num_value_heads=model.num_attention_heads,
-            linear_key_head_dim=model.head_size,
-            linear_value_head_dim=2 * model.head_size,
+            linear_key_head_dim=model.head_width,
+            linear_value_head_dim=2 * model.head_width,
         )
     )
 

@@ -282,7 +282,7 @@ def carried(row: str, tokens: int) -> int:
     if row == "Llama":  # keys and values
         return 4 * 2 * shape.num_hidden_layers * shape.hidden_size * tokens
     convolved = 4 * (1 + 1 + 2) * shape.hidden_size  # the last inputs of the convolution: queries, keys, values
-    return 4 * shape.num_hidden_layers * (2 * shape.hidden_size * shape.head_size + convolved)
+    return 4 * shape.num_hidden_layers * (2 * shape.hidden_size * shape.head_width + convolved)
 
 
 def results() -> list[dict[str, Any]]:

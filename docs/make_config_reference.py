@@ -20,6 +20,7 @@ from rmkv_cli.config import (
     MixConfig,
     ModelConfig,
     Phase,
+    RopeConfig,
     Section,
     TaskSource,
     TextSource,
@@ -131,6 +132,7 @@ def page() -> Iterator[str]:
     assert Config.model_fields.keys() == {"model", "train"}
     yield f"\n### [model]\n\n{table(ModelConfig, presets=models)}"
     yield f"\n### [model.memory]\n\n{table(MemoryConfig, presets=memories)}"
+    yield f"\n### [model.rope]\n\n{inspect.getdoc(RopeConfig)}\n\n{table(RopeConfig)}"
     yield f"\n### [train]\n\n{table(TrainConfig, presets=trains)}"
     yield f"\n### [train.adapter]\n\n{inspect.getdoc(AdapterConfig)}\n\n{table(AdapterConfig)}"
     yield f"\n## The mix\n\n[data.md](data.md) tells how a mix is read.\n\n{table(MixConfig, ('phases', 'sources'))}"

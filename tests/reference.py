@@ -11,9 +11,13 @@ def silu(x):
     return x * sigmoid(x)
 
 
-def layer_norm(x, weight, bias):
+def layer_norm(x, weight, bias, eps):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight + bias
+
+
+def rms_norm(x, weight, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
 
 
 def softmax(scores):
@@ -21,12 +25,23 @@ def softmax(scores):
     return e / e.sum()
 
 
-def turn(vector, position):
-    """Rotary position: channel pairs (i, i + d/2) as complex numbers, turned by position * 10000^(-2i/d)."""
+def turn(vector, position, rope):
+    """Rotary position: channel pairs (i, i + d/2) as complex numbers, turned by position * theta^(-2i/d).
+
+    Scaled as in Llama 3.1, by wavelengths: short ones stay, long ones are `factor` times as long, others in between.
+    """
     half = len(vector) // 2
-    z = vector[:half] + 1j * vector[half:]
-    z = z * np.exp(1j * position * 10000.0 ** (-np.arange(half) / half))
-    return np.concatenate([z.real, z.imag])
+    out = []
+    for i in range(half):
+        frequency = rope.theta ** (-i / half)
+        wavelength, length = 2 * np.pi / frequency, rope.original_max_position_embeddings
+        if wavelength > length / rope.low_freq_factor:
+            frequency = frequency / rope.factor
+        elif wavelength >= length / rope.high_freq_factor:
+            kept = (length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+            frequency = (1 - kept) * frequency / rope.factor + kept * frequency
+        out.append((vector[i] + 1j * vector[half + i]) * np.exp(1j * position * frequency))
+    return np.concatenate([np.real(out), np.imag(out)])
 
 
 def recurrent_cell(w, prefix, kind, x, hidden, cell):
@@ -53,8 +68,7 @@ class Carried:
         self.stores = None  # before its first use: the learned start
         self.queries, self.keys = [], []  # of all tokens so far
 
-    def convolved(self, w, part, rows):
-        taps = w["store.taps"].reshape(4, 2, *rows[-1].shape)[:, part]
+    def convolved(self, taps, rows):
         return sum(tap * row for tap, row in zip(taps, rows[::-1], strict=False))
 
     def found(self, w, row, attended, query, key, value):
@@ -63,16 +77,18 @@ class Carried:
             return 0
         if self.stores is None:
             self.stores = w["store.start"].copy()
-        gates = w["store.gates.weight"] @ np.concatenate([row, attended]) + w["store.gates.bias"]
-        write, read = sigmoid(gates).reshape(2, -1)
+        (H, d), G = query.shape, len(key)
+        gates = sigmoid(w["store.gates.weight"] @ np.concatenate([row, attended]) + w["store.gates.bias"])
+        write, read = gates[:G], gates[G:]
+        taps = w["store.taps"].reshape(4, H + G, d)
         if self.keys:
-            for W, b, k, v in zip(self.stores, write, self.convolved(w, 1, self.keys), value, strict=True):
+            for W, b, k, v in zip(self.stores, write, self.convolved(taps[:, H:], self.keys), value, strict=True):
                 k = k / np.linalg.norm(k)
                 W += b * np.outer(k, v - k @ W)
         self.keys.append(key)
         self.queries.append(query)
-        query = self.convolved(w, 0, self.queries)
-        out = np.stack([q / np.linalg.norm(q) @ W for q, W in zip(query, self.stores, strict=True)])
+        query = self.convolved(taps[:, :H], self.queries)
+        out = np.stack([q / np.linalg.norm(q) @ self.stores[h * G // H] for h, q in enumerate(query)])
         rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
         return np.concatenate(out / rms * w["store.norm.weight"] * read[:, None])
 
@@ -92,17 +108,25 @@ class Reference:
         before = [[] for _ in range(L)]  # the look-back: (key, value, place relative to the next segment's start)
         carried = [Carried() for _ in range(L)]
         outputs, position = [], 0
-        for length in lengths:
+        for number, length in enumerate(lengths):
             x = np.stack([self.embed(tokens[position + i], position + i) for i in range(length)])
             for at in range(L):
-                x, after, after_cell, keys = self.layer(at, x, memory[at], cell[at], before[at], carried[at])
+                x, after, after_cell, keys = self.layer(
+                    at, x, memory[at], cell[at], before[at], carried[at], first=number == 0
+                )
                 before[at] = [(k, v, i - length) for k, v, i in keys if i >= length - config.lookback]
                 target = (at + 1) % L if layers_carry else at
                 memory[target], cell[target] = after, after_cell
-            outputs.append(layer_norm(x, w["norm.weight"], w["norm.bias"]))
+            outputs.append(self.normed(x, w, "norm"))
             position += length
         head = w.get("unembedding.weight", w["embedding.weight"])
         return np.concatenate(outputs) @ head.T
+
+    def normed(self, x, w, name):
+        eps = self.config.norm_eps
+        if self.config.norm == "rms":
+            return rms_norm(x, w[f"{name}.weight"], eps)
+        return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], eps)
 
     def embed(self, token, position):
         config, w = self.config, self.w
@@ -115,31 +139,37 @@ class Reference:
             return x * np.sqrt(config.hidden_size) + np.concatenate([np.sin(angles), np.cos(angles)])
         return x
 
-    def layer(self, at, x, memory, cell, before, carried):
+    def layer(self, at, x, memory, cell, before, carried, *, first):
         config, p = self.config, f"blocks.{at}."
         w = {name.removeprefix(p): value for name, value in self.w.items() if name.startswith(p)}
         D, H = config.hidden_size, config.num_attention_heads
+        G, d = config.num_key_value_heads or H, config.head_size or D // H
         rotary = config.position == "rotary"
         project_out = w["attention.out.weight"]
 
-        def heads(vector):
-            return vector.reshape(H, D // H)
-
         def normed(row):
-            return layer_norm(row, w["norm.weight"], w["norm.bias"])
+            return self.normed(row, w, "norm")
 
         def project(n):
-            return [heads(part) for part in (w["attention.qkv.weight"] @ n).reshape(3, D)]
+            rows = w["attention.qkv.weight"] @ n + w.get("attention.qkv.bias", 0)
+            q, k, v = np.split(rows.reshape(H + 2 * G, d), [H, H + G])
+            if config.qk_norm:
+                q = rms_norm(q, w["attention.query_norm.weight"], config.norm_eps)
+                k = rms_norm(k, w["attention.key_norm.weight"], config.norm_eps)
+            return q, k, v
 
         def attend(query, seen):
             out = []
             for h in range(H):
-                scores = np.array([query[h] @ k[h] / np.sqrt(D // H) for k, _ in seen])
-                out.append(softmax(scores) @ np.stack([v[h] for _, v in seen]))
+                g = h * G // H
+                scores = np.array([query[h] @ k[g] / np.sqrt(d) for k, _ in seen])
+                out.append(softmax(scores) @ np.stack([v[g] for _, v in seen]))
             return np.concatenate(out)
 
         def turned(rows, place):
-            return np.stack([turn(row, place) for row in rows]) if rotary else rows
+            if not rotary:
+                return rows
+            return np.stack([turn(row, place, config.rope) for row in rows])
 
         slots = [project(normed(row)) for row in memory]
         read = [normed(row) for row in x]
@@ -149,7 +179,8 @@ class Reference:
         old_pairs = [(turned(k, place), v) for k, v, place in before]
         y = []
         for i, (row, qkv) in enumerate(zip(read, tokens, strict=True)):
-            attended = attend(turned(qkv[0], i), slot_pairs + old_pairs + token_pairs[: i + 1])
+            visible = [] if first and config.memory.fresh == "hidden" else slot_pairs
+            attended = attend(turned(qkv[0], i), visible + old_pairs + token_pairs[: i + 1])
             y.append(project_out @ (attended + carried.found(w, row, attended, *qkv)))
         y = np.stack(y)
         y_memory = [project_out @ attend(q, slot_pairs + token_pairs) for q, _, _ in slots]
@@ -167,7 +198,7 @@ class Reference:
             new_cell.append(cell[j] if c is None else c)
         out = mixed
         if config.intermediate_size:
-            n = layer_norm(mixed, w["feed_forward_norm.weight"], w["feed_forward_norm.bias"])
+            n = self.normed(mixed, w, "feed_forward_norm")
             gated = silu(n @ w["feed_forward.gate.weight"].T) * (n @ w["feed_forward.up.weight"].T)
             out = mixed + gated @ w["feed_forward.down.weight"].T
         keys = [(k, v, i) for i, (_, k, v) in enumerate(tokens)]

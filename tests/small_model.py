@@ -22,6 +22,30 @@ POSITIONS = ("rotary", "sinusoidal", "learned")
 EVERY = [
     (memory, kind, (0, 3, 5)[(i + j) % 3]) for i, memory in enumerate(MEMORIES) for j, kind in enumerate(POSITIONS)
 ]
+# What imported transformers have, each option by itself and all together.
+SCALED = {"theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 20}
+IMPORTED = (
+    {"norm": "rms", "norm_eps": 0.1},
+    {"num_attention_heads": 6, "num_key_value_heads": 2},
+    {"head_size": 6, "num_key_value_heads": 1},
+    {"qkv_bias": True},
+    {"qk_norm": True, "norm_eps": 0.1},
+    {"rope": {"theta": 100.0}},
+    {"rope": SCALED, "head_size": 8},
+    {"memory": {"fresh": "hidden"}},
+    {"memory": {"fresh": "hidden", "update": "none", "slots": 1}},
+    {
+        "norm": "rms",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_size": 8,
+        "qkv_bias": True,
+        "qk_norm": True,
+        "rope": SCALED,
+        "lookback": 5,
+        "memory": {"fresh": "hidden", "cell": "lstm"},
+    },
+)
 
 
 def make_model(seed=0, *, memory=None, **shape):

@@ -26,11 +26,37 @@ class MemoryConfig(Section):
     store: int = Field(2, ge=0)
     """Layers, from the first, that have an associative store beside the slots: a matrix a head that holds values under
     keys. 0: none; more than there are: all."""
+    fresh: Literal["visible", "hidden"] = "visible"
+    """Whether a document's first segment sees the slots. Hidden, it is read as a transformer reads it: for models that
+    were imported from one."""
 
     @property
     def updated(self) -> bool:
         """Whether there are slots that change with the text."""
         return self.slots > 0 and self.update != "none"
+
+
+class RopeConfig(Section):
+    """Rotary positions (RoPE: Su et al., 2021). Low frequencies can be scaled for texts longer than a model was
+    pretrained on, as in Llama 3.1."""
+
+    theta: float = Field(10_000.0, gt=1, le=1e12)
+    """Base of the frequencies."""
+    factor: float = Field(1.0, ge=1, le=1e6)
+    """Divides the lowest frequencies; 1: no scaling."""
+    low_freq_factor: float = Field(1.0, gt=0)
+    """Frequencies with at most this many turns in the original length are divided by `factor`."""
+    high_freq_factor: float = Field(4.0, gt=0)
+    """Frequencies with at least this many turns are unchanged; those between are interpolated."""
+    original_max_position_embeddings: int = Field(8192, ge=1, le=1 << 30)
+    """The original length in tokens."""
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        match fields:
+            case {"low_freq_factor": low, "high_freq_factor": high} if low >= high:
+                yield f"low_freq_factor = {low} should be below high_freq_factor = {high}"
 
 
 class ModelConfig(Section):
@@ -46,8 +72,21 @@ class ModelConfig(Section):
     """Width of the token stream (D)."""
     num_hidden_layers: int = Field(24, ge=1, le=1024)
     """Layers, each with a memory of its own."""
+    head_size: int = Field(0, ge=0, le=1 << 17)
+    """Width of an attention head. 0: hidden_size / num_attention_heads."""
     num_attention_heads: int = Field(9, ge=1, le=4096)
-    """Heads of attention, and of the store; they divide hidden_size."""
+    """Query heads of attention and store; they divide hidden_size, unless head_size is given."""
+    num_key_value_heads: int = Field(0, ge=0, le=4096)
+    """Heads of keys and values, each shared by a group of query heads (grouped-query attention: Ainslie et al., 2023);
+    the store has a matrix for each. 0: num_attention_heads."""
+    qkv_bias: bool = False
+    """Queries, keys and values have biases, as in Qwen2."""
+    qk_norm: bool = False
+    """Queries and keys go through an RMSNorm each, per head, as in Qwen3."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or RMSNorm (Zhang & Sennrich, 2019) as in Llama."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Added to the norms' variance."""
     intermediate_size: int = Field(3072, ge=0, le=1 << 19)
     """Width of the gated feed-forward; 0: none, as published."""
     segment_length: int = Field(512, ge=1, le=1 << 30)
@@ -62,6 +101,7 @@ class ModelConfig(Section):
     """Of embeddings, attention and feed-forward, in training."""
     tie_word_embeddings: bool = True
     """The output layer is the embeddings' matrix."""
+    rope: RopeConfig = RopeConfig()
     memory: MemoryConfig = MemoryConfig()
 
     @property
@@ -70,21 +110,36 @@ class ModelConfig(Section):
         return min(self.memory.store, self.num_hidden_layers)
 
     @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+    def head_width(self) -> int:
+        """Width of one attention head (d)."""
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Number of heads of keys and values, and of the store's matrices."""
+        return self.num_key_value_heads or self.num_attention_heads
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
         """Yield what is wrong across fields."""
         match fields:
-            case {"hidden_size": width, "num_attention_heads": heads} if width % heads:
+            case {"hidden_size": width, "num_attention_heads": heads, "head_size": 0} if width % heads:
                 yield f"num_attention_heads = {heads} does not divide hidden_size = {width}"
-            case {"hidden_size": width, "num_attention_heads": heads, "position": "rotary"} if width // heads % 2:
+            case {"hidden_size": width, "num_attention_heads": heads, "head_size": 0, "position": "rotary"} if (
+                width // heads % 2
+            ):
                 head_size = width // heads
                 yield f"rotary positions need an even head width, and hidden_size / num_attention_heads = {head_size}"
+            case {"head_size": head_size, "position": "rotary"} if head_size % 2:
+                yield f"rotary positions need an even head width, got head_size = {head_size}"
             case {"hidden_size": width, "position": "sinusoidal"} if width % 2:
                 yield f"sinusoidal positions need an even hidden_size, got {width}"
+        match fields:
+            case {"num_attention_heads": heads, "num_key_value_heads": shared} if shared and heads % shared:
+                yield f"num_key_value_heads = {shared} does not divide num_attention_heads = {heads}"
+        match fields:
+            case {"memory": MemoryConfig(carry="layers", fresh="hidden")}:
+                yield "memory.fresh = 'hidden' needs memory.carry = 'segments'"
         match fields:
             case {"memory": MemoryConfig(carry="layers", slots=slots, update=update, store=store)} if (
                 store or not slots or update == "none"

@@ -14,7 +14,7 @@ from rmkv_cli.model import RMKV, AssociativeStore, AttentionPooling, RecurrentMe
 class Watched:
     """What was seen of the first row while a model read; all are sums over its whole segments.
 
-    L layers, m slots, H heads, and U kinds of tokens, which are numbered by whoever calls `read`.
+    L layers, m slots, G heads of keys and values, and U kinds of tokens, which are numbered by whoever calls `read`.
     """
 
     def __init__(self, model: RMKV, kinds: int) -> None:
@@ -33,8 +33,8 @@ class Watched:
         """(U,): tokens of each kind."""
         self.slot_ranks = torch.zeros(L, dtype=torch.float64, device=device)
         """(L,): effective rank of the slots at a segment's end."""
-        self.store_ranks = torch.zeros(config.stores, config.num_attention_heads, dtype=torch.float64, device=device)
-        """(layers with a store, H): effective rank of the store."""
+        self.store_ranks = torch.zeros(config.stores, config.key_value_heads, dtype=torch.float64, device=device)
+        """(layers with a store, G): effective rank of the store."""
         self.log_left = torch.zeros_like(self.store_ranks)
         """The same shape: log of what writing leaves of what was stored, on the mean of all directions."""
         self._written = torch.zeros_like(self.log_left)
@@ -58,7 +58,8 @@ class Watched:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> None:
         """Remember a call of attention: the slots' queries are its first."""
         m = self.on_memory.shape[1]
-        self._last = q[0, :, :m], k[0], mask[0, :, :m]
+        k = k[0].repeat_interleave(q.shape[1] // k.shape[1], dim=0)
+        self._last = q[0, :, :m], k, mask[0, :, :m]
 
     def pooling(self, layer: int, pooling: AttentionPooling, x: Tensor, mask: Tensor) -> None:
         """Take note of what the slots attend to and what the pooling does with x (B, S, D); the mask is (B, 1, S)."""
@@ -74,8 +75,8 @@ class Watched:
         self.log_keep[layer] += F.logsigmoid(keep_gate(cell, x[0], hidden[0]).double())
 
     def store(self, layer: int, store: AssociativeStore, gates: Tensor) -> None:
-        """Take note of a segment's write gates before their sigmoid, the first half of gates (B, S, 2H)."""
-        write = gates[0].double().chunk(2, dim=-1)[0]
+        """Take note of a segment's write gates before their sigmoid, the first G of gates (B, S, G + H)."""
+        write = gates[0, :, : store.heads[1]].double()
         self._written[layer] = F.logsigmoid(-write).sum(0) / store.norm.weight.shape[0]
 
 

@@ -28,7 +28,7 @@ class Decoder:
 
     def __init__(self, model: RMKV, lanes: int = 1, *, compiled: bool = False) -> None:
         config, like = model.config, model.embedding.weight.detach()
-        B, H, d = lanes, config.num_attention_heads, config.head_size
+        B, H, G, d = lanes, config.num_attention_heads, config.key_value_heads, config.head_width
         self.lanes = lanes
         self._model, self._length = model, config.segment_length
         self._first = config.memory.slots + config.lookback  # where the open segment's keys begin
@@ -41,10 +41,10 @@ class Decoder:
             layer = Layer(
                 memory=like.new_empty(0),
                 cell=None,
-                store=wide(like.new_zeros(B, H, d, d)) if has_store else None,
-                recent=like.new_zeros(B, 2 * H, TAPS, d) if has_store else None,
-                keys=like.new_zeros(B, H, K, d),
-                values=like.new_zeros(B, H, K, d),
+                store=wide(like.new_zeros(B, G, d, d)) if has_store else None,
+                recent=like.new_zeros(B, H + G, TAPS, d) if has_store else None,
+                keys=like.new_zeros(B, G, K, d),
+                values=like.new_zeros(B, G, K, d),
                 stream=like.new_zeros(B, self._length, config.hidden_size),
             )
             self._blocks.append(block)
@@ -52,7 +52,7 @@ class Decoder:
         self._mask = like.new_full((B, 1, 1, K), -torch.inf)
         self._position = torch.zeros(B, dtype=torch.int64, device=like.device)
         self._offset, self._filled = torch.zeros_like(self._position), torch.zeros_like(self._position)
-        self._turns = rotation(torch.arange(self._length, device=like.device), d, like.dtype)  # by offset
+        self._turns = rotation(config, torch.arange(self._length, device=like.device), like.dtype)  # by offset
         self._states: list[State] = []  # as last put in
         self._read_since: list[int] = []  # tokens of them
         self._step, self._fixed = self._read, compiled
@@ -162,9 +162,10 @@ class Decoder:
             self._blocks, self._layers, state.layers(), self._model.memory.unbind(), strict=True
         ):
             slots = layer.memory if kept else fresh.expand_as(layer.memory)
-            _, k, v = block.attention.project(block.norm(slots.to(into.keys.dtype))).transpose(1, 3).unbind(2)
+            qk, v = block.attention.project(block.norm(slots.to(into.keys.dtype)))
+            k = qk[:, :, -v.shape[2] :]
             for buffer, of_slots, of_tokens in ((into.keys, k, layer.keys), (into.values, v, layer.values)):
-                buffer[part, :, :m], buffer[part, :, m:end] = of_slots, of_tokens
+                buffer[part, :, :m], buffer[part, :, m:end] = of_slots.transpose(1, 2), of_tokens
             into.stream[part, : state.filled] = layer.stream
             if block.store is not None and into.store is not None and into.recent is not None:
                 assert layer.store is not None
@@ -172,7 +173,8 @@ class Decoder:
                 into.store[part] = layer.store if own else block.store.start
                 into.recent[part] = layer.recent
         mask = self._mask[lane, 0, 0].fill_(-torch.inf)
-        mask[:m] = 0
+        if config.memory.fresh == "visible" or state.owner == document:
+            mask[:m] = 0
         mask[m:end].masked_fill_(state.documents[0] == document, 0)
         self._position[lane], self._offset[lane], self._filled[lane] = state.position[0], state.offset[0], state.filled
 
@@ -189,7 +191,7 @@ class Decoder:
         model, B, end = self._model, len(tokens), self._first + self._most()
         config, position, filled = model.config, self._position[:B], self._filled[:B, None, None]
         place = filled[..., None] + self._first
-        turns = tuple(x[self._offset[:B], None, None, None] for x in self._turns)
+        turns = tuple(x[self._offset[:B], None, None] for x in self._turns)
         view = View(
             ends=False,
             mixed=False,
@@ -201,7 +203,7 @@ class Decoder:
             wrote_store=None,
             recent=recent_of(position, self._mask.dtype),
             place=(
-                place.expand(-1, config.num_attention_heads, 1, config.head_size),
+                place.expand(-1, config.key_value_heads, 1, config.head_width),
                 filled.expand(-1, 1, config.hidden_size),
             ),
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rmkv_cli.config import MemoryConfig, ModelConfig, parse
+from rmkv_cli.config import MemoryConfig, ModelConfig, RopeConfig, parse
 from rmkv_cli.data.chat import require_own_format
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, require_new, whole_directory
@@ -114,8 +114,9 @@ def require_exported(folder: Path) -> ModelConfig:
         named = ", ".join(map(str, kind))
         raise UserError(f"{folder}: holds another kind of model ({named}); name a folder that `rmkv export hf` made")
     keys = {name: x for name, x in described.items() if name in ModelConfig.model_fields}
-    if isinstance(memory := keys.get("memory"), dict):
-        keys["memory"] = {name: x for name, x in memory.items() if name in MemoryConfig.model_fields}
+    for part, section in (("memory", MemoryConfig), ("rope", RopeConfig)):
+        if isinstance(given := keys.get(part), dict):
+            keys[part] = {name: x for name, x in given.items() if name in section.model_fields}
     return parse(ModelConfig, keys, str(path))
 
 

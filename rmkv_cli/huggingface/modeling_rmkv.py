@@ -138,6 +138,11 @@ def _shape(config: RMKVConfig) -> Any:
     keys = config.to_dict()
     memory = SimpleNamespace(**keys["memory"])
     memory.updated = memory.slots > 0 and memory.update != "none"
-    head_size = config.hidden_size // config.num_attention_heads
-    stores = min(memory.store, config.num_hidden_layers)
-    return SimpleNamespace(**keys | {"memory": memory, "head_size": head_size, "stores": stores})
+    derived = {
+        "memory": memory,
+        "rope": SimpleNamespace(**keys["rope"]),
+        "head_width": config.head_size or config.hidden_size // config.num_attention_heads,
+        "key_value_heads": config.num_key_value_heads or config.num_attention_heads,
+        "stores": min(memory.store, config.num_hidden_layers),
+    }
+    return SimpleNamespace(**keys | derived)

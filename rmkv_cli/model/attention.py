@@ -9,32 +9,45 @@ from rmkv_cli.model.precision import widened
 
 
 class QKVBlock(nn.Module):
-    """Multi-head attention with one matrix for queries, keys and values, an explicit scale and a mask."""
+    """Multi-head attention with one matrix for queries, keys and values, an explicit scale and a mask.
+
+    H query heads share the keys and values of G heads, H / G to each (Ainslie et al., 2023).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.head_size = config.num_attention_heads, config.head_size
+        H, G, d, D = config.num_attention_heads, config.key_value_heads, config.head_width, config.hidden_size
+        self.heads, self.head_width = (H, G, G), d
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv = nn.Linear(D, (H + 2 * G) * d, bias=config.qkv_bias)
+        self.out = nn.Linear(H * d, D, bias=False)
+        self.query_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else None
+        self.key_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else None
         with torch.no_grad():  # keys start as queries: like finds like from the first step, in the store above all
-            query, key, _ = self.qkv.weight.chunk(3)
-            key.copy_(query)
+            query, key, _ = self.qkv.weight.split([heads * d for heads in self.heads])
+            key.copy_(query[: len(key)])
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """Return Q, K and V side by side, (B, T, 3, H, d), for hidden (B, T, D)."""
-        return self.qkv(hidden).unflatten(2, (3, self.heads, self.head_size))
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Q and K side by side, (B, T, H + G, d), and V, (B, T, G, d), for hidden (B, T, D)."""
+        H, G, _ = self.heads
+        qkv = self.qkv(hidden).unflatten(2, (-1, self.head_width))
+        qk, v = qkv.split_with_sizes([H + G, G], dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = qk.split_with_sizes([H, G], dim=2)
+            qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=2)
+        return qk, v
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Return the heads' results side by side, (B, T, D), before the output projection `out`.
+        """Return the heads' results side by side, (B, T, H * d), before the output projection `out`.
 
         Args:
             q: (B, H, T, d).
-            k, v: (B, H, K, d).
+            k, v: (B, G, K, d).
             mask: (B, 1, T, K), added to the scores: 0 where a key is seen, -inf where it is not.
         """
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_size**-0.5)
+        shared = q.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_width**-0.5, enable_gqa=shared)
         return y.transpose(1, 2).flatten(2)
 
 

@@ -9,6 +9,7 @@ from rmkv_cli.config import ModelConfig
 from rmkv_cli.model.attention import AttentionPooling, QKVBlock
 from rmkv_cli.model.cells import RecurrentMemoryCell
 from rmkv_cli.model.feed_forward import FeedForward
+from rmkv_cli.model.norm import make_norm
 from rmkv_cli.model.positions import rotate
 from rmkv_cli.model.precision import wide
 from rmkv_cli.model.store import AssociativeStore
@@ -38,13 +39,13 @@ class RMKVBlock(nn.Module):
         super().__init__()
         self.slots, self.lookback = config.memory.slots, config.lookback
         self.published = config.memory.update == "published"
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm = make_norm(config)
         self.attention = QKVBlock(config)
         self.pooling = AttentionPooling(config) if config.memory.updated else None
         self.cell = RecurrentMemoryCell(config) if config.memory.updated else None
         self.store = AssociativeStore(config) if index < config.stores else None
         self.feed_forward = FeedForward(config) if config.intermediate_size else None
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size) if config.intermediate_size else None
+        self.feed_forward_norm = make_norm(config) if config.intermediate_size else None
 
     def forward(self, x: Tensor, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Layer]:
         """Read T tokens of one segment: x (B, T, D) -> x'' (B, T, D), and the layer's new part of the state.
@@ -65,17 +66,17 @@ class RMKVBlock(nn.Module):
             slots = [torch.where(view.has_memory, start, layer.memory), memory] if view.mixed else [memory]
         h = self.norm(torch.cat([*(each.to(x.dtype) for each in slots), x], dim=1) if slots else x)
         n = h.shape[1] - T
-        qkv = self.attention.project(h)
-        qk, v = qkv.split_with_sizes([2, 1], dim=2)
-        q, k = (qk if view.rope is None else rotate(qk, view.rope)).transpose(1, 3).unbind(2)  # (B, H, n + T, d)
-        keys, values = _join(layer.keys, k, n, view), _join(layer.values, v.squeeze(2).transpose(1, 2), n, view)
+        qk, v = self.attention.project(h)
+        turned = (qk if view.rope is None else rotate(qk, view.rope)).transpose(1, 2)
+        q, k = turned.split_with_sizes(self.attention.heads[:2], dim=1)  # (B, H, n + T, d), (B, G, n + T, d)
+        keys, values = _join(layer.keys, k, n, view), _join(layer.values, v.transpose(1, 2), n, view)
         asking = self.slots if view.ends and self.cell is not None else 0
         heads = self.attention(q[:, :, n - asking :] if n > asking else q, keys, values, view.mask)
         store, recent = layer.store, layer.recent
         if self.store is not None and store is not None and recent is not None:
             of_slots, heads = heads.split_with_sizes([asking, T], dim=1)
             gates = self.store.gates(torch.cat([h[:, n:], heads], dim=2).to(self.store.gates.weight.dtype))
-            found, store, recent = self.store(store, recent, qkv[:, n:], gates, view)
+            found, store, recent = self.store(store, recent, qk[:, n:], v[:, n:], gates, view)
             heads = torch.cat([of_slots, heads + found], dim=1) if asking else heads + found
         for_slots, y = self.attention.out(heads).split_with_sizes([asking, T], dim=1)
         residual = x + y
@@ -111,7 +112,7 @@ class RMKVBlock(nn.Module):
 
 
 def _join(kept: Tensor, new: Tensor, n: int, view: View) -> Tensor:
-    """Return the keys or values that are attended to, (B, H, K, d): those kept, and new ones of n slots and tokens."""
+    """Return the keys or values that are attended to, (B, G, K, d): those kept, and new ones of n slots and tokens."""
     if view.place is not None:
         return kept.scatter_(2, view.place[0], new)
     slots, tokens = new.split_with_sizes([n, new.shape[2] - n], dim=2)

@@ -76,18 +76,20 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     A multiplication and an addition count as two; masked scores count, since they are computed.
     """
     D, F, S, m = config.hidden_size, config.intermediate_size, config.segment_length, config.memory.slots
+    d, H, G = config.head_width, config.num_attention_heads, config.key_value_heads
+    Q, KV = H * d, G * d  # widths of all queries, and of all keys or values
     gates = {"gru": 6, "lstm": 8, "minimal": 4}[config.memory.cell]  # D x D matrices of a cell
     keys, C = m + config.lookback + S, min(S, CHUNK)
     # The slots' scores and output; the pooling; the cell.
-    update = 4 * D * m * keys + 2 * m * D * D + 4 * D * m * S + 2 * gates * m * D * D
-    # The gates; what is written, found and predicted by W; products of keys, of queries and keys, of these and the
+    update = 4 * Q * m * keys + 2 * m * D * Q + 4 * D * m * S + 2 * gates * m * D * D
+    # The gates; what is written and predicted by W, and found; products of keys, of queries and keys, of these and the
     # errors; the system.
-    store = 8 * D * config.num_attention_heads + 6 * D * config.head_size + 8 * D * C
+    store = 2 * (D + Q) * (H + G) + (4 * KV + 2 * Q) * d + 4 * (KV + Q) * C
     per_layer = {
-        "attention_matrices": 8 * D * D,
-        "attention_scores": 4 * D * keys,
+        "attention_matrices": 2 * D * (2 * Q + 2 * KV),
+        "attention_scores": 4 * Q * keys,
         "feed_forward": 6 * D * F,
-        "memory": (6 * m * D * D + update * config.memory.updated) / S,
+        "memory": (2 * m * D * (Q + 2 * KV) + update * config.memory.updated) / S,
     }
     work = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
     return work | {"store": float(config.stores * store), "head": 2.0 * D * config.vocab_size}

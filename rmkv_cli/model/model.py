@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.model import adapter_file, pretrained
 from rmkv_cli.model.block import RMKVBlock
+from rmkv_cli.model.norm import make_norm
 from rmkv_cli.model.positions import sinusoids
 from rmkv_cli.model.precision import wide
 from rmkv_cli.model.state import State, copied
@@ -39,7 +40,7 @@ class RMKV(nn.Module):
         self.memory = nn.Parameter(torch.empty(1 if self.through_layers else layers, config.memory.slots, D))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(RMKVBlock(config, index) for index in range(layers))
-        self.norm = nn.LayerNorm(D)
+        self.norm = make_norm(config)
         self.unembedding = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
         for table in (self.embedding.weight, self.memory, *([self.position.weight] if self.position else [])):
             nn.init.normal_(table, std=0.02)
@@ -166,8 +167,9 @@ class RMKV(nn.Module):
         """Return the state before any token, for `batch_size` texts."""
         config, device = self.config, self.memory.device
         dtype = self.embedding.weight.dtype
-        B, D, H, d = batch_size, config.hidden_size, config.num_attention_heads, config.head_size
-        empty = tuple(torch.zeros(B, H, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
+        B, D, H, G = batch_size, config.hidden_size, config.num_attention_heads, config.key_value_heads
+        d = config.head_width
+        empty = tuple(torch.zeros(B, G, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
         memory = wide(self.memory.detach())[:, None].repeat(1, B, 1, 1)
         starts = [store.start.detach() for block in self.blocks if isinstance(store := block.store, AssociativeStore)]
         none = torch.full((B,), NONE, device=device)
@@ -175,7 +177,7 @@ class RMKV(nn.Module):
             memory=memory,
             cell=torch.zeros_like(memory) if config.memory.updated and config.memory.cell == "lstm" else None,
             store=torch.stack(starts).to(memory.dtype)[:, None].repeat(1, B, 1, 1, 1) if starts else None,
-            recent=torch.zeros(len(starts), B, 2 * H, TAPS, d, device=device, dtype=dtype) if starts else None,
+            recent=torch.zeros(len(starts), B, H + G, TAPS, d, device=device, dtype=dtype) if starts else None,
             keys=empty,
             values=empty,
             stream=tuple(self.embedding.weight.new_zeros(B, 0, D) for _ in self.blocks),

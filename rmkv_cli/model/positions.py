@@ -1,7 +1,11 @@
 """Positions: sinusoids added to the embeddings, and rotations of queries and keys. Computed, never stored."""
 
+import math
+
 import torch
 from torch import Tensor
+
+from rmkv_cli.config import ModelConfig
 
 BASE = 10_000.0
 
@@ -9,22 +13,27 @@ Rotation = tuple[Tensor, Tensor]
 """Cosines, and sines with the sign that `rotate` gives them, (B, T, d)."""
 
 
-def _angles(positions: Tensor, width: int) -> Tensor:
-    """Return positions (B, T) times `width` frequencies BASE^(-i / width), as float64 (B, T, width): float32 would be
-    off by 0.01 radians at position 131,072."""
-    exponents = torch.arange(width, dtype=torch.float64, device=positions.device) / width
-    return positions.double()[..., None] * BASE**-exponents
+def _frequencies(width: int, base: float, device: torch.device) -> Tensor:
+    """Return `width` frequencies base^(-i / width) in radians per position, as float64: float32 would be off by 0.01
+    radians at position 131,072."""
+    return base ** -(torch.arange(width, dtype=torch.float64, device=device) / width)
 
 
 def sinusoids(positions: Tensor, hidden_size: int, dtype: torch.dtype) -> Tensor:
     """Return the sinusoidal encoding (Vaswani et al., 2017) of positions (B, T) as (B, T, D)."""
-    angles = _angles(positions, hidden_size // 2)
+    angles = positions[..., None] * _frequencies(hidden_size // 2, BASE, positions.device)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
 
-def rotation(positions: Tensor, head_size: int, dtype: torch.dtype) -> Rotation:
+def rotation(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
     """Return the rotations (RoPE: Su et al., 2021) that belong to positions (B, T)."""
-    angles = _angles(positions, head_size // 2)
+    frequencies = _frequencies(config.head_width // 2, config.rope.theta, positions.device)
+    rope = config.rope
+    if rope.factor != 1:  # Llama 3.1: 0 where a frequency is divided, 1 where it is kept
+        turns = frequencies * (rope.original_max_position_embeddings / (2 * math.pi))
+        kept = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(0, 1)
+        frequencies = torch.lerp(frequencies / rope.factor, frequencies, kept)
+    angles = positions[..., None] * frequencies
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

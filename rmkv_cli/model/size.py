@@ -11,11 +11,13 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     """
     window_size = window_size or element_size
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback
+    H, G, d = config.num_attention_heads, config.key_value_heads, config.head_width
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
     memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
-    memory += config.stores * D * config.head_size
-    window = (2 * config.num_hidden_layers * lookback + 8 * config.stores) * D  # a store keeps 4 queries and keys
-    inside = config.num_hidden_layers * 3 * (S - 1) * D * window_size
+    memory += config.stores * G * d * d
+    # A store keeps 4 queries and keys.
+    window = (2 * config.num_hidden_layers * lookback * G + 4 * config.stores * (H + G)) * d
+    inside = config.num_hidden_layers * (2 * G * d + D) * (S - 1) * window_size
     counters = 8 * (5 + 1)  # two owners, document, position, offset, filled
     boundary = memory * element_size + window * window_size + 8 * lookback + counters
     return boundary, boundary + inside + 8 * (S - 1)

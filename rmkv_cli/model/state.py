@@ -27,8 +27,8 @@ class State:
     """What an RMKV carries. Reading returns a new state and leaves the old one as it was, so a state can be branched.
 
     Shapes: L layers (of which `memory` has one where it is carried through layers), the first K with a store, batch B,
-    m slots, H heads of width d, n tokens remembered (the look-back, then the open segment's), t tokens in the open
-    segment.
+    m slots, H query heads and G heads of keys and values, of width d, n tokens remembered (the look-back, then the open
+    segment's), t tokens in the open segment.
     """
 
     memory: Tensor
@@ -36,11 +36,11 @@ class State:
     cell: Tensor | None
     """(L, B, m, D), the LSTM's cell state."""
     store: Tensor | None
-    """(K, B, H, d, d), the associative store, written by all tokens read."""
+    """(K, B, G, d, d), the associative store, written by all tokens read."""
     recent: Tensor | None
-    """(K, B, 2H, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
+    """(K, B, H + G, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
     keys: tuple[Tensor, ...]
-    """A layer: (B, H, n, d)."""
+    """A layer: (B, G, n, d)."""
     values: tuple[Tensor, ...]
     stream: tuple[Tensor, ...]
     """A layer: (B, t, D), what the pooling will read at the segment's end."""

@@ -12,57 +12,56 @@ from rmkv_cli.model.view import CHUNK, TAPS, View
 
 
 class AssociativeStore(nn.Module):
-    """A matrix W (d, d) a head that holds values under keys: k W ≈ v for the keys and values of earlier tokens.
+    """A matrix W (d, d) per head that holds values under keys: k W ≈ v for the keys and values of earlier tokens.
 
     A token's value is written under the key of the token before it: a token finds what came after its like. Values,
     queries and keys are the attention's own, without positions, the last two through a short convolution, so that a key
-    can tell what stood before it. Of its own the store has that, two gates a head, a norm, and the learned W that a
-    document starts with, which holds what mostly follows. The gates see a token and what attention found for it: a
-    digit is worth writing or not by what it is part of. The store computes in float32 at least, because it writes
-    differences.
+    can tell what stood before it. Where query heads share keys and values, they share a W. Of its own the store has
+    the convolution, gates per head, a norm, and the learned W that a document starts with, which holds what mostly
+    follows. The gates see a token and what attention found for it: a digit is worth writing or not by what it is part
+    of. The store computes in float32 at least, because it writes differences.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        H = config.num_attention_heads
-        self.gates = nn.Linear(2 * config.hidden_size, 2 * H)
-        self.norm = nn.RMSNorm(config.head_size, eps=1e-6)
+        H, G, d = config.num_attention_heads, config.key_value_heads, config.head_width
+        self.heads = H, G
+        self.gates = nn.Linear(config.hidden_size + H * d, G + H)
+        self.norm = nn.RMSNorm(d, eps=1e-6)
         nn.init.zeros_(self.gates.bias)
-        self.taps = nn.Parameter(torch.zeros(TAPS, 2 * H, 1, config.head_size))
+        self.taps = nn.Parameter(torch.zeros(TAPS, H + G, 1, d))
         nn.init.ones_(self.taps[0])
-        self.start = nn.Parameter(0.02 * torch.randn(H, config.head_size, config.head_size))
+        self.start = nn.Parameter(0.02 * torch.randn(G, d, d))
 
     def forward(
-        self, store: Tensor, recent: Tensor, qkv: Tensor, gates: Tensor, view: View
+        self, store: Tensor, recent: Tensor, qk: Tensor, v: Tensor, gates: Tensor, view: View
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Write and read T tokens; return what each finds, heads side by side (B, T, D), W' of the last's document, and
-        what is recent after them.
+        """Write and read T tokens; return what each finds, heads side by side (B, T, H * d), W' of the last's document,
+        and what is recent after them.
 
         Args:
-            store: W (B, H, d, d).
-            recent: (B, 2H, 4, d), queries and keys of the last token and of those one to three before it.
-            qkv: (B, T, 3, H, d), without positions.
-            gates: (B, T, 2H), before their sigmoid: how strongly each token writes, b, and reads.
+            store: W (B, G, d, d).
+            recent: (B, H + G, 4, d), queries and keys of the last token and of those one to three before it.
+            qk: (B, T, H + G, d), queries and keys without positions.
+            v: (B, T, G, d).
+            gates: (B, T, G + H), before their sigmoid: how strongly each token writes, b, and reads.
             view: whose documents the tokens are.
         """
-        qk, v = qkv.split_with_sizes([2, 1], dim=2)
-        qk, recent = self.convolve(qk, recent, view)
-        found, store = self.write_and_read(store, qk, v, gates, view)
-        return found.to(qkv.dtype), store, recent
+        convolved, recent = self.convolve(qk, recent, view)
+        found, store = self.write_and_read(store, convolved, v, gates, view)
+        return found.to(qk.dtype), store, recent
 
     def convolve(self, qk: Tensor, recent: Tensor, view: View) -> tuple[Tensor, Tensor]:
-        """Return queries, and keys of the tokens before, (B, T, 2, H, d), each channel a learned sum over a token and
+        """Return queries, and keys of the tokens before, (B, T, H + G, d), each channel a learned sum over a token and
         three before it, and the new `recent`.
 
         Tokens of other documents count as zeros, so a document's first token gets no key to write under.
         """
-        H, d = qk.shape[3:]
-        earlier = recent.unflatten(1, (2, H)).permute(0, 3, 1, 2, 4).flip(1)
-        tokens = torch.cat([earlier * view.recent, qk], dim=1)
-        recent = tokens[:, -TAPS:].flip(1).permute(0, 2, 3, 1, 4).flatten(1, 2)
-        # Queries by the taps of a token and of three before it, keys by those of the four before it: (5, 2, H, d).
-        taps = wide(self.taps).view(TAPS, 2, H, d).flip(0, 1).flatten(0, 1)
-        taps = F.pad(taps, (0, 0, 0, 0, 1, 1)).view(TAPS + 1, 2, H, d)
+        tokens = torch.cat([recent.permute(0, 2, 1, 3).flip(1) * view.recent, qk], dim=1)
+        recent = tokens[:, -TAPS:].flip(1).permute(0, 2, 1, 3)
+        # Queries by the taps of a token and of three before it, keys by those of the four before it: (5, H + G, d).
+        of_queries, of_keys = wide(self.taps).squeeze(2).flip(0).split_with_sizes(self.heads, dim=1)
+        taps = torch.cat([F.pad(of_queries, (0, 0, 0, 0, 1, 0)), F.pad(of_keys, (0, 0, 0, 0, 0, 1))], dim=1)
         tokens = wide(tokens)
         if qk.shape[1] == 1:
             return (tokens * taps).sum(1, keepdim=True), recent
@@ -77,20 +76,20 @@ class AssociativeStore(nn.Module):
         only what is written under a like key takes something away.
 
         Args:
-            store: W (B, H, d, d).
-            qk: (B, T, 2, H, d), of which only the direction counts.
-            v: (B, T, 1, H, d).
-            gates: (B, T, 2H), before their sigmoid.
+            store: W (B, G, d, d).
+            qk: (B, T, H + G, d), of which only the direction counts.
+            v: (B, T, G, d).
+            gates: (B, T, G + H), before their sigmoid.
             view: whose documents the tokens are.
         """
-        B, T, _, H, d = qk.shape
-        C = min(T, CHUNK)
+        (B, T, _, d), (H, G) = qk.shape, self.heads
+        C, R = min(T, CHUNK), H // G
         qkv = torch.cat([F.normalize(qk, dim=-1, eps=1e-6), wide(v)], dim=2)
-        strengths = torch.sigmoid(wide(gates)).unflatten(2, (2, H, 1))
+        strengths = torch.sigmoid(wide(gates))[..., None]
         if fill := -T % C:  # tokens without a key write nothing
-            qkv, strengths = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, fill)), F.pad(strengths, (0, 0, 0, 0, 0, 0, 0, fill))
-        q, k, v = qkv.unflatten(1, (-1, C)).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)  # (N, B * H, C, d)
-        write, read = strengths.unflatten(1, (-1, C)).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)
+            qkv, strengths = (F.pad(x, (0, 0, 0, 0, 0, fill)) for x in (qkv, strengths))
+        q, k, v = (_by_head(x, G, C) for x in qkv.split_with_sizes([H, G, G], dim=2))
+        write, read = (_by_head(x, G, C) for x in strengths.split_with_sizes([G, H], dim=2))
         start = wide(self.start)
         W = (store if view.wrote_store is None else torch.where(view.wrote_store, store, start)).flatten(0, 1)
         error, weighted = write * v, write * k
@@ -111,17 +110,28 @@ class AssociativeStore(nn.Module):
             base = torch.where(view.goes_on[i], W, start) if view.mixed else W
             W = torch.baddbmm(base, chunk[2].mT, errors[i])
         if C > 1:
+            until, later = view.until, view.later
+            if R > 1:
+                until, later = (x.repeat_interleave(R, dim=-2) if isinstance(x, Tensor) else x for x in (until, later))
             found = q @ torch.stack(before)
             if view.mixed:
-                found = torch.lerp(found, q @ start, view.later)
-            found = found + ((q @ k.mT) * view.until) @ torch.stack(errors)
+                found = torch.lerp(found, q @ start, later)
+            found = found + ((q @ k.mT) * until) @ torch.stack(errors)
         else:  # a token finds what it writes itself
             found = q @ W
         found = F.rms_norm(found, (d,), wide(self.norm.weight), self.norm.eps) * read
-        found = found.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).reshape(B, -1, H * d)
+        found = found.view(-1, B, G, C, R, d).permute(1, 0, 3, 2, 4, 5).reshape(B, -1, H * d)
         if fill:
             found = found[:, :T]
-        return found, W.unflatten(0, (B, H))
+        return found, W.unflatten(0, (B, G))
+
+
+def _by_head(x: Tensor, heads: int, C: int) -> Tensor:
+    """Return x (B, N * C, heads * R, d) as (N, B * heads, C * R, d): a chunk's tokens and their R queries side by
+    side."""
+    B, T, rows, d = x.shape
+    parts = x.view(B, T // C, C, heads, rows // heads, d).permute(1, 0, 3, 2, 4, 5)
+    return parts.reshape(T // C, B * heads, C * rows // heads, d)
 
 
 class _Convolution(torch.autograd.Function):

@@ -36,25 +36,25 @@ class View:
     pooling_mask: Tensor
     """(B, 1, t), added to the pooling's scores of the open segment's tokens: 0 for the last document's, else -inf."""
     rope: Rotation | None
-    """Rotation of slots (angle 0) and tokens (by their offset in the segment), (B, slots + T, 1, 1, d)."""
+    """Rotation of slots (angle 0) and tokens (by their offset in the segment), (B, slots + T, 1, d)."""
     rope_shift: Rotation | None
     """Rotation that takes the look-back's keys from this segment's offsets to the next one's, (B, 1, 1, d)."""
     wrote_store: Tensor | None
     """(B, 1, 1, 1), True: the first token's document wrote the store; None: it is so in all rows."""
     recent: Tensor
-    """(B, 4, 1, 1, 1), 1 where the first token's document has the token that stood four to one before it, else 0."""
+    """(B, 4, 1, 1), 1 where the first token's document has the token that stood four to one before it, else 0."""
     until: Tensor | float = 1.0
-    """(C, C), or (N, B * H, C, C) if mixed: 1 where a token finds what another wrote, itself included, else 0."""
+    """(C, C), or (N, B * G, C, C) if mixed: 1 where a token finds what another wrote, itself included, else 0."""
     earlier: Tensor | float = 0.0
     """The same, itself not included."""
     near: Tensor | None = None
-    """If mixed, (5, B, T, 1, 1, 1): 1 where the token four to none before is of the same document, else 0."""
+    """If mixed, (5, B, T, 1, 1): 1 where the token four to none before is of the same document, else 0."""
     later: Tensor | float = 0.0
-    """If mixed, (N, B * H, C, 1): 1 where a token's document began after the chunk did, else 0."""
+    """If mixed, (N, B * G, C, 1): 1 where a token's document began after the chunk did, else 0."""
     of_last: Tensor | float = 1.0
-    """If mixed, (N, B * H, C, 1): 1 where a token is of the chunk's last document, else 0."""
+    """If mixed, (N, B * G, C, 1): 1 where a token is of the chunk's last document, else 0."""
     goes_on: tuple[Tensor, ...] = ()
-    """If mixed, for each chunk (B * H, 1, 1), True: its last document is the one that it began with."""
+    """If mixed, for each chunk (B * G, 1, 1), True: its last document is the one that it began with."""
     place: tuple[Tensor, Tensor] | None = None
     """If keys, values and stream are buffers, and the slots' keys and values are in them: where the one token's belong,
     in keys and values (B, H, 1, d), and in the stream (B, 1, D). None: what is read is put behind what is there."""
@@ -89,34 +89,35 @@ def view_of(
         ends: whether they are its last.
         mixed: whether they are of several documents in some row.
     """
-    m, head_size = config.memory.slots, config.head_size
-    reads = (document_ids == owner[:, None]) & config.memory.updated
+    m = config.memory.slots
+    owned = document_ids == owner[:, None]
+    reads = owned & config.memory.updated
     of_last = documents[:, -filled:] == document_ids[:, -1:]
     rotary = config.position == "rotary"
     rope = rope_shift = None
     if rotary:
-        cos, sin = rotation(F.pad(offset, (m * (1 + mixed), 0)), head_size, dtype)
-        rope = cos[:, :, None, None], sin[:, :, None, None]
-        cos, sin = rotation(-offset[:, -1:] - 1, head_size, dtype)
+        cos, sin = rotation(config, F.pad(offset, (m * (1 + mixed), 0)), dtype)
+        rope = cos[:, :, None], sin[:, :, None]
+        cos, sin = rotation(config, -offset[:, -1:] - 1, dtype)
         rope_shift = cos[:, None], sin[:, None]
     return View(
         ends=ends,
         mixed=mixed,
         has_memory=reads[:, -1:, None],
-        mask=_added(_seen(config, document_ids, documents, reads, of_last, ends, mixed), dtype)[:, None],
+        mask=_added(_seen(config, document_ids, documents, owned, of_last, ends, mixed), dtype)[:, None],
         pooling_mask=_added(of_last, dtype)[:, None],
         rope=rope,
         rope_shift=rope_shift,
         wrote_store=(store_owner == document_ids[:, 0])[:, None, None, None],
         recent=recent_of(position[:, 0], dtype),
-        **(_store_view(document_ids, position, config.num_attention_heads, dtype, mixed) if config.stores else {}),
+        **(_store_view(document_ids, position, config.key_value_heads, dtype, mixed) if config.stores else {}),
     )
 
 
 def recent_of(position: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `View.recent` for a first token at this position of its document (B,)."""
     back = torch.arange(TAPS, 0, -1, device=position.device)
-    return (position[:, None] >= back)[:, :, None, None, None].to(dtype)
+    return (position[:, None] >= back)[:, :, None, None].to(dtype)
 
 
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,7 +128,7 @@ def _seen(
     config: ModelConfig,
     document_ids: Tensor,
     documents: Tensor,
-    reads: Tensor,
+    owned: Tensor,
     of_last: Tensor,
     ends: bool,
     mixed: bool,
@@ -136,14 +137,19 @@ def _seen(
     T, n = document_ids.shape[1], documents.shape[1] - document_ids.shape[1]
     m = config.memory.slots
     same = document_ids[:, :, None] == documents[:, None]
-    on_slots = (reads == reads[:, -1:])[:, :, None].expand(-1, -1, m)
+    reads = owned & config.memory.updated
+    on_slots = reads == reads[:, -1:]
     slots = [~on_slots, on_slots] if mixed else [on_slots]
+    if config.memory.fresh == "hidden":
+        slots = [x & owned for x in slots]
+    slots = [x[:, :, None].expand(-1, -1, m) for x in slots]
     by_tokens = torch.cat([*slots, same[:, :, :n], same[:, :, n:].tril()], dim=2)
     if not (ends and config.memory.updated):
         return by_tokens
     tokens = F.pad(of_last, (n + T - of_last.shape[1], 0))
-    by_slots = [*(x[:, -1] for x in slots), tokens]  # a slot sees what the last token does of slots
-    return torch.cat([torch.cat(by_slots, dim=1)[:, None].expand(-1, m, -1), by_tokens], dim=1)
+    # A slot sees all slots of its document, whether tokens do or not.
+    by_slots = torch.cat([F.pad(tokens.new_ones(len(tokens), m), (m * mixed, 0)), tokens], dim=1)
+    return torch.cat([by_slots[:, None].expand(-1, m, -1), by_tokens], dim=1)
 
 
 def _store_view(document_ids: Tensor, position: Tensor, heads: int, dtype: torch.dtype, mixed: bool) -> dict[str, Any]:
@@ -156,13 +162,13 @@ def _store_view(document_ids: Tensor, position: Tensor, heads: int, dtype: torch
         return {"until": until, "earlier": until.tril(-1)}
     back = torch.arange(TAPS, -1, -1, device=position.device)[:, None, None]
     documents = torch.cat([document_ids, document_ids[:, -1:].expand(-1, -T % C)], dim=1).unflatten(1, (-1, C))
-    documents = documents.transpose(0, 1).repeat_interleave(heads, dim=1)  # (N, B * H, C)
+    documents = documents.transpose(0, 1).repeat_interleave(heads, dim=1)  # (N, B * G, C)
     first, last = torch.cat([documents[:1, :, :1], documents[:-1, :, -1:]]), documents[:, :, -1:]
     until = (documents[..., None] == documents[..., None, :]).to(dtype).tril()
     return {
         "until": until,
         "earlier": until.tril(-1),
-        "near": (position >= back)[..., None, None, None].to(dtype),
+        "near": (position >= back)[..., None, None].to(dtype),
         "later": (documents != first)[..., None].to(dtype),
         "of_last": (documents == last)[..., None].to(dtype),
         "goes_on": (first == last)[..., None].unbind(),

@@ -147,6 +147,9 @@ def test_an_override_of_tokens_or_epochs_takes_the_place_of_the_other(tmp_path):
         ("hidden_size = 64\nnum_attention_heads = 5", "num_attention_heads = 5 does not divide hidden_size = 64"),
         ("segment_length = 8\nlookback = 9", "lookback = 9 is longer than segment_length = 8; allowed are 0 to 8"),
         ("lookback = 0\nhidden_size = 6\nnum_attention_heads = 2", "and hidden_size / num_attention_heads = 3"),
+        ("num_attention_heads = 9\nnum_key_value_heads = 2", "= 2 does not divide num_attention_heads = 9"),
+        ("head_size = 3\nnum_attention_heads = 5", "rotary positions need an even head width, got head_size = 3"),
+        ("rope.low_freq_factor = 4", "low_freq_factor = 4.0 should be below high_freq_factor = 4.0"),
         ("hidden_size = 9\nnum_attention_heads = 9\nposition = 'sinusoidal'", "need an even hidden_size, got 9"),
     ],
 )

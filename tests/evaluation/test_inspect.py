@@ -70,8 +70,9 @@ def test_attention_is_that_of_the_model():
             torch.testing.assert_close(weights @ x[0], output[0], atol=1e-5, rtol=0)
 
 
-def test_what_is_watched_adds_up_and_the_model_is_left_alone():
-    model = make_model()
+@pytest.mark.parametrize("shape", [{}, {"num_attention_heads": 6, "num_key_value_heads": 2}], ids=str)
+def test_what_is_watched_adds_up_and_the_model_is_left_alone(shape):
+    model = make_model(**shape)
     ids = torch.randint(3, 13, (2, 10))
     expected = model(ids)[0]
     with watch(model, 13) as watched:

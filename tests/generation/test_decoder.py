@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_model import MEMORIES, POSITIONS, make_model
+from small_model import IMPORTED, MEMORIES, POSITIONS, make_model
 
 from rmkv_cli.generation import Decoder
 
@@ -29,6 +29,7 @@ def same_state(one, other):
         {"lookback": 5},
         {"intermediate_size": 0},
         {"tie_word_embeddings": False},
+        *IMPORTED,
     ],
     ids=str,
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_model import CELLS, make_model
+from small_model import CELLS, IMPORTED, make_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmkv_cli.config import ModelConfig, load_config, preset_path
@@ -32,7 +32,7 @@ def test_published_preset_counted_by_hand():
 
 
 @pytest.mark.parametrize(
-    "shape", [{}, {"position": "learned"}, {"tie_word_embeddings": False}, {"intermediate_size": 0}]
+    "shape", [{}, {"position": "learned"}, {"tie_word_embeddings": False}, {"intermediate_size": 0}, *IMPORTED]
 )
 def test_parts_add_up_to_the_model(shape):
     model = make_model(**shape)
@@ -48,15 +48,19 @@ def test_touched_per_token_counted_by_hand():
 
 
 @pytest.mark.parametrize("memory", [*({"cell": cell} for cell in CELLS), {"store": 0}, {"store": 1}, {"slots": 0}])
+@pytest.mark.parametrize(
+    "heads", [{}, {"num_key_value_heads": 1}, {"head_size": 48, "num_key_value_heads": 1}], ids=str
+)
 @pytest.mark.parametrize("lookback", [0, 64])
-def test_flops_are_those_that_torch_counts(memory, lookback):
-    shape = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200}
+def test_flops_are_those_that_torch_counts(memory, lookback, heads):
+    shape = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200} | heads
     memory = {"slots": 8} | memory
     model = make_model(segment_length=64, num_attention_heads=2, lookback=lookback, memory=memory, **shape)
     ids = torch.zeros(1, 64, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(ids)
-    systems = model.config.stores * 2 * 64 * 64 * 64  # which torch does not count: 2 C^2 D a chunk
+    # Which torch does not count: 2 C^2 per channel of keys and of values, per chunk.
+    systems = model.config.stores * 2 * 64 * 64 * model.config.key_value_heads * model.config.head_width
     mine = sum(forward_flops_per_token(model.config).values()) * 64 - systems
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -69,9 +73,16 @@ def test_in_bfloat16_slots_and_stores_are_as_large_and_the_rest_is_half():
     assert state.size() == state_bytes(model.config, 4, 2)[0]
 
 
-@pytest.mark.parametrize("memory", [{"cell": "gru"}, {"cell": "lstm"}, {"store": 0}, {"store": 1}, {"slots": 0}])
-def test_state_bytes_are_those_of_the_state(memory):
-    model = make_model(memory=memory)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *({"memory": memory} for memory in [{}, {"cell": "lstm"}, {"store": 0}, {"store": 1}, {"slots": 0}]),
+        *IMPORTED,
+    ],
+    ids=str,
+)
+def test_state_bytes_are_those_of_the_state(shape):
+    model = make_model(**shape)
     boundary, most = state_bytes(model.config, element_size=8)
     ids = torch.zeros(1, 100, dtype=torch.int64)
     assert model(ids)[1].size() == boundary

@@ -3,19 +3,19 @@
 import pytest
 import torch
 from no_sync import no_sync
-from small_model import make_model
+from small_model import IMPORTED, make_model
 
 from rmkv_cli.generation import Decoder
 from rmkv_cli.training.loss import row_loss
 
-MEMORIES = [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}]
+SHAPES = [*({"memory": memory} for memory in [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}]), *IMPORTED]
 
 
 @pytest.mark.parametrize("replay", [True, False])
 @pytest.mark.parametrize("border", [0, 7], ids=["one document", "two documents"])
-@pytest.mark.parametrize("memory", MEMORIES, ids=str)
-def test_a_row_s_loss_and_gradients(memory, border, replay):
-    model = make_model(memory=memory).to("meta").requires_grad_(True)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_row_s_loss_and_gradients(shape, border, replay):
+    model = make_model(**shape).to("meta").requires_grad_(True)
     ids = torch.zeros(2, 20, dtype=torch.int64, device="meta")
     documents = torch.tensor([0] * border + [1] * (20 - border)).expand(2, -1)  # on the CPU, where rows come from
     with no_sync("meta"):
@@ -23,9 +23,9 @@ def test_a_row_s_loss_and_gradients(memory, border, replay):
     assert model.embedding.weight.grad.is_meta
 
 
-@pytest.mark.parametrize("memory", MEMORIES, ids=str)
-def test_a_step_of_decoding(memory):
-    model = make_model(memory=memory).to("meta")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_step_of_decoding(shape):
+    model = make_model(**shape).to("meta")
     decoder = Decoder(model, 3, compiled=True)
     with no_sync("meta"):
         assert decoder._read(torch.zeros(3, dtype=torch.int64, device="meta")).shape == (3, 12)

@@ -7,18 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import CELLS, EVERY, MEMORIES, POSITIONS, PUBLISHED, make_model, with_adapter
+from small_model import CELLS, EVERY, IMPORTED, MEMORIES, POSITIONS, PUBLISHED, make_model, with_adapter
 
 from rmkv_cli.model import RMKV, State, reset_memory, reset_recent, swap_memory
 
+SHAPES = [{"memory": memory, "position": position, "lookback": lookback} for memory, position, lookback in EVERY]
 KINDS = [  # each memory once more, with an adapter on every layer that can have one
-    *((memory, position, lookback, False) for memory, position, lookback in EVERY),
-    *((memory, position, lookback, True) for memory, position, lookback in EVERY[:: len(POSITIONS)]),
+    *((shape, False) for shape in [*SHAPES, *IMPORTED]),
+    *((shape, True) for shape in [*SHAPES[:: len(POSITIONS)], IMPORTED[-1]]),
 ]
 
 
-def model_of(memory, position, lookback, adapted):
-    model = make_model(position=position, lookback=lookback, memory=memory)
+def model_of(shape, adapted):
+    model = make_model(**shape)
     return with_adapter(model) if adapted else model
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference
-from small_model import CELLS, EVERY, MEMORIES, POSITIONS, make_model
+from small_model import CELLS, EVERY, IMPORTED, MEMORIES, POSITIONS, make_model
 
 
 def random_tokens(length, seed=0):
@@ -33,7 +33,9 @@ def test_agrees_with_the_reference(memory, position):
         {"intermediate_size": 0},
         {"segment_length": 1, "lookback": 1},
         {"tie_word_embeddings": False},
+        *IMPORTED,
     ],
+    ids=str,
 )
 def test_agrees_in_every_shape(shape):
     model = make_model(**shape)
@@ -50,10 +52,12 @@ def test_published_wiring_agrees_with_the_reference(cell, update):
     np.testing.assert_allclose(model(ids)[0][0], expected, atol=1e-11)
 
 
-@pytest.mark.parametrize(("memory", "position", "lookback"), EVERY, ids=str)
-def test_packed_documents_give_what_the_reference_gives_for_each_alone(memory, position, lookback):
+@pytest.mark.parametrize(
+    "shape", [*({"memory": m, "position": p, "lookback": n} for m, p, n in EVERY), *IMPORTED], ids=str
+)
+def test_packed_documents_give_what_the_reference_gives_for_each_alone(shape):
     """Rows of 25 tokens, segments of 5: documents begin and end inside segments, at their borders, and span several."""
-    model = make_model(position=position, lookback=lookback, memory=memory)
+    model = make_model(**shape)
     ids = random_tokens(25)
     document_ids = torch.tensor([[0] * 2 + [1] * 1 + [2] * 7 + [7] * 12 + [8] * 3])
     logits = model(ids, document_ids=document_ids)[0][0]
@@ -64,9 +68,9 @@ def test_packed_documents_give_what_the_reference_gives_for_each_alone(memory, p
         np.testing.assert_allclose(logits[start:stop], expected, atol=1e-11, err_msg=f"tokens {start} to {stop}")
 
 
-@pytest.mark.parametrize("length", [64, 150, 192])
-def test_segments_of_several_chunks_agree_with_the_reference(length):
-    model = make_model(segment_length=length, lookback=7)
+@pytest.mark.parametrize(("length", "shape"), [(64, {}), (150, {}), (192, {}), (150, IMPORTED[1])])
+def test_segments_of_several_chunks_agree_with_the_reference(length, shape):
+    model = make_model(segment_length=length, lookback=7, **shape)
     ids = random_tokens(2 * length - 9)
     document_ids = torch.tensor([[0] * (length - 20) + [1] * 30 + [2] * (length - 19)])
     logits = model(ids, document_ids=document_ids)[0][0]

@@ -52,7 +52,7 @@ def view(documents, position=0, owner=0):
 def go(store, W, q, k, v, write):
     """Read and write tokens of the document that wrote W; return what they find, (1, H, T, D), and W'."""
     T = k.shape[2]
-    qk, v = torch.stack([q, k], dim=1).permute(0, 3, 1, 2, 4), v[:, None].permute(0, 3, 1, 2, 4)
+    qk, v = torch.cat([q, k], dim=1).transpose(1, 2), v.transpose(1, 2)
     found, written = store.write_and_read(W, qk, v, gates(write), view([0] * T))
     return found.view(1, T, H, D).transpose(1, 2), written
 
@@ -107,14 +107,14 @@ def test_many_tokens_at_once_are_one_after_the_other(store):
 def test_a_key_tells_up_to_three_tokens_before_it_in_its_document(store):
     """With taps of 1, 10, 100 and 1000 a query spells its last tokens, and a key those before its own."""
     store.taps.copy_(torch.tensor([1.0, 10, 100, 1000])[:, None, None, None].expand_as(store.taps))
-    x = torch.arange(1.0, 8, dtype=torch.float64)[None, :, None, None, None].expand(1, 7, 2, H, D)
+    x = torch.arange(1.0, 8, dtype=torch.float64)[None, :, None, None].expand(1, 7, 2 * H, D)
     nothing = torch.zeros(1, 2 * H, 4, D, dtype=torch.float64)
     qk, recent = store.convolve(x[:, :6], nothing, view([0, 0, 0, 0, 1, 1]))
-    assert qk[0, :, 0, 0, 0].tolist() == [1, 12, 123, 1234, 5, 56]
-    assert qk[0, :, 1, 0, 0].tolist() == [0, 1, 12, 123, 0, 5]
+    assert qk[0, :, 0, 0].tolist() == [1, 12, 123, 1234, 5, 56]
+    assert qk[0, :, H, 0].tolist() == [0, 1, 12, 123, 0, 5]
     qk, _ = store.convolve(x[:, 6:], recent, view([1], position=2))
-    assert qk[0, :, 0, 0, 0].tolist() == [567]
-    assert qk[0, :, 1, 0, 0].tolist() == [56]
+    assert qk[0, :, 0, 0].tolist() == [567]
+    assert qk[0, :, H, 0].tolist() == [56]
 
 
 def test_the_convolution_s_gradients_are_its_derivatives():

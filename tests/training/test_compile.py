@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_model import make_model, with_adapter
+from small_model import IMPORTED, make_model, with_adapter
 from torch._dynamo.testing import CompileCounter  # compiles to PyTorch's own operations, which round as before
 
 from rmkv_cli.training.loss import compiled_segment, row_loss
@@ -30,18 +30,19 @@ def step(model, rows, segments, border, segment=None):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("memory", "position", "rows", "adapted"),
+    ("shape", "rows", "adapted"),
     [
-        ({"store": 1}, "rotary", 2, False),
-        ({"store": 0}, "sinusoidal", 2, False),
-        ({"cell": "lstm"}, "learned", 1, True),
-        pytest.param({"cell": "lstm"}, "learned", 1, False, marks=pytest.mark.slow),
+        ({"memory": {"store": 1}}, 2, False),
+        ({"memory": {"store": 0}, "position": "sinusoidal"}, 2, False),
+        ({"memory": {"cell": "lstm"}, "position": "learned"}, 1, True),
+        (IMPORTED[-1], 2, False),
+        pytest.param({"memory": {"cell": "lstm"}, "position": "learned"}, 1, False, marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_it_is_the_same_in_four_graphs_at_most(memory, position, rows, adapted, monkeypatch):
-    shape = {"vocab_size": 64, "segment_length": SEGMENT, "lookback": 4, "num_hidden_layers": 2}
-    model = make_model(**shape, memory=memory, position=position)
+def test_it_is_the_same_in_four_graphs_at_most(shape, rows, adapted, monkeypatch):
+    shape = {"vocab_size": 64, "num_hidden_layers": 2} | shape | {"segment_length": SEGMENT, "lookback": 4}
+    model = make_model(**shape)
     if adapted:
         with_adapter(model)
     model.train().requires_grad_(True)

@@ -1,12 +1,22 @@
 """`rmkv export hf`, `rmkv import hf` and `rmkv push`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmkv_cli.cli.loading import Dtype, torch_dtype
-from rmkv_cli.cli.options import Model
+from rmkv_cli.cli.options import Json, Model, at_least, print_json
+from rmkv_cli.cli.tables import console, table
+from rmkv_cli.errors import UserError, pip_install
+from rmkv_cli.progress import stderr
+
+if TYPE_CHECKING:
+    from rmkv_cli.huggingface import Wiring
+
+CONFIG = "config.json"
+DEFAULT_512 = "[default: 512]"
 
 export_app = typer.Typer(no_args_is_help=True, help="Write a model in another library's form.")
 import_app = typer.Typer(no_args_is_help=True, help="Read a model from another library's form.")
@@ -38,16 +48,86 @@ def export_hf(
     print(f"{out}: a model for transformers; see its README.md")
 
 
-@import_app.command("hf", epilog="Example: rmkv import hf exported --out model")
+@import_app.command("hf", epilog="Example: rmkv import hf HuggingFaceTB/SmolLM2-135M-Instruct --out model")
 def import_hf(
-    folder: Folder,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder that `rmkv export hf` made; or a pretrained transformer, a folder or OWNER/NAME of the hub.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder goes; must not exist.")],
+    segment_length: Annotated[
+        int | None, typer.Option(parser=at_least(1), metavar="N", help=f"Tokens between memory updates. {DEFAULT_512}")
+    ] = None,
+    lookback: Annotated[
+        int | None,
+        typer.Option(
+            parser=at_least(0), metavar="N", help=f"Tokens of the segment before that are attended to. {DEFAULT_512}"
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(parser=at_least(0), metavar="N", help="Memory vectors per layer. [default: 1]")
+    ] = None,
+    store: Annotated[
+        int | None,
+        typer.Option(parser=at_least(0), metavar="N", help="Layers, from the first, with a store. [default: all]"),
+    ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option("--check/--no-check", help="Compare the logits with those of transformers.", show_default=False),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Write the model folder of a Hugging Face folder, with the same weights, bit for bit."""
-    from rmkv_cli.huggingface import import_folder
+    """Write a model folder: of an exported folder, with the same weights, or of a pretrained transformer.
 
-    import_folder(folder, out)
-    print(f"{out}: a model folder, for --model")
+    A transformer (Llama, Mistral, Qwen2 or Qwen3) keeps all its weights, and gets the window and the memory of an RMKV.
+    The other options are for it alone.
+    """
+    from rmkv_cli.data.snapshot import find_snapshot
+    from rmkv_cli.huggingface import Wiring, import_folder, is_exported
+
+    options = {"segment_length": segment_length, "lookback": lookback, "slots": slots, "store": store}
+    given = {name: x for name, x in options.items() if x is not None}
+    folder = find_snapshot(source, [CONFIG])
+    if not is_exported(folder):
+        _import_transformer(source, out, Wiring(**given), check is not False, as_json)
+        return
+    if unused := [*given, *(["check"] if check is not None else [])]:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UserError(f"{source}: is an RMKV already, so it takes no {named}; these are for pretrained transformers")
+    import_folder(find_snapshot(source), out)
+    if as_json:
+        print_json({"folder": str(out)})
+    else:
+        print(f"{out}: a model folder, for --model")
+
+
+def _import_transformer(source: str, out: Path, wiring: "Wiring", check: bool, as_json: bool) -> None:
+    """Import a pretrained transformer, and print what stands where."""
+    from rmkv_cli.evaluation.transformer import has_transformers
+    from rmkv_cli.huggingface import import_transformer
+
+    if check and not has_transformers():
+        check = False
+        note = f"note: the logits are not compared, as transformers is not installed: {pip_install('hf')}"
+        stderr().print(note, style="yellow")
+    found = import_transformer(source, out, wiring, check)
+    if as_json:
+        print_json({"folder": str(out)} | asdict(found))
+        return
+    parts = table("of the source", "here", "parameters")
+    parts.columns[1].justify = "left"
+    for part in found.parts:
+        parts.add_row(part.source, part.target, f"{part.parameters:,}")
+    console().print(parts)
+    if found.check:
+        print(
+            f"Logits of {found.check.tokens} tokens: at most {found.check.difference:.1e} from those of transformers, "
+            f"of which the largest is {found.check.largest:.1f}."
+        )
+    print(f"{out}: a model folder, for --model; it has a memory, which training teaches it to use")
 
 
 def push(

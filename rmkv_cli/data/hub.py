@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
 import httpx2
 from huggingface_hub import HfApi, HfFileSystem, constants, set_client_factory
@@ -30,16 +30,30 @@ ANSWER_WITHIN = 10.0  # seconds, or the request is taken for lost
 T = TypeVar("T")
 
 
+class Repository(NamedTuple):
+    """A repository of the hub, and how messages name it."""
+
+    kind: Literal["data set", "model"]
+    name: str
+    revision: str | None
+    label: str
+    """What is said to wait for it."""
+
+    @property
+    def page(self) -> str:
+        """Address of its page."""
+        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'data set' else ''}{self.name}"
+
+
 def resolve_revision(source: HubSource) -> str:
     """Return the commit that a source's revision means now.
 
     Raises:
         UserError: the data set is absent or gated, or the hub cannot be reached.
     """
-    set_client_factory(_client)  # the library's own waits for an answer without end
-    api = HfApi()
-    ask = partial(api.dataset_info, source.dataset, revision=source.revision, timeout=ANSWER_WITHIN)
-    return _patiently(source, WAITS_TO_OPEN, lambda: str(ask().sha))
+    use_impatient_client()
+    ask = partial(HfApi().dataset_info, source.dataset, revision=source.revision, timeout=ANSWER_WITHIN)
+    return patiently(_repository(source), WAITS_TO_OPEN, lambda: str(ask().sha))
 
 
 def find_hub_files(source: HubSource) -> list[File]:
@@ -53,12 +67,14 @@ def find_hub_files(source: HubSource) -> list[File]:
     logging.set_verbosity(logging.ERROR)
     revision = resolve_revision(source)
     try:
-        builder = _patiently(
-            source, WAITS_TO_OPEN, lambda: load_dataset_builder(source.dataset, source.config, revision=revision)
+        builder = patiently(
+            _repository(source),
+            WAITS_TO_OPEN,
+            lambda: load_dataset_builder(source.dataset, source.config, revision=revision),
         )
     # An unknown config, whose message lists the known; no files; a script, which is run no more.
     except (ValueError, FileNotFoundError, RuntimeError) as error:
-        _refuse(source, error)
+        _refuse(_repository(source), error)
         raise UserError(f"data set {source.dataset}: {' '.join(str(error).split())}") from None
     found = {str(split): urls for split, urls in (builder.config.data_files or {}).items()}
     if source.split not in found:
@@ -101,7 +117,7 @@ def _remote(source: HubSource, url: str) -> File:
                 raise
 
         try:
-            while (block := _patiently(source, WAITS_TO_READ, next_block)) is not None:
+            while (block := patiently(_repository(source), WAITS_TO_READ, next_block)) is not None:
                 last = block[0]
                 yield block
         except UserError as error:
@@ -110,13 +126,22 @@ def _remote(source: HubSource, url: str) -> File:
     return File(name, blocks)
 
 
+def _repository(source: HubSource) -> Repository:
+    return Repository("data set", source.dataset, source.revision, f"source '{source.name}'")
+
+
+def use_impatient_client() -> None:
+    """Let the library take a request without an answer for lost; its own client waits without end."""
+    set_client_factory(_client)
+
+
 def _client() -> httpx2.Client:
     client = default_client_factory()
     client.timeout = httpx2.Timeout(ANSWER_WITHIN)
     return client
 
 
-def _patiently(source: HubSource, waits: Sequence[float], attempt: Callable[[], T]) -> T:
+def patiently(repository: Repository, waits: Sequence[float], attempt: Callable[[], T]) -> T:
     """Return what `attempt` returns, which is called again, after each of the waits, while the hub fails.
 
     Raises:
@@ -126,34 +151,32 @@ def _patiently(source: HubSource, waits: Sequence[float], attempt: Callable[[], 
         try:
             return attempt()
         except (HfHubHTTPError, httpx2.HTTPError, ConnectionError, TimeoutError) as error:
-            _refuse(source, error)
+            _refuse(repository, error)
             what = str(error).strip().partition("\n")[0]
             if wait is None:
                 raise UserError(
                     f"the hub at {constants.ENDPOINT} cannot be read ({what}); is there a network?"
                 ) from None
-            stderr().print(f"source '{source.name}': {what}; trying again in {wait:g} s", style="yellow")
+            stderr().print(f"{repository.label}: {what}; trying again in {wait:g} s", style="yellow")
             time.sleep(wait)
     raise AssertionError
 
 
-def _refuse(source: HubSource, error: Any) -> None:
+def _refuse(repository: Repository, error: Any) -> None:
     """Raise `UserError` if an error is one that waiting does not cure."""
     login = "log in by `hf auth login`, or set HF_TOKEN"
-    page = f"{constants.ENDPOINT}/datasets/{source.dataset}"
+    kind, name, page = repository.kind, repository.name, repository.page
     message = str(error)
     if isinstance(error, OfflineModeIsEnabled):
-        raise UserError("HF_HUB_OFFLINE is set, so the hub is not asked; unset it to stream from it") from None
+        raise UserError("HF_HUB_OFFLINE is set, so the hub is not asked; unset it to read from it") from None
     if isinstance(error, GatedRepoError) or "is a gated dataset" in message:
-        raise UserError(f"data set {source.dataset} is gated: accept its terms at {page}, then {login}") from None
+        raise UserError(f"{kind} {name} is gated: accept its terms at {page}, then {login}") from None
     if isinstance(error, RevisionNotFoundError):
-        raise UserError(f"data set {source.dataset} has no revision '{source.revision}'; see {page}") from None
+        raise UserError(f"{kind} {name} has no revision '{repository.revision}'; see {page}") from None
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 403:
-        raise UserError(
-            f"data set {source.dataset}: access is refused; accept its terms at {page}, then {login}"
-        ) from None
+        raise UserError(f"{kind} {name}: access is refused; accept its terms at {page}, then {login}") from None
     if isinstance(error, RepositoryNotFoundError) or status == 401:
-        raise UserError(f"there is no data set {source.dataset} at {constants.ENDPOINT}; if it is private, {login}")
+        raise UserError(f"there is no {kind} {name} at {constants.ENDPOINT}; if it is private, {login}")
     if status is not None and 400 <= status < 500 and status not in (408, 429):
-        raise UserError(f"data set {source.dataset}: {message.partition(chr(10))[0]}") from None
+        raise UserError(f"{kind} {name}: {message.partition(chr(10))[0]}") from None

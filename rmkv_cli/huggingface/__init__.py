@@ -1,6 +1,16 @@
-"""Hugging Face: folders that transformers loads without this package, the way back, and the hub."""
+"""Hugging Face: folders for transformers without this package, the way back, pretrained transformers, and the hub."""
 
-from rmkv_cli.huggingface.folder import export_folder, import_folder
+from rmkv_cli.huggingface.convert import Imported, import_transformer
+from rmkv_cli.huggingface.families import Wiring
+from rmkv_cli.huggingface.folder import export_folder, import_folder, is_exported
 from rmkv_cli.huggingface.push import push_folder
 
-__all__ = ["export_folder", "import_folder", "push_folder"]
+__all__ = [
+    "Imported",
+    "Wiring",
+    "export_folder",
+    "import_folder",
+    "import_transformer",
+    "is_exported",
+    "push_folder",
+]

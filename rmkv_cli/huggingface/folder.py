@@ -15,6 +15,7 @@ from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.generation.text import ANSWER_ENDS
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
+from rmkv_cli.huggingface.families import architecture_of
 from rmkv_cli.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from rmkv_cli.model import RMKV, find_model
 from rmkv_cli.model.adapter_file import is_adapter
@@ -99,20 +100,33 @@ def _dtype(weights: Path) -> torch.dtype | None:
     return torch.bfloat16 if types == {torch.bfloat16} else None
 
 
-def require_exported(folder: Path) -> ModelConfig:
-    """Return the config of a folder that `export_folder` wrote; raise `UserError` if it is something else."""
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder's config says that `export_folder` wrote it; raise `UserError` if it has none.
+
+    A model folder of rmkv, which is not imported at all, raises as well.
+    """
+    described = read_config(folder)
+    if architecture_of(described) == "RMKV":
+        raise UserError(f"{folder}: is a model folder of rmkv; `rmkv export hf` makes a Hugging Face folder of it")
+    return architecture_of(described) == ARCHITECTURE
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a Hugging Face folder's config.json; raise `UserError` if there is none."""
     path = folder / CONFIG
     if not path.exists():
         raise UserError(f"{folder}: is not a Hugging Face folder (it has no {CONFIG})")
-    described = read_json(path)
-    kind = described.get("architectures") or [described.get("model_type")]
-    if not isinstance(kind, list):
-        raise UserError(f"{path}: is damaged: architectures should be a list")
-    if kind == ["RMKV"]:
-        raise UserError(f"{folder}: is a model folder of rmkv; `rmkv export hf` makes a Hugging Face folder of it")
-    if kind != [ARCHITECTURE]:
-        named = ", ".join(map(str, kind))
-        raise UserError(f"{folder}: holds another kind of model ({named}); name a folder that `rmkv export hf` made")
+    return read_json(path)
+
+
+def require_exported(folder: Path) -> ModelConfig:
+    """Return the config of a folder that `export_folder` wrote; raise `UserError` if it is something else."""
+    if not is_exported(folder):
+        raise UserError(
+            f"{folder}: holds another kind of model ({architecture_of(read_config(folder))}); name a folder that "
+            "`rmkv export hf` made"
+        )
+    described, path = read_config(folder), folder / CONFIG
     keys = {name: x for name, x in described.items() if name in ModelConfig.model_fields}
     for part, section in (("memory", MemoryConfig), ("rope", RopeConfig)):
         if isinstance(given := keys.get(part), dict):

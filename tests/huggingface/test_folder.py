@@ -77,7 +77,7 @@ def test_what_cannot_be_exported_or_imported_is_said_in_one_line(models, tmp_pat
     config, weights = out / "config.json", out / "model.safetensors"
     written = json.loads(config.read_text())
     for change, says in (
-        ({"architectures": ["GPT2LMHeadModel"]}, "holds another kind of model (GPT2LMHeadModel)"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel cannot be imported"),
         ({"hidden_size": "wide"}, "config.json: hidden_size: should be a whole number"),
         ({"hidden_size": 32}, "model.safetensors does not fit config.json"),
     ):

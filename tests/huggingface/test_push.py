@@ -56,6 +56,9 @@ def test_a_refusal_is_one_line_that_says_what_to_do(models, exported, hub, tmp_p
 
     assert "wants OWNER/NAME" in error(repo="a/b/c")
     assert "usual: is a model folder of rmkv; `rmkv export hf` makes" in error(folder=models[0] / "usual")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    assert "holds another kind of model (LlamaForCausalLM)" in error(folder=tmp_path / "other")
     (tmp_path / "bad").mkdir()
     for file in exported.iterdir():
         (tmp_path / "bad" / file.name).write_bytes(file.read_bytes())

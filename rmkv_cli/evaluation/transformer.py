@@ -1,0 +1,48 @@
+"""Causal models of the transformers library, as they are: what an RMKV is compared with."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmkv_cli.data.snapshot import find_snapshot
+from rmkv_cli.errors import UserError, pip_install
+
+
+def has_transformers() -> bool:
+    """Return whether the transformers library is installed."""
+    return find_spec("transformers") is not None
+
+
+def load_transformer(source: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """Return a causal model of transformers in evaluation mode; its parameters take no gradients.
+
+    Args:
+        source: its folder, or its name on the hub.
+        device: where it computes.
+        dtype: the type that it computes in.
+
+    Raises:
+        UserError: transformers is not installed, there is no such model, or transformers cannot load it.
+    """
+    if not has_transformers():
+        raise UserError(f"{source}: to load it, transformers must be installed: {pip_install('hf')}")
+    folder = find_snapshot(source)
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{source}: transformers cannot load it: {' '.join(str(error).split())}") from None
+    model.eval().requires_grad_(False).to(device)
+    return model
+
+
+def transformer_logits(model: Any, input_ids: Tensor) -> Tensor:
+    """Return the logits (B, T, V) of a model of transformers for tokens (B, T)."""
+    with torch.inference_mode():
+        return model(input_ids=input_ids.to(model.device), use_cache=False).logits

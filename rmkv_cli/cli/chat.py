@@ -114,7 +114,9 @@ def chat(
     try:
         _converse(conversation, messages, typed, state)
     finally:
-        if state is not None:
+        if state is not None and conversation.empty:
+            _tell(f"nothing was read, so {state} is not written")
+        elif state is not None:
             conversation.save(state)
             _tell(f"saved {state}")
 
@@ -193,7 +195,7 @@ def _read(conversation: "Conversation", path: Path) -> None:
 
     require_file(path)
     with path.open("rb") as file, progress(f"reading {path}", path.stat().st_size, "bytes") as advance:
-        reading = conversation.read(text_pieces(file, str(path), advance))
+        reading = conversation.read(text_pieces(file, str(path), advance, conversation.tokenizer.parts))
     _tell(f"read {plural(reading.tokens, 'token')} at {reading.tokens / reading.seconds:,.0f}/s")
 
 

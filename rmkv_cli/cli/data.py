@@ -218,13 +218,13 @@ def _print_sample(source: str, pieces: Sequence[str]) -> None:
     from rich.text import Text
 
     from rmkv_cli.markdown import CONTROLS
-    from rmkv_cli.tokenizer import Special
+    from rmkv_cli.tokenizer import Token
 
     if not sys.stdout.isatty():
         print(f"\n[{source}] {''.join(pieces)}")
         return
     # A text from elsewhere is not to command the terminal.
-    parts = [(p.translate(CONTROLS), "bold magenta" if isinstance(p, Special) else "") for p in pieces]
+    parts = [(p.translate(CONTROLS), "bold magenta" if isinstance(p, Token) else "") for p in pieces]
     Console(highlight=False).print(Text.assemble("\n", (f"[{source}] ", "bold cyan"), *parts))
 
 

@@ -52,13 +52,11 @@ def find_and_load(
     Raises:
         UserError: one of them is absent or damaged, they do not fit each other, or there is no such device or type.
     """
-    from rmkv_cli.data.chat import require_own_format
     from rmkv_cli.model import RMKV, find_model
     from rmkv_cli.tokenizer import Tokenizer
     from rmkv_cli.training import resolve_device
 
     directory = find_model(directory)
-    require_own_format(directory)
     model = RMKV.from_pretrained(directory, resolve_device(device), torch_dtype(dtype))
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.config.vocab_size:

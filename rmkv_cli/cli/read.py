@@ -41,7 +41,7 @@ def read(
         sys.stdin.buffer if from_stdin else file.open("rb") as stream,
         progress(f"reading {name}", size, "bytes") as advance,
     ):
-        reading = read_prompt(rmkv, tokenizer, text_pieces(stream, name, advance), earlier)
+        reading = read_prompt(rmkv, tokenizer, text_pieces(stream, name, advance, tokenizer.parts), earlier)
     if not reading.tokens:
         raise UserError(f"{name}: there is nothing to read")
     save_notes(out, reading, rmkv, tokenizer)

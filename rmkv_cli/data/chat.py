@@ -1,21 +1,22 @@
 """Conversations as pieces: what is asked between <start> and <end>, what the assistant says after it.
 
 This is the one renderer: training, `rmkv chat`, `rmkv serve` and prompts from files use it. The chat template of an
-exported folder gives the same ids. A model folder has this format unless it holds a chat template.
+exported folder gives the same ids. A model folder has this format unless it holds a chat template, which is used then.
 """
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from itertools import chain
 from typing import Any, NamedTuple
 
-from rmkv_cli.errors import UserError
-from rmkv_cli.tokenizer import Piece, Special
+from rmkv_cli.tokenizer import Piece, Special, Token, Tokenizer
+from rmkv_cli.tokenizer.template import Message, without_begin
 
-TEMPLATE = "chat_template.jinja"
-"""File of a folder whose conversations have a format of their own, and of exported folders."""
 ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt", "ai"}
+MESSAGE_PART, LONGEST_PART = 1 << 13, 1 << 20  # characters
+ROLES = {"human": "user", "prompter": "user"}
+"""What datasets call the roles that templates know."""
 TRAIN = ("train", "training", "weight")
 """Keys of a message, each of which may say false or 0: do not learn it (ours, axolotl's, OpenAI's)."""
 _HEADER = re.compile(r"<\|start_header_id\|>(.*?)<\|end_header_id\|>(?:\r?\n){0,2}", re.S)
@@ -31,18 +32,67 @@ class Turn(NamedTuple):
     """Whether its tokens may count in the loss."""
 
 
-def require_own_format(model: Path) -> None:
-    """Raise `UserError` if a model folder has a chat template, so that its conversations have another format."""
-    if (model / TEMPLATE).exists():
-        raise UserError(
-            f"{model / TEMPLATE}: this version of rmkv cannot render a model's own chat template, and would give it "
-            "conversations in another format; remove the file if the model was trained by rmkv"
-        )
+def pieces_of(
+    turns: Iterable[tuple[str, str] | Turn], tokenizer: Tokenizer | None = None, after: bool = False
+) -> tuple[Piece, ...]:
+    """Return a conversation's pieces, up to where the assistant is to answer.
+
+    In rmkv's own format, each turn that is not the assistant's stands between START and END; empty ones are left out.
+
+    Args:
+        turns: of the conversation.
+        tokenizer: has the format; without it, rmkv's own.
+        after: whether something else was read before, so that no document begins.
+
+    Raises:
+        ValueError: the model's chat template refuses the conversation.
+    """
+    known = [Turn(*turn) for turn in turns]
+    if tokenizer is None or tokenizer.template is None:
+        return rendered(spoken(known))[0]
+    messages = _messages(known, tokenizer)
+    if after:
+        try:
+            return tokenizer.template.follow(messages, closed=True)
+        except ValueError:
+            pass  # a system message, say, that may only be the first
+    found = tokenizer.template.prompt(messages)
+    return without_begin(found, tokenizer.roles.begin) if after else found
 
 
-def pieces_of(turns: Iterable[tuple[str, str] | Turn]) -> tuple[Piece, ...]:
-    """Return a conversation's pieces: each turn that is not the assistant's between START and END, but empty ones."""
-    return rendered(spoken(Turn(*turn) for turn in turns))[0]
+def read_as_message(
+    texts: Iterable[str], tokenizer: Tokenizer, system: str = "", after: bool = False
+) -> Iterator[Piece]:
+    """Yield the pieces of a text, given in parts, that is read as a message which is not answered.
+
+    Args:
+        texts: the parts.
+        tokenizer: has the format.
+        system: with a chat template, what is set before the message; "" for nothing.
+        after: whether something else was read before, so that no document begins.
+
+    Raises:
+        ValueError: the model's chat template does not take such a message.
+    """
+    if tokenizer.template is None:
+        yield from question(texts)
+        return
+    before, behind = tokenizer.template.around([Message("system", system)] if system else [], after)
+    lead = [piece for piece in before[-1:] if not isinstance(piece, Token)]
+    trail = [piece for piece in behind[:1] if not isinstance(piece, Token)]
+    yield from before[: len(before) - len(lead)]
+    yield from tokenizer.parts(chain(lead, texts, trail), MESSAGE_PART, LONGEST_PART)
+    yield from behind[len(trail) :]
+
+
+def _messages(turns: Iterable[Turn], tokenizer: Tokenizer) -> list[Message]:
+    """Return turns as a template reads them; roles have the names that templates know."""
+    return [
+        Message(ROLES.get(turn.role, turn.role), turn.content)
+        if not is_assistant(turn.role)
+        else Message("assistant", turn.content, thought_of(turn.content, tokenizer))
+        for turn in turns
+    ]
 
 
 def spoken(turns: Iterable[Turn]) -> list[Turn]:
@@ -50,7 +100,9 @@ def spoken(turns: Iterable[Turn]) -> list[Turn]:
     return [turn for turn in turns if turn.content or is_assistant(turn.role)]
 
 
-def rendered(turns: Sequence[Turn], answers_only: bool = False) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
+def rendered(
+    turns: Sequence[Turn], answers_only: bool = False, tokenizer: Tokenizer | None = None
+) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
     """Return the pieces of a conversation, and for each of them and for the end of the document whether it is learned.
 
     The token that ends an answer belongs to it: the next turn's START, or the end of the document. Tokens of a turn
@@ -60,10 +112,17 @@ def rendered(turns: Sequence[Turn], answers_only: bool = False) -> tuple[tuple[P
     Args:
         turns: of the conversation; none is left out.
         answers_only: whether only the assistant's turns are learned.
+        tokenizer: has the format; without it, rmkv's own.
 
     Returns:
         The pieces (n), and n + 1 flags or, if all would be true, None.
+
+    Raises:
+        ValueError: the model's chat template refuses the conversation, or does not render turn by turn.
     """
+    if tokenizer is not None and tokenizer.template is not None:
+        messages, train = _messages(turns, tokenizer), [turn.train for turn in turns]
+        return tokenizer.template.conversation(messages, train, answers_only)
     pieces: list[Piece] = []
     learned: list[bool] = []
     ending: bool | None = None  # whether the token that ends the answer just given is learned; None after a prompt
@@ -71,7 +130,7 @@ def rendered(turns: Sequence[Turn], answers_only: bool = False) -> tuple[tuple[P
         if is_assistant(turn.role):
             said = answer(turn.content)
             before = pieces[-1] if pieces and ending == turn.train else Special.END
-            if not isinstance(before, Special) and not isinstance(said[0], Special):
+            if not isinstance(before, Token) and not isinstance(said[0], Token):
                 said = (before + said[0],)
                 del pieces[-1], learned[-1]
             pieces += said
@@ -98,12 +157,24 @@ def is_assistant(role: str) -> bool:
     return role.strip().lower() in ASSISTANT
 
 
-def answer(text: str) -> tuple[Piece, ...]:
-    """Return an answer's pieces: a thought that it begins with is set between the special tokens."""
-    opened, closed, rest = text.lstrip().partition(Special.END_THINK.value)
-    if closed and opened.startswith(Special.THINK.value):
-        return (Special.THINK, opened.removeprefix(Special.THINK.value), Special.END_THINK, rest)
-    return (text,)
+def answer(text: str, tokenizer: Tokenizer | None = None) -> tuple[Piece, ...]:
+    """Return an answer's pieces: a thought that it begins with is set between the special tokens, if there are such."""
+    thinking = tokenizer.roles.thinking if tokenizer else (Special.THINK, Special.END_THINK)
+    if thinking is None or (thought := thought_of(text, tokenizer)) is None:
+        return (text,)
+    opened, closed = thinking
+    start, stop = thought
+    return (opened, text[start + len(opened) : stop], closed, text[stop + len(closed) :])
+
+
+def thought_of(text: str, tokenizer: Tokenizer | None = None) -> tuple[int, int] | None:
+    """Return the indices of the two special tokens that enclose the thought that an answer begins with, if it does."""
+    thinking = tokenizer.roles.thinking if tokenizer else (Special.THINK, Special.END_THINK)
+    start = len(text) - len(text.lstrip())
+    if thinking is None or not text.startswith(thinking[0], start):
+        return None
+    stop = text.find(thinking[1], start + len(thinking[0]))
+    return (start, stop) if stop >= 0 else None
 
 
 def text_of(content: Any) -> str | None:

@@ -20,7 +20,7 @@ from rmkv_cli.tokenizer import Tokenizer
 
 
 class Documents:
-    """A sequence of documents: `documents[i]` is an array (length,) of ids that begins with the id `eod`.
+    """A sequence of documents: `documents[i]` is an array (length,) of ids; `eod` is the target after its last.
 
     Documents of a prepared mix are memory-mapped: nothing is read before it is used. The first use of a shard compares
     its content with the hash in the manifest.
@@ -165,13 +165,15 @@ class Documents:
         sources, texts = [], set()
         for path in paths:
             if path.suffix == ".toml":
-                sources += [(s.name, documents) for s, documents in mix_documents(load_mix(path), path.parent)]
+                sources += [
+                    (s.name, documents) for s, documents in mix_documents(load_mix(path), path.parent, tokenizer)
+                ]
             elif max_tokens is not None and is_long_text(path):
                 texts.add(len(sources))
-                sources.append((str(path), text_documents(path)))
+                sources.append((str(path), text_documents(path, tokenizer)))
             else:
                 source = FileSource(kind="files", name=str(path), weight=1, files=[str(path.absolute())])
-                sources.append((source.name, good_documents(source, path.parent, "stop")))
+                sources.append((source.name, good_documents(source, path.parent, "stop", tokenizer=tokenizer)))
         builder = BatchBuilder(tokenizer.vocab_size)
         batches = []
         complete = True
@@ -198,11 +200,11 @@ class Documents:
 def _tokenized(
     documents: Iterator[Document], tokenizer: Tokenizer
 ) -> Iterator[tuple[Document, npt.NDArray[Any], Spans | None]]:
-    """Yield each document or part with its tokens and answers; only a document's first part begins with EOD."""
+    """Yield each document or part with its tokens and answers; only a document's first part has its beginning."""
     for group in grouped(documents, lambda document: document.size):
-        encoded = encode(tokenizer, [(document.pieces, document.learned) for document in group])
+        encoded = encode(tokenizer, [(document.placed, document.learned) for document in group])
         for document, (ids, answers) in zip(group, encoded, strict=True):
-            yield document, np.array(ids)[int(not document.first) :], answers
+            yield document, np.array(ids), answers
 
 
 def _answers(batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:

@@ -56,7 +56,7 @@ def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
             return executor.submit(encode, tokenizer, batch)
     else:
         context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tokenizer.to_json(),))
+        executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tokenizer,))
 
         def submit(batch: Batch) -> "Future[Encoded]":
             with without_ctrl_c():  # it starts workers when it needs them
@@ -94,11 +94,11 @@ def without_ctrl_c() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _begin(tokenizer: str) -> None:
+def _begin(tokenizer: Tokenizer) -> None:
     global _tokenizer
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
-    _tokenizer = Tokenizer.from_json(tokenizer)
+    _tokenizer = tokenizer
 
 
 def end_with_parent() -> None:
@@ -114,25 +114,27 @@ def _work(batch: Batch) -> Encoded:
 
 
 def encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
-    """Return the ids of each document, which begin with EOD, and the spans of those that are learned.
+    """Return the ids of each document (see `Tokenizer.encode_pieces`), and the spans of those that are learned.
 
     A span is (start, stop). The end of a document of n tokens is learned as its token n: the last span's stop is n + 1.
     """
     encoded = tokenizer.encode_pieces([pieces for pieces, _ in batch])
     return [
-        (ids, None if learned is None else _spans(lengths, learned))
+        (ids, None if learned is None else _spans(len(ids) - sum(lengths), lengths, learned))
         for (ids, lengths), (_, learned) in zip(encoded, batch, strict=True)
     ]
 
 
-def _spans(lengths: Sequence[int], learned: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return the spans of the learned tokens of pieces of such lengths, which stand between EOD and the end."""
+def _spans(start: int, lengths: Sequence[int], learned: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return the spans of the learned tokens of pieces of such lengths, from token `start` to the document's end.
+
+    The first token of a document cannot be learned, as nothing predicts it.
+    """
     spans: list[tuple[int, int]] = []
-    start = 1
     for length, counts in zip([*lengths, 1], learned, strict=True):
         stop = start + length
-        if counts and length:
-            first = spans.pop()[0] if spans and spans[-1][1] == start else start
+        if counts and stop > max(start, 1):
+            first = spans.pop()[0] if spans and spans[-1][1] == start else max(start, 1)
             spans.append((first, stop))
         start = stop
     return spans

@@ -79,12 +79,13 @@ def feeds(
         splits: the splits to read; documents of other splits are dropped before they are tokenized.
         stretches: as in `assign`.
     """
+    begin = int(tokenizer.roles.begin is not None)
     files = {source.name: open_source(source, base) for source in mix.sources if isinstance(source, TextSource)}
 
     def open_text(index: int, source: TextSource, wanted: Splits) -> Open:
         def items(place: Any) -> Items:
             start = Place() if place is None else Place.from_json(place)
-            read = read_source(source, files[source.name], [mix.seed, index], start, mix.supervision(source))
+            read = read_source(source, files[source.name], [mix.seed, index], start, mix.supervision(source), tokenizer)
             return _tokenized(assign(mix, source, read, stretches), submit, ahead, wanted)
 
         return items
@@ -94,7 +95,7 @@ def feeds(
             case TextSource():
                 return open_text(index, source, splits)
             case NoiseSource():
-                return lambda place: _noise(mix, index, source, place or 0, splits)
+                return lambda place: _noise(mix, index, source, tokenizer, place or 0, splits)
         text = next((i for i, s in enumerate(mix.sources) if s.name == source.text), None)
 
         def noise(place: Any) -> Haystack:
@@ -102,7 +103,7 @@ def feeds(
                 return plain_haystack(source, tokenizer)
             its = mix.sources[text]
             assert isinstance(its, TextSource)
-            return TextHaystack(_Training(its.name, open_text(text, its, "train"), mix.on_error), place)
+            return TextHaystack(_Training(its.name, open_text(text, its, "train"), mix.on_error, begin), place)
 
         def examples(place: Any) -> Items:
             number, hay = place or (0, None)
@@ -120,6 +121,8 @@ class _Training:
     name: str
     items: Open
     on_error: str
+    begin: int
+    """Tokens at a document's beginning that are no text."""
 
     def __call__(self, place: Any) -> Iterator[tuple[Any, NDArray[Any]]]:
         place = place or Place().to_json()
@@ -128,7 +131,9 @@ class _Training:
             for after, item in self.items(place):
                 if isinstance(item, BadRecord):
                     refuse(item, self.name, self.on_error, Skipped())
-                elif isinstance(item, Tokenized) and len(text := item.tokens if item.continues else item.tokens[1:]):
+                elif isinstance(item, Tokenized) and len(
+                    text := item.tokens if item.continues else item.tokens[self.begin :]
+                ):
                     empty = False
                     yield before, text
                 before = after
@@ -160,8 +165,8 @@ def _tokenized(
     waiting: deque[tuple[list[Any], Future[Encoded]]] = deque()
     for group in chain(grouped(chosen(), size), repeat(None)):
         if group is not None:
-            documents = [item.document for _, item in group if isinstance(item, Assigned)]
-            waiting.append((group, submit([(document.pieces, document.learned) for document in documents])))
+            assigned = [item for _, item in group if isinstance(item, Assigned)]
+            waiting.append((group, submit([(item.placed, item.document.learned) for item in assigned])))
         elif not waiting:
             return
         if group is None or len(waiting) > ahead:
@@ -170,9 +175,8 @@ def _tokenized(
             for place, item in pairs:
                 if isinstance(item, Assigned):
                     tokens, answers = next(results)
-                    ids = np.array(tokens)[int(item.continues) :]  # only the first part begins with <eod>
                     fields = item.held_out, item.digest, answers, item.continues, item.more, item.stretch
-                    yield place.to_json(), Tokenized(ids, item.document.size, *fields)
+                    yield place.to_json(), Tokenized(np.array(tokens), item.document.size, *fields)
                 else:
                     yield place.to_json(), item
 
@@ -181,12 +185,18 @@ def _is_wanted(splits: Splits, held_out: bool) -> bool:
     return splits == "both" or held_out == (splits == "validation")
 
 
-def _noise(mix: MixConfig, index: int, source: NoiseSource, first: int, splits: Splits) -> Items:
+def _noise(mix: MixConfig, index: int, source: NoiseSource, tokenizer: Tokenizer, first: int, splits: Splits) -> Items:
+    first_id = tokenizer.text_ids.start
     for number in count(first):
         # By number, not by tokens: were all copies of a short document held out, the others would not be uniform.
         held_out = is_held_out(mix, digest(mix.seed, b"%d" % index, b"%d" % number))
         if _is_wanted(splits, held_out):
-            yield number + 1, Tokenized(noise_document(source.vocab, [mix.seed, index, number]), 0, held_out)
+            yield (
+                number + 1,
+                Tokenized(
+                    noise_document(source.vocab, [mix.seed, index, number], first_id, tokenizer.opening), 0, held_out
+                ),
+            )
 
 
 def _examples(
@@ -197,5 +207,5 @@ def _examples(
         held_out = is_held_out(mix, digest(mix.seed, b"%d" % index, b"%d" % number))
         if _is_wanted(splits, held_out):
             answers = [(start + 1, stop + 1) for start, stop in example.answers]
-            tokens = np.concatenate([[tokenizer.eod], example.tokens])
+            tokens = np.concatenate([[tokenizer.opening], example.tokens])
             yield (number + 1, noise.place), Tokenized(tokens, 0, held_out, None, answers)

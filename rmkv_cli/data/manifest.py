@@ -9,7 +9,6 @@ from pydantic import Field
 from rmkv_cli.config import MixConfig, Section, TextSource, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, write_text
-from rmkv_cli.tokenizer import Special
 
 FILE = "manifest.json"
 
@@ -81,8 +80,8 @@ class Manifest(Section):
     Since 3, documents of text may have answers, and the end of a document may be one of their tokens (see `schema`)."""
     seed: int
     tokenizer_hash: str
-    vocab_size: int = Field(ge=len(Special), le=1 << 24)
-    eod: int
+    vocab_size: int = Field(ge=1, le=1 << 24)
+    eod: int = Field(ge=0)
     sources: list[SourceReport]
     splits: dict[str, SplitReport]
     """By name: train and validation."""
@@ -93,8 +92,8 @@ class Manifest(Section):
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
         """Yield what is wrong across fields."""
-        if fields.get("eod", Special.EOD.id) != Special.EOD.id:
-            yield f"eod should be {Special.EOD.id}"
+        if fields.get("eod", 0) >= fields.get("vocab_size", 1 << 24):
+            yield "eod should be one of the vocabulary's ids"
         if "splits" in fields and fields["splits"].keys() != {"train", "validation"}:
             yield "splits should be train and validation"
 

@@ -13,7 +13,7 @@ from rmkv_cli.data.tasks import require_vocabulary
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.progress import progress, stderr
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Tokenizer
 
 
 def prepare(mix: MixConfig, base: Path, tokenizer: Tokenizer, out: Path, workers: int) -> Manifest:
@@ -81,7 +81,7 @@ def pinned(mix: MixConfig) -> MixConfig:
 
 def require_room(mix: MixConfig, tokenizer: Tokenizer) -> None:
     """Raise `UserError` if the tokenizer has too few ids for the mix's noise or tasks."""
-    room = tokenizer.vocab_size - len(Special) + 1
+    room = len(tokenizer.text_ids) + 1
     for source in mix.sources:
         if isinstance(source, NoiseSource) and source.vocab > room:
             raise UserError(
@@ -89,7 +89,7 @@ def require_room(mix: MixConfig, tokenizer: Tokenizer) -> None:
                 f"ids; at most {room}, as only the end-of-document token counts of the special ones"
             )
         if isinstance(source, TaskSource):
-            require_vocabulary(source, tokenizer.vocab_size)
+            require_vocabulary(source, tokenizer.text_ids, tokenizer.vocab_size)
 
 
 def _write(

@@ -17,7 +17,7 @@ from rmkv_cli.data.texts import Part, decoded
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.files import HEAD, why_no_text
 from rmkv_cli.progress import plural, stderr
-from rmkv_cli.tokenizer import Piece, Special, in_parts
+from rmkv_cli.tokenizer import CONTINUED, Piece, Token, Tokenizer
 
 LONG = 1 << 16  # bytes from which a text is read in parts if only its beginning is needed
 HOPELESS = 1000  # bad records, and no good one: the source's declaration is wrong, not the records
@@ -41,6 +41,11 @@ class Document:
     def first(self) -> bool:
         """Whether this is a document's first part, or all of it."""
         return self.part is None or self.part.before == 0
+
+    @property
+    def placed(self) -> tuple[Piece, ...]:
+        """The pieces, and before those of a later part the one that says so."""
+        return self.pieces if self.first else (CONTINUED, *self.pieces)
 
     @property
     def last(self) -> bool:
@@ -90,6 +95,7 @@ def read_source(
     seed: Sequence[int] | None = None,
     place: Place | None = None,
     supervise: Supervise = "all",
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[tuple[Place, Item]]:
     """Yield the documents of one reading of a source, what is left out, and bad records, each with the place after it.
 
@@ -101,6 +107,7 @@ def read_source(
         seed: of their order; without it they come as they stand.
         place: where to begin; without it at the first record.
         supervise: which tokens of a conversation are learned.
+        tokenizer: has the format of conversations; without it they have rmkv's own.
 
     Raises:
         UserError: the first thousand records are all bad, so that the source cannot be as it is declared.
@@ -110,7 +117,7 @@ def read_source(
     bad = 0 if place in (None, Place()) else None  # until a good one comes; what was begun has been looked at
     first = ""
     for after, record in ordered(files, [*columns, *filters], seed, place or Place()):
-        item = record if isinstance(record, BadRecord) else _item(source, record, columns, supervise)
+        item = record if isinstance(record, BadRecord) else _item(source, record, columns, supervise, tokenizer)
         if item is None:
             continue
         if bad is not None and isinstance(item, BadRecord):
@@ -123,7 +130,12 @@ def read_source(
 
 
 def good_documents(
-    source: TextSource, base: Path, on_error: str, seed: Sequence[int] | None = None, supervise: Supervise = "all"
+    source: TextSource,
+    base: Path,
+    on_error: str,
+    seed: Sequence[int] | None = None,
+    supervise: Supervise = "all",
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[Document]:
     """Return an iterator over the wanted, readable documents; how many could not be read is said on stderr at the end.
 
@@ -134,7 +146,7 @@ def good_documents(
 
     def good() -> Iterator[Document]:
         skipped = Skipped()
-        for _, item in read_source(source, files, seed, supervise=supervise):
+        for _, item in read_source(source, files, seed, supervise=supervise, tokenizer=tokenizer):
             if isinstance(item, BadRecord):
                 refuse(item, source.name, on_error, skipped)
             elif isinstance(item, Document):
@@ -150,7 +162,7 @@ def is_long_text(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > LONG and suffix(path.name) not in RECORDS | NO_RECORDS
 
 
-def text_documents(path: Path) -> Iterator[Document]:
+def text_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
     """Yield a text file as the parts of one document, reading only as far as the caller iterates.
 
     Raises:
@@ -163,7 +175,7 @@ def text_documents(path: Path) -> Iterator[Document]:
             if what := why_no_text(stream.read(HEAD)):
                 raise ValueError(what)
             stream.seek(0)
-            for text in in_parts(decoded(stream), LONG):
+            for text in tokenizer.parts(decoded(stream), LONG):
                 size = len(text.encode())
                 yield Document(str(path), (text,), size, Part(before, sys.maxsize, sys.maxsize, lambda: iter(())))
                 before += size
@@ -187,11 +199,14 @@ def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None
         stderr().print(f"source '{source}': {bad}", style="yellow")
 
 
-def mix_documents(mix: MixConfig, base: Path) -> Iterator[tuple[TextSource, Iterator[Document]]]:
+def mix_documents(
+    mix: MixConfig, base: Path, tokenizer: Tokenizer | None = None
+) -> Iterator[tuple[TextSource, Iterator[Document]]]:
     """Yield the sources of a mix that hold text, each with its documents; errors as in `good_documents`."""
     for index, source in enumerate(mix.sources):
         if isinstance(source, TextSource):
-            yield source, good_documents(source, base, mix.on_error, [mix.seed, index], mix.supervision(source))
+            how = mix.on_error, [mix.seed, index], mix.supervision(source), tokenizer
+            yield source, good_documents(source, base, *how)
 
 
 def _columns(source: TextSource) -> list[str]:
@@ -203,20 +218,25 @@ def _columns(source: TextSource) -> list[str]:
     return [source.messages_column, *([source.answer_column] if source.answer_column else [])]
 
 
-def _item(source: TextSource, record: Record, columns: list[str], supervise: Supervise) -> Item | None:
+def _item(
+    source: TextSource, record: Record, columns: list[str], supervise: Supervise, tokenizer: Tokenizer | None
+) -> Item | None:
     """Return the item that a record gives; None for a later part of a text that its first part already settled."""
     part = record.part
     if part is None:
-        return _whole_item(source, record, columns, supervise)
+        return _whole_item(source, record, columns, supervise, tokenizer)
     if source.format != "text":  # finding turns takes the whole text
         if part.before:
             return None
-        return _whole_item(source, Record(record.where, {columns[0]: "".join(part.reread())}), columns, supervise)
-    item = _whole_item(source, record, columns, supervise)
+        record = Record(record.where, {columns[0]: "".join(part.reread())})
+        return _whole_item(source, record, columns, supervise, tokenizer)
+    item = _whole_item(source, record, columns, supervise, tokenizer)
     return None if part.before and not isinstance(item, Document) else item
 
 
-def _whole_item(source: TextSource, record: Record, columns: list[str], supervise: Supervise) -> Item:
+def _whole_item(
+    source: TextSource, record: Record, columns: list[str], supervise: Supervise, tokenizer: Tokenizer | None
+) -> Item:
     pieces: tuple[Piece, ...]
     learned = None
     try:
@@ -227,10 +247,10 @@ def _whole_item(source: TextSource, record: Record, columns: list[str], supervis
             pieces = (_text(values[0], columns[0]),)
         else:
             turns = (_messages if source.format == "messages" else _prompt_and_response)(values, columns)
-            pieces, learned = rendered(turns, answers_only=supervise == "answers")
+            pieces, learned = rendered(turns, supervise == "answers", tokenizer)
     except ValueError as error:
         return BadRecord(record.where, str(error))
-    texts = [piece for piece in pieces if not isinstance(piece, Special)]
+    texts = [piece for piece in pieces if not isinstance(piece, Token)]
     length = record.part.characters if record.part else sum(map(len, texts))
     if length < source.min_characters or length > (source.max_characters or length):
         return LeftOut()

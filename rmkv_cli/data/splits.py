@@ -8,7 +8,7 @@ from typing import TypeVar
 from rmkv_cli.config import MixConfig, TextSource
 from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.sources import Document, LeftOut
-from rmkv_cli.tokenizer import Special
+from rmkv_cli.tokenizer import CONTINUED, Piece, Token
 
 LONG = 1 << 16  # bytes from which a document gives a held-out stretch
 SHORTEST = 512  # least bytes of a stretch
@@ -31,6 +31,11 @@ class Assigned:
     """Whether another part of the document follows."""
     stretch: bool = False
     """Whether this is a document's last training part, followed by its held-out stretch."""
+
+    @property
+    def placed(self) -> tuple[Piece, ...]:
+        """The document's pieces, and before those of a part that continues the previous one the piece that says so."""
+        return (CONTINUED, *self.document.pieces) if self.continues else self.document.pieces
 
 
 def digest(seed: int, *parts: bytes) -> int:
@@ -88,7 +93,7 @@ def _cut(document: Document, digest: int | None, target: int) -> Iterator[Assign
         yield Assigned(document, True, None, before > target, not document.last)
     else:
         (text,) = document.pieces
-        assert not isinstance(text, Special)
+        assert not isinstance(text, Token)
         up_to = len(text.encode()[: target - before].decode(errors="ignore"))
         near = max(0, up_to - NEAR)
         cut = text.rfind("\n", near, up_to) + 1 or text.rfind(" ", near, up_to) + 1 or max(1, up_to)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+from rmkv_cli.tokenizer import Piece, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Supervised:
     """Whether the document's end is supervised; None if `ids` do not reach it."""
 
     def runs(self, tokenizer: Tokenizer) -> Iterator[tuple[bool, tuple[Piece, ...]]]:
-        """Yield the pieces of the document and, where it is whole, EOD, in runs that are supervised or not."""
+        """Yield the pieces of the document and, where it is whole, its end, in runs that are supervised or not."""
         marked = list(zip(self.supervised, self.ids, strict=True))
         if self.end_supervised is not None:
-            marked.append((self.end_supervised, Special.EOD.id))
+            marked.append((self.end_supervised, tokenizer.eod))
         for supervised, run in groupby(marked, key=lambda pair: pair[0]):
             yield supervised, tokenizer.pieces([token for _, token in run])
 

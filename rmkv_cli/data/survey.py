@@ -16,7 +16,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.data.sources import Document, Skipped, open_source, read_source, refuse
-from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+from rmkv_cli.tokenizer import Piece, Token, Tokenizer
 
 SAMPLE_CHARACTERS = 240
 
@@ -146,7 +146,7 @@ def _shortened(pieces: Sequence[Piece], room: int) -> tuple[Piece, ...]:
     taken: list[Piece] = []
     for piece in pieces:
         if len(piece) > room:
-            return *taken, *([] if isinstance(piece, Special) else [piece[:room]]), "…"
+            return *taken, *([] if isinstance(piece, Token) else [piece[:room]]), "…"
         taken.append(piece)
         room -= len(piece)
     return tuple(taken)

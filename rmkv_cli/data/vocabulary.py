@@ -11,7 +11,7 @@ from rmkv_cli.data.sources import Document, mix_documents
 from rmkv_cli.data.splits import Assigned, assign
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import progress, stderr
-from rmkv_cli.tokenizer import Special, Tokenizer, in_parts, train_tokenizer
+from rmkv_cli.tokenizer import Token, Tokenizer, in_parts, train_tokenizer
 
 MEASURED_BYTES = 1 << 20
 PART = 1 << 15  # characters; the library splits hundreds of texts at once, at 130 bytes of memory per byte of text
@@ -52,7 +52,7 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
             last.add(document)
             taken += document.size
             advance(document.size)
-            texts = [piece for piece in document.pieces if not isinstance(piece, Special)]
+            texts = [piece for piece in document.pieces if not isinstance(piece, Token)]
             yield from (part for text in texts for part in in_parts([text], PART))
             if max_bytes is not None and taken >= max_bytes:
                 break

@@ -54,14 +54,20 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Id of the end-of-document token, which stands before an empty context's continuation, too."""
+        """Id of the end-of-document token."""
         return self.tokenizer.eod
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Id of the token that stands before an empty context's continuation."""
+        return self.tokenizer.opening
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Return the ids of a document that begins with this text; without its beginning if `add_special_tokens` is
         False."""
-        begun = [] if add_special_tokens is False else [self.tokenizer.eod]
-        return begun + self.tokenizer.encode(string)
+        if add_special_tokens is False:
+            return self.tokenizer.encode(string)
+        return self.tokenizer.encode_document([string])
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of both, which together are the whole text.
@@ -76,7 +82,7 @@ class HarnessModel(TemplateLM):
         ids, whole = self.tok_encode(kept), self.tok_encode(kept + continuation)
         if whole[: len(ids)] == ids:
             return ids, whole[len(ids) :]
-        return ids, self.tok_encode(continuation, add_special_tokens=False)
+        return ids, self.tokenizer.encode(continuation, continues=True)
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return of each continuation ln p(continuation | context), and whether each of its tokens is the likeliest.
@@ -113,7 +119,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return ln p of whole texts, each a document of its own, read to its end in one go; errors as above."""
         texts = [request.args[0] for request in requests]
-        asked = [(("", text), [self.tokenizer.eod], self.tokenizer.encode(text)) for text in texts]
+        asked = [(("", text), [self.tokenizer.opening], self.tokenizer.encode(text)) for text in texts]
         return [logprob for logprob, _ in self._loglikelihood_tokens(asked)]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:

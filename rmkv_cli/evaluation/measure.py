@@ -14,7 +14,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.reading import Integers, batches, going_on, require_fits, steps, token_losses
 from rmkv_cli.model import RMKV, reading
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Tokenizer
 
 FIRST_BUCKET = 64  # positions 0 to 63; each further bucket ends at twice the position
 
@@ -223,8 +223,8 @@ def scored_tokens(documents: Documents, max_tokens: int | None) -> int:
 
 def token_sizes(tokenizer: Tokenizer) -> Integers:
     """Return how many bytes of text each token is, (V,); special tokens are none."""
-    special = len(Special)
-    return np.array([0] * special + [len(tokenizer.token_bytes(i)) for i in range(special, tokenizer.vocab_size)])
+    sizes = range(tokenizer.vocab_size)
+    return np.array([0 if i in tokenizer.tokens else len(tokenizer.token_bytes(i)) for i in sizes])
 
 
 def _scored(documents: Documents, chosen: Integers, lengths: Integers) -> Integers:
@@ -241,12 +241,16 @@ def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer:
     sizes = documents.sizes[chosen].astype(np.int64)
     of_token = token_sizes(tokenizer) if tokenizer else None
     in_part = (lengths < documents.lengths[chosen]) | (documents.counts[chosen] < documents.lengths[chosen])
+    begins = tokenizer is None or tokenizer.roles.begin is not None
+    in_part |= not begins  # nothing predicts the first token
+    spaced = tokenizer is not None and tokenizer.foreign is not None and tokenizer.foreign.spaced[0]
     for i in np.flatnonzero(in_part & (sizes > 0)):
         if of_token is None:
             sizes[i] = 0
             continue
         index, length = int(chosen[i]), int(lengths[i])
         of_targets = of_token[documents.part(index, 1, length + 1)]
+        of_targets[:1] -= spaced and begins  # the space that the tokenizer puts before the text
         counted = documents.counted(index)
         sizes[i] = (of_targets if counted is None else of_targets[counted[: len(of_targets)]]).sum()
     return sizes

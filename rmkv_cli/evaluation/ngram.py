@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmkv_cli.data.documents import Documents
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Tokenizer
 
 START = 256  # stands before a text's first byte: context only, never predicted
 BASE = 257
@@ -52,7 +52,7 @@ class NGram:
 
 def texts(documents: Documents, tokenizer: Tokenizer) -> Iterator[bytes]:
     """Yield each document's text in UTF-8, its `sizes` bytes: no special tokens, and nothing of noise and tasks."""
-    known = [b"" if i < len(Special) else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    known = [b"" if i in tokenizer.tokens else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
     for i in range(len(documents)):
         yield b"".join(map(known.__getitem__, documents[i].tolist())) if documents.sizes[i] else b""
 

@@ -84,7 +84,7 @@ def task_accuracy(
         model: its training mode is restored.
         task: what is asked; its `segment_length` should be the model's, where `segments` are to be the model's too.
         tokenizer: the model's.
-        text: documents that begin with the end-of-document token; the noise of a task that has `text`.
+        text: documents as `Tokenizer.encode_document` returns them; the noise of a task that has `text`.
         examples: documents a cell.
         seed: of the documents.
         batch_tokens: most tokens in one forward pass, unless a segment is longer; bounds the memory.
@@ -101,13 +101,13 @@ def task_accuracy(
     if task.text is not None and text is None:
         raise UserError(f"the task's noise is the text of '{task.text}', which is not given")
     S = model.config.segment_length
-    require_vocabulary(task, tokenizer.vocab_size)
+    require_vocabulary(task, tokenizer.text_ids, tokenizer.vocab_size)
     axis, rows = row_axis(task)
     cells = []
     for row in dict.fromkeys(rows):
         for segments in dict.fromkeys(task.segments):
             rng = np.random.default_rng([seed, zlib.crc32(repr(float(row)).encode()), segments])
-            noise = plain_haystack(task, tokenizer) if task.text is None else _shuffled(text or (), seed)
+            noise = plain_haystack(task, tokenizer) if task.text is None else _shuffled(text or (), seed, tokenizer)
             counts = []
             for batch in np.array_split(np.arange(examples), math.ceil(examples / max(1, batch_tokens // S))):
                 asked = [make_example(task, tokenizer, noise, rng, row, segments) for _ in batch]
@@ -116,14 +116,15 @@ def task_accuracy(
     return TaskReport(task.model_dump(), axis, examples, seed, cells)
 
 
-def _shuffled(text: Sequence[NDArray[Any]], seed: int) -> TextHaystack:
-    return TextHaystack(over_and_over([text[i] for i in np.random.default_rng(seed).permutation(len(text))]))
+def _shuffled(text: Sequence[NDArray[Any]], seed: int, tokenizer: Tokenizer) -> TextHaystack:
+    order = np.random.default_rng(seed).permutation(len(text))
+    return TextHaystack(over_and_over([text[i] for i in order], int(tokenizer.roles.begin is not None)))
 
 
 def _ask(model: RMKV, examples: list[Example], tokenizer: Tokenizer, advance: Callable[[float], None]) -> Integers:
     """Return how many answers each example asks for, and how many of them are right, (examples, 2)."""
     examples = sorted(examples, key=_last)
-    documents = [np.concatenate([[tokenizer.eod], example.tokens]) for example in examples]
+    documents = [np.concatenate([[tokenizer.opening], example.tokens]) for example in examples]
     lengths = np.array([_last(example) for example in examples])  # what stands after the last answer is not read
     require_fits(model, tokenizer.vocab_size, int(lengths.max()))
     # Token i of an example is predicted at position i of its document, which begins with one token more.

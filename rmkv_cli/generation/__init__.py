@@ -16,12 +16,10 @@ from rmkv_cli.generation.prompt import (
 )
 from rmkv_cli.generation.sampling import SamplingConfig, Seed
 from rmkv_cli.generation.start import is_start, save_start
-from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text
+from rmkv_cli.generation.text import StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
 
 __all__ = [
-    "ANSWER_ENDS",
-    "END",
     "Batch",
     "Conversation",
     "Decoder",

@@ -1,19 +1,20 @@
 """A conversation: what the model carries from turn to turn, and what it answers."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from rmkv_cli.data.chat import pieces_of, question
+from rmkv_cli.data.chat import pieces_of, question, read_as_message
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.generate import Generation, generate
 from rmkv_cli.generation.notes import load_notes, save_notes
-from rmkv_cli.generation.prompt import Prompt, read_prompt, read_tokens, require_positions
+from rmkv_cli.generation.prompt import Prompt, read_prompt, read_tokens, require_fit, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.generation.text import ANSWER_ENDS
 from rmkv_cli.model import RMKV, reset_recent
-from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.tokenizer import Piece, Tokenizer
+from rmkv_cli.tokenizer.template import Message
 
 Mode = Literal["single", "instruct", "chat"]
 """How turns hang together.
@@ -26,11 +27,13 @@ single: each message is answered on its own, after what was set, read or loaded;
 
 
 class Conversation:
-    """Answers messages, one after the other. The document is that of the training data (see `rmkv_cli.data.chat`):
-    START message END answer START message END answer, and so on.
+    """Answers messages, one after the other, in the format of the training data (see `rmkv_cli.data.chat`).
 
     The carried state has a fixed size, however long the conversation is. Interrupting the reading of a message or text
     leaves the conversation unchanged. An interrupted answer is kept up to that point, unless a fault ended it.
+
+    With a chat template, a document begins with the first message, and what ends an answer is read with the message
+    after it.
     """
 
     def __init__(
@@ -64,18 +67,35 @@ class Conversation:
         """The last message, as it was read."""
         self.answer: Generation | None = None
         """The answer to it."""
-        self._model, self._tokenizer, self._config, self._max_tokens = model, tokenizer, config, max_tokens
+        self.tokenizer = tokenizer
+        """The model's."""
+        self._model, self._config, self._max_tokens = model, config, max_tokens
         self._system, self._start = system, start
         self._turns = 0
-        self._memory: tuple[Prompt, list[int]] = self._beginning(), []  # what is read; tokens written after it
+        require_fit(model, tokenizer)
+        self._memory: tuple[Prompt, list[int]] | None  # what is read; tokens written after it
+        self._begun: bool  # whether a message has been read in this document
+        self._open: bool  # whether what ends the last answer is not read
+        self.reset()
 
     @property
     def memory(self) -> Prompt:
-        """All that was read and written so far, in this session and in those before it, as one reading would be."""
+        """All that was read and written so far, in this session and in those before it, as one reading would be.
+
+        Raises:
+            UserError: nothing has been read.
+        """
+        if self._memory is None:
+            raise UserError("nothing has been read yet")
         read, written = self._memory
         if written:
             self._memory = read_tokens(self._model, written, read), []
         return self._memory[0]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been read yet, so that there is no memory."""
+        return self._memory is None
 
     def say(self, message: str) -> Generator[str]:
         """Read a message, and yield the answer's pieces as soon as they are certain.
@@ -84,16 +104,19 @@ class Conversation:
         length, or where the iterator is closed or interrupted.
 
         Raises:
-            UserError: as `read_prompt` does; the turn would pass the end of learned positions.
+            UserError: as `read_prompt` does; the turn would pass the end of learned positions; the model's chat
+                template refuses the message.
         """
-        memory = self.memory
-        if self.mode == "instruct":
+        memory = None if self._memory is None else self.memory
+        if self.mode == "instruct" and memory is not None:
             memory = replace(memory, state=reset_recent(memory.state))
-        asked = read_prompt(self._model, self._tokenizer, question([message]), memory)
+        with _refusals():
+            pieces = self._asked(message)
+        asked = read_prompt(self._model, self.tokenizer, pieces, memory)
         require_positions(self._model, asked.state, self._max_tokens)
         seed = (self._config.seed + self._turns) % 2**63
         config = self._config.model_copy(update={"seed": seed})
-        answer = generate(self._model, self._tokenizer, asked, config, self._max_tokens, ends=ANSWER_ENDS)
+        answer = generate(self._model, self.tokenizer, asked, config, self._max_tokens, answer=True)
         self.question, self.answer = asked, answer
         self._turns += 1
         try:
@@ -101,27 +124,62 @@ class Conversation:
         finally:
             if self.mode != "single" and answer.fault is None:
                 self._memory = _after(asked, answer)
+                self._begun = self._open = True
+
+    def _asked(self, message: str) -> Sequence[Piece]:
+        """Return the pieces of a message to answer."""
+        if (template := self.tokenizer.template) is None:
+            return tuple(question([message]))
+        if self._begun:
+            return template.follow([Message("user", message)], closed=not self._open)
+        turns = [("system", self._system)] if self._system else []
+        return pieces_of([*turns, ("user", message)], self.tokenizer, after=self._memory is not None)
 
     def read(self, text: Iterable[str]) -> Prompt:
-        """Read a text, in pieces, as a message that is not answered; return its reading. Errors as in `read_prompt`."""
-        reading = read_prompt(self._model, self._tokenizer, question(text), self.memory)
-        self._memory = reading, []
+        """Read a text, in pieces, as a message that is not answered; return its reading. Errors as in `say`."""
+        with _refusals():
+            self._close()
+            system = "" if self._begun else self._system
+            pieces = read_as_message(text, self.tokenizer, system, after=self._memory is not None)
+            reading = read_prompt(self._model, self.tokenizer, pieces, self._memory and self.memory)
+        self._memory, self._begun = (reading, []), True
         return reading
 
     def reset(self) -> None:
         """Begin anew: only a tuned memory and what was set before the first message are known."""
-        self._memory = self._beginning(), []
+        self._memory, self._begun, self._open = None, False, False
+        if self.tokenizer.template is None:
+            system = pieces_of([("system", self._system)])
+            self._memory = read_prompt(self._model, self.tokenizer, system, self._start), []
+        elif self._start is not None:
+            self._memory = self._start, []
 
     def save(self, path: Path) -> None:
-        """Write what is carried to a file, whole; errors as in `save_notes`."""
-        save_notes(path, self.memory, self._model, self._tokenizer)
+        """Write what is carried to a file, whole; errors as in `save_notes` and `memory`."""
+        with _refusals():
+            self._close()
+        save_notes(path, self.memory, self._model, self.tokenizer)
 
     def load(self, path: Path) -> None:
         """Go on from a file that `save` or `rmkv read` wrote instead; errors as in `load_notes`."""
-        self._memory = load_notes(path, self._model, self._tokenizer), []
+        self._memory = load_notes(path, self._model, self.tokenizer), []
+        self._begun, self._open = True, False
 
-    def _beginning(self) -> Prompt:
-        return read_prompt(self._model, self._tokenizer, pieces_of([("system", self._system)]), self._start)
+    def _close(self) -> None:
+        """Read what ends the last answer."""
+        if self._open and self.tokenizer.template is not None:
+            closing = self.tokenizer.template.closing()
+            self._memory = read_prompt(self._model, self.tokenizer, closing, self.memory), []
+        self._open = False
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise what a chat template refuses as `UserError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _after(question: Prompt, answer: Generation) -> tuple[Prompt, list[int]]:

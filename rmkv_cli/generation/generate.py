@@ -11,9 +11,9 @@ from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.prompt import Prompt, read_prompt, require_positions
 from rmkv_cli.generation.sampler import Sampler
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.generation.text import END, Text
+from rmkv_cli.generation.text import Text
 from rmkv_cli.model import RMKV
-from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+from rmkv_cli.tokenizer import Piece, Token, Tokenizer
 
 
 class Batch:
@@ -34,7 +34,9 @@ class Batch:
         piece, lane = "", len(self.texts)
         with _fault_of(text):
             if not self.texts:
-                self._sampler = Sampler(self._decoder.lanes, text.tokenizer.vocab_size, text.logits)
+                self._sampler = Sampler(
+                    self._decoder.lanes, text.tokenizer.vocab_size, text.logits, text.tokenizer.roles.never
+                )
             self._sampler.put(lane, text.config, text.seen)
             piece = text.push(*self._draw(text.logits, [text], lane))
             if not text.ended:
@@ -148,8 +150,9 @@ def generate(
     config: SamplingConfig,
     max_tokens: int,
     stop: Sequence[str] = (),
-    ends: Collection[Special] = END,
+    ends: Collection[Token] | None = None,
     decoder: Decoder | None = None,
+    answer: bool = False,
 ) -> Generation:
     """Return the text that goes on from the prompt, yet to be written: iterate over it.
 
@@ -162,8 +165,9 @@ def generate(
         config: how tokens are drawn.
         max_tokens: the most that are written.
         stop: strings, before the first of which the text ends.
-        ends: the special tokens that end it.
+        ends: the special tokens that end it; None: those that the tokenizer's `roles` name.
         decoder: what writes it, when no other text does; a new one where none is given.
+        answer: whether it is an answer in a conversation.
 
     Raises:
         UserError: as `read_prompt` and `Text` do; learned positions that end before the text.
@@ -172,4 +176,4 @@ def generate(
         prompt = read_prompt(model, tokenizer, prompt)
     require_positions(model, prompt.state, max_tokens - 1)
     decoder = Decoder(model) if decoder is None else decoder
-    return Generation(decoder, tokenizer, prompt, config, max_tokens, stop, ends)
+    return Generation(decoder, tokenizer, prompt, config, max_tokens, stop, ends, answer=answer)

@@ -15,7 +15,7 @@ from rmkv_cli.generation.hashes import model_hash
 from rmkv_cli.generation.notes import load_notes
 from rmkv_cli.generation.prompt import Prompt, read_prompt, read_prompts, require_fit, require_positions
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.generation.text import ANSWER_ENDS, END, StopReason, Text
+from rmkv_cli.generation.text import StopReason, Text
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Piece, Tokenizer
 
@@ -49,12 +49,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def pieces(line: Any) -> tuple[Piece, ...]:
-    """Return the pieces of a line's prompt; raise ValueError if it has none."""
+def pieces(line: Any, tokenizer: Tokenizer | None = None, after: bool = False) -> tuple[Piece, ...]:
+    """Return the pieces of a line's prompt (see `pieces_of`); raise ValueError if it has none."""
     if not isinstance(line, dict) or ("prompt" in line) == ("messages" in line):
         raise ValueError('should be an object with either "prompt" or "messages"')
     if "messages" in line:
-        return pieces_of(read_messages(line["messages"]))
+        return pieces_of(read_messages(line["messages"]), tokenizer, after)
     if not isinstance(line["prompt"], str):
         raise ValueError('"prompt" should be a string')
     return (line["prompt"],)
@@ -117,17 +117,17 @@ def write_lines(
         todo = [i for i in range(len(lines)) if any((i, c) not in written for c in range(len(configs)))]
         for start in range(0, len(todo), decoder.lanes):
             for i, prompt in readings(todo[start : start + decoder.lanes]):
-                ends = ANSWER_ENDS if "messages" in lines[i] else END
+                is_answer = "messages" in lines[i]
                 for c, config in enumerate(configs):
                     if (i, c) not in written:
-                        text = Text(tokenizer, prompt, config, max_tokens, stop, ends)
+                        text = Text(tokenizer, prompt, config, max_tokens, stop, answer=is_answer)
                         places[text] = i, c
                         yield text
 
     def readings(group: Sequence[int]) -> Iterator[tuple[int, Prompt]]:
         """Yield the lines' prompts, read together; if one fails, record its error and read the others one by one."""
         try:
-            asked = [pieces(lines[i]) for i in group]
+            asked = [pieces(lines[i], tokenizer, after=earlier is not None) for i in group]
             if earlier is None:
                 prompts = read_prompts(model, tokenizer, asked)
             else:

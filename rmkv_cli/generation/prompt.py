@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV, State, reading
-from rmkv_cli.tokenizer import Piece, Special, Tokenizer
+from rmkv_cli.tokenizer import Piece, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def read_by_segments(
     device = model.memory.device
     seen = after.seen.clone() if after else torch.zeros(1, config.vocab_size, dtype=torch.bool, device=device)
     pieces = [prompt] if isinstance(prompt, str) else prompt
-    begun = [] if after else [tokenizer.eod]
     start = time.perf_counter()
-    for ids in _segments(tokenizer, pieces, begun, config.segment_length, state.filled if state else 0):
+    found = tokenizer.encode_stream(pieces, after=after is not None)
+    for ids in _segments(found, config.segment_length, state.filled if state else 0):
         require_positions(model, state, len(ids))
         logits, state = _read(model, torch.tensor([ids], device=device), state)
         seen[:, ids] = True
@@ -148,13 +148,12 @@ def _read(model: RMKV, input_ids: Tensor, state: State | None) -> tuple[Tensor, 
         return model.head(hidden[:, -1]).float(), state
 
 
-def _segments(
-    tokenizer: Tokenizer, pieces: Iterable[Piece], ids: list[int], length: int, filled: int
-) -> Iterator[list[int]]:
-    """Yield `ids` and those of the pieces, cut where segments of `length` end, `filled` tokens of the first read."""
+def _segments(found: Iterable[list[int]], length: int, filled: int) -> Iterator[list[int]]:
+    """Yield the ids, cut where segments of `length` end, `filled` tokens of the first of which are read."""
     room = length - filled
-    for piece in pieces:
-        ids += (piece.id,) if isinstance(piece, Special) else tokenizer.encode(piece)
+    ids: list[int] = []
+    for more in found:
+        ids += more
         start = 0
         while len(ids) - start >= room:
             yield ids[start : start + room]

@@ -1,16 +1,16 @@
 """Draw the next tokens of all lanes in one batched call, without waiting for the device."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.tokenizer import Special
+from rmkv_cli.tokenizer.special import OWN
 
 NONE = -1
 """Placeholder for a token that cannot be drawn, because the logits are not finite."""
-NEVER_WRITTEN = Special.PAD.id, Special.UNK.id
 UNIT = 2.0**40
 """Weight of a token whose probability is 1. Sums of integers are exact in any order and on any device."""
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
@@ -26,13 +26,14 @@ class Sampler:
     or on other texts.
     """
 
-    def __init__(self, lanes: int, vocab_size: int, logits: Tensor) -> None:
+    def __init__(self, lanes: int, vocab_size: int, logits: Tensor, never: Sequence[int] = OWN.never) -> None:
         """Allocate the buffers.
 
         Args:
             lanes: the largest number of texts.
             vocab_size: size of the tokenizer's vocabulary; ids beyond it only pad the model's and are never drawn.
             logits: (1, V) logits of the model, which say V and the device.
+            never: ids that are never drawn.
         """
         V, device = logits.shape[-1], logits.device
         self.tokens = torch.zeros(lanes, dtype=torch.int64, device=device)
@@ -46,7 +47,7 @@ class Sampler:
         self._integers = torch.empty(2, lanes, V, dtype=torch.int64, device=device)  # room for weights and sums
         self._configs = [SamplingConfig()] * lanes
         self._vocab_size = vocab_size
-        self._banned = torch.tensor([*NEVER_WRITTEN, *range(vocab_size, V)], device=device)
+        self._banned = torch.tensor([*never, *range(vocab_size, V)], device=device)
 
     @torch.inference_mode()
     def put(self, lane: int, config: SamplingConfig, seen: Tensor) -> None:

@@ -68,7 +68,7 @@ def read_start(file: TensorFile, model: RMKV, tokenizer: Tokenizer) -> Prompt:
     row = (1, model.config.vocab_size)
     seen = torch.zeros(row, dtype=torch.bool, device=memory.device)
     nothing = Prompt(0, 0.0, torch.empty(row, device=memory.device), state, seen)
-    return replace(read_tokens(model, [tokenizer.eod], nothing), tokens=0, seconds=0.0)
+    return replace(read_tokens(model, [tokenizer.opening], nothing), tokens=0, seconds=0.0)
 
 
 def _start(model: RMKV) -> dict[str, Tensor]:

@@ -8,14 +8,10 @@ from rmkv_cli.generation.prompt import NonFiniteError, Prompt
 from rmkv_cli.generation.sampler import NONE
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.stop import StopStrings
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Token, Tokenizer
 
 StopReason = Literal["end", "stop", "length"]
 """The model ended the text; a stop string came; `max_tokens` were written."""
-
-END = (Special.EOD,)
-ANSWER_ENDS = (Special.EOD, Special.START)
-"""What ends an answer in a conversation: the document's end, or the next turn."""
 
 
 class Text:
@@ -31,8 +27,9 @@ class Text:
         config: SamplingConfig,
         max_tokens: int,
         stop: Sequence[str] = (),
-        ends: Collection[Special] = END,
+        ends: Collection[Token] | None = None,
         scores: int | None = None,
+        answer: bool = False,
     ) -> None:
         """Begin a text.
 
@@ -42,8 +39,9 @@ class Text:
             config: how tokens are drawn.
             max_tokens: the most that are written.
             stop: strings, before the first of which the text ends.
-            ends: the special tokens that end it.
+            ends: the special tokens that end it; None: those that the tokenizer's `roles` name.
             scores: how many of the likeliest tokens to report with each token; None: no log probabilities at all.
+            answer: whether it is an answer in a conversation.
 
         Raises:
             UserError: a wrong `max_tokens`; an empty stop string.
@@ -63,13 +61,17 @@ class Text:
         self.tokenizer, self.config, self.scores = tokenizer, config, scores
         self.seen = prompt.seen
         """(1, V) bool: which tokens the prompt holds."""
+        self.answer = answer
+        """Whether it is an answer in a conversation."""
         self.logprob = 0.0
         """ln p of the last token under the model, before penalties and filters; with `scores`."""
         self.likeliest: tuple[tuple[int, float], ...] = ()
         """The likeliest tokens at the last token's position, with their ln p; with `scores`."""
         self._max_tokens = max_tokens
-        self._ends = {special.id for special in ends}
-        self._stop, self._stream = StopStrings(stop), tokenizer.stream()
+        roles = tokenizer.roles
+        ends = (roles.answer_ends if answer else roles.ends) if ends is None else ends
+        self._ends = {token.id for token in ends}
+        self._stop, self._stream = StopStrings(stop), tokenizer.stream(answer)
 
     @property
     def ended(self) -> bool:

@@ -2,7 +2,7 @@
 
 import codecs
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from rmkv_cli.errors import UserError
@@ -13,17 +13,22 @@ READ = 1 << 13  # bytes of one read, and characters of a piece
 LONGEST = 1 << 20  # characters that are held while no place to cut is found
 
 
-def text_pieces(file: BinaryIO, name: str, advance: Callable[[float], None] = lambda size: None) -> Iterator[str]:
+def text_pieces(
+    file: BinaryIO,
+    name: str,
+    advance: Callable[[float], None] = lambda size: None,
+    parts: Callable[[Iterable[str], int, int], Iterator[str]] = in_parts,
+) -> Iterator[str]:
     """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
 
-    The pieces have the same tokens as the whole text (see `in_parts`). Only a text without any place to cut is cut
-    elsewhere, after `LONGEST` characters. `advance` is called with the number of bytes read, once their pieces are
-    taken. Line ends are read as "\\n".
+    The pieces have the same tokens as the whole text if `parts` is the tokenizer's own. Only a text without any place
+    to cut is cut elsewhere, after `LONGEST` characters. `advance` is called with the number of bytes read, once their
+    pieces are taken. Line ends are read as "\\n".
 
     Raises:
         UserError: the file, called `name`, is not UTF-8 text.
     """
-    return in_parts(_decoded(file, name, advance), READ, LONGEST)
+    return parts(_decoded(file, name, advance), READ, LONGEST)
 
 
 def _decoded(file: BinaryIO, name: str, advance: Callable[[float], None]) -> Iterator[str]:

@@ -7,12 +7,9 @@ from typing import Any
 import torch
 
 from rmkv_cli.config import MemoryConfig, ModelConfig, RopeConfig, parse
-from rmkv_cli.data.chat import require_own_format
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, require_new, whole_directory
-from rmkv_cli.generation.sampler import NEVER_WRITTEN
 from rmkv_cli.generation.sampling import sampling_defaults
-from rmkv_cli.generation.text import ANSWER_ENDS
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
 from rmkv_cli.huggingface.families import architecture_of
@@ -22,7 +19,7 @@ from rmkv_cli.model.adapter_file import is_adapter
 from rmkv_cli.model.precision import is_narrow
 from rmkv_cli.model.pretrained import CONFIG, WEIGHTS, assign, read_weights, write_checksums
 from rmkv_cli.model.tensors import open_tensors, save_tensors
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.checkpoint import write_model
 
 ARCHITECTURE = "RMKVForCausalLM"
@@ -40,7 +37,6 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
     """
     require_new(out)
     source = find_model(model)
-    require_own_format(source)
     if is_adapter(source):
         raise UserError(
             f"{model}: is an adapter; export its base model, or merge them first: rmkv merge MODEL {model} --out DIR"
@@ -51,7 +47,8 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
         raise UserError(f"{model}: is not causal (memory.carry = 'layers'), so it cannot generate and is not exported")
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{model}: its tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-    ids = {"bos_token_id": Special.EOD.id, "eos_token_id": Special.EOD.id, "pad_token_id": Special.PAD.id}
+    roles = tokenizer.roles
+    ids = tokenizer.generation_ids() | ({} if roles.pad is None else {"pad_token_id": roles.pad.id})
     described = {
         "model_type": "rmkv",
         "architectures": [ARCHITECTURE],
@@ -63,14 +60,14 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
         **ids,
         **config.model_dump(),
     }
-    ends = [special.id for special in ANSWER_ENDS]
-    never = [*NEVER_WRITTEN, *range(tokenizer.vocab_size, config.vocab_size)]
+    ends = [token.id for token in roles.answer_ends]
+    never = [*roles.never, *range(tokenizer.vocab_size, config.vocab_size)]
     with whole_directory(out) as aside:
         _write_json(aside / CONFIG, described)
+        write_tokenizer(aside, tokenizer, config.max_position_embeddings if config.position == "learned" else None)
         generation = ids | {"eos_token_id": ends, "suppress_tokens": never} | sampling_defaults()
         _write_json(aside / "generation_config.json", generation)
         save_tensors({f"{PREFIX}{name}": x.detach() for name, x in rmkv.state_dict().items()}, aside / WEIGHTS)
-        write_tokenizer(aside, tokenizer, config.max_position_embeddings if config.position == "learned" else None)
         for name, text in exported_modules().items():
             (aside / name).write_text(text, encoding="utf-8")
         (aside / "README.md").write_text(model_card(out.resolve().name, source, rmkv), encoding="utf-8")

@@ -7,9 +7,9 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers, processors
 
-from rmkv_cli.data.chat import ASSISTANT, TEMPLATE
+from rmkv_cli.data.chat import ASSISTANT
 from rmkv_cli.errors import UserError
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import FILES, TEMPLATE, Special, Tokenizer
 
 THINKING = (Special.THINK, Special.END_THINK)
 MARK = "\ue000"
@@ -19,17 +19,21 @@ MARK = "\ue000"
 def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder.
 
-    A text is encoded as a document: END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks.
-    The thinking tokens are not special here, so that `skip_special_tokens` keeps thoughts and answers separate.
+    A pretrained model's tokenizer is written as it was. For one of rmkv's own, a text is encoded as a document:
+    END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks. The thinking tokens
+    are not special here, so that `skip_special_tokens` keeps thoughts and answers separate.
 
     Args:
         directory: the folder.
-        tokenizer: ours.
+        tokenizer: the model's.
         longest: the most tokens that the model reads; None: any number.
 
     Raises:
         UserError: the tokenizer changes texts in a way of its own.
     """
+    if tokenizer.foreign:
+        tokenizer.save(directory)
+        return
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     if library.normalizer is not None or library.post_processor is not None:
         raise UserError("its tokenizer.json has a normalizer or a post-processor; `rmkv tokenizer train` makes none")
@@ -55,13 +59,20 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) 
         token["special"] = token["content"] not in THINKING
     (directory / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (directory / TEMPLATE).write_text(chat_template(), encoding="utf-8")
+    template = chat_template() if tokenizer.template is None else tokenizer.template.source
+    (directory / TEMPLATE).write_text(template, encoding="utf-8")
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     """Return the tokenizer that `write_tokenizer` wrote; raise `UserError` as `Tokenizer.load` does."""
-    described = json.loads(Tokenizer.load(directory).to_json())
-    return Tokenizer.from_json(json.dumps(described | {"normalizer": None, "post_processor": None}))
+    written = Tokenizer.load(directory)
+    if written.foreign:
+        return written
+    described = json.loads(written.to_json()) | {"normalizer": None, "post_processor": None}
+    files = {FILES[0]: json.dumps(described)}
+    if written.template is not None and written.template.source != chat_template():
+        files[TEMPLATE] = written.template.source
+    return Tokenizer.from_files(files)
 
 
 def chat_template() -> str:

@@ -36,7 +36,7 @@ class Choice(Text):
         """Begin a text as `Text` does; `number` says which of the answers it is."""
         super().__init__(tokenizer, *how)
         self._number = number
-        self._decoded, self._offset = tokenizer.stream(), 0
+        self._decoded, self._offset = tokenizer.stream(self.answer), 0
 
     def said(self, piece: str) -> Said:
         """Return what the step that gave this piece adds; a token that ends the text has no score."""

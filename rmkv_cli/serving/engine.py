@@ -20,7 +20,7 @@ from rmkv_cli.serving.errors import ApiError, as_api_error
 from rmkv_cli.serving.jobs import Done, Event, Job
 from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.metrics import Metrics
-from rmkv_cli.tokenizer import Piece, Special, Tokenizer, in_parts, require_unicode
+from rmkv_cli.tokenizer import Piece, Token, Tokenizer, require_unicode
 
 SHORT, LONGEST = 1 << 13, 1 << 16  # characters tokenized at once: usual and greatest number; other jobs wait meanwhile
 
@@ -187,7 +187,7 @@ class Engine:
         assert job.writing is not None
         writing = job.writing
         for i, config in enumerate(writing.configs):
-            how = job.prompt, config, writing.max_tokens, writing.stop, writing.ends, writing.scores
+            how = job.prompt, config, writing.max_tokens, writing.stop, None, writing.scores, writing.answer
             job.texts.append(Choice(job.first + i, self._tokenizer, *how))
         self._metrics.first.observe(time.monotonic() - job.begun)
         self._send(job, {text: self._batches[job.model].add(text) for text in job.texts})
@@ -231,7 +231,7 @@ class Engine:
 
     def _read(self, job: Job, pieces: Iterable[Piece], after: Prompt | None) -> Generator[None, None, Prompt]:
         model = self._models[job.model]
-        return read_by_segments(model, self._tokenizer, _short(pieces), after, self._metrics.read.inc)
+        return read_by_segments(model, self._tokenizer, _short(pieces, self._tokenizer), after, self._metrics.read.inc)
 
     def _done(self, job: Job) -> Done:
         assert job.prompt is not None
@@ -280,11 +280,11 @@ def _shutting_down() -> ApiError:
     return ApiError(503, "the server is shutting down", "shutting_down")
 
 
-def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def _short(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
     """Split text into pieces that are quick to tokenize, without changing its tokens."""
     for piece in pieces:
-        if isinstance(piece, Special):
+        if isinstance(piece, Token):
             yield piece
         else:
             require_unicode(piece)  # check here, where the character's position is known
-            yield from in_parts([piece], SHORT, LONGEST)
+            yield from tokenizer.parts([piece], SHORT, LONGEST)

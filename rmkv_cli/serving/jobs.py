@@ -1,12 +1,12 @@
 """Define the engine's jobs and the events that report on them."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rmkv_cli.generation import Prompt, SamplingConfig
 from rmkv_cli.serving.choice import Choice, Said
-from rmkv_cli.tokenizer import Piece, Special
+from rmkv_cli.tokenizer import Piece
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Writing:
     configs: Sequence[SamplingConfig]
     max_tokens: int
     stop: Sequence[str]
-    ends: Collection[Special]
+    answer: bool
+    """Whether they are answers in a conversation."""
     scores: int | None
     """Number of likeliest tokens to report with each token; None: no log probabilities."""
     remembered: Callable[[str], Sequence[Piece]]

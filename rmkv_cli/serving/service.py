@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from rmkv_cli.config import parse
 from rmkv_cli.data.chat import answer, pieces_of
 from rmkv_cli.errors import UserError
-from rmkv_cli.generation import ANSWER_ENDS, END, Prompt, load_notes
+from rmkv_cli.generation import Prompt, load_notes
 from rmkv_cli.model import RMKV
 from rmkv_cli.serving.choice import Said
 from rmkv_cli.serving.engine import Engine
@@ -107,7 +107,7 @@ class Service:
         model = self.model_of(asked.model)
         prompts: list[tuple[Piece, ...]]
         if isinstance(asked, ChatRequest):
-            prompts = [pieces_of([(message.role, message.content) for message in asked.messages])]
+            prompts = [self._prompt(asked)]
         else:
             prompts = [(prompt,) for prompt in asked.prompt]
         texts = asked.n * len(prompts)
@@ -118,9 +118,9 @@ class Service:
             configs=asked.configs(),
             max_tokens=self._max_tokens(asked),
             stop=asked.stop,
-            ends=ANSWER_ENDS if chat else END,
+            answer=chat,
             scores=_scores(asked),
-            remembered=answer if chat else lambda text: (text,),
+            remembered=self._remembered if chat else lambda text: (text,),
         )
         after, keep = None, None
         if asked.memory is not None and asked.keep:
@@ -131,6 +131,19 @@ class Service:
             Job(model, pieces, exchange.send, limits.max_seconds, after, writing, keep, first=i * asked.n)
             for i, pieces in enumerate(prompts)
         ]
+
+    def _prompt(self, asked: ChatRequest) -> tuple[Piece, ...]:
+        """Return the pieces of a conversation; raise `ApiError` 400 if the model's chat template refuses it."""
+        turns = [(message.role, message.content) for message in asked.messages]
+        try:
+            return pieces_of(turns, self.tokenizer, after=asked.memory is not None)
+        except ValueError as error:
+            raise ApiError(400, f"messages: {error}", "invalid_value", "messages") from None
+
+    def _remembered(self, text: str) -> tuple[Piece, ...]:
+        """Return an answer's pieces and what follows it before the next message."""
+        closing = self.tokenizer.template.closing() if self.tokenizer.template else ()
+        return (*answer(text, self.tokenizer), *closing)
 
     def _max_tokens(self, asked: CompletionRequest | ChatRequest) -> int:
         field, wanted, most = "max_tokens", asked.max_tokens, self.limits.max_tokens

@@ -1,8 +1,22 @@
-"""Byte-level BPE that loses nothing and that untrusted text cannot forge special tokens in."""
+"""BPE that untrusted text cannot forge special tokens in: rmkv's own, which loses nothing, and pretrained models'."""
 
 from rmkv_cli.tokenizer.parts import in_parts
-from rmkv_cli.tokenizer.special import Piece, Special
-from rmkv_cli.tokenizer.tokenizer import Stream, Tokenizer, require_unicode
+from rmkv_cli.tokenizer.special import BARE, CONTINUED, Piece, Special, Token
+from rmkv_cli.tokenizer.stream import Stream
+from rmkv_cli.tokenizer.tokenizer import FILES, TEMPLATE, Tokenizer, require_unicode
 from rmkv_cli.tokenizer.train import train_tokenizer
 
-__all__ = ["Piece", "Special", "Stream", "Tokenizer", "in_parts", "require_unicode", "train_tokenizer"]
+__all__ = [
+    "BARE",
+    "CONTINUED",
+    "FILES",
+    "TEMPLATE",
+    "Piece",
+    "Special",
+    "Stream",
+    "Token",
+    "Tokenizer",
+    "in_parts",
+    "require_unicode",
+    "train_tokenizer",
+]

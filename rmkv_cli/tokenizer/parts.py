@@ -9,21 +9,27 @@ from collections.abc import Iterable, Iterator
 _PLACES = re.compile(
     r"(?<=\S)(?=[ \n])|(?<=[0-9])|(?=[0-9])|(?<=[，。！？、；：])(?=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])"
 )
+ANYWHERE = re.compile(r"(?<=[^\W\d_])(?= [^\W_])|(?<=\n)(?=\S)")
+"""Boundaries of nearly every tokenizer: before a space between two words, and after a line's end."""
+NOWHERE = re.compile(r"(?!)")
 
 
-def in_parts(texts: Iterable[str], length: int, longest: int = 1 << 62) -> Iterator[str]:
+def in_parts(
+    texts: Iterable[str], length: int, longest: int = 1 << 62, places: re.Pattern[str] = _PLACES
+) -> Iterator[str]:
     """Yield the concatenation of `texts` in parts of at least `length` characters; the last may be shorter.
 
     The parts have the same tokens as the whole text. A part ends at the first token boundary after `length`
     characters, so the parts do not depend on how `texts` divides the text. If no boundary is found, the part ends after
-    `longest` characters, which may change tokens. An empty text has no parts.
+    `longest` characters, which may change tokens. An empty text has no parts. `places` matches where the tokenizer puts
+    boundaries; by default, those of rmkv's own.
     """
     rest, looked = "", length
     for text in texts:
         rest += text
         begin = 0
         while looked < len(rest):
-            if place := _PLACES.search(rest, looked, begin + longest):
+            if place := places.search(rest, looked, begin + longest):
                 end = place.start()
             elif len(rest) - begin >= longest:
                 end = begin + longest

@@ -1,100 +1,150 @@
-"""A trained tokenizer: text to ids and back, exactly."""
+"""A tokenizer: text to ids and back."""
 
-import codecs
 import hashlib
 import itertools
+import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_whole, write_text
+from rmkv_cli.tokenizer.foreign import CONFIG, GENERATION, MAP, Foreign, read_foreign
+from rmkv_cli.tokenizer.own import is_own, own_bytes
 from rmkv_cli.tokenizer.parts import in_parts
-from rmkv_cli.tokenizer.special import Piece, Special
+from rmkv_cli.tokenizer.special import BARE, CONTINUED, OWN, Piece, Roles, Special, Token
+from rmkv_cli.tokenizer.stream import Stream
 
-FILE = "tokenizer.json"
+if TYPE_CHECKING:
+    from rmkv_cli.tokenizer.template import Template
+
+FILE, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+FILES = FILE, CONFIG, MAP, GENERATION, TEMPLATE
+"""The files that a pretrained model's tokenizer has; one of rmkv's own is the first alone."""
 LARGEST = 1 << 30  # bytes of a file; the largest vocabulary of `train_tokenizer`, 2^24, takes less
 PART, BATCH = 1 << 16, 1 << 19  # characters; encoding takes 130 bytes of memory per byte of text
 PROBE = "".join(map(chr, range(256))) + " Ünïcödé, 日本語 \U0001f600  <eod>\r\n\t"
 """Text that a valid tokenizer must encode and decode without loss."""
 
 
-def _bytes_of_characters() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (Radford et al., 2019, GPT-2)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
-
-
 class Tokenizer:
-    """Byte-level BPE over the `tokenizers` library: decode(encode(text)) == text for every text.
+    """BPE over the `tokenizers` library, one of rmkv's own or a pretrained model's.
+
+    rmkv's own are byte-level and lose nothing: decode(encode(text)) == text for every text. A pretrained model's is
+    taken as it is, with its special tokens and its chat template.
 
     Some programs leave truncation, padding and dropout in the file. These are disabled, so that encoding is complete
     and deterministic.
 
+    Args:
+        library: the tokenizer.
+        foreign: what is known of a pretrained model's; None for one of rmkv's own.
+        template: its chat template, if it has one.
+        files: the contents by name that `save` writes; none for one of rmkv's own.
+
     Raises:
-        UserError: the library's tokenizer lacks rmkv's special tokens, has gaps in its ids, is not byte-level, or does
-            not decode what it encodes to the same text.
+        UserError: one of rmkv's own lacks rmkv's special tokens, has gaps in its ids, is not byte-level, or does not
+            decode what it encodes to the same text; the template is broken.
     """
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
-        if any(library.token_to_id(special) != special.id for special in Special):
-            wanted = ", ".join(f"{special} = {special.id}" for special in Special)
-            raise UserError(f"lacks the special tokens with their ids ({wanted}); `rmkv tokenizer train` makes one")
-        library.add_special_tokens(list(map(str, Special)))  # in an exported file <think> is not special
-        library.encode_special_tokens = True  # text that spells a special token stays text; the file does not keep this
-        if not isinstance(library.model, tokenizers.models.BPE):
-            raise UserError("is not a byte-level tokenizer (its model is not BPE)")
-        library.no_truncation()
-        library.no_padding()
-        library.model.dropout = None
-        ids = sorted(library.get_vocab().values())
-        if ids != list(range(len(ids))):
-            raise UserError(f"its {len(ids):,} tokens should have the ids 0 to {len(ids) - 1:,}, each once")
+    def __init__(
+        self,
+        library: tokenizers.Tokenizer,
+        foreign: Foreign | None = None,
+        template: str | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
         self._library = library
-        self._bytes = [self._to_bytes(token) for token in ids]
-        if self.decode(self.encode(PROBE)) != PROBE:
-            raise UserError(
-                "does not decode its own encoding to the same text; `rmkv tokenizer train` makes one that does"
-            )
+        self._files = dict(files or {})
+        self.foreign = foreign
+        self.roles: Roles = OWN
+        """What its special tokens are for."""
+        self.tokens: Mapping[int, Token] = {special.id: special for special in Special}
+        """Its special tokens by id."""
+        self.template: Template | None = None
+        """Its chat template; None: conversations have rmkv's own format (see `rmkv_cli.data.chat`)."""
+        self._libraries = library, library, library
+        if foreign is None:
+            self._bytes = own_bytes(library)
+            if self.decode(self.encode(PROBE)) != PROBE:
+                raise UserError(
+                    "does not decode its own encoding to the same text; `rmkv tokenizer train` makes one that does"
+                )
+        else:
+            self._libraries, self._bytes = foreign.libraries, foreign.bytes
+            self.tokens, self.roles = foreign.tokens, foreign.roles
+        if template is not None:
+            from rmkv_cli.tokenizer import template as templates  # jinja2 only where there is a template
 
-    def _to_bytes(self, token: int) -> bytes:
-        spelling = self._library.id_to_token(token) or ""
-        if token < len(Special):
-            return spelling.encode()
-        try:
-            return bytes(_BYTES[character] for character in spelling)
-        except KeyError:
-            raise UserError(f"is not a byte-level tokenizer (its token {token} is {spelling!r})") from None
+            named, strips = (foreign.named, foreign.strips) if foreign else ({}, {})
+            self.template = templates.Template(template, list(self.tokens.values()), self.roles, named, strips)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer.from_files, ({FILE: self.to_json(), **self._files},)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json, or the one in a folder; raise `UserError` if it is absent, broken or not ours."""
+        """Read a tokenizer.json, or the one in a folder, and what a pretrained model's has beside it.
+
+        Raises:
+            UserError: it is absent, broken or not supported.
+        """
         file = path / FILE if path.is_dir() else path
-        data = read_whole(file, LARGEST)
+        contents = {FILE: read_whole(file, LARGEST)}
+        contents |= {name: read_whole(file.parent / name) for name in FILES[1:] if (file.parent / name).is_file()}
         try:
-            return cls.from_json(data.decode("utf-8"))
+            return cls.from_files({name: content.decode("utf-8") for name, content in contents.items()})
         except (UserError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: {error}") from None
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
-        """Return the tokenizer that `to_json` described; raise `UserError` if the text is none."""
+    def from_files(cls, files: Mapping[str, str]) -> "Tokenizer":
+        """Return the tokenizer of the contents of `FILES`, the first at least; errors as in `load`."""
+        text, template = files[FILE], files.get(TEMPLATE)
         try:
             library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"is not a tokenizer file: {error!s:.300}") from None
-        return cls(library)
+        if is_own(library) or not files.keys() & {CONFIG, MAP}:
+            return cls(library, None, template, {} if template is None else {TEMPLATE: template})
+        config, generation, names = (_object(name, files.get(name, "{}")) for name in (CONFIG, GENERATION, MAP))
+        foreign = read_foreign(text, names | config, generation)
+        return cls(library, foreign, template or default_template(config), files)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Return the tokenizer of rmkv's own that `to_json` described; raise `UserError` if the text is none."""
+        return cls.from_files({FILE: text})
 
     def to_json(self) -> str:
-        """Return the tokenizer in its canonical serialisation, a tokenizer.json."""
-        return self._library.to_str()
+        """Return the content of its tokenizer.json: of rmkv's own the canonical one, of others what it was."""
+        return self._files[FILE] if FILE in self._files else self._library.to_str()
 
     def save(self, path: Path) -> None:
-        """Write a tokenizer.json, whole or not at all; into `path` itself, or into it if it is a folder."""
+        """Write a tokenizer.json, whole or not at all; into `path` itself, or into it if it is a folder.
+
+        What a pretrained model's has beside it goes into the same folder.
+        """
+        folder = path if path.is_dir() else path.parent
+        for name in self._files.keys() - {FILE, GENERATION}:
+            write_text(folder / name, self._files[name])
+        if self.foreign:
+            write_text(folder / GENERATION, json.dumps(self.generation_ids(), indent=2) + "\n")
         write_text(path / FILE if path.is_dir() else path, self.to_json())
+
+    def generation_ids(self) -> dict[str, Any]:
+        """Return what a generation_config.json says of the special tokens."""
+        if not self.foreign:
+            return {"bos_token_id": self.eod, "eos_token_id": self.eod}
+        roles, ends = self.roles, [token.id for token in self.roles.ends]
+        ids = {"bos_token_id": roles.begin, "pad_token_id": roles.pad}
+        return {"eos_token_id": ends[0] if len(ends) == 1 else ends} | {
+            name: token.id for name, token in ids.items() if token is not None
+        }
 
     @property
     def vocab_size(self) -> int:
@@ -104,22 +154,45 @@ class Tokenizer:
     @property
     def eod(self) -> int:
         """Id of the end-of-document token."""
-        return Special.EOD.id
+        return self.roles.eod.id
 
     @property
-    def hash(self) -> str:
-        """SHA-256 of the canonical serialisation, in hexadecimal: the same after saving and loading."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+    def opening(self) -> int:
+        """Id of the token that stands before what is not a text: what begins a text, or else the end of a document."""
+        return (self.roles.begin or self.roles.eod).id
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of untrusted text; raise `UserError` if it holds a lone surrogate."""
-        return self._encode([text])[0].tolist()
+    @cached_property
+    def text_ids(self) -> range:
+        """The longest run of ids without a special token."""
+        borders = [-1, *sorted(self.tokens), self.vocab_size]
+        runs = [range(before + 1, after) for before, after in itertools.pairwise(borders)]
+        return max(runs, key=len)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all that the ids of a document depend on, in hexadecimal: the same after saving and loading."""
+        described = [self.to_json()]
+        if self.foreign:
+            roles = self.generation_ids(), self.roles.eod, self.foreign.named
+            described.append(json.dumps(roles, sort_keys=True))
+        if self.template is not None:
+            described.append(self.template.source)
+        return hashlib.sha256("\0".join(described).encode()).hexdigest()
+
+    def encode(self, text: str, continues: bool = False) -> list[int]:
+        """Return the ids of untrusted text; raise `UserError` if it holds a lone surrogate.
+
+        With `continues` the text follows another text, so that no tokenizer puts a space before it.
+        """
+        return self._encode([(text, 2 if continues else 0)])[0].tolist()
 
     def encode_document(self, pieces: Sequence[Piece]) -> list[int]:
-        """Return [EOD] and the ids of the pieces; errors as in `encode`.
+        """Return the ids of a document: what begins it, and those of the pieces; errors as in `encode`.
 
-        Every document begins with the end-of-document token, so that its first real token is predicted too. The token
-        is not repeated at the end: there it is a target only.
+        Every document of rmkv's own tokenizers begins with the end-of-document token, so that its first real token is
+        predicted too. The token is not repeated at the end: there it is a target only. A text of a pretrained model's
+        tokenizer begins as that model's texts do, with a token of its own or with none. A document without any token
+        is the end-of-document token.
         """
         return self.encode_documents([pieces])[0]
 
@@ -133,31 +206,87 @@ class Tokenizer:
 
     def encode_pieces(self, documents: Sequence[Sequence[Piece]]) -> Iterator[tuple[array, list[int]]]:
         """Yield each document's ids, as `encode_arrays` returns them, and how many of them each piece has."""
-        texts = iter(self._encode([p for pieces in documents for p in pieces if not isinstance(p, Special)]))
+        texts = iter(self._encode([text for pieces in documents for text in _placed(pieces)]))
         for pieces in documents:
-            ids, lengths = array("I", [self.eod]), []
+            begin = self._beginning(pieces[0] if pieces else "")
+            ids, lengths = array("I", begin), []
             for piece in pieces:
-                encoded = array("I", [piece.id]) if isinstance(piece, Special) else next(texts)
+                encoded = array("I", [piece.id][: piece.id >= 0]) if isinstance(piece, Token) else next(texts)
                 ids += encoded
                 lengths.append(len(encoded))
+            if not ids and not (pieces and isinstance(pieces[0], Token) and pieces[0].id == CONTINUED.id):
+                ids.append(self.eod)
             yield ids, lengths
 
-    def _encode(self, texts: Sequence[str]) -> list[array]:
-        """Return the ids of each text, encoded in parts, so that memory is bounded for texts of any length."""
+    def encode_stream(self, pieces: Iterable[Piece], after: bool = False) -> Iterator[list[int]]:
+        """Yield the ids of a document piece by piece, as `encode_document` returns them; `after` another text, if so.
+
+        Errors as in `encode`.
+        """
+        place, empty = 2 if after else None, True
+        for piece in itertools.chain(pieces, [None]):
+            ids: list[int] = []
+            if place is None:
+                ids, place = self._beginning("" if piece is None else piece), 0
+            if isinstance(piece, Token):
+                ids, place = [*ids, *[piece.id][: piece.id >= 0]], 1 if piece.id >= 0 else place
+            elif piece:
+                ids, place = [*ids, *self._encode([(piece, place)])[0]], 2
+            elif piece is None and empty and not after and not ids:
+                ids = [self.eod]
+            empty = empty and not ids
+            if ids:
+                yield ids
+
+    def _beginning(self, first: Piece) -> list[int]:
+        """Return the ids that come before a document's first piece."""
+        bare = isinstance(first, Token) and first.id < 0
+        return [] if bare or self.roles.begin is None else [self.roles.begin.id]
+
+    def parts(self, texts: Iterable[str], length: int, longest: int = 1 << 62) -> Iterator[str]:
+        """Yield the concatenation of texts in parts that have its tokens; see `in_parts`."""
+        return (
+            in_parts(texts, length, longest, self.foreign.places) if self.foreign else in_parts(texts, length, longest)
+        )
+
+    def _encode(self, texts: Sequence[tuple[str, int]]) -> list[array]:
+        """Return the ids of each text at its place, encoded in parts, so that memory is bounded for any length.
+
+        The places are 0 for a document's beginning, 1 after a special token, 2 within a text.
+        """
         encoded = [array("I") for _ in texts]
         try:
-            for batch in _batches(texts):
-                found = self._library.encode_batch_fast([part for _, part in batch], add_special_tokens=False)
-                for (number, _), encoding in zip(batch, found, strict=True):
-                    encoded[number].extend(encoding.ids)
+            for batch in self._batches(texts):
+                for place in {place for *_, place in batch}:
+                    own = [(number, part) for number, part, its in batch if its == place]
+                    found = self._libraries[place].encode_batch_fast(
+                        [part for _, part in own], add_special_tokens=False
+                    )
+                    for (number, _), encoding in zip(own, found, strict=True):
+                        encoded[number].extend(encoding.ids)
         except TypeError:  # what the library makes of a lone surrogate
-            for text in texts:
+            for text, _ in texts:
                 require_unicode(text)
             raise
         return encoded
 
+    def _batches(self, texts: Sequence[tuple[str, int]]) -> Iterator[list[tuple[int, str, int]]]:
+        """Yield parts of the texts, each with its text's index and its place, in lists of about BATCH characters."""
+        batch: list[tuple[int, str, int]] = []
+        size = 0
+        for number, (text, place) in enumerate(texts):
+            for part in self.parts([text], PART):
+                batch.append((number, part, place if self.foreign else 0))
+                place = 2
+                size += len(part)
+                if size >= BATCH:
+                    yield batch
+                    batch, size = [], 0
+        if batch:
+            yield batch
+
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes that an id stands for; for a special token, its spelling.
+        """Return the bytes that an id stands for; for a special token, its spelling; b"" for an id without a token.
 
         Raises:
             UserError: no such id.
@@ -169,22 +298,34 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids; special tokens are spelt out, malformed UTF-8 becomes U+FFFD.
 
+        The space that some tokenizers put before a document's text is no part of it.
+
         Raises:
             UserError: an id is out of range.
         """
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        return self._decode(ids, 0)
+
+    def _decode(self, ids: Sequence[int], place: int) -> str:
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.foreign and self.foreign.spaced[place] else text
 
     def pieces(self, ids: Sequence[int]) -> tuple[Piece, ...]:
         """Return the text of the ids with the special tokens apart; errors and malformed UTF-8 as in `decode`."""
-        runs = itertools.groupby(ids, lambda token: token if token < len(Special) else None)
+        runs = itertools.groupby(ids, lambda token: token if token in self.tokens else None)
         pieces: list[Piece] = []
         for special, run in runs:
-            pieces += [self.decode(list(run))] if special is None else [list(Special)[token] for token in run]
+            if special is None:
+                pieces.append(self._decode(list(run), 1 if pieces else 0))
+            else:
+                pieces += [self.tokens[token] for token in run]
         return tuple(pieces)
 
-    def stream(self) -> "Stream":
-        """Return a decoder that is given one id after the other."""
-        return Stream(self)
+    def stream(self, answer: bool = False) -> Stream:
+        """Return a decoder that is given one id after the other, of a text that follows others or of an `answer`.
+
+        The space that some tokenizers put before an answer is no part of it.
+        """
+        return Stream(self.token_bytes, answer and self.foreign is not None and any(self.foreign.spaced))
 
 
 def require_unicode(text: str) -> None:
@@ -198,39 +339,30 @@ def require_unicode(text: str) -> None:
         ) from None
 
 
-class Stream:
-    """Decodes ids as they come; characters appear whole.
-
-    What `step` returned, joined, and then `end`, is exactly `Tokenizer.decode` of all the ids. (The library's own
-    DecodeStream withholds a true U+FFFD, and what follows malformed bytes.)
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def step(self, token: int) -> str:
-        """Return the new text that this token completes: "" while a character's bytes are not all there."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
-
-    def end(self) -> str:
-        """Return what is left at the end: "" or, for the bytes of an unfinished character, U+FFFD."""
-        return self._decoder.decode(b"", final=True)
+def default_template(config: Mapping[str, Any]) -> str | None:
+    """Return the chat template that a tokenizer_config.json holds; of several, the one named default."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}.get("default")
+    return found if isinstance(found, str) else None
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """Yield parts of the texts, each with its text's index, in lists of about BATCH characters."""
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for number, text in enumerate(texts):
-        for part in in_parts([text], PART):
-            batch.append((number, part))
-            size += len(part)
-            if size >= BATCH:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
+def _placed(pieces: Sequence[Piece]) -> Iterator[tuple[str, int]]:
+    """Yield the texts of a document, each with its place (see `Tokenizer._encode`)."""
+    place = 0
+    for piece in pieces:
+        if isinstance(piece, Token):
+            place = 2 if piece.id == CONTINUED.id else 0 if piece.id == BARE.id else 1
+        else:
+            yield piece, place
+            place = 2 if piece else place
 
 
-_BYTES = _bytes_of_characters()
+def _object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} beside it is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{name} beside it is not a JSON object")
+    return value

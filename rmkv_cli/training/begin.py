@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rmkv_cli.config import Config, dump_toml, load_config
 from rmkv_cli.config.load import differences, shown
-from rmkv_cli.data.chat import require_own_format
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
 from rmkv_cli.model import find_model
@@ -63,7 +62,6 @@ def with_source(config: Config, run: Path) -> Config:
         raise UserError(
             f"{source}: is an adapter, not a model to start from; merge it first: rmkv merge MODEL {source} --out DIR"
         )
-    require_own_format(folder)
     lines = [
         f"{key}: is {shown(found)}, but {folder}, which the run starts from, has {shown(there)}"
         for key, found, there in differences(config.model, read_config(folder))

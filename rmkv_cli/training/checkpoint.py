@@ -101,7 +101,7 @@ def write_adapter(directory: Path, model: RMKV, tokenizer: Tokenizer, base: Path
 
 def _write_beside(directory: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(directory / "tokenizer.json")
-    generation = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod} | sampling_defaults()
+    generation = tokenizer.generation_ids() | sampling_defaults()
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 

@@ -9,12 +9,13 @@ from filelock import FileLock, Timeout
 from rmkv_cli.config import Config
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
+from rmkv_cli.tokenizer import FILES as TOKENIZER_FILES
 from rmkv_cli.training.data import HELD_OUT, MIX, with_absolute_paths
 from rmkv_cli.training.disk import require_disk
 from rmkv_cli.training.files import FILES
 from rmkv_cli.training.loggers import require_loggers
 
-BEFORE_A_RUN = {"tokenizer.json", MIX, HELD_OUT, FILES, "profile"}  # leftovers of a killed start, and a profile
+BEFORE_A_RUN = {*TOKENIZER_FILES, MIX, HELD_OUT, FILES, "profile"}  # leftovers of a killed start, and a profile
 
 
 def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Config:

@@ -199,7 +199,7 @@ def test_data_of_before_which_have_no_hashes_are_read(folder):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"eod": 3}, "eod: eod should be 2"),
+        ({"eod": 1 << 20}, "eod: eod should be one of the vocabulary's ids"),
         ({"vocab_size": 10**9}, "vocab_size: should be less than or equal to"),
         ({"splits": {}}, "splits: splits should be train and validation"),
         ({"sources": []}, "a document has no valid source"),

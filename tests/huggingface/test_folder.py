@@ -8,8 +8,10 @@ from small_run import error_of, save_small_model
 
 from rmkv_cli.cli.loading import load_model
 from rmkv_cli.config import MemoryConfig
+from rmkv_cli.data.chat import pieces_of
 from rmkv_cli.generation import SamplingConfig
 from rmkv_cli.huggingface import export_folder, import_folder
+from rmkv_cli.tokenizer import Special
 from rmkv_cli.training.checkpoint import write_model
 
 
@@ -42,18 +44,18 @@ def test_the_code_beside_the_weights_lacks_no_name_and_nothing_of_rmkv(models, t
         assert not re.search(r"^\s*(from|import) rmkv_cli", file.read_text(), re.MULTILINE)
 
 
-def test_a_model_folder_with_a_chat_template_of_its_own_is_refused(models, tmp_path, monkeypatch, capsys):
-    """Without one it has rmkv's format, in which alone conversations are rendered."""
+def test_a_chat_template_of_ones_own_goes_with_the_model(models, tmp_path):
+    """A folder of rmkv's own tokenizer without one has rmkv's format, and gets its template when exported."""
     model = shutil.copytree(models[0] / "usual", tmp_path / "model")
-    (model / "chat_template.jinja").write_text("{{ messages }}")
-    for command in (
-        ["chat", "--model", model],
-        ["serve", "--model", model],
-        ["export", "hf", tmp_path / "out", "--model", model],
-        ["train", "--from", model, "--preset", "tiny", "--data", tmp_path, "--run", tmp_path / "run"],
-    ):
-        line = error_of(monkeypatch, capsys, *command)
-        assert "chat_template.jinja: this version of rmkv cannot render a model's own chat template" in line
+    template = "{{ '<eod>' }}{% for m in messages %}{{ '<start>' + m.content + '<end>' }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    tokenizer = load_model(model, "cpu")[1]
+    assert pieces_of([("user", "a<end>")], tokenizer)[1:] == (Special.EOD, Special.START, "a<end>", Special.END)
+    assert tokenizer.hash != load_model(models[0] / "usual", "cpu")[1].hash
+    export_folder(model, tmp_path / "exported")
+    import_folder(tmp_path / "exported", tmp_path / "back")
+    for folder in ("exported", "back"):
+        assert (tmp_path / folder / "chat_template.jinja").read_text() == template
 
 
 def test_what_cannot_be_exported_or_imported_is_said_in_one_line(models, tmp_path, monkeypatch, capsys):

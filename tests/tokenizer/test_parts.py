@@ -61,7 +61,7 @@ def test_a_long_text_is_encoded_in_parts_unnoticed(monkeypatch):
     tokenizer = Tokenizer.from_json(TOKENIZER.to_json())
     monkeypatch.setattr("rmkv_cli.tokenizer.tokenizer.PART", 100)
     monkeypatch.setattr("rmkv_cli.tokenizer.tokenizer.BATCH", 500)
-    monkeypatch.setattr(tokenizer, "_library", Library())
+    monkeypatch.setattr(tokenizer, "_libraries", [Library()] * 3)
     short = ["some", "", "words"]
     assert tokenizer.encode_documents([[text], short, [text, "x"]]) == [
         [2, *TOKENIZER.encode(text)],

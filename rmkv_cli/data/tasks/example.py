@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.tokenizer import CONTINUED, Tokenizer
 
 Integers = NDArray[np.int64]
 
@@ -19,7 +19,7 @@ class Example:
     """A document of a task."""
 
     tokens: Integers
-    """(length,): what follows the end-of-document token that every document begins with."""
+    """(length,): what follows the token that the document begins with."""
     answers: list[tuple[int, int]]
     """Spans (start, stop) of `tokens` in their order: what must be predicted from all that stands before it."""
 
@@ -50,7 +50,7 @@ class RandomHaystack:
 
 
 class TextHaystack:
-    """The text of documents, one after the other without their end-of-document tokens."""
+    """The text of documents, one after the other without the tokens that begin them."""
 
     def __init__(self, read: Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]], place: Any = None) -> None:
         """Begin at `place`; `read` yields endless documents from a place on, each with the place before it."""
@@ -82,7 +82,7 @@ class TextHaystack:
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Return the ids of each text by itself, so that a text is the same tokens wherever it stands."""
-    return [ids[1:] for ids in tokenizer.encode_documents([[text] for text in texts])]
+    return tokenizer.encode_documents([[CONTINUED, text] for text in texts])
 
 
 def scatter(noise: Integers, parts: Sequence[Sequence[int]], places: Integers) -> Integers:
@@ -90,14 +90,16 @@ def scatter(noise: Integers, parts: Sequence[Sequence[int]], places: Integers) -
     return np.insert(noise, np.repeat(places, [len(part) for part in parts]), np.concatenate(parts))
 
 
-def over_and_over(documents: Sequence[NDArray[Any]]) -> Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]]:
-    """Return what reads documents, but their end-of-document tokens, without end; a place is how many came before."""
+def over_and_over(
+    documents: Sequence[NDArray[Any]], begin: int = 1
+) -> Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]]:
+    """Return what reads documents but their first `begin` tokens, without end; a place is how many came before."""
 
     def read(place: Any) -> Iterator[tuple[Any, NDArray[Any]]]:
-        if not any(len(document) > 1 for document in documents):
+        if not any(len(document) > begin for document in documents):
             raise UserError("there is no text that a task's noise could be taken from")
         for number in count(place or 0):
-            document = documents[number % len(documents)][1:]
+            document = documents[number % len(documents)][begin:]
             if len(document):
                 yield number, document
 

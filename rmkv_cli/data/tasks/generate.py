@@ -10,7 +10,7 @@ from rmkv_cli.data.tasks.facts import facts
 from rmkv_cli.data.tasks.needle import needle
 from rmkv_cli.data.tasks.symbols import alphabet, copy, recall
 from rmkv_cli.errors import UserError
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Tokenizer
 
 FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."  # RULER's
 
@@ -29,14 +29,15 @@ def row_axis(task: TaskSource) -> tuple[str, list[int] | list[float]]:
     raise TypeError(task)
 
 
-def require_vocabulary(task: TaskSource, vocab_size: int) -> None:
-    """Raise `UserError` if a vocabulary has too few ids for a task's tokens."""
+def require_vocabulary(task: TaskSource, ids: range, vocab_size: int) -> None:
+    """Raise `UserError` if the `text_ids` of a vocabulary are too few for a task's tokens."""
     if isinstance(task, RecallSource | CopySource | ReverseSource):
-        need = len(Special) + alphabet(task, vocab_size).size
+        others = vocab_size - len(ids)
+        need = others + alphabet(task, ids).size
         if need > vocab_size:
             keys = "keys, values" if isinstance(task, RecallSource) else "alphabet"
             raise UserError(
-                f"task '{task.name}': with the {len(Special)} special tokens it needs {need} ids, but the tokenizer "
+                f"task '{task.name}': with the {others} special tokens it needs {need} ids, but the tokenizer "
                 f"has {vocab_size}; lower {keys}{'' if task.text else ' or noise'}"
             )
 
@@ -44,8 +45,8 @@ def require_vocabulary(task: TaskSource, vocab_size: int) -> None:
 def plain_haystack(task: TaskSource, tokenizer: Tokenizer) -> Haystack:
     """Return the noise of a task that has no `text`: random tokens, or for needle and facts RULER's five sentences."""
     if isinstance(task, RecallSource | CopySource | ReverseSource):
-        return RandomHaystack(alphabet(task, tokenizer.vocab_size).noise, task.noise)
-    return TextHaystack(over_and_over([np.array(tokenizer.encode_document([FILLER * 50]))]))
+        return RandomHaystack(alphabet(task, tokenizer.text_ids).noise, task.noise)
+    return TextHaystack(over_and_over([np.array(tokenizer.encode(FILLER * 50))], 0))
 
 
 def make_example(
@@ -54,9 +55,9 @@ def make_example(
     """Return an example of a task; `row` is an entry of its `row_axis`, `segments` how much noise there is."""
     match task:
         case RecallSource():
-            return recall(task, tokenizer.vocab_size, noise, rng, int(row), segments)
+            return recall(task, tokenizer.text_ids, noise, rng, int(row), segments)
         case CopySource() | ReverseSource():
-            return copy(task, tokenizer.vocab_size, noise, rng, int(row), segments)
+            return copy(task, tokenizer.text_ids, noise, rng, int(row), segments)
         case NeedleSource():
             return needle(task, tokenizer, noise, rng, row, segments)
         case FactsSource():

@@ -6,7 +6,6 @@ import numpy as np
 
 from rmkv_cli.config import CopySource, RecallSource, ReverseSource
 from rmkv_cli.data.tasks.example import Example, Haystack
-from rmkv_cli.tokenizer import Special
 
 SymbolSource = RecallSource | CopySource | ReverseSource
 
@@ -25,19 +24,19 @@ class Alphabet:
     """How many ids these are in all."""
 
 
-def alphabet(task: SymbolSource, vocab_size: int) -> Alphabet:
-    """Return which ids of a vocabulary a task takes: the first ones, or with a text as noise the last ones."""
+def alphabet(task: SymbolSource, ids: range) -> Alphabet:
+    """Return which of a tokenizer's `text_ids` a task takes: the first ones, or with a text as noise the last ones."""
     symbols = task.keys + task.values if isinstance(task, RecallSource) else task.alphabet
     size = symbols + (0 if task.text else task.noise) + 1
-    first = vocab_size - size if task.text else len(Special)
+    first = ids.stop - size if task.text else ids.start
     return Alphabet(first, first + symbols, first + size - 1, size)
 
 
 def recall(
-    task: RecallSource, vocab_size: int, noise: Haystack, rng: np.random.Generator, pairs: int, segments: int
+    task: RecallSource, text_ids: range, noise: Haystack, rng: np.random.Generator, pairs: int, segments: int
 ) -> Example:
     """Return so many key-value pairs, segments of noise, the marker, and keys with their values, the answers."""
-    ids = alphabet(task, vocab_size)
+    ids = alphabet(task, text_ids)
     keys = ids.symbols + rng.choice(task.keys, pairs, replace=False)
     values = ids.symbols + task.keys + rng.integers(task.values, size=(task.rounds, pairs))
     told = np.empty((task.rounds, pairs, 2), np.int64)
@@ -56,14 +55,14 @@ def recall(
 
 def copy(
     task: CopySource | ReverseSource,
-    vocab_size: int,
+    text_ids: range,
     noise: Haystack,
     rng: np.random.Generator,
     length: int,
     segments: int,
 ) -> Example:
     """Return so many tokens, segments of noise, the marker, and the tokens again or reversed, each one an answer."""
-    ids = alphabet(task, vocab_size)
+    ids = alphabet(task, text_ids)
     told = rng.integers(ids.symbols, ids.symbols + task.alphabet, length)
     again = np.tile(told[::-1] if task.kind == "reverse" else told, task.repeats)
     tokens = np.concatenate([told, noise.take(rng, segments * task.segment_length), [ids.marker], again])

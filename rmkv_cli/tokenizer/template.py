@@ -1,0 +1,315 @@
+"""A pretrained model's own chat template, rendered so that no message can forge a special token."""
+
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rmkv_cli.errors import UserError, one_line
+from rmkv_cli.tokenizer.special import BARE, Piece, Roles, Token
+
+TRAINED_ON = datetime(2024, 7, 26)
+"""The date in training data. A template that prints today's would make other data of the same mix every day."""
+ASSISTANT = "assistant"
+ROLES = {"system", "developer", "user", "tool", ASSISTANT}
+"""Roles of which templates make special tokens, such as <|user|>."""
+NOT_BY_TURNS = (
+    "the chat template does not render a conversation turn by turn with a token that ends each answer, so its answers "
+    'cannot be told apart; supervise = "all" needs no turns'
+)
+_MARKS = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+MARKS = "".join(map(chr, _MARKS))
+"""The characters of private use, one of which sets apart what a message says."""
+
+
+class Message(NamedTuple):
+    """A turn as a template reads it."""
+
+    role: str
+    content: str
+    thought: tuple[int, int] | None = None
+    """Where a thought that the content begins with is enclosed: the indices of its two special tokens."""
+
+
+class _Generation(Extension):
+    """transformers' tag `generation`, which encloses what the assistant says: it renders its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class Template:
+    """A chat template, rendered by jinja2's sandbox with what transformers gives it.
+
+    What a message spells stays text: its spellings of special tokens are broken by a character of private use while the
+    template works on it. The template can still test, strip or cut what a message says. The special tokens in the
+    result are therefore the template's own.
+    """
+
+    def __init__(
+        self, source: str, tokens: Collection[Token], roles: Roles, named: Mapping[str, str], strips: Mapping[int, str]
+    ) -> None:
+        """Compile a template.
+
+        Args:
+            source: its text.
+            tokens: all special tokens.
+            roles: what they are for.
+            named: the spellings that a template knows by name, such as `bos_token`.
+            strips: for the ids of tokens that take the white space beside them, the sides: "l", "r" or "lr".
+
+        Raises:
+            UserError: the text is no template.
+        """
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"its chat template is broken: line {error.lineno}: {one_line(error)}") from None
+        self.source = source
+        """Its text."""
+        self._named, self._strips = dict(named), strips
+        self._begin = roles.begin
+        self._tokens = {str(token): token for token in tokens}
+        self._ends = set(map(str, roles.answer_ends))
+        spellings = "|".join(re.escape(token) for token in sorted(self._tokens, key=len, reverse=True)) or "(?!)"
+        self._spelt = re.compile(spellings)
+        self._spelt_in_any_case = re.compile(spellings, re.IGNORECASE)
+        lower = self._lower = [token.lower() for token in self._tokens]
+        self._heads = {token[:i] for token in lower for i in range(1, len(token))}
+        self._tails = {token[i:] for token in lower for i in range(1, len(token))}
+        self._longest = max(map(len, lower), default=0)
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+        """Return a whole conversation, up to where the assistant is to answer; its ids are transformers'.
+
+        Raises:
+            ValueError: the template refuses the conversation.
+        """
+        guarded, mark = self._guarded(messages)
+        return (BARE, *self._pieces(self._render(guarded, datetime.now(), prompt=True), mark))
+
+    def around(self, messages: Sequence[Message], after: bool) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+        """Return what stands before and after the content of a message of the user, to which no answer is prompted.
+
+        Args:
+            messages: what comes before it.
+            after: whether something else was read before these.
+
+        Raises:
+            ValueError: as in `prompt`; the template does not render the message once and whole.
+        """
+        place = MARKS[-1]
+        guarded, mark = self._guarded([*EARLIER[: 2 * after], *messages, Message("user", place)])
+        now = datetime.now()
+        if after:
+            text = self._after_earlier(guarded, now, prompt=False)
+        else:
+            text = self._render(guarded, now)
+        before, found, behind = text.partition(place)
+        if not found or place in behind:
+            raise ValueError("the chat template does not give this message as it is")
+        begun = () if after else (BARE,)
+        return (*begun, *self._pieces(before, mark)), tuple(self._pieces(behind, mark))
+
+    def follow(self, messages: Sequence[Message], closed: bool) -> tuple[Piece, ...]:
+        """Return what is read of new messages after an earlier answer, up to where the assistant is to answer.
+
+        Args:
+            messages: the new ones.
+            closed: whether what ends the earlier answer has been read (see `closing`).
+
+        Raises:
+            ValueError: the template refuses it, or does not render turn by turn.
+        """
+        guarded, mark = self._guarded([*EARLIER, *messages])
+        now = datetime.now()
+        if closed:
+            return tuple(self._pieces(self._after_earlier(guarded, now, prompt=True), mark))
+        return tuple(self._pieces(self._closing(guarded, guarded[:2], now, prompt=True), mark))
+
+    def closing(self) -> tuple[Piece, ...]:
+        """Return what follows an answer before the next turn begins; nothing if the template has no token for it."""
+        guarded, mark = self._guarded(EARLIER)
+        try:
+            return tuple(self._pieces(self._closing(guarded, guarded, datetime.now()), mark))
+        except ValueError:
+            return ()
+
+    def conversation(
+        self, messages: Sequence[Message], train: Sequence[bool], answers_only: bool
+    ) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
+        """Return the pieces of a conversation to train on, and which of them and of the document's end are learned.
+
+        An answer is learned with the token that ends it. Its tokens begin where it begins, as when it is generated.
+
+        Args:
+            messages: the conversation.
+            train: for each message whether its tokens may be learned.
+            answers_only: whether only the assistant's messages are learned.
+
+        Returns:
+            n pieces, and n + 1 flags or, if all would be true, None.
+
+        Raises:
+            ValueError: the template refuses it, or does not render turn by turn where that is needed.
+        """
+        guarded, mark = self._guarded(messages)
+        whole = self._render(guarded, TRAINED_ON)
+        if all(train) and not answers_only:
+            return (BARE, *self._pieces(whole, mark)), None
+        pieces: list[Piece] = [BARE]
+        learned = [False]
+
+        def add(start: int, stop: int, counts: bool) -> None:
+            found = list(self._pieces(whole[start:stop], mark))
+            pieces.extend(found)
+            learned.extend([counts] * len(found))
+
+        at, first, ending = 0, 0, not answers_only
+        for i, (start, stop, closed) in self._answers(guarded, whole):
+            if start < at:
+                raise ValueError(NOT_BY_TURNS)
+            add(at, start, not answers_only and all(train[first:i]))
+            add(start, stop, train[i])
+            ending = not answers_only if closed else train[i]
+            at, first = stop, i + 1
+        rest = not answers_only and all(train[first:])
+        add(at, len(whole), rest)
+        return tuple(pieces), (*learned, ending if first == len(train) else rest)
+
+    def _answers(self, messages: list[dict[str, str]], whole: str) -> Iterator[tuple[int, tuple[int, int, bool]]]:
+        """Yield the index of each answer, where it starts and stops in `whole`, and whether a token ends it."""
+        for i, message in enumerate(messages):
+            if message["role"] != ASSISTANT:
+                continue
+            before = self._render(messages[:i], TRAINED_ON, prompt=True)
+            so_far = self._render(messages[: i + 1], TRAINED_ON)
+            if not whole.startswith(before) or not so_far.startswith(before):
+                raise ValueError(NOT_BY_TURNS)
+            end, ended = self._end(whole, len(before)), self._end(so_far, len(before)) is not None
+            if end is not None and ended:
+                yield i, (len(before), end.end(), True)
+            elif i == len(messages) - 1:
+                yield i, (len(before), len(whole), False)
+            else:
+                raise ValueError(NOT_BY_TURNS)
+
+    def _end(self, text: str, start: int) -> re.Match[str] | None:
+        """Return the first token that ends an answer, from `start` on."""
+        return next((match for match in self._spelt.finditer(text, start) if match[0] in self._ends), None)
+
+    def _after_earlier(self, messages: list[dict[str, str]], now: datetime, prompt: bool) -> str:
+        """Return what is rendered of messages, the first two of which are `EARLIER`, after these."""
+        closing = self._closing(messages[:2], messages[:2], now)
+        tail = self._closing(messages, messages[:2], now, prompt)
+        if not tail.startswith(closing):
+            raise ValueError(NOT_BY_TURNS)
+        return tail[len(closing) :]
+
+    def _closing(
+        self, messages: list[dict[str, str]], answered: list[dict[str, str]], now: datetime, prompt: bool = False
+    ) -> str:
+        """Return the end of the rendered messages, from the token on that ends the last answer of `answered`."""
+        before, whole = self._render(answered[:-1], now, prompt=True), self._render(messages, now, prompt)
+        end = self._end(whole, len(before))
+        if not whole.startswith(before) or end is None:
+            raise ValueError(NOT_BY_TURNS)
+        return whole[end.start() :]
+
+    def _render(self, messages: list[dict[str, str]], now: datetime, prompt: bool = False) -> str:
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=prompt,
+                strftime_now=now.strftime,
+                **self._named,
+            )
+        except Exception as error:  # a template is a program: anything can go wrong in it
+            said = " ".join(str(error).split())
+            raise ValueError(f"the chat template refuses this conversation: {said}") from None
+
+    def _guarded(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], str]:
+        """Return messages whose contents spell no special token, and the character that sees to it."""
+        used = set().union(*(set(text) for message in messages for text in message[:2]))
+        mark = next((character for character in MARKS if character not in used), None)
+        if mark is None:
+            raise ValueError("the conversation uses all of Unicode's private characters")
+
+        def broken(text: str) -> str:
+            text = self._spelt_in_any_case.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+            lower = text.lower()  # a token might also be made of a message's edge and what stands beside it
+            sizes = range(1, min(len(lower) + 1, self._longest))
+            head = any(lower[:size] in self._tails for size in sizes)
+            head |= 0 < len(lower) < self._longest and any(lower in token for token in self._lower)
+            tail = any(lower[-size:] in self._heads for size in sizes)
+            return mark * head + text + mark * tail
+
+        def said(message: Message) -> str:
+            if message.thought is None:
+                return broken(message.content)
+            opened, closed = message.thought
+            thinks, thought = message.content[:opened], message.content[opened:closed]
+            open_token = self._spelt.match(thought)
+            close_token = self._spelt.match(message.content, closed)
+            assert open_token is not None
+            assert close_token is not None
+            inside = broken(thought[open_token.end() :])
+            return thinks + open_token[0] + inside + close_token[0] + broken(message.content[close_token.end() :])
+
+        return [
+            {"role": message.role if message.role in ROLES else broken(message.role), "content": said(message)}
+            for message in messages
+        ], mark
+
+    def _pieces(self, text: str, mark: str) -> Iterator[Piece]:
+        """Yield the special tokens and the texts between them."""
+        at, strips = 0, ""
+        for match in [*self._spelt.finditer(text), None]:
+            part = text[at : match.start() if match else len(text)]
+            token = self._tokens[match[0]] if match else None
+            part = part.lstrip() if "r" in strips else part
+            strips = self._strips.get(token.id, "") if token is not None else ""
+            part = part.rstrip() if "l" in strips else part
+            if part := part.replace(mark, ""):
+                yield part
+            if match and token is not None:
+                yield token
+                at = match.end()
+
+
+EARLIER = Message("user", "Hello."), Message(ASSISTANT, "Hello.")
+"""An exchange before which and after which nothing matters."""
+
+
+def without_begin(pieces: Sequence[Piece], begin: Token | None) -> tuple[Piece, ...]:
+    """Return a prompt without the token that begins a document, to be read after something else."""
+    rest = tuple(piece for piece in pieces if piece is not BARE)
+    return rest[1:] if rest and isinstance(rest[0], Token) and rest[0] == begin else rest
+
+
+def _tojson(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

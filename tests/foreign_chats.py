@@ -1,0 +1,36 @@
+"""Random conversations that spell no special token, for models with chat templates of their own."""
+
+import random
+
+WORDS = [
+    "the ",
+    "cat",
+    "Hello",
+    " world",
+    "\n",
+    "\n\n",
+    "  ",
+    "é",
+    " 12",
+    "日本",
+    "def f(x):",
+    "\t",
+    "!",
+    ".",
+    " ",
+    "'s",
+]
+
+
+def draw_foreign_chat(seed, *, system, think, prompted):
+    """A conversation that begins with the user or, perhaps, with a system message, and ends with a question or not."""
+    draw = random.Random(seed)
+
+    def text():
+        return "".join(draw.choices(WORDS, k=draw.randrange(1, 8)))
+
+    messages = [{"role": "system", "content": text()}] if system and draw.random() < 0.4 else []
+    for _ in range(draw.randrange(1, 5)):
+        thought = f"<think>{text()}</think>" if think and draw.random() < 0.5 else ""
+        messages += [{"role": "user", "content": text()}, {"role": "assistant", "content": thought + text()}]
+    return messages[:-1] if prompted else messages

@@ -101,7 +101,7 @@ def decode(
     if as_json:
         print_json({"text": library.decode(ids)})
     else:
-        sys.stdout.buffer.write(b"".join(map(library.token_bytes, ids)))
+        sys.stdout.buffer.write(library.text_bytes(ids))
         sys.stdout.buffer.write(b"\n" * sys.stdout.isatty())
 
 

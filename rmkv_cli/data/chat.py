@@ -45,9 +45,10 @@ def pieces_of(
         after: whether something else was read before, so that no document begins.
 
     Raises:
-        ValueError: the model's chat template refuses the conversation.
+        ValueError: the model's chat template refuses the conversation, or it has none.
     """
     known = [Turn(*turn) for turn in turns]
+    require_format(tokenizer)
     if tokenizer is None or tokenizer.template is None:
         return rendered(spoken(known))[0]
     messages = _messages(known, tokenizer)
@@ -72,8 +73,9 @@ def read_as_message(
         after: whether something else was read before, so that no document begins.
 
     Raises:
-        ValueError: the model's chat template does not take such a message.
+        ValueError: the model's chat template does not take such a message, or it has none.
     """
+    require_format(tokenizer)
     if tokenizer.template is None:
         yield from question(texts)
         return
@@ -93,6 +95,15 @@ def _messages(turns: Iterable[Turn], tokenizer: Tokenizer) -> list[Message]:
         else Message("assistant", turn.content, thought_of(turn.content, tokenizer))
         for turn in turns
     ]
+
+
+def require_format(tokenizer: Tokenizer | None) -> None:
+    """Raise `ValueError` if a model takes no conversations: a pretrained one without a chat template."""
+    if tokenizer is not None and tokenizer.foreign and tokenizer.template is None:
+        raise ValueError(
+            "this model has no chat template, so it takes no conversations; put a chat_template.jinja beside its "
+            "tokenizer.json"
+        )
 
 
 def spoken(turns: Iterable[Turn]) -> list[Turn]:
@@ -118,8 +129,9 @@ def rendered(
         The pieces (n), and n + 1 flags or, if all would be true, None.
 
     Raises:
-        ValueError: the model's chat template refuses the conversation, or does not render turn by turn.
+        ValueError: the model's chat template refuses the conversation, or does not render turn by turn; or it has none.
     """
+    require_format(tokenizer)
     if tokenizer is not None and tokenizer.template is not None:
         messages, train = _messages(turns, tokenizer), [turn.train for turn in turns]
         return tokenizer.template.conversation(messages, train, answers_only)

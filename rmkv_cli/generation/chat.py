@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from rmkv_cli.data.chat import pieces_of, question, read_as_message
+from rmkv_cli.data.chat import pieces_of, question, read_as_message, require_format
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.generate import Generation, generate
 from rmkv_cli.generation.notes import load_notes, save_notes
@@ -14,7 +14,7 @@ from rmkv_cli.generation.prompt import Prompt, read_prompt, read_tokens, require
 from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.model import RMKV, reset_recent
 from rmkv_cli.tokenizer import Piece, Tokenizer
-from rmkv_cli.tokenizer.template import Message
+from rmkv_cli.tokenizer.template import Message, without_begin
 
 Mode = Literal["single", "instruct", "chat"]
 """How turns hang together.
@@ -73,6 +73,8 @@ class Conversation:
         self._system, self._start = system, start
         self._turns = 0
         require_fit(model, tokenizer)
+        with _refusals():
+            require_format(tokenizer)
         self._memory: tuple[Prompt, list[int]] | None  # what is read; tokens written after it
         self._begun: bool  # whether a message has been read in this document
         self._open: bool  # whether what ends the last answer is not read
@@ -133,7 +135,8 @@ class Conversation:
         if self._begun:
             return template.follow([Message("user", message)], closed=not self._open)
         turns = [("system", self._system)] if self._system else []
-        return pieces_of([*turns, ("user", message)], self.tokenizer, after=self._memory is not None)
+        pieces = pieces_of([*turns, ("user", message)], self.tokenizer)
+        return pieces if self._memory is None else without_begin(pieces, self.tokenizer.roles.begin)
 
     def read(self, text: Iterable[str]) -> Prompt:
         """Read a text, in pieces, as a message that is not answered; return its reading. Errors as in `say`."""

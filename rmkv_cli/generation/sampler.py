@@ -47,7 +47,7 @@ class Sampler:
         self._integers = torch.empty(2, lanes, V, dtype=torch.int64, device=device)  # room for weights and sums
         self._configs = [SamplingConfig()] * lanes
         self._vocab_size = vocab_size
-        self._banned = torch.tensor([*never, *range(vocab_size, V)], device=device)
+        self._banned = torch.tensor([*never, *range(vocab_size, V)], dtype=torch.int64, device=device)
 
     @torch.inference_mode()
     def put(self, lane: int, config: SamplingConfig, seen: Tensor) -> None:

@@ -1,7 +1,6 @@
 """Pretrained transformers to model folders: every weight is kept, and slots and stores are put beside them."""
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rmkv_cli.files import read_json, require_new, whole_directory
 from rmkv_cli.huggingface.check import Check, check_logits
 from rmkv_cli.huggingface.families import Wiring, read_family, weight_names
 from rmkv_cli.huggingface.shards import Shards, open_shards
+from rmkv_cli.huggingface.tokenizer import write_foreign_tokenizer
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.pretrained import CONFIG, assign, write_checksums
 from rmkv_cli.model.store import AssociativeStore
@@ -87,9 +87,7 @@ def import_transformer(source: str, out: Path, wiring: Wiring, check: bool) -> I
         assign(model, {name: read(name) for name in names} | new)
         with whole_directory(out) as aside:
             model.save_pretrained(aside)
-            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-                if (folder / name).exists():
-                    shutil.copy(folder / name, aside)
+            write_foreign_tokenizer(folder, aside)
             write_checksums(aside)
             found = check_logits(folder, aside) if check else None
     return Imported(_parts(model, names), sink, found)

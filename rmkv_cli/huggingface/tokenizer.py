@@ -1,6 +1,7 @@
 """A tokenizer's files as transformers reads them, and the way back."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,15 @@ from tokenizers import normalizers, processors
 
 from rmkv_cli.data.chat import ASSISTANT
 from rmkv_cli.errors import UserError
+from rmkv_cli.generation.sampling import sampling_defaults
+from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import FILES, TEMPLATE, Special, Tokenizer
+from rmkv_cli.tokenizer.foreign import GENERATION
+from rmkv_cli.tokenizer.tokenizer import PROBE
 
 THINKING = (Special.THINK, Special.END_THINK)
+COMPOSED = PROBE + " e\u0301 \u212b \ufb01"
+"""Text that only a tokenizer without a normalizer gives back."""
 MARK = "\ue000"
 """Of private use. Behind its "<", the chat template tells text that spells a special token from the token."""
 
@@ -73,6 +80,42 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     if written.template is not None and written.template.source != chat_template():
         files[TEMPLATE] = written.template.source
     return Tokenizer.from_files(files)
+
+
+def write_foreign_tokenizer(source: Path, out: Path) -> None:
+    """Write the tokenizer of a pretrained model's folder into a model folder, as it is.
+
+    Its files stay as they are: tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja, as
+    far as the source has them. generation_config.json gets the ids of what begins and ends a text, and how rmkv samples
+    by default. What users should know of the tokenizer is printed as notes.
+
+    Raises:
+        UserError: there is no tokenizer.json, or it is not supported.
+    """
+    if not (source / FILES[0]).is_file():
+        raise UserError(
+            f"{source}: has no {FILES[0]}; in transformers, AutoTokenizer.from_pretrained({str(source)!r})"
+            f".save_pretrained({str(source)!r}) makes one of other files"
+        )
+    tokenizer = Tokenizer.load(source)
+    tokenizer.save(out)
+    generation = tokenizer.generation_ids() | sampling_defaults()
+    (out / GENERATION).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    for note in notes_on(tokenizer):
+        stderr().print(f"note: {note}", style="yellow")
+
+
+def notes_on(tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield what users of a pretrained model's tokenizer should know."""
+    if tokenizer.decode(tokenizer.encode(COMPOSED)) != COMPOSED:
+        yield "this tokenizer normalizes texts, so decoding does not give every text back exactly"
+    if tokenizer.template is None:
+        yield f"it has no chat template, so the model continues texts but takes no conversations; {TEMPLATE} adds one"
+    elif not tokenizer.template.by_turns:
+        yield (
+            "its chat template does not mark where an answer ends, so a chat has one turn, and training cannot "
+            "supervise answers alone"
+        )
 
 
 def chat_template() -> str:

@@ -25,6 +25,7 @@ from rmkv_cli.serving.metrics import Metrics
 from rmkv_cli.serving.protocol import ChatRequest, CompletionRequest, MemoryRequest
 from rmkv_cli.serving.replies import Replies, usage
 from rmkv_cli.tokenizer import Piece, Tokenizer
+from rmkv_cli.tokenizer.template import without_begin
 
 
 class Service:
@@ -107,7 +108,7 @@ class Service:
         model = self.model_of(asked.model)
         prompts: list[tuple[Piece, ...]]
         if isinstance(asked, ChatRequest):
-            prompts = [self._prompt(asked)]
+            prompts = [self._prompt(asked, model)]
         else:
             prompts = [(prompt,) for prompt in asked.prompt]
         texts = asked.n * len(prompts)
@@ -132,13 +133,15 @@ class Service:
             for i, pieces in enumerate(prompts)
         ]
 
-    def _prompt(self, asked: ChatRequest) -> tuple[Piece, ...]:
+    def _prompt(self, asked: ChatRequest, model: str) -> tuple[Piece, ...]:
         """Return the pieces of a conversation; raise `ApiError` 400 if the model's chat template refuses it."""
         turns = [(message.role, message.content) for message in asked.messages]
+        after = self.memories.get(asked.memory, model) if asked.memory else None
         try:
-            return pieces_of(turns, self.tokenizer, after=asked.memory is not None)
+            pieces = pieces_of(turns, self.tokenizer, after=after is not None and int(after.state.position) > 1)
         except ValueError as error:
             raise ApiError(400, f"messages: {error}", "invalid_value", "messages") from None
+        return pieces if after is None else without_begin(pieces, self.tokenizer.roles.begin)
 
     def _remembered(self, text: str) -> tuple[Piece, ...]:
         """Return an answer's pieces and what follows it before the next message."""

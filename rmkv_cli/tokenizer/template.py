@@ -143,6 +143,15 @@ class Template:
             return tuple(self._pieces(self._after_earlier(guarded, now, prompt=True), mark))
         return tuple(self._pieces(self._closing(guarded, guarded[:2], now, prompt=True), mark))
 
+    @property
+    def by_turns(self) -> bool:
+        """Whether what follows an answer can be read without reading what came before it again."""
+        try:
+            self.follow(EARLIER[:1], closed=True)
+        except ValueError:
+            return False
+        return True
+
     def closing(self) -> tuple[Piece, ...]:
         """Return what follows an answer before the next turn begins; nothing if the template has no token for it."""
         guarded, mark = self._guarded(EARLIER)

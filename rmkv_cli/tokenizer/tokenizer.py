@@ -303,11 +303,12 @@ class Tokenizer:
         Raises:
             UserError: an id is out of range.
         """
-        return self._decode(ids, 0)
+        return self.text_bytes(ids).decode("utf-8", "replace")
 
-    def _decode(self, ids: Sequence[int], place: int) -> str:
-        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self.foreign and self.foreign.spaced[place] else text
+    def text_bytes(self, ids: Sequence[int], place: int = 0) -> bytes:
+        """Return the bytes of the text that `decode` returns; with `place` 1, of one after a special token."""
+        text = b"".join(map(self.token_bytes, ids))
+        return text.removeprefix(b" ") if self.foreign and self.foreign.spaced[place] else text
 
     def pieces(self, ids: Sequence[int]) -> tuple[Piece, ...]:
         """Return the text of the ids with the special tokens apart; errors and malformed UTF-8 as in `decode`."""
@@ -315,7 +316,8 @@ class Tokenizer:
         pieces: list[Piece] = []
         for special, run in runs:
             if special is None:
-                pieces.append(self._decode(list(run), 1 if pieces else 0))
+                text = self.text_bytes(list(run), 1 if pieces else 0)
+                pieces.append(text.decode("utf-8", "replace"))
             else:
                 pieces += [self.tokens[token] for token in run]
         return tuple(pieces)

@@ -1,0 +1,177 @@
+"""The commands with a model that has a pretrained model's tokenizer: from a mix to training, and back out."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from foreign import MODELS, foreign_files, foreign_folder
+from small_run import error_of, written_by
+from transformers import AutoTokenizer
+
+from rmkv_cli.config import MemoryConfig, ModelConfig
+from rmkv_cli.data.documents import Documents
+from rmkv_cli.huggingface.tokenizer import write_foreign_tokenizer
+from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Tokenizer
+
+CHATS = [
+    [{"role": "user", "content": f"What is {i} + {i}?"}, {"role": "assistant", "content": f"It is {2 * i}."}]
+    for i in range(30)
+]
+MIX = """
+validation = 0.2
+tokens = 3000
+[[sources]]
+kind = "files"
+name = "chats"
+weight = 1
+files = ["chats.jsonl"]
+format = "messages"
+supervise = "answers"
+[[sources]]
+kind = "files"
+name = "texts"
+weight = 1
+files = ["texts.jsonl"]
+[[sources]]
+kind = "noise"
+name = "noise"
+weight = 0.1
+vocab = 20
+[[sources]]
+kind = "recall"
+name = "recall"
+weight = 0.1
+keys = 5
+values = 5
+noise = 5
+pairs = [2]
+segments = [1]
+segment_length = 8
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return lambda *arguments, **more: written_by(monkeypatch, capsys, *arguments, **more)
+
+
+def save_model(folder, name):
+    """A small model with the tokenizer of a pretrained one, as `rmkv import hf` writes it."""
+    source = foreign_folder(folder.with_name(f"{folder.name}-source"), name)
+    tokenizer = Tokenizer.load(source)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    memory = MemoryConfig(slots=2)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size + 2, **shape, segment_length=8, lookback=4, memory=memory)
+    RMKV(config).save_pretrained(folder)
+    write_foreign_tokenizer(source, folder)
+    return folder
+
+
+def write_sources(folder):
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    texts = [f"Hello world, this is text {i}. " * (1 + i % 5) for i in range(40)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "mix.toml").write_text(MIX)
+
+
+@pytest.mark.parametrize("name", ["mistral", *(pytest.param(x, marks=pytest.mark.slow) for x in ("smollm2", "llama3"))])
+def test_a_model_is_trained_on_with_its_own_tokenizer_and_exported_with_it(tmp_path, run, name):
+    model = save_model(tmp_path / "model", name)
+    tokenizer = Tokenizer.load(model)
+    write_sources(tmp_path)
+    run("data", "mix", tmp_path / "mix.toml", "--tokenizer", model, "--out", tmp_path / "data", "--workers", 2)
+    documents = Documents.open(tmp_path / "data", "train")
+    theirs = AutoTokenizer.from_pretrained(model)
+    of_chats = documents.source_names.index("chats")
+    chats = [documents[i].tolist() for i in range(len(documents)) if documents.sources[i] == of_chats]
+    expected = [theirs.apply_chat_template(chat, return_dict=False) for chat in CHATS]
+    assert chats
+    assert all(tokenizer.decode(chat) in map(tokenizer.decode, expected) for chat in chats)
+    (tmp_path / "recipe.toml").write_text(
+        f'[train]\ndata = "{tmp_path / "data"}"\ntokens = 200\nbatch_size = 2\nmicro_batch_size = 2\n'
+        "segments_min = 2\nsegments_max = 2\ncheckpoint_every = 2\neval_every = 2\neval_tokens = 200\n"
+    )
+    run("train", "--from", model, "--config", tmp_path / "recipe.toml", "--run", tmp_path / "run")
+    run("train", "--resume", "--run", tmp_path / "run", "--set", "train.tokens=400")
+    for place in (tmp_path / "data", tmp_path / "run", tmp_path / "run" / "latest"):
+        assert Tokenizer.load(place).hash == tokenizer.hash
+    report = json.loads(run("eval", "--model", tmp_path / "run", "--data", tmp_path / "data", "--json").out)
+    assert report["bits_per_byte"] > 0
+    run("export", "hf", tmp_path / "hf", "--model", tmp_path / "run")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "hf" / file).read_text() == foreign_files(name)[file]
+    config = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert config["eos_token_id"] == [token.id for token in tokenizer.roles.ends]
+    run("import", "hf", tmp_path / "hf", "--out", tmp_path / "back")
+    assert Tokenizer.load(tmp_path / "back").hash == tokenizer.hash
+
+
+def test_bits_per_byte_of_a_text_count_each_byte_that_is_predicted(tmp_path, run):
+    """Where nothing stands before a text, its first token is not predicted, and neither are its bytes counted."""
+    (tmp_path / "a.txt").write_text("Hello world, hello again! " * 20)
+    size = (tmp_path / "a.txt").stat().st_size
+    found = {}
+    for name in ("smollm2", "llama3", "mistral"):
+        model = save_model(tmp_path / name, name)
+        tokenizer = Tokenizer.load(model)
+        found[name] = json.loads(run("eval", "--model", model, "--data", tmp_path / "a.txt", "--json").out)
+        first = tokenizer.token_bytes(tokenizer.encode("Hello world")[0])
+        assert found[name]["bytes"] == size - (0 if tokenizer.roles.begin else len(first))
+        assert found[name]["bits_per_byte"] == pytest.approx(
+            found[name]["loss"] * found[name]["tokens"] / found[name]["bytes"] / 0.6931471805599453
+        )
+        cut = json.loads(run("eval", "--model", model, "--data", tmp_path / "a.txt", "--max-tokens", 9, "--json").out)
+        ids = tokenizer.encode_document([(tmp_path / "a.txt").read_text()])[:10]
+        whole = (
+            tokenizer.decode(ids[1:])
+            if not tokenizer.roles.begin
+            else tokenizer.decode(ids).removeprefix(tokenizer.roles.begin)
+        )
+        assert cut["bytes"] == len(whole.removeprefix(" " if name == "mistral" else "").encode())
+
+
+def test_a_tokenizer_is_inspected(tmp_path, run):
+    folder = foreign_folder(tmp_path, "mistral")
+    shown = run("tokenizer", "inspect", folder, "--text", "Hello <s> \U0001f600")
+    assert "bytes per token" in shown.out
+    ids = run("tokenizer", "encode", folder, "Hello <s>").out.split()
+    assert run("tokenizer", "decode", folder, *ids).out == "Hello <s>"
+
+
+def test_lossy_normalizers_and_missing_templates_are_said_on_import(tmp_path, capsys):
+    for name in MODELS:
+        (tmp_path / name).mkdir()
+        source = foreign_folder(tmp_path / f"{name}-source", name)
+        write_foreign_tokenizer(source, tmp_path / name)
+        said = capsys.readouterr().err
+        assert ("note: this tokenizer normalizes texts" in said.replace("\n", " ")) == (name == "qwen3")
+        assert Tokenizer.load(tmp_path / name).hash == Tokenizer.load(source).hash
+    (source / "chat_template.jinja").unlink()
+    (tmp_path / "none").mkdir()
+    write_foreign_tokenizer(source, tmp_path / "none")
+    assert "note: it has no chat template" in capsys.readouterr().err
+
+
+def test_a_source_without_a_tokenizer_json_is_told_how_to_get_one(tmp_path):
+    from rmkv_cli.errors import UserError
+
+    with pytest.raises(UserError, match=r"has no tokenizer.json; in transformers, AutoTokenizer.from_pretrained"):
+        write_foreign_tokenizer(tmp_path, tmp_path)
+
+
+def test_chat_reads_and_saves(tmp_path, run, monkeypatch, capsys):
+    model = save_model(tmp_path / "model", "qwen3")
+    notes = tmp_path / "notes"
+    chat = ["chat", "--model", model, "--state", notes, "--max-tokens", 5, "--seed", 1, "--device", "cpu"]
+    assert "nothing was read" in run(*chat, stdin=b"/stats\n").err
+    assert not notes.exists()
+    (tmp_path / "a.txt").write_text("Hello world")
+    said = run(*chat, stdin=f"/read {tmp_path / 'a.txt'}\nHello\n".encode())
+    assert "saved" in said.err
+    assert run(*chat, stdin=b"and you?\n").err.startswith("going on from")
+    (model / "chat_template.jinja").unlink()
+    assert "has no chat template, so it takes no conversations" in error_of(monkeypatch, capsys, *chat[:3])
+    shutil.rmtree(model)

@@ -62,7 +62,7 @@ class Stream:
     def __init__(
         self, mix: MixConfig, base: Path, tokenizer: Tokenizer, workers: int = 1, *, stretches: bool = True
     ) -> None:
-        self._job = (mix, base, tokenizer.to_json(), workers, stretches)
+        self._job = (mix, base, tokenizer, workers, stretches)
         self._type = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         self._seen = {
             i: (1, array("Q")) for i, s in enumerate(mix.sources) if isinstance(s, TextSource) and s.deduplicate
@@ -169,7 +169,7 @@ def _serve(
     sent: Connection,
     mix: MixConfig,
     base: Path,
-    tokenizer_json: str,
+    tokenizer: Tokenizer,
     workers: int,
     stretches: bool,
     state: dict[str, Any] | None,
@@ -186,7 +186,6 @@ def _serve(
     threading.Thread(target=end_with_parent, daemon=True).start()
     ahead: queue.Queue[_Chunk | Exception] = queue.Queue(CHUNKS_AHEAD)
     threading.Thread(target=_send, args=(sent, ahead), daemon=True).start()
-    tokenizer = Tokenizer.from_json(tokenizer_json)
     try:
         with parallel_encoder(tokenizer, workers) as submit:
             mixer = Mixer(mix, base, tokenizer, submit, 2 * workers, "train", endless=True, stretches=stretches)

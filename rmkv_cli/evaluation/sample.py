@@ -2,8 +2,8 @@
 
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
-from rmkv_cli.generation import Decoder, Generation, SamplingConfig, read_prompt
-from rmkv_cli.generation.prompt import read_tokens, require_positions
+from rmkv_cli.generation import Decoder, Generation, SamplingConfig
+from rmkv_cli.generation.prompt import read_tokens, require_fit, require_positions
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -16,13 +16,15 @@ def write_sample(model: RMKV, documents: Documents, tokenizer: Tokenizer) -> dic
     The prompt is the beginning of the first document that is longer, so the same at every call. The draws are seeded on
     their own: no other random number is touched, and the model's training mode is restored.
     """
-    ids = documents.part(int((documents.lengths > PROMPT_TOKENS).argmax()), 1, PROMPT_TOKENS + 1).tolist()
+    ids = documents.part(int((documents.lengths > PROMPT_TOKENS).argmax()), 0, PROMPT_TOKENS + 1).tolist()
+    begin = tokenizer.roles.begin
     try:
-        prompt = read_prompt(model, tokenizer, "")
-        if ids:
-            prompt = read_tokens(model, ids, prompt)
+        require_fit(model, tokenizer)
+        prompt = read_tokens(model, ids[:1])
+        if ids[1:]:
+            prompt = read_tokens(model, ids[1:], prompt)
         require_positions(model, prompt.state, TEXT_TOKENS - 1)
         text = "".join(Generation(Decoder(model), tokenizer, prompt, SamplingConfig(), TEXT_TOKENS))
     except UserError:  # not causal, diverged, or with learned positions that end here
         return None
-    return {"prompt": tokenizer.decode(ids), "text": text}
+    return {"prompt": tokenizer.decode(ids[1:] if begin and ids[0] == begin.id else ids), "text": text}

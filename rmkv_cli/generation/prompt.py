@@ -87,16 +87,17 @@ def read_by_segments(
     return Prompt(read, seconds + time.perf_counter() - start, logits, state, seen)
 
 
-def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt) -> Prompt:
-    """Read tokens that go on `after` an earlier reading, one at least; errors as in `read_prompt`.
+def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt | None = None) -> Prompt:
+    """Read tokens, one at least, of a document's beginning or `after` an earlier reading; errors as in `read_prompt`.
 
     Tokens that were drawn need not be those that their text is encoded as.
     """
     start = time.perf_counter()
-    require_positions(model, after.state, len(ids))
-    logits, state = _read(model, torch.tensor([ids], device=model.memory.device), after.state)
+    earlier, device = after.state if after else None, model.memory.device
+    require_positions(model, earlier, len(ids))
+    logits, state = _read(model, torch.tensor([ids], device=device), earlier)
     _require_finite(logits)
-    seen = after.seen.clone()
+    seen = after.seen.clone() if after else torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=device)
     seen[:, ids] = True
     return Prompt(len(ids), time.perf_counter() - start, logits, state, seen)
 

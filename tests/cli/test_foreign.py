@@ -109,6 +109,20 @@ def test_a_model_is_trained_on_with_its_own_tokenizer_and_exported_with_it(tmp_p
     assert Tokenizer.load(tmp_path / "back").hash == tokenizer.hash
 
 
+def test_a_mix_is_streamed_with_it_and_the_run_goes_on(tmp_path, run):
+    model = save_model(tmp_path / "model", "mistral")
+    write_sources(tmp_path)
+    (tmp_path / "recipe.toml").write_text(
+        f'[train]\nmix = "{tmp_path / "mix.toml"}"\ntokenizer = "{model / "tokenizer.json"}"\ntokens = 200\n'
+        "batch_size = 2\nmicro_batch_size = 2\nsegments_min = 2\nsegments_max = 2\ncheckpoint_every = 2\n"
+        "eval_tokens = 200\n"
+    )
+    run("train", "--from", model, "--config", tmp_path / "recipe.toml", "--run", tmp_path / "run")
+    shutil.rmtree(model)  # the run has its own
+    run("train", "--resume", "--run", tmp_path / "run", "--set", "train.tokens=300")
+    assert Tokenizer.load(tmp_path / "run").template is not None
+
+
 def test_bits_per_byte_of_a_text_count_each_byte_that_is_predicted(tmp_path, run):
     """Where nothing stands before a text, its first token is not predicted, and neither are its bytes counted."""
     (tmp_path / "a.txt").write_text("Hello world, hello again! " * 20)

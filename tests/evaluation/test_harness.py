@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from foreign import foreign_files
 from lm_eval.api.instance import Instance
 from own_tasks import QUESTIONS, make_own_tasks
 from small_model import make_model
@@ -15,7 +16,7 @@ from rmkv_cli.evaluation import harness_tasks
 from rmkv_cli.evaluation.harness import HarnessModel
 from rmkv_cli.evaluation.harness_tasks import harness_scores
 from rmkv_cli.generation import SamplingConfig, generate
-from rmkv_cli.tokenizer import Special, train_tokenizer
+from rmkv_cli.tokenizer import Special, Tokenizer, train_tokenizer
 
 TOKENIZER = train_tokenizer(iter([TEXT * 20]), 280)
 EOD = TOKENIZER.eod
@@ -244,3 +245,25 @@ class TestTasks:
             harness_scores(lm, ["own_choise"], tmp_path)
         with pytest.raises(UserError, match=r"no task 'hellaswagg' in lm_eval .*; did you mean 'hellaswag'\?"):
             harness_scores(lm, ["hellaswagg"], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "mistral"])
+def test_with_a_pretrained_models_tokenizer_texts_begin_as_it_begins_them(name):
+    """Where it puts nothing before a text, the end of a document stands before an empty context."""
+    tokenizer = Tokenizer.from_files(foreign_files(name))
+    model = make_model(vocab_size=tokenizer.vocab_size)
+    asked = HarnessModel(model, tokenizer)
+    begin = tokenizer.roles.begin
+    opening = [begin.id if begin else tokenizer.eod]
+    pairs = [("Hello world", ", hello"), ("", "Hello"), ("  ", "x")]
+    context, continuation = tokenizer.encode_document(["Hello world"]), tokenizer.encode(", hello", continues=True)
+    found = asked.loglikelihood(requests("loglikelihood", *pairs))
+    expected = [directly(model, context, continuation), directly(model, opening, tokenizer.encode("Hello"))]
+    for (logprob, greedy), (told, likely) in zip(found, expected, strict=False):
+        assert logprob == pytest.approx(told, abs=1e-6)
+        assert greedy == likely
+    (rolling,) = asked.loglikelihood_rolling(requests("loglikelihood_rolling", ("Hello world",)))
+    assert rolling == pytest.approx(directly(model, opening, tokenizer.encode("Hello world"))[0], abs=1e-6)
+    options = {"until": ["\n"], "max_gen_toks": 5}
+    (text,) = asked.generate_until(requests("generate_until", ("Hello world", options)))
+    assert text == "".join(generate(model, tokenizer, "Hello world", SamplingConfig(temperature=0), 5, ["\n"]))

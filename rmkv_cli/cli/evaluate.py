@@ -10,15 +10,17 @@ import typer
 from rmkv_cli.cli.evaluate_harness import evaluate_harness
 from rmkv_cli.cli.evaluate_task import evaluate_task
 from rmkv_cli.cli.keep import keep
-from rmkv_cli.cli.loading import Adapter, Device, Dtype, find_and_load
+from rmkv_cli.cli.loading import Adapter, Device, Dtype, find_and_load, torch_dtype
 from rmkv_cli.cli.options import Json, Model, at_least, print_json
-from rmkv_cli.cli.tables import console, table
+from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import plural, progress, stderr
 
 if TYPE_CHECKING:
     from rmkv_cli.data.documents import Documents
-    from rmkv_cli.evaluation import MemoryEffect, Report, Score
+    from rmkv_cli.evaluation import Score
+    from rmkv_cli.evaluation.beside import Beside
+    from rmkv_cli.evaluation.kept import DocumentsReport
     from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -37,6 +39,12 @@ def evaluate(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Also measure what the memory is worth (3 more readings).")
     ] = True,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HF_MODEL", help="Also measure a causal model of transformers: a folder, or OWNER/NAME of the hub."
+        ),
+    ] = None,
     task: Annotated[
         Literal["recall", "copy", "reverse", "needle", "facts"] | None,
         typer.Option(help="Measure a task's accuracy instead, as it is in the mix of --data, or with its defaults."),
@@ -79,15 +87,15 @@ def evaluate(
     lm-evaluation-harness.
     """
     if harness is not None:
-        if data or task or max_tokens is not None or split != "validation" or overrides or picture or text:
+        if data or task or beside or max_tokens is not None or split != "validation" or overrides or picture or text:
             raise UserError("--harness goes with --include, --limit and --num-fewshot alone: its tasks have their data")
         evaluate_harness(model, harness, include, limit, num_fewshot, device, dtype, adapter, as_json)
         return
     if include or limit is not None or num_fewshot is not None:
         raise UserError("--include, --limit and --num-fewshot are for --harness")
     if task:
-        if max_tokens is not None or split != "validation":
-            raise UserError("--max-tokens and --split are not for --task, which makes documents of its own")
+        if max_tokens is not None or split != "validation" or beside:
+            raise UserError("--max-tokens, --split and --beside are not for --task, which makes documents of its own")
         settings = overrides or (), text or (), examples, seed
         evaluate_task(model, task, data, *settings, picture, device, dtype, adapter, as_json)
         return
@@ -97,7 +105,9 @@ def evaluate(
         raise UserError("--set, --text and --picture are for a task: --task recall, for instance")
 
     from rmkv_cli.evaluation import measure, memory_effect
+    from rmkv_cli.evaluation.beside import measure_beside
     from rmkv_cli.evaluation.kept import DocumentsReport, documents_name
+    from rmkv_cli.evaluation.transformer import load_transformer, load_transformer_tokenizer
 
     checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype, adapter)
     documents = _open(data, split, tokenizer, model, max_tokens)
@@ -108,8 +118,14 @@ def evaluate(
         )
     total = int(documents.lengths.sum())
     total = min(total, max_tokens) if max_tokens else total
+    compared = None
     with progress("evaluating", total, "tokens") as advance:
-        report = measure(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
+        if beside:
+            other = load_transformer(beside, str(rmkv.memory.device), torch_dtype(dtype))
+            both = (rmkv, tokenizer), (other, load_transformer_tokenizer(beside))
+            report, compared = measure_beside(*both, beside, documents, max_tokens=max_tokens, advance=advance)
+        else:
+            report = measure(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
     if not math.isfinite(report.loss):
         raise UserError(f"{model}: its loss is {report.loss}: the weights are damaged, or the training diverged")
     effect = None
@@ -119,13 +135,13 @@ def evaluate(
                 effect = memory_effect(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
         except UserError as reason:
             stderr().print(f"note: {reason}", style="yellow")
-    whole = DocumentsReport(**vars(report), memory=effect)
+    whole = DocumentsReport(**vars(report), memory=effect, beside=compared)
     if as_json:
         print_json(asdict(whole))
     else:
-        _print(report, effect)
+        _print(whole)
     if checkpoint != model:
-        name = documents_name(model, data, split, documents, max_tokens, memory)
+        name = documents_name(model, data, split, documents, max_tokens, memory, beside)
         keep(model, name, checkpoint, dtype, adapter, whole)
 
 
@@ -143,7 +159,7 @@ def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path, max_token
     return documents
 
 
-def _print(report: "Report", effect: "MemoryEffect | None") -> None:
+def _print(report: "DocumentsReport") -> None:
     screen = console()
     scores = table("", "documents", "tokens", "loss", "perplexity", "bits per byte")
     for name, score in report.by_source.items():
@@ -163,7 +179,9 @@ def _print(report: "Report", effect: "MemoryEffect | None") -> None:
     for part in report.by_position:
         positions.add_row(f"{part.first:,} to {part.last:,}", f"{part.tokens:,}", f"{part.loss:.4f}")
     screen.print(positions)
-    if effect:
+    if report.beside:
+        _print_beside(report, report.beside)
+    if effect := report.memory:
         memories = table("memory", "loss", "more than carried", "in bits per byte")
         memories.add_row("carried", f"{effect.carried:.4f}", "", "")
         for name, loss, cost, bits in (
@@ -176,6 +194,29 @@ def _print(report: "Report", effect: "MemoryEffect | None") -> None:
             f"Over {plural(effect.tokens, 'token')} after the first segment of {plural(effect.documents, 'document')}. "
             "Losses in nats."
         )
+
+
+def _print_beside(report: "DocumentsReport", other: "Beside") -> None:
+    """Print the figures of both models, with the buckets of positions that both have, in their own tokens."""
+    compared = table("beside each other", "this model", other.name)
+    known = "" if report.bits_per_byte is None else f"{report.bits_per_byte:.4f}"
+    compared.add_row("bits per byte", known, f"{other.bits_per_byte:.4f}")
+    compared.add_row("tokens", f"{report.tokens:,}", f"{other.tokens:,}")
+    compared.add_row("loss", f"{report.loss:.4f}", f"{other.loss:.4f}")
+    own = {part.first: part.loss for part in report.by_position}
+    for part in other.by_position:
+        if part.first in own:
+            compared.add_row(f"loss from position {part.first:,}", f"{own[part.first]:.4f}", f"{part.loss:.4f}")
+    both = other.own, other.reading
+    compared.add_row("parameters", *(f"{each.parameters:,}" for each in both))
+    compared.add_row("tokens per second", *(f"{each.tokens_per_second:,.0f}" for each in both))
+    compared.add_row("state at most, or cache", *(size(each.carried_bytes) for each in both))
+    compared.add_row("… after tokens", *(f"{each.carried_tokens:,}" for each in both))
+    screen = console()
+    screen.print(compared)
+    if other.cut:
+        were = f"{plural(other.cut, 'document')} longer than {other.name} was made for"
+        screen.print(f"Of {were}, it read the beginning.")
 
 
 def _cells(score: "Score") -> list[str]:

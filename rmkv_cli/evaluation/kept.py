@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from rmkv_cli.config import load_config
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.beside import Beside
 from rmkv_cli.evaluation.harness_report import HarnessReport
 from rmkv_cli.evaluation.measure import Report
 from rmkv_cli.evaluation.memory import MemoryEffect
@@ -29,6 +30,8 @@ class DocumentsReport(Report):
 
     memory: MemoryEffect | None
     """None where it was not asked for, or cannot be told."""
+    beside: Beside | None = None
+    """Another model on the same documents, if one was named."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,20 @@ def kept_evaluations(run: Path) -> dict[str, Evaluation]:
 
 
 def documents_name(
-    run: Path, data: Path, split: str, documents: Documents, max_tokens: int | None, memory: bool
+    run: Path,
+    data: Path,
+    split: str,
+    documents: Documents,
+    max_tokens: int | None,
+    memory: bool,
+    beside: str | None = None,
 ) -> str:
     """Return the name of an evaluation on `data`; for all of the run's own data it is the split's name."""
     settings = [] if memory else ["no-memory"]
     if max_tokens is not None and max_tokens < documents.lengths.sum():
         settings.insert(0, f"max-tokens={max_tokens}")
+    if beside is not None:
+        settings.append(f"beside={beside}")
     if not data.is_dir():
         content = hashlib.sha256(documents.lengths.tobytes())
         for ids in documents:

@@ -127,7 +127,7 @@ def read_losses(
     """
     chosen, lengths = sample(documents.lengths, documents.sources, max_tokens)
     require_fits(model, documents.vocab_size, int(lengths.max()))
-    edges = _edges(int(lengths.max()))
+    edges = bucket_edges(int(lengths.max()))
     device = model.memory.device
     scored = _scored(documents, chosen, lengths)
     if not documents.counts.any():
@@ -270,7 +270,7 @@ def _score(nats: NDArray[np.float64], scored: Integers, sizes: Integers) -> dict
     }
 
 
-def _edges(longest: int) -> Integers:
+def bucket_edges(longest: int) -> Integers:
     """Return the first position of each bucket: 0, 64, 128, 256, and so on below `longest`."""
     edges = [0]
     while (edge := max(FIRST_BUCKET, 2 * edges[-1])) < longest:

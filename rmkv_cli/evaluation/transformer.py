@@ -26,20 +26,29 @@ def load_transformer(source: str, device: str = "cpu", dtype: torch.dtype = torc
     Raises:
         UserError: transformers is not installed, there is no such model, or transformers cannot load it.
     """
+    model = _loaded(source, "AutoModelForCausalLM", dtype=dtype)
+    model.eval().requires_grad_(False).to(device)
+    return model
+
+
+def load_transformer_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a model of transformers; arguments and errors as in `load_transformer`."""
+    return _loaded(source, "AutoTokenizer")
+
+
+def _loaded(source: str, kind: str, **how: Any) -> Any:
+    """Return what a class of transformers loads from a folder or a name on the hub, without a word."""
     if not has_transformers():
         raise UserError(f"{source}: to load it, transformers must be installed: {pip_install('hf')}")
     folder = find_snapshot(source)
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    import transformers
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return getattr(transformers, kind).from_pretrained(folder, **how)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{source}: transformers cannot load it: {' '.join(str(error).split())}") from None
-    model.eval().requires_grad_(False).to(device)
-    return model
 
 
 def transformer_logits(model: Any, input_ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation.transformer import load_transformer, transformer_logits
+from rmkv_cli.evaluation.transformer import load_transformer, load_transformer_tokenizer, transformer_logits
 from rmkv_cli.model import RMKV, reading
 
 TEXT = "The river is 1,240 km long; it rises in the hills.\n\ndef length(x: list[int]) -> int:\n    return len(x)\n"
@@ -30,10 +30,8 @@ def check_logits(source: Path, model: Path) -> Check:
 
     Both compute in float32. Raises `UserError` where they differ by more than rounding does.
     """
-    from transformers import AutoTokenizer
-
     ours = RMKV.from_pretrained(model, dtype=torch.float32)
-    ids = torch.tensor([AutoTokenizer.from_pretrained(source)(TEXT)["input_ids"][: ours.config.segment_length]])
+    ids = torch.tensor([load_transformer_tokenizer(str(source))(TEXT)["input_ids"][: ours.config.segment_length]])
     with reading(ours):
         logits = ours(ids)[0]
     del ours

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rmkv_cli.config import MixConfig, dump_toml
+from rmkv_cli.evaluation.beside import Beside
 from rmkv_cli.evaluation.harness_report import HarnessReport
 from rmkv_cli.evaluation.kept import DocumentsReport
+from rmkv_cli.evaluation.measure import Report
 from rmkv_cli.markdown import code, escape, span, table
 from rmkv_cli.progress import plural
 from rmkv_cli.report.data import data_table
@@ -98,7 +100,12 @@ def _by_position(runs: Sequence[Run]) -> Section:
     found = _found(runs)
     if not found:
         return Section("Loss by position", _missing(runs, "--data"))
-    parts = {name: {part.first: part for part in report.by_position} for name, (_, report) in found.items()}
+    reports: dict[str, Report | Beside] = {}
+    for name, (_, report) in found.items():
+        reports[name] = report
+        if report.beside:
+            reports[f"{name}: {report.beside.name}"] = report.beside
+    parts = {name: {part.first: part for part in its.by_position} for name, its in reports.items()}
     firsts = sorted({first for its in parts.values() for first in its})
     rows = [
         [f"from {first:,}", *(f"{its[first].loss:.4f}" if first in its else "" for its in parts.values())]
@@ -112,7 +119,10 @@ def _by_position(runs: Sequence[Run]) -> Section:
         for name, (step, its) in found.items()
     )
     text = f"On documents from their beginnings, by the token's position. {read}.\n\n{picture.markdown}\n\n"
-    return Section("Loss by position", text + table(["position", *found], rows), [picture])
+    rows.append(
+        ["bits per byte", *(f"{its.bits_per_byte:.4f}" if its.bits_per_byte else "" for its in reports.values())]
+    )
+    return Section("Loss by position", text + table(["position", *reports], rows), [picture])
 
 
 def _memory(runs: Sequence[Run]) -> Section:

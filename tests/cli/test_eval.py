@@ -4,6 +4,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from small_run import TEXT, error_of, save_small_model
+from small_transformer import save_transformer
 
 from rmkv_cli.config import MemoryConfig, MixConfig, parse
 from rmkv_cli.data.documents import Documents
@@ -42,6 +43,7 @@ def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place, printed):
     documents = Documents.open(place / "mix", "validation")
     expected = json.loads(json.dumps(asdict(measure(model, documents, tokenizer=tokenizer))))
     effect = figures.pop("memory")
+    assert figures.pop("beside") is None
     assert figures.keys() == expected.keys()
     assert figures["loss"] == pytest.approx(expected["loss"])
     assert set(figures["by_source"]) == {"cats", ROWS}
@@ -98,3 +100,35 @@ def test_bad_input_is_said_in_one_line(place, tmp_path, monkeypatch, capsys):
         broken.norm.weight.fill_(torch.nan)
     broken.save_pretrained(tmp_path / "broken")
     assert "its loss is nan" in error(tmp_path / "broken", mix)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A folder of a small transformer."""
+    folder = tmp_path_factory.mktemp("other") / "llama"
+    save_transformer(folder, "Llama", dtype=torch.float32)
+    return folder
+
+
+class TestBeside:
+    def test_tables_show_both_models(self, place, other, shown):
+        ask = ["eval", "--model", place / "model", "--data", place / "cat11.txt", "--beside", other]
+        told = shown(*ask).out
+        for words in ("beside each other", "bits per byte", "loss from position 0", "state at most, or cache"):
+            assert words in told
+
+    def test_json_holds_the_other_model(self, place, other, printed):
+        ask = ["eval", "--model", place / "model", "--data", place / "mix", "--beside", other, "--json"]
+        figures = json.loads(printed(*ask))
+        assert figures["beside"]["name"] == str(other)
+        assert figures["beside"]["documents"] == figures["documents"]
+        assert figures["beside"]["reading"].keys() == figures["beside"]["own"].keys()
+
+    def test_bad_input_is_said_in_one_line(self, place, tmp_path, monkeypatch, capsys):
+        ask = ["eval", "--model", place / "model", "--data", place / "cat11.txt", "--beside"]
+        assert "no such folder, and no name of the hub" in error_of(monkeypatch, capsys, *ask, "a/b/c")
+        (tmp_path / "config.json").write_text("{}")
+        assert "transformers cannot load it: " in error_of(monkeypatch, capsys, *ask, tmp_path)
+        monkeypatch.setattr("rmkv_cli.evaluation.transformer.find_spec", lambda name: None)
+        assert "transformers must be installed: pip install" in error_of(monkeypatch, capsys, *ask, tmp_path)
+        assert "--beside are not for --task" in error_of(monkeypatch, capsys, *ask, tmp_path, "--task", "recall")

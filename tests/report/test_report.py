@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from report_pages import Page, data_of, records_of, section, write_records
@@ -12,6 +13,9 @@ from small_run import rmkv
 from rmkv_cli.config import load_config
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.beside import Beside, Reading
+from rmkv_cli.evaluation.kept import Evaluation, keep_evaluation
+from rmkv_cli.evaluation.measure import PositionLoss
 from rmkv_cli.model.cost import count_by_part
 from rmkv_cli.report import write_report
 from rmkv_cli.report.pictures import Picture
@@ -58,6 +62,20 @@ def test_it_tells_what_the_run_wrote(evaluated):
     shown = [text.removesuffix("\n") for text in page.texts["pre"]]
     assert samples[0]["prompt"] in shown
     assert len(page.texts["h2"]) == 11
+
+
+def test_a_model_beside_ours_is_in_it(run, measured):
+    own = measured["validation"]
+    reading = Reading(parameters=7, tokens_per_second=8.0, carried_bytes=9, carried_tokens=10)
+    theirs = [PositionLoss(part.first, part.last, 1, 100.0 + part.first) for part in own.by_position]
+    beside = Beside("some/model", 1, 2, 3, 4.0, 5.0, theirs, 0, reading, reading)
+    step = int((run / "latest").resolve().name.removeprefix("step-"))
+    keep_evaluation(run, "validation", Evaluation(step, "rmkv eval", replace(own, beside=beside)))
+    told = section(report_of(run)[0], "Loss by position")
+    assert "| position | first | first: some/model |" in told
+    for part in own.by_position:
+        assert f"| from {part.first:,} | {part.loss:.4f} | {100 + part.first:.4f} |" in told
+    assert f"| bits per byte | {own.bits_per_byte:.4f} | 5.0000 |" in told
 
 
 def test_both_files_tell_the_same_and_need_nothing_else(evaluated):

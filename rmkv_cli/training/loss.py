@@ -1,6 +1,7 @@
 """The loss of a training row, whose segments are replayed in the backward pass and whose logits come in chunks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,21 @@ from rmkv_cli.model.state import copied
 
 Segment = Callable[[Tensor, State, Tensor, bool], tuple[Tensor, State]]
 """`RMKV.segment`, or what takes its place."""
+
+
+@dataclass
+class Lesson:
+    """What a teacher says of the tokens of some rows, and how much it counts."""
+
+    hidden: Tensor
+    """(B, T, D'): what the teacher's head reads."""
+    head: Callable[[Tensor], Tensor]
+    """The teacher's head: (N, D') -> logits (N, V'). Ids that one of the models lacks stand for no token of the
+    tokenizer; the teacher gives them no probability."""
+    share: float
+    temperature: float
+    divergence: Tensor = field(init=False)
+    """Sum of KL(teacher ‖ student) over the tokens that count, in nats; `row_loss` fills it in."""
 
 
 def compiled_segment(model: RMKV) -> Segment:
@@ -34,6 +50,7 @@ def row_loss(
     replay: bool = True,
     z_loss: float = 0.0,
     segment: Segment | None = None,
+    lesson: Lesson | None = None,
 ) -> tuple[Tensor, State]:
     """Return the summed cross-entropy in nats of rows (B, T), and the state after them without its graph.
 
@@ -43,13 +60,16 @@ def row_loss(
     counts. Z is the sum of the exponentials of its logits, which this keeps from drifting (PaLM: Chowdhery et al.,
     2022).
 
+    With a `lesson` the gradient, and again it alone, is that of (1 - share) * cross-entropy + share * temperature² * KL
+    (Hinton et al., 2015), where KL(teacher ‖ student) is that of the logits divided by the temperature.
+
     With `replay` only the states between segments are kept for the backward pass; what happens inside any but the last
     is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations are one
     segment's, however long the row is; without it, up to a quarter of the work less, they are the row's. `segment`
     takes the place of the model's, compiled for instance.
     """
     segment = segment or model.segment
-    read = _replayed(segment, preserve_rng_state=model.config.dropout > 0)
+    read = replayed(segment, preserve_rng_state=model.config.dropout > 0)
     last = max(start for start, _ in model.spans(input_ids.shape[1], state.filled))  # whose gradient is needed at once
     # PyTorch replays only what has an input that needs a gradient; and a compiled segment is one for all.
     state = state.map(lambda x, _: copied(x.detach()).requires_grad_(x.is_floating_point()))
@@ -60,10 +80,10 @@ def row_loss(
             outputs.append(hidden)
     hidden = torch.cat(outputs, dim=1).flatten(0, 1)
     del outputs
-    return cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss), state.detach()
+    return cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss, lesson), state.detach()
 
 
-def _replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
+def replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
     """Return a function that reads a segment and keeps nothing of it but the state before it for the backward pass.
 
     The backward pass of each is one of its own (PyTorch's reentrant checkpoint), which adds to the weights' gradients
@@ -88,24 +108,30 @@ def _replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
     return read
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, lesson: Lesson | None = None
+) -> Tensor:
     """Return the sum of the cross-entropies of hidden (N, D) times the head's weight (V, D).
 
-    Targets (N,) of -100 do not count; `z_loss` is as in `row_loss`.
+    Targets (N,) of -100 do not count; `z_loss` and `lesson` are as in `row_loss`.
 
     A chunk of tokens at a time gives its losses and the gradients at once, so that logits exist for one chunk alone.
     """
-    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, z_loss)
+    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, z_loss, lesson)
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, lesson: Lesson | None
+    ) -> Tensor:
         loss = wide(hidden.new_zeros(()))
+        divergence = loss.clone()
         for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for_weight = torch.zeros_like(weight, dtype=widened(weight.dtype)) if ctx.needs_input_grad[1] else None
         size = max(1, LOGITS // len(weight))
+        share = lesson.share if lesson else 0.0
         for i in range(0, len(hidden), size):
             h, target = hidden[i : i + size], targets[i : i + size, None]
             counts = target != IGNORED
@@ -113,20 +139,27 @@ class _CrossEntropy(torch.autograd.Function):
             logits = wide(h @ weight.T)
             log_Z = logits.logsumexp(1, keepdim=True)
             loss += torch.where(counts, log_Z - logits.gather(1, target), 0.0).sum()
+            pull = None
+            if lesson:
+                part, pull = _distilled(logits, lesson.head(lesson.hidden.flatten(0, 1)[i : i + size]), lesson, counts)
+                divergence += part
             # d/dlogits of log Z is the softmax, and of z log²Z it is 2 z log Z times that.
-            gradient = logits.sub_(log_Z).exp_().mul_(counts * (1 + 2 * z_loss * log_Z))
-            gradient = gradient.scatter_add_(1, target, -counts.to(logits.dtype)).to(weight.dtype)
+            gradient = logits.sub_(log_Z).exp_().mul_(counts * (1 - share + 2 * z_loss * log_Z))
+            gradient.scatter_add_(1, target, -(1 - share) * counts.to(logits.dtype))
+            gradient = (gradient if pull is None else gradient.add_(pull)).to(weight.dtype)
             if for_hidden is not None:
                 torch.mm(gradient, weight, out=for_hidden[i : i + size])
             if for_weight is not None:
                 for_weight += gradient.T @ h
-            del logits, gradient  # before the next chunk is made
+            del logits, gradient, pull  # before the next chunk is made
+        if lesson:
+            lesson.divergence = divergence
         ctx.gradients = for_hidden, for_weight
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         for_hidden, for_weight = ctx.gradients
         del ctx.gradients  # which are scaled in place, once
         return (
@@ -134,4 +167,18 @@ class _CrossEntropy(torch.autograd.Function):
             None if for_weight is None else for_weight.mul_(scale),
             None,
             None,
+            None,
         )
+
+
+def _distilled(logits: Tensor, taught: Tensor, lesson: Lesson, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the KL summed over the tokens that count (n, 1), and the gradient of share * temperature² * KL for the
+    student's logits (n, V); `taught` are the teacher's (n, V')."""
+    known = min(logits.shape[1], taught.shape[1])
+    log_q = (logits / lesson.temperature).log_softmax(1)
+    log_p = (wide(taught[:, :known]) / lesson.temperature).log_softmax(1)
+    p = log_p.exp()
+    divergence = log_p.sub_(log_q[:, :known]).mul_(p).sum(1, keepdim=True)
+    pull = log_q.exp_()
+    pull[:, :known] -= p
+    return (divergence * counts).sum(), pull.mul_(counts).mul_(lesson.share * lesson.temperature)

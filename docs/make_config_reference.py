@@ -22,7 +22,9 @@ from rmkv_cli.config import (
     Phase,
     RopeConfig,
     Section,
+    Stage,
     TaskSource,
+    TeacherConfig,
     TextSource,
     TrainConfig,
     list_presets,
@@ -133,8 +135,10 @@ def page() -> Iterator[str]:
     yield f"\n### [model]\n\n{table(ModelConfig, presets=models)}"
     yield f"\n### [model.memory]\n\n{table(MemoryConfig, presets=memories)}"
     yield f"\n### [model.rope]\n\n{inspect.getdoc(RopeConfig)}\n\n{table(RopeConfig)}"
-    yield f"\n### [train]\n\n{table(TrainConfig, presets=trains)}"
+    yield f"\n### [train]\n\n{table(TrainConfig, ('stages',), presets=trains)}"
     yield f"\n### [train.adapter]\n\n{inspect.getdoc(AdapterConfig)}\n\n{table(AdapterConfig)}"
+    yield f"\n### [train.teacher]\n\n{inspect.getdoc(TeacherConfig)}\n\n{table(TeacherConfig)}"
+    yield f"\n### [[train.stages]]\n\n{inspect.getdoc(Stage)}\n\n{table(Stage)}"
     yield f"\n## The mix\n\n[data.md](data.md) tells how a mix is read.\n\n{table(MixConfig, ('phases', 'sources'))}"
     yield f"\n### [[phases]]\n\n{meanings(MixConfig)['phases']}\n\n{table(Phase)}"
     yield f"\n### [[sources]]\n\n{meanings(MixConfig)['sources']} Its keys depend on its `kind`.\n"

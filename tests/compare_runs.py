@@ -35,9 +35,9 @@ def stop_at(monkeypatch, limit, step=Trainer.train_step, number=signal.SIGTERM):
     monkeypatch.setattr(Trainer, "train_step", stopping)
 
 
-def stopped_and_resumed(monkeypatch, config, run):
-    """Train in the folder `run`, stop in step 3, and resume to the end; return the folder."""
-    stop_at(monkeypatch, 3)
+def stopped_and_resumed(monkeypatch, config, run, step=3):
+    """Train in the folder `run`, stop in a step, and resume to the end; return the folder."""
+    stop_at(monkeypatch, step)
     train(config, run)
     stop_at(monkeypatch, None)
     return train(config, run, resume=True).run

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from rmkv_cli.cli.main import main
 from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.errors import UserError
-from rmkv_cli.training import distribution, loop, trainer
+from rmkv_cli.training import distribution, loop, objective, trainer
 from rmkv_cli.training.faults import Watch
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.trainer import Trainer
@@ -106,7 +106,7 @@ def grant_wishes():
             bad = int(os.environ["RANK"]) == bad_rank and next(calls) == 2 * bad_step  # of two micro-batches a step
             return value * float("nan" if bad else 1), state
 
-        trainer.row_loss = poisoned
+        objective.row_loss = poisoned
 
 
 def broken(*_, **__):

@@ -75,6 +75,8 @@ def _print_report(report: dict[str, Any]) -> None:
     costs.add_row(f"memory for training ({given}; estimate)", size(memory["total"]), style="bold")
     for part in ("weights", "gradients", "optimizer", "states", "activations"):
         costs.add_row(f"  {part}", size(memory[part]))
+    if memory["teacher"]:
+        costs.add_row("  teacher", size(memory["teacher"]))
     if memory["set_aside"]:
         costs.add_row("frozen weights in float32, beside a GPU's memory", size(memory["set_aside"]))
     screen = console()

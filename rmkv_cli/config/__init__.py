@@ -26,7 +26,7 @@ from rmkv_cli.config.tasks import (
     ReverseSource,
     TaskSource,
 )
-from rmkv_cli.config.train import AdapterConfig, Config, TrainConfig
+from rmkv_cli.config.train import AdapterConfig, Config, Stage, TeacherConfig, TrainConfig
 
 __all__ = [
     "AdapterConfig",
@@ -46,8 +46,10 @@ __all__ = [
     "RopeConfig",
     "Section",
     "Source",
+    "Stage",
     "Supervise",
     "TaskSource",
+    "TeacherConfig",
     "TextSource",
     "TrainConfig",
     "dump_toml",

@@ -12,6 +12,7 @@ MAY_CHANGE = (
     *("weight_decay", "beta1", "beta2", "clip_norm", "z_loss", "on_bad_step", "spike_factor"),
     *("segments_min", "segments_max", "micro_batch_size"),
     *("precision", "replay", "compile", "device", "distributed"),
+    *("teacher",),
     *("log_every", "loggers", "eval_every", "checkpoint_every", "keep_last"),
 )
 """Keys of `[train]` that the weights, the optimizer's state and the position in the data do not depend on."""
@@ -26,6 +27,7 @@ FIXED = {
     "batch_size": f"each lane has a document and a state of its own, which are stored; {_ANOTHER_RUN}",
     "optimizer": f"its stored moments are of no use to another one; {_ANOTHER_RUN}",
     "trainable": f"the optimizer's state is of the parameters trained so far; {_ANOTHER_RUN}",
+    "stages": f"the learning rate, the rows and what is trained follow from where a step lies in them; {_ANOTHER_RUN}",
     "adapter": f"the adapter that is trained has this shape; {_ANOTHER_RUN}",
     "seed": "the order of the data and the lengths of the rows follow from it",
     "eval_tokens": "validations of a run are compared, so they measure the same tokens; `rmkv eval` measures others",

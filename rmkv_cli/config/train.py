@@ -24,6 +24,60 @@ class AdapterConfig(Section):
     """Layers that get one, by name or its end, such as "attention.qkv"; empty: all linear layers and cells."""
 
 
+class TeacherConfig(Section):
+    """The model that a training learns from: see [distillation](distillation.md)."""
+
+    model: str | None = None
+    """A model folder, checkpoint or run; or a causal model of transformers, a folder or a name on the Hugging Face hub.
+    Without it nothing is distilled."""
+    sha256: str | None = None
+    """SHA-256 of its weights; the run's config.toml records it, and a run refuses other weights."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Share of KL(teacher ‖ student) in the loss; the rest is cross-entropy."""
+    temperature: float = Field(1.0, gt=0)
+    """The KL compares both models' logits divided by this; its gradient is multiplied by the square of it."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """What the teacher computes in."""
+    context: int | None = Field(None, ge=1)
+    """Most tokens that a transformers teacher reads at once: a row and, before it, what its lane's document had before.
+    Without it: as many as the teacher was made for."""
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        match fields:
+            case {"model": None, "sha256": str()} | {"model": None, "context": int()}:
+                yield "sha256 and context describe a teacher; name it by train.teacher.model"
+        for name in ("share", "temperature"):
+            if fields.get("model", "") is None and fields.get(name, 1.0) != 1.0:
+                yield f"{name} = {fields[name]} asks for a teacher; name it by train.teacher.model"
+
+
+class Stage(Section):
+    """A stretch of a training. Keys that it leaves out are those of `[train]`; schedule, warm-up and the growth of rows
+    run from a stage's beginning to its end."""
+
+    kind: Literal["align", "distil", "extend"]
+    """align: each layer's attention output to the teacher's, with the teacher's layer inputs. distil: the KL of
+    `[train.teacher]`. extend: cross-entropy, without the teacher."""
+    share: float = Field(gt=0)
+    """Its share of the training's tokens is share / (sum of all shares)."""
+    trainable: str | list[str] | None = None
+    """As train.trainable: "all", or a list of groups."""
+    learning_rate: float | None = Field(None, gt=0)
+    """In place of train.learning_rate."""
+    final_learning_rate: float | None = Field(None, ge=0)
+    """In place of train.final_learning_rate."""
+    segments_min: int | None = Field(None, ge=1)
+    """In place of train.segments_min."""
+    segments_max: int | None = Field(None, ge=1, le=1 << 20)
+    """In place of train.segments_max."""
+
+    def changes(self) -> dict[str, Any]:
+        """Return the keys of `[train]` that the stage gives, with its values."""
+        return self.model_dump(exclude_none=True, exclude={"kind", "share"})
+
+
 class TrainConfig(Section):
     """How a model is trained. Lengths of training are in tokens; intervals are in optimizer steps."""
 
@@ -111,19 +165,21 @@ class TrainConfig(Section):
     keep_last: int = Field(3, ge=1)
     """Checkpoints kept, besides the best."""
     adapter: AdapterConfig = AdapterConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    stages: list[Stage] = Field([])
+    """Stages of the training, one after the other. Without them it is one: distil if there is a teacher."""
+
+    @property
+    def ever_trainable(self) -> str | list[str]:
+        """What is trained in any stage, as `trainable` says it."""
+        ways = [stage.trainable or self.trainable for stage in self.stages] or [self.trainable]
+        names = next((way for way in ways if isinstance(way, str)), None)
+        return names or list(dict.fromkeys(name for way in ways for name in way))
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
         """Yield what is wrong across fields."""
-        match fields:
-            case {"trainable": str(name)} if name not in ("all", "adapters"):
-                yield f"trainable should be 'all', 'adapters' or a list, such as ['norms', 'memory'], got '{name}'"
-            case {"trainable": []}:
-                yield "trainable is empty, so nothing would be trained"
-            case {"trainable": list(names)} if unknown := [name for name in names if name not in TRAINABLE]:
-                known = ", ".join(map(repr, TRAINABLE))
-                hint = did_you_mean(unknown[0], TRAINABLE)
-                yield f"trainable: there is no group '{unknown[0]}'{hint} (there are: {known})"
+        yield from _wrong_ranges(fields)
         match fields:
             case {"batch_size": batch, "micro_batch_size": micro_batch} if batch % micro_batch:
                 yield f"micro_batch_size = {micro_batch} does not divide batch_size = {batch}"
@@ -134,17 +190,41 @@ class TrainConfig(Section):
                     f"what is evaluated is saved first"
                 )
         match fields:
-            case {"segments_min": least, "segments_max": most} if least > most:
-                yield f"segments_min = {least} is above segments_max = {most}"
-        match fields:
-            case {"learning_rate": rate, "final_learning_rate": final} if final > rate:
-                yield f"final_learning_rate = {final} is above learning_rate = {rate}"
-        match fields:
             case {"spike_factor": factor} if 0 < factor <= 1:
                 yield f"spike_factor = {factor} makes usual steps bad ones; it should be above 1, or 0"
         match fields:
             case {"schedule": "wsd", "warmup": warmup, "decay": decay} if warmup + decay > 1:
                 yield f"warmup + decay = {warmup + decay} is above 1, the whole training"
+        if "stages" in fields:
+            yield from _wrong_stages(fields)
+
+
+def _wrong_ranges(fields: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the keys that a stage may give as well."""
+    match fields:
+        case {"trainable": str(name)} if name not in ("all", "adapters"):
+            yield f"trainable should be 'all', 'adapters' or a list, such as ['norms', 'memory'], got '{name}'"
+        case {"trainable": []}:
+            yield "trainable is empty, so nothing would be trained"
+        case {"trainable": list(names)} if unknown := [name for name in names if name not in TRAINABLE]:
+            known = ", ".join(map(repr, TRAINABLE))
+            hint = did_you_mean(unknown[0], TRAINABLE)
+            yield f"trainable: there is no group '{unknown[0]}'{hint} (there are: {known})"
+    match fields:
+        case {"segments_min": least, "segments_max": most} if least > most:
+            yield f"segments_min = {least} is above segments_max = {most}"
+    match fields:
+        case {"learning_rate": rate, "final_learning_rate": final} if final > rate:
+            yield f"final_learning_rate = {final} is above learning_rate = {rate}"
+
+
+def _wrong_stages(fields: dict[str, Any]) -> Iterator[str]:
+    for number, stage in enumerate(fields["stages"]):
+        place, changes = f"stages[{number}]", stage.changes()
+        if changes:
+            yield from (f"{place}: {line}" for line in _wrong_ranges(fields | changes))
+        if "adapters" in (stage.trainable, stage.trainable and fields.get("trainable")):
+            yield f"{place}: trainable: an adapter is trained in all stages or in none; leave it out"
 
 
 class Config(Section):

@@ -1,6 +1,8 @@
 """What a model costs: parameters by part, work per token, bytes of state and of training. No weights are allocated."""
 
+import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +11,9 @@ from rmkv_cli.config import Config, ModelConfig, TrainConfig
 from rmkv_cli.model.adapters import MARK, attach_configured
 from rmkv_cli.model.groups import PARTS, is_trained, part_of
 from rmkv_cli.model.model import RMKV
+from rmkv_cli.model.pretrained import find_model
 from rmkv_cli.model.size import state_bytes
+from rmkv_cli.model.tensors import open_tensors
 from rmkv_cli.model.view import CHUNK
 
 TRAINED = 3  # forward passes' worth of work in a training step: forward, and twice that for the backward pass
@@ -31,6 +35,8 @@ class TrainingMemory:
     """Of all lanes, before a step and after it, and those saved between the segments of a row."""
     activations: int
     """Those of one segment, or of a row without replay; the row's tokens, the head's vectors and logits."""
+    teacher: int
+    """The weights of a teacher in a folder of this machine, and its logits beside the student's."""
     set_aside: int
     """Frozen weights in float32 beside their copies in bfloat16. A GPU has the copies alone: these are in the machine's
     memory, and not in the total."""
@@ -56,7 +62,7 @@ def count_trained(config: ModelConfig, train: TrainConfig) -> dict[str, int]:
     attach_configured(model, train)
     for name, parameter in model.named_parameters():
         part = ADAPTERS if MARK in name else part_of(name)
-        counts[part] += parameter.numel() * is_trained(name, train.trainable)
+        counts[part] += parameter.numel() * is_trained(name, train.ever_trainable)
     return counts
 
 
@@ -129,9 +135,24 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
         gradients=gradients,
         optimizer=optimizer_bytes(config, train),
         states=(train.batch_size + later + batch * segments) * state_bytes(config, 4, element)[0],
+        teacher=teacher_bytes(config, train, batch * row_tokens),
         activations=round(segment * (1 + 0.8 * others) + max(row, head - gradients) + 48 * batch * row_tokens),
         set_aside=set_aside,
     )
+
+
+def teacher_bytes(config: ModelConfig, train: TrainConfig, tokens: int) -> int:
+    """Return the bytes that a teacher takes where rows have so many tokens: its weights, unless they are still on the
+    hub, and a chunk of logits and probabilities of both models."""
+    teacher = train.teacher
+    if teacher.model is None:
+        return 0
+    weights = 0
+    if Path(teacher.model).is_dir():
+        for path in find_model(Path(teacher.model)).glob("*.safetensors"):
+            with open_tensors(path, "damaged weights") as file:
+                weights += sum(math.prod(shape) for _, shape in file.layout.values())
+    return weights * (2 if teacher.precision == "bf16" else 4) + 16 * min(tokens * config.vocab_size, LOGITS)
 
 
 def optimizer_bytes(config: ModelConfig, train: TrainConfig) -> int:
@@ -145,7 +166,9 @@ def tuning_memory(config: Config, batch: int, row_tokens: int) -> dict[str, int]
     """Return the total of `training_memory` for each way to train a model, by the value of `train.trainable`."""
     ways = {"all": "all", "adapters": "adapters", "memory start": ["memory start"]}
     return {
-        name: training_memory(config.model, config.train.model_copy(update={"trainable": way}), batch, row_tokens).total
+        name: training_memory(
+            config.model, config.train.model_copy(update={"trainable": way, "stages": []}), batch, row_tokens
+        ).total
         for name, way in ways.items()
     }
 

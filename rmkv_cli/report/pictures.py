@@ -70,6 +70,14 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
     """
     kinds: list[tuple[str, str, str, str | None, dict[str, Any]]] = [
         ("training-loss", "training loss, nats a token", "loss", None, {}),
+        ("divergence", "training, KL from the teacher, nats per token", "kl", None, {"bottom": 0}),
+        (
+            "alignment",
+            "training, distance from the teacher's attention, relative",
+            "align",
+            None,
+            {"bottom": 0},
+        ),
         ("validation-loss", "validation loss, nats a token", "loss", "validation", {"marker": "o"}),
         ("bits-per-byte", "validation, bits per byte", "bits_per_byte", "validation", {"marker": "o"}),
         ("learning-rate", "learning rate", "learning_rate", None, {}),

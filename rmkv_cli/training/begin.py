@@ -28,7 +28,7 @@ def source_of(config: Config, run: Path) -> Path | None:
 
 def require_trainable(config: Config) -> None:
     """Raise `UserError` if `train.trainable` freezes random weights, or selects what cannot be trained."""
-    model, trainable = config.model, config.train.trainable
+    model, trainable = config.model, config.train.ever_trainable
     if trainable == "all":
         return
     key = f"train.trainable = {shown(trainable)}"

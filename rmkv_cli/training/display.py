@@ -36,14 +36,15 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's record as metrics.jsonl has it."""
-        if "loss" not in record:
+        losses = {name: record[name] for name in ("loss", "kl", "align") if name in record}
+        if not losses:
             self.unsupervised += 1
             if self.unsupervised & (self.unsupervised - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
                 steps = plural(self.unsupervised, "such step")
                 self.say(f"step {record['step']:,}: no token is supervised, so the weights stay ({steps} so far)")
-        loss = f"{record['loss']:.3f}" if "loss" in record else "none"
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items()) or "loss none"
         figures = (
-            f"step {record['step']:,}  loss {loss}  lr {record['learning_rate']:.1e}  "
+            f"step {record['step']:,}  {shown}  lr {record['learning_rate']:.1e}  "
             f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "
             f"data wait {record['data_wait']:.0%}" + (f"  mfu {record['mfu']:.0%}" if "mfu" in record else "")
         )

@@ -44,6 +44,7 @@ from rmkv_cli.training.loggers import Log, open_loggers
 from rmkv_cli.training.memory import memory_errors_explained, require_memory
 from rmkv_cli.training.metrics import Metrics, best_validation, read_metrics
 from rmkv_cli.training.optimizer import most_segments
+from rmkv_cli.training.teacher import require_tokenizer_of_teacher, with_teacher
 from rmkv_cli.training.tensors import finish_writing
 from rmkv_cli.training.trainer import Trainer
 
@@ -84,9 +85,10 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
 
 def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal: bool) -> Outcome:
     """Be rank 0, or the only one: `train`."""
-    config = with_source(checked(config, run, resume=resume, allow_noncausal=allow_noncausal), run)
+    config = with_teacher(with_source(checked(config, run, resume=resume, allow_noncausal=allow_noncausal), run))
     require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
     with locked(run), open_data(config, run) as data:
+        require_tokenizer_of_teacher(config, data.tokenizer)
         require_memory(config, most_segments(config.train, data.phases), ranks.device, ranks.count)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         trainer = Trainer(config, lanes, ranks, ranks.share(data.phases), data.held_out)
@@ -222,7 +224,7 @@ class _Job:
                     write_adapter(folder, model, self.data.tokenizer, base, config.from_sha256)
                 else:
                     write_model(folder, model, self.data.tokenizer)
-                if config.trainable == ["memory start"]:
+                if config.ever_trainable == ["memory start"]:
                     save_start(folder / MEMORY, model, self.data.tokenizer)
                 write_progress(folder, progress)
             finally:

@@ -16,6 +16,7 @@ from rmkv_cli.model import RMKV
 from rmkv_cli.model.adapters import MARK, attach_configured
 from rmkv_cli.model.groups import freeze, group_of
 from rmkv_cli.training.muon import ShardedMuon
+from rmkv_cli.training.stages import stage_at
 
 THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
 
@@ -75,7 +76,7 @@ def describe_groups(config: Config) -> list[dict[str, Any]]:
     with torch.device("meta"):
         model = RMKV(config.model)
         attach_configured(model, config.train)
-    freeze(model, config.train.trainable)
+    freeze(model, config.train.ever_trainable)
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     frozen = {"optimizer": None, "weight_decay": None, "params": [p for p in names if not p.requires_grad]}
     rows: dict[tuple[str, str | None, float | None], int] = defaultdict(int)
@@ -96,7 +97,8 @@ def describe_groups(config: Config) -> list[dict[str, Any]]:
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Return the learning rate when a share `progress` (0 to 1) of the tokens has been seen.
+    """Return the learning rate when a share `progress` (0 to 1) of the tokens, of a stage's where there are stages, has
+    been seen.
 
     A linear warm-up, then a half cosine (Loshchilov & Hutter, 2017) or warm-up-stable-decay (Hu et al., 2024).
     """
@@ -114,15 +116,16 @@ def row_segments(config: TrainConfig, phases: Sequence[Phase], step: int, progre
     """Return how many segments the rows of a step have: uniform from the least to the most of its phase.
 
     Where the phase names no most, or there is none, it is one that grows from segments_min to segments_max over the
-    first half of the training.
+    first half of the training, or of its stage.
     """
     least, most = _segments_range(config, phases, progress)
     return int(np.random.default_rng([config.seed, step]).integers(least, most + 1))
 
 
-def most_segments(config: TrainConfig, phases: Sequence[Phase]) -> int:
-    """Return how many segments the training's longest rows have."""
-    return max(_segments_range(config, phases, progress)[1] for progress in THROUGHOUT)
+def most_segments(config: TrainConfig, phases: Sequence[Phase], *, taught: bool = False) -> int:
+    """Return how many segments the training's longest rows have, with `taught` those that a teacher reads as well."""
+    whole = [progress for progress in THROUGHOUT if not taught or stage_at(config, progress).kind != "extend"]
+    return max((_segments_range(config, phases, progress)[1] for progress in whole), default=0)
 
 
 def mean_segments(config: TrainConfig, phases: Sequence[Phase]) -> float:
@@ -133,8 +136,9 @@ def mean_segments(config: TrainConfig, phases: Sequence[Phase]) -> float:
 
 def _segments_range(config: TrainConfig, phases: Sequence[Phase], progress: float) -> tuple[int, int]:
     """Return the fewest and the most segments of a row at a share `progress` (0 to 1) of the tokens."""
-    least, most = config.segments_min, config.segments_max
-    grown = round(least + (most - least) * min(1.0, 2 * progress))
+    stage = stage_at(config, progress)
+    least, most = stage.train.segments_min, stage.train.segments_max
+    grown = round(least + (most - least) * min(1.0, 2 * stage.progress(progress)))
     phase = phase_at(phases, progress)
     if phase is not None:
         least = phase.segments_min or least

@@ -25,13 +25,19 @@ from rmkv_cli.training.ahead import Ahead, unpacked
 from rmkv_cli.training.distribution import Ranks, part, parted_like, whole
 from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.interrupt import Interrupt
-from rmkv_cli.training.loss import compiled_segment, row_loss
-from rmkv_cli.training.optimizer import learning_rate, make_optimizers, row_segments
+from rmkv_cli.training.objective import Objective
+from rmkv_cli.training.optimizer import learning_rate, make_optimizers, most_segments, row_segments
+from rmkv_cli.training.stages import CurrentStage, stage_at
+from rmkv_cli.training.teacher import load_teacher
 from rmkv_cli.training.tensors import begin_writing, read_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 from rmkv_cli.training.working import Working, spread
 
-MODEL_STATE, OPTIMIZER = "state", "optimizer"  # what the names of a checkpoint's tensors begin with
+MODEL_STATE, TEACHER_STATE, OPTIMIZER = (
+    "state",
+    "teacher",
+    "optimizer",
+)  # what the names of a checkpoint's tensors begin with
 
 
 class Trainer:
@@ -65,14 +71,19 @@ class Trainer:
         self.sharded = ranks.mesh is not None and config.train.distributed == "fsdp"
         """Whether each rank has a part of every weight."""
         spread(self.model, ranks, config.train.distributed)
-        freeze(self.model, config.train.trainable)
+        freeze(self.model, config.train.ever_trainable)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self.working = Working(self.model, dtype, ranks)
         """What the steps compute with."""
         self.working.take_weights(frozen=True)
-        self.state = self.working.model.initial_state(config.train.batch_size // ranks.count)
+        self.state = self.working.model.initial_state(self._lanes_here)
         """The state of this rank's lanes after the last step."""
-        self._segment = compiled_segment(self.working.model) if config.train.compile else None
+        with ranks.together():
+            longest = config.model.segment_length * most_segments(config.train, phases, taught=True)
+            teacher = load_teacher(config, self.device, longest)
+        self.objective = Objective(self.working.model, config.train, teacher)
+        self.teacher_state = teacher.start(self._lanes_here) if teacher else None
+        """What the teacher carries in this rank's lanes."""
         self.optimizers = make_optimizers(self.model, config.train)
         self.lanes = Ahead(lanes, pinned=self.device == "cuda" and ranks.count == 1) if lanes is not None else None
         self.phases, self.held_out = phases, held_out
@@ -84,6 +95,20 @@ class Trainer:
         """Which signal asked any of the ranks to stop."""
         self._written: Future[Any] | None = None
         """The end of what `save` began."""
+        self.stage = stage_at(config.train, 0.0)
+        """The stage of the last step."""
+        self._enter(self.stage)
+
+    @property
+    def _lanes_here(self) -> int:
+        return self.config.train.batch_size // self.ranks.count
+
+    def _enter(self, stage: CurrentStage) -> None:
+        """Train what the stage trains."""
+        self.stage = stage
+        for model in (self.model, self.working.model):
+            freeze(model, stage.train.trainable)
+        self.working.take_weights(frozen=True)  # some may have been trained until now
 
     @property
     def finished(self) -> bool:
@@ -102,6 +127,9 @@ class Trainer:
         """
         config = self.config.train
         began = time.perf_counter()
+        stage = stage_at(config, self.tokens / config.tokens)
+        if stage.number != self.stage.number:
+            self._enter(stage)
         S, ahead = self.config.model.segment_length, segments is None
         segments = segments or row_segments(config, self.phases, self.step, self.tokens / config.tokens)
         read = config.batch_size * segments * S
@@ -111,16 +139,17 @@ class Trainer:
             then = S * row_segments(config, self.phases, self.step + 1, tokens / config.tokens)
         rows, counted = self._read(segments * S, then)
         waited = time.perf_counter() - began
-        rate = learning_rate(config, min(1.0, tokens / config.tokens))
+        rate = learning_rate(stage.train, stage.progress(tokens / config.tokens))
         self._seed()
-        loss, state = self._accumulate(rows, max(1, counted))
+        figures, state, teacher_state = self._accumulate(rows, max(1, counted))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
-        value = loss.item()
+        value, divergence = figures.tolist()
+        taught = {"kl": divergence} if stage.kind == "distil" else {}
         record: dict[str, Any] = {
             "step": self.step + 1,
             "tokens": tokens,
-            **({"loss": value} if counted else {}),
+            **({("align" if stage.kind == "align" else "loss"): value} | taught if counted else {}),
             "learning_rate": rate,
             "grad_norm": norm.item(),
             "segments": segments,
@@ -142,7 +171,8 @@ class Trainer:
         if counted:
             self.watch.good(record["grad_norm"])
         self.model.zero_grad()
-        self.state, self.step, self.tokens = state, record["step"], record["tokens"]
+        self.state, self.teacher_state = state, teacher_state
+        self.step, self.tokens = record["step"], record["tokens"]
         seconds = time.perf_counter() - began
         tokens_per_second = read / seconds
         record |= {"tokens_per_second": tokens_per_second, "data_wait": waited / seconds}
@@ -174,36 +204,31 @@ class Trainer:
         seed = np.random.SeedSequence([self.config.train.seed, self.step, self.ranks.rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
-    def _accumulate(self, rows: Tensor, counted: int) -> tuple[Tensor, State]:
-        """Add up the gradients of all micro-batches; return the loss over `counted` tokens, and the lanes' state.
+    def _accumulate(self, rows: Tensor, counted: int) -> tuple[Tensor, State, Any]:
+        """Add up the gradients of all micro-batches; return the figures of `Outcome`, (2,), over `counted` tokens, the
+        lanes' state, and what the teacher carries.
 
-        Gradients and loss are those of all ranks' rows, the state is of this one's.
+        Gradients and figures are those of all ranks' rows, the states are of this one's.
         """
-        config = self.config.train
-        size, lanes = config.micro_batch_size, rows.shape[1]
-        total, states = torch.zeros((), device=self.device), []
-        model = self.working.model.train()
+        size, lanes = self.config.train.micro_batch_size, rows.shape[1]
+        figures, states, carried = [], [], []
+        self.working.model.train()
         self.working.take_weights()
         given = rows[:2].to(self.device, non_blocking=True)
         for start in range(0, lanes, size):
             ids, targets = given[:, start : start + size].long()
-            loss, state = row_loss(
-                model,
-                ids,
-                targets,
-                rows[2, start : start + size].long(),
-                self.state.rows(start, size),
-                replay=config.replay,
-                z_loss=config.z_loss,
-                segment=self._segment,
-            )
-            loss = loss / counted
+            row = ids, targets, rows[2, start : start + size].long(), self.state.rows(start, size)
+            before = None if self.teacher_state is None else self.teacher_state.rows(start, size)
+            outcome = self.objective(*row, before, self.stage.kind)
+            loss = outcome.loss / counted
             loss.backward()
-            total += loss.detach()
-            del loss  # and its graph, which holds on to the states
-            states.append(state)
+            figures.append(torch.stack([loss.detach(), outcome.divergence / counted]))
+            states.append(outcome.state)
+            carried.append(outcome.carried)
+            del loss, outcome  # and the graph, which holds on to the states
         self.working.give_gradients()
-        return self.ranks.sum(total), State.join(states)
+        after = None if self.teacher_state is None else type(self.teacher_state).join(carried)
+        return self.ranks.sum(torch.stack(figures).sum(0)), State.join(states), after
 
     def pass_over(self, step: int, tokens: int) -> None:
         """Leave out a bad step: data, steps and tokens go on behind it; weights and states stay as it found them."""
@@ -252,7 +277,11 @@ class Trainer:
         """Begin to write to a checkpoint what is not the weights' and not the lanes': the optimizer's state, and the
         model's in each lane. They may change meanwhile. Return the end of it."""
         names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        tensors = {f"{MODEL_STATE}.{name}": x for name, x in self.state.map(self.ranks.shard).tensors().items()}
+        tensors = {
+            f"{kind}.{name}": x
+            for kind, state in ((MODEL_STATE, self.state), (TEACHER_STATE, self.teacher_state))
+            for name, x in (state.map(self.ranks.shard).tensors() if state is not None else {}).items()
+        }
         for optimizer in self.optimizers:
             for p, kept in optimizer.state.items():
                 tensors |= {f"{OPTIMIZER}.{names[p]}.{key}": x for key, x in kept.items()}
@@ -267,7 +296,7 @@ class Trainer:
     def start_from(self, folder: Path) -> None:
         """Take the weights of a model folder; raise `UserError` if they are damaged or another model's."""
         self._load_weights(folder)
-        self.state = self.working.model.initial_state(self.config.train.batch_size // self.ranks.count)
+        self.state = self.working.model.initial_state(self._lanes_here)
 
     def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, list[Any]]) -> None:
         """Take weights, moments and lanes' states from a checkpoint, of however many ranks, and the rest as given.
@@ -280,22 +309,25 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.state.clear()
             moments |= {p: optimizer.state for group in optimizer.param_groups for p in group["params"]}
-        states = {}
+        states: dict[str, dict[str, Tensor]] = {MODEL_STATE: {}, TEACHER_STATE: {}}
         for path, x in read_tensors(checkpoint, self._empty).items():
             kind, _, name = path.partition(".")
-            if kind == MODEL_STATE:
-                states[name] = part(x)
+            if kind in states:
+                states[kind][name] = part(x)
             else:
                 parameter, _, key = name.rpartition(".")
                 if (p := parameters.get(parameter)) not in moments:
                     raise UserError(f"{checkpoint}: has moments of '{parameter}', which the run does not train")
                 moments[p][p][key] = x
-        shapes = [{name: x.shape for name, x in each.items()} for each in (states, self.state.tensors())]
-        if shapes[0] != shapes[1]:
+        shapes = [{name: x.shape for name, x in each.items()} for each in (states[MODEL_STATE], self.state.tensors())]
+        taught = set(self.teacher_state.tensors() if self.teacher_state is not None else ())
+        if shapes[0] != shapes[1] or states[TEACHER_STATE].keys() != taught:
             raise UserError(f"{checkpoint}: its lanes' states do not fit the run's config.toml")
-        state = State.from_tensors(states).to_precision(self.working.model.embedding.weight.dtype)
+        state = State.from_tensors(states[MODEL_STATE]).to_precision(self.working.model.embedding.weight.dtype)
         if wrong := fault(state):
             raise UserError(f"{checkpoint}: its lanes' states are damaged: {wrong}")
+        if self.objective.teacher is not None:
+            self.teacher_state = self.objective.teacher.restored(states[TEACHER_STATE])
         self.state, self.step, self.tokens = state, step, tokens
         self.watch.load_state_dict(watch)
 
@@ -313,7 +345,7 @@ class Trainer:
     def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return an empty tensor for what a checkpoint has under a name, in parts as the ranks have it."""
         kind, _, name = path.partition(".")
-        if kind == MODEL_STATE and shape:
+        if kind in (MODEL_STATE, TEACHER_STATE) and shape:
             dim, mine = State.batch_dimension(name), list(shape)
             mine[dim] //= self.ranks.count
             return self.ranks.shard(torch.empty(mine, dtype=dtype, device=self.device), dim)

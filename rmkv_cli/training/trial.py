@@ -24,6 +24,7 @@ from rmkv_cli.training.distribution import Ranks, resolve_device
 from rmkv_cli.training.folder import checked
 from rmkv_cli.training.memory import estimated_memory, memory_errors_explained, peak_memory, require_memory
 from rmkv_cli.training.optimizer import mean_segments, most_segments
+from rmkv_cli.training.teacher import require_tokenizer_of_teacher, with_teacher
 from rmkv_cli.training.trainer import Trainer
 
 WARM_UP = 3  # steps before those that are profiled
@@ -43,7 +44,7 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
     config = checked(config, run, allow_noncausal=allow_noncausal)
     with _trial(config) as trainer:
         train = config.train
-        most, mean = most_segments(train, trainer.phases), mean_segments(train, trainer.phases)
+        most, mean = _segments(trainer)
         with progress("Two steps", 2, "steps") as advance:
             trainer.train_step(most)
             advance(1)
@@ -86,7 +87,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     rows = config.train.micro_batch_size
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
     with _trial(config) as trainer:
-        segments = round(mean_segments(config.train, trainer.phases))
+        segments = round(_segments(trainer)[1])
         gpu = trainer.device == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
         with progress("Profiling", WARM_UP + steps, "steps") as advance:
@@ -120,14 +121,25 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     }
 
 
+def _segments(trainer: Trainer) -> tuple[int, float]:
+    """Return the most and the mean segments per row, of rows that a teacher reads where there is one."""
+    train, phases = trainer.config.train, trainer.phases
+    most, mean = most_segments(train, phases), mean_segments(train, phases)
+    if trainer.objective.teacher is not None:
+        taught = most_segments(train, phases, taught=True)
+        most, mean = min(most, taught), min(mean, taught)
+    return most, mean
+
+
 @contextmanager
 def _trial(config: Config) -> Iterator[Trainer]:
     """Give a trainer at its first step, whose data keep what they need in a temporary folder."""
     device = resolve_device(config.train.device)
     with tempfile.TemporaryDirectory(prefix="rmkv-") as folder, ExitStack() as stack:
         run = Path(folder)
-        config = with_source(config, run)
+        config = with_teacher(with_source(config, run))
         data = stack.enter_context(open_data(config, run))
+        require_tokenizer_of_teacher(config, data.tokenizer)
         require_memory(config, most_segments(config.train, data.phases), device)
         lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
         with memory_errors_explained(config):

@@ -59,7 +59,7 @@ def test_every_key_that_may_change_can(make_config, tmp_path, monkeypatch, capsy
         "precision": "bf16", "replay": False, "compile": False, "device": "auto", "distributed": "fsdp", "log_every": 2,
         "loggers": [], "eval_every": 9, "checkpoint_every": 3, "keep_last": 1,
     }  # fmt: skip
-    assert values.keys() == {*MAY_CHANGE} - {"epochs"}  # in place of tokens: see test_length.py
+    assert values.keys() == {*MAY_CHANGE} - {"epochs", "teacher"}  # see test_length.py and test_distillation.py
     sets = [word for key, value in values.items() for word in ("--set", f"train.{key}={value}")]
     written_by(monkeypatch, capsys, "train", "--resume", "--run", run, *sets)
     assert load_config(run / "config.toml") == make_config(**values)
@@ -74,6 +74,7 @@ def test_each_key_that_may_not_change_says_why_and_the_run_is_as_before(make_con
     values = {
         "data": "x", "mix": "x", "tokenizer": "x", "from_model": "x", "from_sha256": "x", "batch_size": 8,
         "optimizer": "muon", "trainable": '["norms"]', "seed": 9, "eval_tokens": 9,
+        "stages": '[{kind="extend", share=1}]',
     }  # fmt: skip
     assert values.keys() | {"adapter"} == FIXED.keys()
     sets = [word for key, value in values.items() for word in ("--set", f"train.{key}={value}")]

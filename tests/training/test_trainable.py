@@ -63,7 +63,7 @@ def test_frozen_parameters_take_no_gradient_and_the_others_theirs(trainable):
         trainer.model.double().load_state_dict(model.state_dict())
         trainer.state = trainer.model.initial_state(2)
         rows, counted = trainer._read(15, None)
-        loss, _ = trainer._accumulate(rows, counted)
+        (loss, _), *_ = trainer._accumulate(rows, counted)
         return loss, {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
     loss, gradients = step(trainable)

@@ -1,0 +1,55 @@
+"""What a training step minimises over the rows of a micro-batch: cross-entropy, KL to a teacher, or alignment."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from rmkv_cli.config import TrainConfig
+from rmkv_cli.model import RMKV, State
+from rmkv_cli.training.align import row_alignment
+from rmkv_cli.training.loss import Lesson, compiled_segment, row_loss
+from rmkv_cli.training.teacher import Teacher
+
+
+class Outcome(NamedTuple):
+    """What the rows of a micro-batch give."""
+
+    loss: Tensor
+    """Cross-entropy or, in the stage "align", the distance from the teacher's layers, summed over the tokens that
+    count. Its gradient is the objective's."""
+    divergence: Tensor
+    """Sum of their KL(teacher ‖ student); 0 where it is not part of the objective."""
+    state: State
+    """The student's after the rows."""
+    carried: Any
+    """What the teacher carries after the rows; None without a teacher."""
+
+
+class Objective:
+    """The objective of each kind of stage."""
+
+    def __init__(self, model: RMKV, config: TrainConfig, teacher: Teacher | None) -> None:
+        self.teacher = teacher
+        self._model, self._config = model, config
+        self._segment = compiled_segment(model) if config.compile else None
+
+    def __call__(
+        self, ids: Tensor, targets: Tensor, documents: Tensor, state: State, carried: Any, stage: str
+    ) -> Outcome:
+        """Return the outcome of rows (B, T) in a stage of this kind; arguments as in `row_loss`.
+
+        A teacher that a stage does not ask begins anew when it is asked again.
+        """
+        row, config = (ids, targets, documents, state), self._config
+        how: dict[str, Any] = {"replay": config.replay, "z_loss": config.z_loss, "segment": self._segment}
+        nothing = state.memory.new_zeros(())
+        if self.teacher is None or stage == "extend":
+            loss, state = row_loss(self._model, *row, **how)
+            return Outcome(loss, nothing, state, self.teacher and self.teacher.start(len(ids)))
+        taught = self.teacher.read(ids, documents, carried, layers=stage == "align")
+        if stage == "align":
+            loss, state = row_alignment(self._model, *row, taught.layers, replay=config.replay)
+            return Outcome(loss, nothing, state, taught.carried)
+        lesson = Lesson(taught.hidden, self.teacher.head, config.teacher.share, config.teacher.temperature)
+        loss, state = row_loss(self._model, *row, **how, lesson=lesson)
+        return Outcome(loss, lesson.divergence, state, taught.carried)

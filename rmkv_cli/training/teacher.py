@@ -1,0 +1,303 @@
+"""Teachers: the models that another one learns from, RMKVs and causal models of transformers."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import tokenizers
+import torch
+from torch import Tensor, nn
+
+from rmkv_cli.config import Config
+from rmkv_cli.data.snapshot import find_snapshot
+from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation.transformer import load_transformer
+from rmkv_cli.files import read_json, read_whole, sha256
+from rmkv_cli.model import RMKV, State, find_model
+from rmkv_cli.model.state_file import fault
+from rmkv_cli.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a transformers teacher carries: the last tokens of each lane, which it reads again before the next row."""
+
+    tokens: Tensor
+    """(B, C), on the teacher's device."""
+    documents: Tensor
+    """(B, C), on the CPU: each token's document; -1: no token."""
+
+    def map(self, f: Callable[[Tensor, int], Tensor]) -> "Context":
+        """Return the context with f(tensor, its batch dimension) in each tensor's place."""
+        return Context(f(self.tokens, 0), f(self.documents, 0))
+
+    def rows(self, start: int, count: int) -> "Context":
+        """Return the context of `count` rows of the batch from row `start`."""
+        return self.map(lambda x, batch: x.narrow(batch, start, count))
+
+    @classmethod
+    def join(cls, parts: "list[Context]") -> "Context":
+        """Return one context for the rows of all."""
+        return cls(torch.cat([part.tokens for part in parts]), torch.cat([part.documents for part in parts]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return both tensors by name."""
+        return {"tokens": self.tokens, "documents": self.documents}
+
+
+class Taught(NamedTuple):
+    """What a teacher makes of rows."""
+
+    hidden: Tensor
+    """(B, T, D): what its head reads."""
+    carried: Any
+    """A `State` or `Context`: what it carries to the next rows."""
+    layers: list[tuple[Tensor, Tensor]]
+    """For each layer its input and its attention's output, both (B, T, D), if they were asked for."""
+
+
+class Teacher(Protocol):
+    """A model that others learn from."""
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Function from `Taught.hidden` to logits."""
+
+    def start(self, lanes: int) -> Any:
+        """Return what is carried before any token."""
+
+    def restored(self, tensors: dict[str, Tensor]) -> Any:
+        """Return what is carried from its tensors by name; raise `UserError` if they are damaged."""
+
+    def read(self, ids: Tensor, documents: Tensor, carried: Any, *, layers: bool = False) -> Taught:
+        """Read rows (B, T) of int64: ids on the device, and the documents on the CPU, as `row_loss` takes them."""
+
+
+class RMKVTeacher:
+    """An RMKV, which carries its state as the student does."""
+
+    def __init__(self, model: RMKV) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """See `Teacher`."""
+        return self.model.head
+
+    def start(self, lanes: int) -> State:
+        """See `Teacher`."""
+        return self.model.initial_state(lanes)
+
+    def restored(self, tensors: dict[str, Tensor]) -> State:
+        """See `Teacher`."""
+        state = State.from_tensors(tensors).to_precision(self.model.embedding.weight.dtype)
+        if wrong := fault(state):
+            raise UserError(f"the teacher's states are damaged: {wrong}")
+        return state
+
+    @torch.no_grad()
+    def read(self, ids: Tensor, documents: Tensor, carried: State, *, layers: bool = False) -> Taught:
+        """See `Teacher`."""
+        assert not layers
+        return Taught(*self.model.hidden(ids, carried, documents), [])
+
+
+class TransformersTeacher:
+    """A causal model of transformers with full attention, within each document.
+
+    A row's document may have begun in earlier rows. The teacher reads its last tokens again, as many as there is room
+    for: a row and what comes before it take at most `context` tokens. So it needs no cache, and every token of a row
+    counts.
+    """
+
+    def __init__(self, model: Any, context: int, shortest: int) -> None:
+        """`shortest` is the length of the shortest rows."""
+        self.model, self.context, self.carries = model.eval().requires_grad_(False), context, context - shortest
+        _require_usual(model)
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """See `Teacher`."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    def start(self, lanes: int) -> Context:
+        """See `Teacher`."""
+        tokens = torch.zeros(lanes, self.carries, dtype=torch.int64, device=self.model.device)
+        return Context(tokens, torch.full((lanes, self.carries), -1))
+
+    def restored(self, tensors: dict[str, Tensor]) -> Context:
+        """See `Teacher`."""
+        return Context(tensors["tokens"].to(self.model.device), tensors["documents"].cpu())
+
+    @torch.no_grad()
+    def read(self, ids: Tensor, documents: Tensor, carried: Context, *, layers: bool = False) -> Taught:
+        """See `Teacher`."""
+        T, kept = ids.shape[1], carried.tokens.shape[1]
+        goes_on = int((carried.documents == documents[:, :1]).sum(1).max())
+        before = min(goes_on, self.context - T)
+        tokens = torch.cat([carried.tokens, ids], dim=1)
+        numbers = torch.cat([carried.documents, documents], dim=1)
+        given, positions = tokens[:, kept - before :], _positions(numbers[:, kept - before :]).to(ids.device)
+        with _recorded(self.model.base_model.layers if layers else []) as found:
+            hidden = _hidden(self.model, given, positions)[:, before:]
+        after = Context(tokens[:, T:].clone(), numbers[:, T:].clone())
+        return Taught(hidden, after, [(x[:, before:], y[:, before:]) for x, y in found])
+
+
+def _positions(documents: Tensor) -> Tensor:
+    """Return the position of each token (B, T) in its document, counted from the first that stands here."""
+    index = torch.arange(documents.shape[1]).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+
+def _hidden(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    """Return what a model's head reads. Where positions begin again, transformers begins another document: its tokens
+    do not see those before."""
+    hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden
+
+
+@contextmanager
+def _recorded(layers: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Give the list that each layer adds its input and its attention's output to, when the model reads."""
+    found: list[tuple[Tensor, Tensor]] = []
+    inputs: list[Tensor] = []
+    with ExitStack() as stack:
+        for layer in layers:
+            hooks = [
+                layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0])),
+                layer.self_attn.register_forward_hook(lambda _, __, y: found.append((inputs[-1], y[0]))),
+            ]
+            for hook in hooks:
+                stack.callback(hook.remove)
+        yield found
+
+
+@torch.no_grad()
+def _require_usual(model: Any) -> None:
+    """Raise `UserError` unless the model's logits are its head's, and its documents do not see each other."""
+    ids, other = torch.tensor([[0, 1, 2, 3, 4], [3, 4, 2, 3, 4]], device=model.device)[:, None]
+    positions = torch.tensor([[0, 1, 0, 1, 2]], device=model.device)
+    hidden = _hidden(model, ids, positions)
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    kind = type(model).__name__
+    if not torch.equal(logits, model.get_output_embeddings()(hidden)):
+        raise UserError(f"train.teacher.model: a {kind} changes its head's logits; no such model can be a teacher")
+    if not torch.equal(hidden[:, 2:], _hidden(model, other, positions)[:, 2:]):
+        raise UserError(f"train.teacher.model: a {kind} sees the document before; no such model can be a teacher")
+
+
+def with_teacher(config: Config) -> Config:
+    """Return the config with the teacher's place and the SHA-256 of its weights, if it has a teacher.
+
+    Raises:
+        UserError: there is no such model, the config records another SHA-256, or it has stages that need a teacher and
+            names none.
+    """
+    train = config.train
+    if train.teacher.model is None:
+        lines = [
+            f"train.stages[{number}]: kind = '{stage.kind}' needs a teacher: --set train.teacher.model=MODEL"
+            for number, stage in enumerate(train.stages)
+            if stage.kind != "extend"
+        ]
+        if lines:
+            raise UserError("\n".join(lines))
+        return config
+    folder = _find(train.teacher.model)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"train.teacher.model: {folder} has no weights in safetensors files")
+    digests = [sha256(file) for file in files]
+    digest = digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    recorded = train.teacher.sha256
+    if recorded not in (None, digest):
+        raise UserError(
+            f"train.teacher.model: {folder} is not the model that the run learns from: the SHA-256 of its weights is "
+            f"{digest[:12]}…, but train.teacher.sha256 = {recorded[:12]}…"
+        )
+    place = str(folder.resolve()) if Path(train.teacher.model).exists() else train.teacher.model
+    teacher = train.teacher.model_copy(update={"model": place, "sha256": digest})
+    return config.model_copy(update={"train": train.model_copy(update={"teacher": teacher})})
+
+
+def require_tokenizer_of_teacher(config: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` if the config has a teacher whose tokenizer is not the data's."""
+    if config.train.teacher.model is not None:
+        path = _find(config.train.teacher.model) / "tokenizer.json"
+        if _rules(read_whole(path).decode("utf-8", "replace"), str(path)) != _rules(tokenizer.to_json(), "data"):
+            raise UserError(
+                f"{path}: the teacher's tokenizer is not the data's; a student and its teacher need the same, "
+                "because they give probabilities to the same tokens"
+            )
+
+
+def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
+    """Return the config's teacher on the device, or None if it has none.
+
+    Args:
+        config: the run's.
+        device: "cpu" or "cuda".
+        longest: tokens of the longest rows that the teacher reads.
+
+    Raises:
+        UserError: it cannot be loaded, or cannot teach what the config asks for.
+    """
+    teacher, model = config.train.teacher, config.model
+    if teacher.model is None:
+        return None
+    folder = _find(teacher.model)
+    aligns = any(stage.kind == "align" for stage in config.train.stages)
+    dtype = torch.bfloat16 if teacher.precision == "bf16" else torch.float32
+    if _is_rmkv(folder):
+        if aligns:
+            raise UserError(f"train.stages: kind = 'align' needs a teacher of transformers, and {folder} is an RMKV")
+        found = RMKV.from_pretrained(folder, device, None if teacher.precision == "fp32" else dtype)
+        if found.through_layers or found.position is not None:
+            raise UserError(f"{folder}: a teacher needs a memory that is causal, and positions that know no end")
+        return RMKVTeacher(found)
+    transformer = load_transformer(str(folder), device, dtype)
+    made_for = transformer.config.max_position_embeddings
+    context = teacher.context or made_for
+    if context > made_for:
+        raise UserError(f"train.teacher.context = {context}: {folder} was made for at most {made_for} tokens")
+    if longest > context:
+        raise UserError(
+            f"train.teacher: rows of up to {longest} tokens are longer than the teacher's {context}: lower "
+            f"segments_max to {context // model.segment_length}"
+        )
+    layers = [x for x in getattr(transformer.base_model, "layers", ()) if hasattr(x, "self_attn")]
+    shape = len(layers), transformer.config.hidden_size
+    if aligns and shape != (model.num_hidden_layers, model.hidden_size):
+        raise UserError(
+            f"train.stages: kind = 'align' needs the same layers: {folder} has {shape[0]} that can be aligned, of "
+            f"width {shape[1]}; the model has {model.num_hidden_layers} of width {model.hidden_size}"
+        )
+    return TransformersTeacher(transformer, context, model.segment_length)
+
+
+def _find(name: str) -> Path:
+    folder = find_snapshot(name)
+    return find_model(folder) if _is_rmkv(folder) else folder
+
+
+def _is_rmkv(folder: Path) -> bool:
+    path = folder / "config.json"
+    return not path.exists() or read_json(path).get("model_type") == "rmkv"
+
+
+def _rules(text: str, place: str) -> Any:
+    """Return what decides how a tokenizer.json makes ids of a text."""
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{place}: is not a tokenizer file: {error!s:.300}") from None
+    data = json.loads(library.to_str())
+    return library.get_vocab(), data["model"].get("merges"), data["normalizer"], data["pre_tokenizer"]

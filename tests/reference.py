@@ -64,9 +64,10 @@ def recurrent_cell(w, prefix, kind, x, hidden, cell):
 class Carried:
     """A layer's store, one matrix a head, read and written token by token."""
 
-    def __init__(self):
+    def __init__(self, own_key=False):
         self.stores = None  # before its first use: the learned start
         self.queries, self.keys = [], []  # of all tokens so far
+        self.own_key = own_key
 
     def convolved(self, taps, rows):
         return sum(tap * row for tap, row in zip(taps, rows[::-1], strict=False))
@@ -81,12 +82,18 @@ class Carried:
         gates = sigmoid(w["store.gates.weight"] @ np.concatenate([row, attended]) + w["store.gates.bias"])
         write, read = gates[:G], gates[G:]
         taps = w["store.taps"].reshape(4, H + G, d)
+        if "store.maps" in w:
+            query = np.stack([q @ turned for q, turned in zip(query, w["store.maps"][:H], strict=True)])
+            key = np.stack([k @ turned for k, turned in zip(key, w["store.maps"][H:], strict=True)])
+        self.queries.append(query)
+        if self.own_key:
+            self.keys.append(key)
         if self.keys:
             for W, b, k, v in zip(self.stores, write, self.convolved(taps[:, H:], self.keys), value, strict=True):
                 k = k / np.linalg.norm(k)
                 W += b * np.outer(k, v - k @ W)
-        self.keys.append(key)
-        self.queries.append(query)
+        if not self.own_key:
+            self.keys.append(key)
         query = self.convolved(taps[:, :H], self.queries)
         out = np.stack([q / np.linalg.norm(q) @ self.stores[h * G // H] for h, q in enumerate(query)])
         rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
@@ -106,7 +113,7 @@ class Reference:
         memory = [w["memory"][0 if layers_carry else at].copy() for at in range(L)]
         cell = [np.zeros((m, D)) for _ in range(L)]
         before = [[] for _ in range(L)]  # the look-back: (key, value, place relative to the next segment's start)
-        carried = [Carried() for _ in range(L)]
+        carried = [Carried(config.memory.store_key == "own") for _ in range(L)]
         outputs, position = [], 0
         for number, length in enumerate(lengths):
             x = np.stack([self.embed(tokens[position + i], position + i) for i in range(length)])

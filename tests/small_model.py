@@ -33,6 +33,8 @@ IMPORTED = (
     {"rope": {"theta": 100.0}},
     {"rope": SCALED, "head_size": 8},
     {"memory": {"fresh": "hidden"}},
+    {"memory": {"store_key": "own"}},
+    {"memory": {"store_maps": True}},
     {"memory": {"fresh": "hidden", "update": "none", "slots": 1}},
     {
         "norm": "rms",
@@ -43,7 +45,7 @@ IMPORTED = (
         "qk_norm": True,
         "rope": SCALED,
         "lookback": 5,
-        "memory": {"fresh": "hidden", "cell": "lstm"},
+        "memory": {"fresh": "hidden", "cell": "lstm", "store_key": "own", "store_maps": True},
     },
 )
 

@@ -26,6 +26,11 @@ class MemoryConfig(Section):
     store: int = Field(2, ge=0)
     """Layers, from the first, that have an associative store beside the slots: a matrix a head that holds values under
     keys. 0: none; more than there are: all."""
+    store_key: Literal["previous", "own"] = "previous"
+    """The key under which the store holds a token's value: that of the token before it, or, if attention's keys know
+    the token before already, as those of pretrained transformers do, its own."""
+    store_maps: bool = False
+    """The store turns attention's queries and keys by a matrix per head, and scales what it finds per head."""
     fresh: Literal["visible", "hidden"] = "visible"
     """Whether a document's first segment sees the slots. Hidden, it is read as a transformer reads it: for models that
     were imported from one."""

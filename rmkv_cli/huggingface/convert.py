@@ -171,13 +171,14 @@ def _first_token(described: dict[str, object]) -> int:
 
 
 def _new_stores(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the stores' weights by name, always the same ones, with a gain of 0."""
+    """Return the stores' weights by name, always the same ones: empty stores with a gain of 0."""
     weights: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for i in range(config.stores):
             store = AssociativeStore(config)
             torch.nn.init.zeros_(store.norm.weight)
+            torch.nn.init.zeros_(store.start)
             weights |= {f"blocks.{i}.store.{name}": x.to(dtype) for name, x in store.state_dict().items()}
     return weights
 

@@ -81,6 +81,8 @@ def read_family(described: dict[str, Any], path: Path, wiring: Wiring) -> ModelC
                 "update": "none",
                 "fresh": "hidden",
                 "store": keys["num_hidden_layers"] if wiring.store is None else wiring.store,
+                "store_key": "own",
+                "store_maps": True,
             },
         },
         str(path),

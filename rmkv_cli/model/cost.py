@@ -91,6 +91,7 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     # The gates; what is written and predicted by W, and found; products of keys, of queries and keys, of these and the
     # errors; the system.
     store = 2 * (D + Q) * (H + G) + (4 * KV + 2 * Q) * d + 4 * (KV + Q) * C
+    store += 2 * (Q + KV) * d * config.memory.store_maps
     per_layer = {
         "attention_matrices": 2 * D * (2 * Q + 2 * KV),
         "attention_scores": 4 * Q * keys,

@@ -14,9 +14,10 @@ from rmkv_cli.model.view import CHUNK, TAPS, View
 class AssociativeStore(nn.Module):
     """A matrix W (d, d) per head that holds values under keys: k W ≈ v for the keys and values of earlier tokens.
 
-    A token's value is written under the key of the token before it: a token finds what came after its like. Values,
-    queries and keys are the attention's own, without positions, the last two through a short convolution, so that a key
-    can tell what stood before it. Where query heads share keys and values, they share a W. Of its own the store has
+    A token's value is written under the key of the token before it: a token finds what came after its like. (Or under
+    its own, which in a pretrained transformer knows the token before.) Values, queries and keys are the attention's
+    own, without positions, the last two through a matrix if there is one, and through a short convolution, so that a
+    key can tell what stood before it. Where query heads share keys and values, they share a W. Of its own the store has
     the convolution, gates per head, a norm, and the learned W that a document starts with, which holds what mostly
     follows. The gates see a token and what attention found for it: a digit is worth writing or not by what it is part
     of. The store computes in float32 at least, because it writes differences.
@@ -25,9 +26,10 @@ class AssociativeStore(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         H, G, d = config.num_attention_heads, config.key_value_heads, config.head_width
-        self.heads = H, G
+        self.heads, self.own_key = (H, G), config.memory.store_key == "own"
         self.gates = nn.Linear(config.hidden_size + H * d, G + H)
-        self.norm = nn.RMSNorm(d, eps=1e-6)
+        self.norm = nn.RMSNorm((H, d) if config.memory.store_maps else d, eps=1e-6)  # over d alone, see its use
+        self.maps = nn.Parameter(torch.eye(d).repeat(H + G, 1, 1)) if config.memory.store_maps else None
         nn.init.zeros_(self.gates.bias)
         self.taps = nn.Parameter(torch.zeros(TAPS, H + G, 1, d))
         nn.init.ones_(self.taps[0])
@@ -52,17 +54,20 @@ class AssociativeStore(nn.Module):
         return found.to(qk.dtype), store, recent
 
     def convolve(self, qk: Tensor, recent: Tensor, view: View) -> tuple[Tensor, Tensor]:
-        """Return queries, and keys of the tokens before, (B, T, H + G, d), each channel a learned sum over a token and
-        three before it, and the new `recent`.
+        """Return queries, and keys to write under, (B, T, H + G, d), each channel a learned sum over a token and three
+        before it, and the new `recent`.
 
-        Tokens of other documents count as zeros, so a document's first token gets no key to write under.
+        Tokens of other documents count as zeros, so under a key of the token before, a document's first is not written.
         """
         tokens = torch.cat([recent.permute(0, 2, 1, 3).flip(1) * view.recent, qk], dim=1)
         recent = tokens[:, -TAPS:].flip(1).permute(0, 2, 1, 3)
-        # Queries by the taps of a token and of three before it, keys by those of the four before it: (5, H + G, d).
+        # Queries by a token and three before it, keys by the same or by the four before it: (5, H + G, d).
         of_queries, of_keys = wide(self.taps).squeeze(2).flip(0).split_with_sizes(self.heads, dim=1)
-        taps = torch.cat([F.pad(of_queries, (0, 0, 0, 0, 1, 0)), F.pad(of_keys, (0, 0, 0, 0, 0, 1))], dim=1)
+        this, before = (0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 1)
+        taps = torch.cat([F.pad(of_queries, this), F.pad(of_keys, this if self.own_key else before)], dim=1)
         tokens = wide(tokens)
+        if self.maps is not None:
+            tokens = torch.einsum("bthd,hde->bthe", tokens, wide(self.maps))
         if qk.shape[1] == 1:
             return (tokens * taps).sum(1, keepdim=True), recent
         return _Convolution.apply(tokens, taps, view.near), recent
@@ -119,11 +124,11 @@ class AssociativeStore(nn.Module):
             found = found + ((q @ k.mT) * until) @ torch.stack(errors)
         else:  # a token finds what it writes itself
             found = q @ W
-        found = F.rms_norm(found, (d,), wide(self.norm.weight), self.norm.eps) * read
-        found = found.view(-1, B, G, C, R, d).permute(1, 0, 3, 2, 4, 5).reshape(B, -1, H * d)
+        found = F.rms_norm(found, (d,), eps=self.norm.eps) * read
+        found = found.view(-1, B, G, C, R, d).permute(1, 0, 3, 2, 4, 5).reshape(B, -1, H, d) * wide(self.norm.weight)
         if fill:
             found = found[:, :T]
-        return found, W.unflatten(0, (B, G))
+        return found.flatten(2), W.unflatten(0, (B, G))
 
 
 def _by_head(x: Tensor, heads: int, C: int) -> Tensor:

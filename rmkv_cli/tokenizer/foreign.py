@@ -55,8 +55,10 @@ class Foreign:
     """Where texts may be cut (see `in_parts`)."""
 
 
-def read_foreign(text: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Foreign:
-    """Return what the content of tokenizer.json, and of the two files beside it, says.
+def read_foreign(
+    whole: tokenizers.Tokenizer, text: str, config: Mapping[str, Any], generation: Mapping[str, Any]
+) -> Foreign:
+    """Return what a tokenizer, its tokenizer.json and the two files beside that say; `whole` is changed and kept.
 
     Raises:
         UserError: it is no BPE over bytes or with byte fallback, or the files do not say what ends a text.
@@ -74,18 +76,17 @@ def read_foreign(text: str, config: Mapping[str, Any], generation: Mapping[str, 
             f"lacks rmkv's special tokens, and no {CONFIG} beside it names the eos_token; keep that file of a "
             "pretrained model's tokenizer beside it, or train one by `rmkv tokenizer train`"
         )
-    whole = tokenizers.Tokenizer.from_str(text)
     vocabulary: dict[str, int] = whole.get_vocab()
     added: list[dict[str, Any]] = described["added_tokens"]
     special = {t["content"] for t in added if t["special"] or _TAG.fullmatch(t["content"])} | set(named.values())
-    tokens = {vocabulary[name]: Token(name, vocabulary[name]) for name in special if name in vocabulary}
+    ids = sorted((vocabulary[name], name) for name in special if name in vocabulary)
+    tokens = {i: Token(name, i) for i, name in ids}
     if "eos_token" in named and named["eos_token"] not in vocabulary:
         raise UserError(f"has no token '{named['eos_token']}', which {CONFIG} names as eos_token")
     if short := [token for token in tokens.values() if len(token) < 2]:
         raise UserError(f"has the special token '{short[0]}', which is a single character")
-    described |= {"truncation": None, "padding": None, "post_processor": None}
-    described["model"]["dropout"] = None
-    libraries = _untrusted(described, tokens, 0), _untrusted(described, tokens, 1), _untrusted(described, tokens, 2)
+    begin = _begin(whole, tokens)
+    libraries = _untrusted(whole, described, tokens)
     unknown = vocabulary.get(named.get("unk_token", ""))
     for token in tokens.values():
         if any(i in tokens and i != unknown for i in libraries[1].encode(str(token), add_special_tokens=False).ids):
@@ -95,7 +96,7 @@ def read_foreign(text: str, config: Mapping[str, Any], generation: Mapping[str, 
     sizes = range(max(spellings) + 1)
     known = [_bytes(spellings.get(i, ""), byte_level and i not in plain, i in plain) for i in sizes]
     spaced = tuple(_is_spaced(library, known) for library in libraries)
-    roles = _roles(whole, tokens, named, generation, [i for i in sizes if i not in spellings])
+    roles = _roles(begin, tokens, named, generation, [i for i in sizes if i not in spellings])
     sides = {t["id"]: "l" * t["lstrip"] + "r" * t["rstrip"] for t in added if t["id"] in tokens}
     return Foreign(
         libraries,
@@ -110,7 +111,7 @@ def read_foreign(text: str, config: Mapping[str, Any], generation: Mapping[str, 
 
 
 def _roles(
-    library: tokenizers.Tokenizer,
+    begin: Token | None,
     tokens: Mapping[int, Token],
     named: Mapping[str, str],
     generation: Mapping[str, Any],
@@ -125,7 +126,7 @@ def _roles(
     never = {by_name[name].id for name in ("pad_token", "unk_token") if name in by_name} - {end.id for end in ends}
     opened, closed = (spelt.get(tag) for tag in THINKING)
     return Roles(
-        begin=_begin(library, tokens),
+        begin=begin,
         eod=eod,
         ends=ends,
         answer_ends=ends,
@@ -142,13 +143,23 @@ def _begin(library: tokenizers.Tokenizer, tokens: Mapping[int, Token]) -> Token 
     return tokens.get(first) if first is not None and without[:1] != [first] else None
 
 
-def _untrusted(described: Mapping[str, Any], tokens: Mapping[int, Token], place: int) -> tokenizers.Tokenizer:
-    """Return a tokenizer of texts that spell no special token: at a document's begin (0), later (1), in a text (2)."""
-    parts = {key: _without_space(described[key], place) for key in ("normalizer", "pre_tokenizer")}
-    library = tokenizers.Tokenizer.from_str(json.dumps({**described, **parts}))
-    library.add_special_tokens([str(token) for token in tokens.values()])
-    library.encode_special_tokens = True
-    return library
+def _untrusted(
+    whole: tokenizers.Tokenizer, described: Mapping[str, Any], tokens: Mapping[int, Token]
+) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    """Return tokenizers of texts that spell no special token: of a document's beginning, of a later text, in a text."""
+    made: list[tuple[dict[str, Any], tokenizers.Tokenizer]] = []
+    for place in range(3):
+        parts = {key: _without_space(described[key], place) for key in ("normalizer", "pre_tokenizer")}
+        library = next((library for known, library in made if known == parts), None)
+        if library is None:  # they take seconds to load
+            library = tokenizers.Tokenizer.from_str(json.dumps({**described, **parts})) if made else whole
+            library.no_truncation()
+            library.no_padding()
+            library.model.dropout = None
+            library.add_special_tokens([str(token) for token in tokens.values()])
+            library.encode_special_tokens = True
+        made.append((parts, library))
+    return made[0][1], made[1][1], made[2][1]
 
 
 def _without_space(part: Any, place: int) -> Any:

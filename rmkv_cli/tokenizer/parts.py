@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 _PLACES = re.compile(
     r"(?<=\S)(?=[ \n])|(?<=[0-9])|(?=[0-9])|(?<=[，。！？、；：])(?=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])"
 )
-ANYWHERE = re.compile(r"(?<=[^\W\d_])(?= [^\W_])|(?<=\n)(?=\S)")
-"""Boundaries of nearly every tokenizer: before a space between two words, and after a line's end."""
+ANYWHERE = re.compile(r"(?<=[^\W\d_])(?= [^\W_])|(?<=\S\n)(?=\S)")
+"""Boundaries of nearly every tokenizer: before a space between words, and between lines without other white space."""
 NOWHERE = re.compile(r"(?!)")
 
 

@@ -112,7 +112,7 @@ class Tokenizer:
         if is_own(library) or not files.keys() & {CONFIG, MAP}:
             return cls(library, None, template, {} if template is None else {TEMPLATE: template})
         config, generation, names = (_object(name, files.get(name, "{}")) for name in (CONFIG, GENERATION, MAP))
-        foreign = read_foreign(text, names | config, generation)
+        foreign = read_foreign(library, text, names | config, generation)
         return cls(library, foreign, template or default_template(config), files)
 
     @classmethod

@@ -89,7 +89,10 @@ def test_completions_begin_and_end_as_the_model_does(served):
 def test_what_the_template_refuses_is_400_with_its_words():
     with running(*loaded("mistral")) as server, server.client() as client:
         messages = [{"role": "system", "content": "Be brief."}, *CHAT[:1]]
-        with pytest.raises(openai.BadRequestError, match="Conversation roles must alternate") as error:
+        with pytest.raises(
+            openai.BadRequestError,
+            match="the chat template refuses this conversation: Conversation roles must alternate",
+        ) as error:
             client.chat.completions.create(model="small", messages=messages)
         assert error.value.param == "messages"
         answer = client.chat.completions.create(model="small", messages=CHAT[:1], max_tokens=5, seed=3)
@@ -100,7 +103,9 @@ def test_a_model_without_a_chat_template_completes_texts_alone():
     files = {name: content for name, content in foreign_files("llama3").items() if "template" not in name}
     tokenizer = Tokenizer.from_files(files)
     with running(make_model(vocab_size=tokenizer.vocab_size), tokenizer) as server, server.client() as client:
-        with pytest.raises(openai.BadRequestError, match="has no chat template, so it takes no conversations"):
+        with pytest.raises(
+            openai.BadRequestError, match="this model has no chat template, so it takes no conversations"
+        ):
             client.chat.completions.create(model="small", messages=CHAT[:1])
         assert client.completions.create(model="small", prompt="Hello", max_tokens=5).usage.completion_tokens
     assert json.loads(files["tokenizer_config.json"])["eos_token"] == "<|eot_id|>"

@@ -172,12 +172,15 @@ class TestSupervision:
             self.learned(bare, [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])
         assert self.learned(bare, [("user", "a"), ("assistant", "b"), ("user", "c")], False)[1][-1] == "(end)"
 
-    def test_a_template_whose_beginning_depends_on_the_end_is_refused(self):
-        counting = with_template(
-            "smollm2", "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-        )
-        with pytest.raises(ValueError, match="does not render a conversation turn by turn"):
-            self.learned(counting, [("user", "a"), ("assistant", "b")])
+
+def test_a_template_whose_beginning_depends_on_the_end_is_refused():
+    source = "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    counting = with_template("smollm2", source)
+    turns = [Turn("user", "a"), Turn("assistant", "b")]
+    with pytest.raises(ValueError, match="the chat template does not render a conversation turn by turn"):
+        rendered(turns, True, counting)
+    assert not counting.template.by_turns
+    assert all(tokenizer.template.by_turns for tokenizer in TOKENIZERS.values())
 
 
 @pytest.mark.parametrize("name", ["smollm2", "qwen3", "llama3", "mistral", "tinyllama"])

@@ -70,6 +70,10 @@ ZEPHYR = (
     "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}"
     "\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
 )
+PHI3 = (
+    "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 QWEN3 = """\
 {%- if messages[0].role == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
@@ -227,6 +231,15 @@ def _tinyllama():
     return _sentencepiece(True), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, ZEPHYR, None
 
 
+def _phi3():
+    """Its special tokens take the white space after them, and the template makes some of them of roles."""
+    library = _sentencepiece(False)
+    roles = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+    library.add_special_tokens([AddedToken(name, special=True, normalized=False, rstrip=True) for name in roles])
+    names = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "unk_token": "<unk>", "pad_token": "<|endoftext|>"}
+    return library, names, PHI3, ["<|endoftext|>", "<|end|>"]
+
+
 MODELS = {
     "smollm2": _smollm2,
     "qwen3": _qwen3,
@@ -234,6 +247,7 @@ MODELS = {
     "llama3.2": _llama32,
     "mistral": _mistral,
     "tinyllama": _tinyllama,
+    "phi3": _phi3,
 }
 
 

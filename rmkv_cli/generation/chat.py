@@ -171,7 +171,7 @@ class Conversation:
     def _close(self) -> None:
         """Read what ends the last answer."""
         if self._open and self.tokenizer.template is not None:
-            closing = self.tokenizer.template.closing()
+            closing = self.tokenizer.template.closing
             self._memory = read_prompt(self._model, self.tokenizer, closing, self.memory), []
         self._open = False
 

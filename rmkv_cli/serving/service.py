@@ -145,7 +145,7 @@ class Service:
 
     def _remembered(self, text: str) -> tuple[Piece, ...]:
         """Return an answer's pieces and what follows it before the next message."""
-        closing = self.tokenizer.template.closing() if self.tokenizer.template else ()
+        closing = self.tokenizer.template.closing if self.tokenizer.template else ()
         return (*answer(text, self.tokenizer), *closing)
 
     def _max_tokens(self, asked: CompletionRequest | ChatRequest) -> int:

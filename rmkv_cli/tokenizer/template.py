@@ -5,6 +5,8 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jinja2
@@ -117,48 +119,49 @@ class Template:
         place = MARKS[-1]
         guarded, mark = self._guarded([*EARLIER[: 2 * after], *messages, Message("user", place)])
         now = datetime.now()
-        if after:
-            text = self._after_earlier(guarded, now, prompt=False)
-        else:
-            text = self._render(guarded, now)
+        text = self._after_earlier(guarded, now) if after else self._render(guarded, now)
         before, found, behind = text.partition(place)
         if not found or place in behind:
             raise ValueError("the chat template does not give this message as it is")
-        begun = () if after else (BARE,)
-        return (*begun, *self._pieces(before, mark)), tuple(self._pieces(behind, mark))
+        lead = tuple(self._pieces(before, mark))
+        return self._closed(lead) if after else (BARE, *lead), tuple(self._pieces(behind, mark))
 
     def follow(self, messages: Sequence[Message], closed: bool) -> tuple[Piece, ...]:
         """Return what is read of new messages after an earlier answer, up to where the assistant is to answer.
 
         Args:
             messages: the new ones.
-            closed: whether what ends the earlier answer has been read (see `closing`).
+            closed: whether `closing` has been read after the earlier answer.
 
         Raises:
             ValueError: the template refuses it, or does not render turn by turn.
         """
         guarded, mark = self._guarded([*EARLIER, *messages])
-        now = datetime.now()
-        if closed:
-            return tuple(self._pieces(self._after_earlier(guarded, now, prompt=True), mark))
-        return tuple(self._pieces(self._closing(guarded, guarded[:2], now, prompt=True), mark))
+        pieces = tuple(self._pieces(self._after_earlier(guarded, datetime.now(), prompt=True), mark))
+        return self._closed(pieces) if closed else pieces
 
     @property
     def by_turns(self) -> bool:
         """Whether what follows an answer can be read without reading what came before it again."""
-        try:
-            self.follow(EARLIER[:1], closed=True)
-        except ValueError:
-            return False
-        return True
+        return bool(self.closing)
 
+    @cached_property
     def closing(self) -> tuple[Piece, ...]:
-        """Return what follows an answer before the next turn begins; nothing if the template has no token for it."""
-        guarded, mark = self._guarded(EARLIER)
+        """What follows an answer before the next turn begins; nothing if the template has no token for it."""
+        guarded, mark = self._guarded([*EARLIER, EARLIER[0]])
+        now = datetime.now()
         try:
-            return tuple(self._pieces(self._closing(guarded, guarded, datetime.now()), mark))
+            last, more = (tuple(self._pieces(self._after_earlier(guarded[:n], now), mark)) for n in (2, 3))
         except ValueError:
             return ()
+        return tuple(piece for piece, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, more, strict=False)))
+
+    def _closed(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """Return the pieces that follow an answer without `closing`."""
+        closing = self.closing
+        if not closing or pieces[: len(closing)] != closing:
+            raise ValueError(NOT_BY_TURNS)
+        return pieces[len(closing) :]
 
     def conversation(
         self, messages: Sequence[Message], train: Sequence[bool], answers_only: bool
@@ -186,7 +189,7 @@ class Template:
         learned = [False]
 
         def add(start: int, stop: int, counts: bool) -> None:
-            found = list(self._pieces(whole[start:stop], mark))
+            found = list(self._pieces(whole[start:stop], mark, pieces[-1]))
             pieces.extend(found)
             learned.extend([counts] * len(found))
 
@@ -223,19 +226,9 @@ class Template:
         """Return the first token that ends an answer, from `start` on."""
         return next((match for match in self._spelt.finditer(text, start) if match[0] in self._ends), None)
 
-    def _after_earlier(self, messages: list[dict[str, str]], now: datetime, prompt: bool) -> str:
-        """Return what is rendered of messages, the first two of which are `EARLIER`, after these."""
-        closing = self._closing(messages[:2], messages[:2], now)
-        tail = self._closing(messages, messages[:2], now, prompt)
-        if not tail.startswith(closing):
-            raise ValueError(NOT_BY_TURNS)
-        return tail[len(closing) :]
-
-    def _closing(
-        self, messages: list[dict[str, str]], answered: list[dict[str, str]], now: datetime, prompt: bool = False
-    ) -> str:
-        """Return the end of the rendered messages, from the token on that ends the last answer of `answered`."""
-        before, whole = self._render(answered[:-1], now, prompt=True), self._render(messages, now, prompt)
+    def _after_earlier(self, messages: list[dict[str, str]], now: datetime, prompt: bool = False) -> str:
+        """Return what is rendered of messages, the first two of which are `EARLIER`, from the end of its answer on."""
+        before, whole = self._render(messages[:1], now, prompt=True), self._render(messages, now, prompt)
         end = self._end(whole, len(before))
         if not whole.startswith(before) or end is None:
             raise ValueError(NOT_BY_TURNS)
@@ -288,9 +281,9 @@ class Template:
             for message in messages
         ], mark
 
-    def _pieces(self, text: str, mark: str) -> Iterator[Piece]:
-        """Yield the special tokens and the texts between them."""
-        at, strips = 0, ""
+    def _pieces(self, text: str, mark: str, before: Piece = "") -> Iterator[Piece]:
+        """Yield the special tokens of a text and the texts between them; `before` is the piece before it."""
+        at, strips = 0, self._strips.get(before.id, "") if isinstance(before, Token) else ""
         for match in [*self._spelt.finditer(text), None]:
             part = text[at : match.start() if match else len(text)]
             token = self._tokens[match[0]] if match else None

@@ -65,7 +65,7 @@ def test_a_kept_chat_goes_on_as_rmkv_chat_does(served, ask):
     second = ask(CHAT[2:], extra_body=keep)
     follow = [i for ids in served.tokenizer.encode_stream(_next(served), after=True) for i in ids]
     assert second.usage.prompt_tokens == len(follow)
-    closing = len(served.tokenizer.encode_document([*served.tokenizer.template.closing()]))
+    closing = len(served.tokenizer.encode_document([*served.tokenizer.template.closing]))
     text = len(served.tokenizer.encode("Hello world"))
     asked = first.usage.prompt_tokens
     said = len(served.tokenizer.encode(first.choices[0].message.content))

@@ -194,7 +194,7 @@ def test_what_follows_an_answer_is_what_the_whole_conversation_has_there(name):
         i for ids in tokenizer.encode_stream(template.follow([Message("user", "c")], closed=False), True) for i in ids
     ]
     assert tokenizer.decode(before) + tokenizer.decode(following) == tokenizer.decode(whole)
-    closed = "".join((*template.closing(), *template.follow([Message("user", "c")], closed=True)))
+    closed = "".join((*template.closing, *template.follow([Message("user", "c")], closed=True)))
     assert closed == "".join(template.follow([Message("user", "c")], closed=False))
     assert pieces_of(turns[2:], tokenizer, after=True) == template.follow([Message("user", "c")], closed=True)
 

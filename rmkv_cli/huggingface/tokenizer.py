@@ -12,11 +12,13 @@ from rmkv_cli.data.chat import ASSISTANT
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.progress import stderr
-from rmkv_cli.tokenizer import FILES, TEMPLATE, Special, Tokenizer
+from rmkv_cli.tokenizer import BARE, FILES, TEMPLATE, Special, Tokenizer
 from rmkv_cli.tokenizer.foreign import GENERATION
+from rmkv_cli.tokenizer.template import Message
 from rmkv_cli.tokenizer.tokenizer import PROBE
 
 THINKING = (Special.THINK, Special.END_THINK)
+CONVERSATION = Message("user", "What is it? \n"), Message("assistant", " So be it."), Message("user", "And\n\nnow?")
 COMPOSED = PROBE + " e\u0301 \u212b \ufb01"
 """Text that only a tokenizer without a normalizer gives back."""
 MARK = "\ue000"
@@ -109,6 +111,12 @@ def notes_on(tokenizer: Tokenizer) -> Iterator[str]:
     """Yield what users of a pretrained model's tokenizer should know."""
     if tokenizer.decode(tokenizer.encode(COMPOSED)) != COMPOSED:
         yield "this tokenizer normalizes texts, so decoding does not give every text back exactly"
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())  # which makes special tokens of what spells them
+    end = tokenizer.roles.eod
+    pieces = ("What ", end, " is") if tokenizer.template is None else tokenizer.template.prompt(CONVERSATION)
+    spelt = "".join(pieces)
+    if tokenizer.encode_document((BARE, *pieces)) != library.encode(spelt, add_special_tokens=False).ids:
+        yield "beside special tokens, rmkv encodes conversations with other tokens than transformers does"
     if tokenizer.template is None:
         yield f"it has no chat template, so the model continues texts but takes no conversations; {TEMPLATE} adds one"
     elif not tokenizer.template.by_turns:

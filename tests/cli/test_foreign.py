@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from foreign import MODELS, foreign_files, foreign_folder
@@ -89,6 +90,11 @@ def test_a_model_is_trained_on_with_its_own_tokenizer_and_exported_with_it(tmp_p
     chats = [documents[i].tolist() for i in range(len(documents)) if documents.sources[i] == of_chats]
     expected = [theirs.apply_chat_template(chat, return_dict=False) for chat in CHATS]
     assert chats
+    said = [chat[1]["content"] for chat in CHATS]
+    for i in np.flatnonzero(documents.sources == of_chats):
+        targets = np.append(documents[i][1:], tokenizer.eod)[documents.counted(i)]
+        answer = tokenizer.decode(targets).strip(" \n")
+        assert any(answer == f"{text}{tokenizer.roles.eod}" for text in said)
     assert all(tokenizer.decode(chat) in map(tokenizer.decode, expected) for chat in chats)
     (tmp_path / "recipe.toml").write_text(
         f'[train]\ndata = "{tmp_path / "data"}"\ntokens = 200\nbatch_size = 2\nmicro_batch_size = 2\n'
@@ -162,6 +168,7 @@ def test_lossy_normalizers_and_missing_templates_are_said_on_import(tmp_path, ca
         write_foreign_tokenizer(source, tmp_path / name)
         said = capsys.readouterr().err
         assert ("note: this tokenizer normalizes texts" in said.replace("\n", " ")) == (name == "qwen3")
+        assert "with other tokens than transformers" not in said.replace("\n", " ")
         assert Tokenizer.load(tmp_path / name).hash == Tokenizer.load(source).hash
     (source / "chat_template.jinja").unlink()
     (tmp_path / "none").mkdir()
@@ -189,3 +196,16 @@ def test_chat_reads_and_saves(tmp_path, run, monkeypatch, capsys):
     (model / "chat_template.jinja").unlink()
     assert "has no chat template, so it takes no conversations" in error_of(monkeypatch, capsys, *chat[:3])
     shutil.rmtree(model)
+
+
+def test_special_tokens_that_are_found_in_normalized_text_alone_are_said(tmp_path, capsys):
+    """In some old folders the space before a text comes between it and the special token that it begins with."""
+    source = foreign_folder(tmp_path / "source", "mistral")
+    described = json.loads((source / "tokenizer.json").read_text())
+    for token in described["added_tokens"]:
+        token["normalized"] = True
+    (source / "tokenizer.json").write_text(json.dumps(described))
+    (tmp_path / "out").mkdir()
+    write_foreign_tokenizer(source, tmp_path / "out")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: beside special tokens, rmkv encodes conversations with other tokens than transformers does" in said

@@ -94,25 +94,28 @@ class Tokenizer:
             UserError: it is absent, broken or not supported.
         """
         file = path / FILE if path.is_dir() else path
-        contents = {FILE: read_whole(file, LARGEST)}
-        contents |= {name: read_whole(file.parent / name) for name in FILES[1:] if (file.parent / name).is_file()}
+        data = read_whole(file, LARGEST)
         try:
-            return cls.from_files({name: content.decode("utf-8") for name, content in contents.items()})
+            library = _library(text := data.decode("utf-8"))
+            beside = [TEMPLATE] if is_own(library) else FILES[1:]  # of rmkv's own, other programs write the others
+            found = {name: read_whole(file.parent / name) for name in beside if (file.parent / name).is_file()}
+            return cls._of(library, {FILE: text} | {name: content.decode("utf-8") for name, content in found.items()})
         except (UserError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: {error}") from None
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> "Tokenizer":
         """Return the tokenizer of the contents of `FILES`, the first at least; errors as in `load`."""
-        text, template = files[FILE], files.get(TEMPLATE)
-        try:
-            library = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"is not a tokenizer file: {error!s:.300}") from None
+        return cls._of(_library(files[FILE]), files)
+
+    @classmethod
+    def _of(cls, library: tokenizers.Tokenizer, files: Mapping[str, str]) -> "Tokenizer":
+        """Return the tokenizer of these files, the first of which is the library's."""
+        template = files.get(TEMPLATE)
         if is_own(library) or not files.keys() & {CONFIG, MAP}:
             return cls(library, None, template, {} if template is None else {TEMPLATE: template})
         config, generation, names = (_object(name, files.get(name, "{}")) for name in (CONFIG, GENERATION, MAP))
-        foreign = read_foreign(library, text, names | config, generation)
+        foreign = read_foreign(library, files[FILE], names | config, generation)
         return cls(library, foreign, template or default_template(config), files)
 
     @classmethod
@@ -339,6 +342,13 @@ def require_unicode(text: str) -> None:
             f"character {error.start + 1} of the text is a lone surrogate ({text[error.start]!a}), which is no valid "
             "Unicode"
         ) from None
+
+
+def _library(text: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"is not a tokenizer file: {error!s:.300}") from None
 
 
 def default_template(config: Mapping[str, Any]) -> str | None:

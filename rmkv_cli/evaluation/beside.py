@@ -15,7 +15,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.measure import PositionLoss, Report, bucket_edges, measure, sample
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.size import state_bytes
-from rmkv_cli.tokenizer import Special, Tokenizer
+from rmkv_cli.tokenizer import Token, Tokenizer
 
 CHUNK = 512  # tokens that are read at once; what came before them is in the cache
 
@@ -90,7 +90,7 @@ def measure_beside(
     reader = _Reader(*other)
     for index, length in zip(chosen, lengths, strict=True):
         pieces = tokenizer.pieces(documents.part(int(index), 0, int(length) + 1).tolist())
-        text = "".join(piece for piece in pieces if not isinstance(piece, Special))
+        text = "".join(piece for piece in pieces if not isinstance(piece, Token))
         reader.read(text, whole=bool(length == documents.lengths[index]))
         advance(int(length) / 2)
     return report, reader.result(name, reading)

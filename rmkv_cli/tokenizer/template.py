@@ -25,7 +25,7 @@ ROLES = {"system", "developer", "user", "tool", ASSISTANT}
 """Roles of which templates make special tokens, such as <|user|>."""
 NOT_BY_TURNS = (
     "the chat template does not render a conversation turn by turn with a token that ends each answer, so its answers "
-    'cannot be told apart; supervise = "all" needs no turns'
+    'cannot be told apart; supervise = "all" needs no turns, nor does `rmkv chat --mode single`'
 )
 _MARKS = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 MARKS = "".join(map(chr, _MARKS))

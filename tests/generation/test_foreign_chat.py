@@ -170,3 +170,15 @@ def test_a_model_folder_keeps_the_files_and_says_what_ends_a_text(tmp_path):
     assert said["eos_token_id"] == [token.id for token in tokenizer.roles.ends]
     assert said["bos_token_id"] == tokenizer.roles.begin.id
     assert "temperature" in said
+
+
+def test_a_template_without_a_token_that_ends_an_answer_has_one_turn():
+    source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}assistant: "
+    tokenizer = Tokenizer.from_files(foreign_files("llama3") | {"chat_template.jinja": source})
+    model = make_model(vocab_size=tokenizer.vocab_size)
+    conversation, alone = (Conversation(model, tokenizer, GREEDY, 5, mode=mode) for mode in ("chat", "single"))
+    for each in (conversation, alone):
+        list(each.say("Hello"))
+    with pytest.raises(UserError, match="does not render a conversation turn by turn"):
+        list(conversation.say("and you?"))
+    list(alone.say("and you?"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rmkv_cli.data.lanes import IGNORED
-from rmkv_cli.model import RMKV, State
+from rmkv_cli.model import RMKV, RMKVBlock, State
 from rmkv_cli.model.precision import wide
 from rmkv_cli.model.state import copied
 from rmkv_cli.training.loss import Segment, replayed
@@ -63,17 +63,21 @@ def row_alignment(
 
 @contextmanager
 def _taught(model: RMKV, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Let each layer read its of `inputs` (B, T, D); give the list that its attention's output (B, T, D) comes into."""
+    """Let each layer read its of `inputs` (B, T, D); give the list that its attention's output (B, T, D) comes into.
+
+    Feed-forwards are left out meanwhile: what they make no layer would read.
+    """
     outputs: list[Tensor] = []
     with ExitStack() as stack:
         for block, x in zip(model.blocks, inputs, strict=True):
+            assert isinstance(block, RMKVBlock)
             hooks = [
                 block.register_forward_pre_hook(lambda _, given, x=x: (x.to(given[0].dtype), *given[1:])),
                 # Before the tokens there are the slots, where a segment ends.
-                block.get_submodule("attention.out").register_forward_hook(
-                    lambda _, __, y, T=x.shape[1]: outputs.append(y[:, -T:])
-                ),
+                block.attention.out.register_forward_hook(lambda _, __, y, T=x.shape[1]: outputs.append(y[:, -T:])),
             ]
             for hook in hooks:
                 stack.callback(hook.remove)
+            stack.callback(setattr, block, "feed_forward", block.feed_forward)
+            block.feed_forward = None
         yield outputs

@@ -31,14 +31,21 @@ class Watch:
         self.norms: list[float] = []
         """Of the last good steps, at most WINDOW."""
         self.bad_steps: list[int] = []
+        self._stage = 0
 
-    def state_dict(self) -> dict[str, list[Any]]:
+    def state_dict(self) -> dict[str, Any]:
         """Return, as plain values, all that `load_state_dict` needs."""
-        return {"norms": self.norms, "bad_steps": [*self.bad_steps]}
+        return {"norms": self.norms, "bad_steps": [*self.bad_steps], "stage": self._stage}
 
-    def load_state_dict(self, state: dict[str, list[Any]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.norms, self.bad_steps = list(state["norms"]), list(state["bad_steps"])
+        self._stage = state.get("stage", 0)  # earlier versions have no stages
+
+    def enter(self, stage: int) -> None:
+        """Forget the norms if this is another stage: its gradients have a size of their own."""
+        if stage != self._stage:
+            self.norms, self._stage = [], stage
 
     def fault(self, loss: float, norm: float) -> str | None:
         """Return what is wrong with a step of this loss and gradient norm, None if nothing is."""

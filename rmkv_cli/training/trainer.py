@@ -33,11 +33,7 @@ from rmkv_cli.training.tensors import begin_writing, read_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 from rmkv_cli.training.working import Working, spread
 
-MODEL_STATE, TEACHER_STATE, OPTIMIZER = (
-    "state",
-    "teacher",
-    "optimizer",
-)  # what the names of a checkpoint's tensors begin with
+MODEL_STATE, TEACHER_STATE, OPTIMIZER = "state", "teacher", "optimizer"  # beginnings of a checkpoint's tensors' names
 
 
 class Trainer:
@@ -130,6 +126,7 @@ class Trainer:
         stage = stage_at(config, self.tokens / config.tokens)
         if stage.number != self.stage.number:
             self._enter(stage)
+        self.watch.enter(stage.number)
         S, ahead = self.config.model.segment_length, segments is None
         segments = segments or row_segments(config, self.phases, self.step, self.tokens / config.tokens)
         read = config.batch_size * segments * S
@@ -298,7 +295,7 @@ class Trainer:
         self._load_weights(folder)
         self.state = self.working.model.initial_state(self._lanes_here)
 
-    def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, list[Any]]) -> None:
+    def load(self, checkpoint: Path, step: int, tokens: int, watch: dict[str, Any]) -> None:
         """Take weights, moments and lanes' states from a checkpoint, of however many ranks, and the rest as given.
 
         Raises `UserError` if they are another model's.

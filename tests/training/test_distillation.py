@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from compare_runs import assert_same_run, stop_at, stopped_and_resumed, weights
+from compare_runs import assert_same_run, killed_after, stop_at, stopped_and_resumed, weights
 from job import ranks
 from safetensors.torch import load_file
 from small_documents import EOD, make_documents
@@ -154,6 +154,14 @@ def test_resumed_in_any_stage_it_ends_as_if_it_had_not_been_stopped(distilling, 
     config = distilling("llama", stages=STAGES)
     whole = train(config, tmp_path / "whole").run
     assert_same_run(whole, stopped_and_resumed(monkeypatch, config, tmp_path / "run", stop))
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_killed_it_goes_on_from_its_checkpoint_and_ends_the_same(distilling, tmp_path, step):
+    config = distilling("llama", stages=STAGES, keep_last=9)
+    whole = train(config, tmp_path / "whole").run
+    run = killed_after(whole, step)
+    assert_same_run(train(config, run, resume=True).run, whole)
 
 
 def test_each_stage_trains_and_records_what_is_its_own(distilling, tmp_path):

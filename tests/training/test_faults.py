@@ -148,3 +148,18 @@ def test_too_many_bad_steps_end_the_training(make_config, tmp_path, monkeypatch,
 def test_a_factor_that_makes_usual_steps_bad_is_refused(make_config):
     with pytest.raises((UserError, ValueError), match=r"spike_factor = 0.5 makes usual steps bad ones"):
         make_config(spike_factor=0.5)
+
+
+def test_a_stage_has_norms_of_its_own():
+    watch = Watch(3.0)
+    for _ in range(FEWEST):
+        watch.enter(0)
+        watch.good(1.0)
+    assert "more than 3 times the usual" in watch.fault(1.0, 9.0)
+    resumed = Watch(3.0)
+    resumed.load_state_dict(watch.state_dict())
+    for each in (watch, resumed):
+        each.enter(0)
+        assert each.fault(1.0, 9.0)
+        each.enter(1)
+        assert each.fault(1.0, 9.0) is None

@@ -120,7 +120,8 @@ def _import_transformer(source: str, out: Path, wiring: "Wiring", check: bool, a
     parts = table("of the source", "here", "parameters")
     parts.columns[1].justify = "left"
     for part in found.parts:
-        parts.add_row(part.source, part.target, f"{part.parameters:,}")
+        shown = (name.replace("model.", "").replace(".weight", "") for name in (part.source, part.target))
+        parts.add_row(*shown, f"{part.parameters:,}")
     console().print(parts)
     if found.check:
         print(

@@ -90,7 +90,7 @@ def import_transformer(source: str, out: Path, wiring: Wiring, check: bool) -> I
             write_foreign_tokenizer(folder, aside)
             write_checksums(aside)
             found = check_logits(folder, aside) if check else None
-    return Imported(_parts(model, names), sink, found)
+    return Imported(_parts(model, names, sink), sink, found)
 
 
 def lone_token(config: ModelConfig, read: Read, token: int, dtype: torch.dtype) -> Tensor:
@@ -183,11 +183,16 @@ def _new_stores(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     return weights
 
 
-def _parts(model: RMKV, names: dict[str, list[str]]) -> list[Part]:
+def _parts(model: RMKV, names: dict[str, list[str]], sink: int | None) -> list[Part]:
     """Return where the weights came from, those of all layers together."""
-    told = []
+    counts: dict[tuple[str, str], int] = {}
     for name, x in model.state_dict().items():
-        source = ", ".join(names[name]) if name in names else "new"
-        told.append([*(re.sub(r"\.\d+\.", ".*.", each) for each in (source, name)), x.numel()])
-    kinds = dict.fromkeys((source, target) for source, target, _ in told)
-    return [Part(*kind, sum(n for *each, n in told if tuple(each) == kind)) for kind in kinds]
+        parts = names.get(name, [""])
+        source, target = parts[0] if len(parts) == 1 else parts[0].replace("q_proj", "{q,k,v}_proj"), name
+        if name == "memory":
+            source = "new" if sink is None else f"token {sink} read alone, as each layer sees it"
+        elif ".store." in name:
+            source, target = "new, with a gain of 0", name.partition(".store.")[0] + ".store"
+        kind = tuple(re.sub(r"\.\d+\.", ".*.", each) for each in (source, target))
+        counts[kind[0], kind[1]] = counts.get((kind[0], kind[1]), 0) + x.numel()
+    return [Part(*kind, count) for kind, count in counts.items() if count]

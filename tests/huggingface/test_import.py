@@ -9,9 +9,12 @@ from hub import Hub
 from safetensors.torch import load_file
 from small_run import error_of, errors_of, written_by
 from small_transformer import FAMILIES, LLAMA3, in_float64, make_transformer, save_transformer
+from transformers_alone import alone
 
-from rmkv_cli.huggingface import Wiring, import_transformer
+from rmkv_cli.generation import SamplingConfig, generate
+from rmkv_cli.huggingface import Wiring, export_folder, import_folder, import_transformer
 from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Tokenizer
 
 S, L = 20, 12
 OPTIONS = {
@@ -338,7 +341,6 @@ class TestCommand:
         assert "Logits of" not in shown.out
 
     def test_options_of_transformers_are_not_for_our_own_folders(self, models, tmp_path, monkeypatch, capsys):
-        from rmkv_cli.huggingface import export_folder
 
         export_folder(models[0] / "usual", tmp_path / "exported")
         options = ["--slots", 2, "--no-check"]
@@ -400,3 +402,40 @@ def test_what_waiting_does_not_cure_is_one_line(hub, tmp_path, monkeypatch, caps
     if fault:
         hub.fail("resolve|api", 99, **fault)
     assert line in error_of(monkeypatch, capsys, "import", "hf", name, "--out", tmp_path / "out")
+
+
+class TestGeneration:
+    """Of an imported model, here and in transformers alone."""
+
+    @pytest.fixture(params=FAMILIES)
+    def teacher(self, request, tmp_path):
+        options = OPTIONS["all"] | {"dtype": torch.float32, "max_position_embeddings": 256}
+        return save_transformer(tmp_path / "source", request.param, **options)
+
+    def test_within_the_window_it_writes_what_the_transformer_writes(self, teacher, tmp_path):
+        model = imported(tmp_path / "source", tmp_path / "model", segment_length=64)
+        tokenizer = Tokenizer.load(tmp_path / "model")
+        never = [*tokenizer.roles.never, *range(tokenizer.vocab_size, 300)]
+        for prompt in ("the cat sat", "on the log, and", "x"):
+            ours = generate(model, tokenizer, prompt, SamplingConfig(temperature=0), 24)
+            assert "".join(ours)
+            ids = torch.tensor([tokenizer.encode_document([prompt])])
+            whole = teacher.generate(ids, max_new_tokens=24, suppress_tokens=never)
+            written = whole[0, ids.shape[1] :].tolist()
+            assert ours.ids == [token for token in written if token != teacher.config.eos_token_id]
+
+    @pytest.mark.slow
+    def test_exported_it_is_the_same_in_transformers(self, teacher, tmp_path):
+        model = imported(tmp_path / "source", tmp_path / "model")
+        for block in model.blocks:
+            torch.nn.init.normal_(block.store.norm.weight)
+        model.save_pretrained(tmp_path / "model")
+        (tmp_path / "model" / "checksums.json").unlink()
+        export_folder(tmp_path / "model", tmp_path / "exported")
+        here = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        found = alone(tmp_path, [tmp_path / "exported"], {"ids": IDS}, **here)
+        with torch.no_grad():
+            torch.testing.assert_close(found[str(tmp_path / "exported")]["logits"], model(IDS)[0], atol=1e-4, rtol=0)
+        import_folder(tmp_path / "exported", tmp_path / "back")
+        for name in ("model.safetensors", "tokenizer.json"):
+            assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()

@@ -5,7 +5,7 @@ import torch
 from small_model import CELLS, IMPORTED, make_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmkv_cli.config import ModelConfig, load_config, preset_path
+from rmkv_cli.config import ModelConfig, TrainConfig, load_config, preset_path
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.cost import (
     count_by_part,
@@ -95,6 +95,17 @@ def test_600m_trains_on_a_24_gb_card_by_this_estimate():
     assert training_memory(config.model, config.train, config.train.micro_batch_size, longest).total < 24e9
     config = load_config(preset_path("600m"), ["train.batch_size=8", "train.micro_batch_size=1"])
     assert training_memory(config.model, config.train, batch=1, row_tokens=131_072).total < 24e9
+
+
+@pytest.mark.parametrize(("precision", "element"), [("bf16", 2), ("fp32", 4)])
+def test_a_teacher_s_weights_and_logits_count(tmp_path, precision, element):
+    teacher = make_model(vocab_size=1000)
+    teacher.save_pretrained(tmp_path)
+    config, logits = ModelConfig(vocab_size=1000), 4 * 500 * 1000
+    plain = training_memory(config, TrainConfig(), 4, 125)
+    told = training_memory(config, TrainConfig(teacher={"model": str(tmp_path), "precision": precision}), 4, 125)
+    assert plain.teacher == 0
+    assert told.total - plain.total == told.teacher == element * teacher.count_parameters() + 4 * logits
 
 
 def test_counting_allocates_no_weights():

@@ -182,6 +182,7 @@ def test_each_stage_trains_and_records_what_is_its_own(distilling, tmp_path):
     assert not torch.equal(after["blocks.0.attention.qkv.weight"], aligned["blocks.0.attention.qkv.weight"])
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_a_larger_teacher(distilling, tmp_path):
     config = distilling("rmkv", tokens=5000, learning_rate=2e-2, checkpoint_every=400, eval_every=400)
     run = train(config, tmp_path / "run").run

@@ -31,6 +31,7 @@ from tuning import rmkv
 
 from rmkv_cli.files import whole_directory, whole_file
 from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.training.metrics import read_metrics
 
 HERE = Path(__file__).parent / "convert"
 RESULTS = HERE / "results.jsonl"
@@ -198,7 +199,9 @@ def distil(tokens: int) -> None:
         rmkv("data", "mix", mix, "--tokenizer", model(START), "--out", DATA)
     length = ["--set", f"train.tokens={tokens}"]
     if (RUN / "config.toml").exists():
-        rmkv("train", "--resume", "--run", RUN, *length)
+        records = read_metrics(RUN / "metrics.jsonl")
+        if not records or records[-1]["tokens"] < tokens:
+            rmkv("train", "--resume", "--run", RUN, *length)
     else:
         teacher = ["--set", f"train.teacher.model={TEACHER}"]
         how = ["--from", model(START), "--config", HERE / "convert.toml", "--data", DATA]

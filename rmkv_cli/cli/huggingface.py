@@ -68,7 +68,10 @@ def import_hf(
         ),
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(parser=at_least(0), metavar="N", help="Memory vectors per layer. [default: 1]")
+        int | None,
+        typer.Option(
+            parser=at_least(0), metavar="N", help="Memory vectors per layer, the first one a sink. [default: 1]"
+        ),
     ] = None,
     store: Annotated[
         int | None,

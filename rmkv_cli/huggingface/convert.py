@@ -83,7 +83,8 @@ def import_transformer(source: str, out: Path, wiring: Wiring, check: bool) -> I
         sink = _first_token(described) if wiring.slots else None
         new = _new_stores(config, widest) | {"memory": torch.zeros(*model.memory.shape, dtype=widest)}
         if sink is not None:
-            new["memory"] += lone_token(config, read, sink, widest)[:, None]
+            # The other slots are zeros, which draw little attention: copies would multiply the sink, noise replace it.
+            new["memory"][:, 0] = lone_token(config, read, sink, widest)
         assign(model, {name: read(name) for name in names} | new)
         with whole_directory(out) as aside:
             model.save_pretrained(aside)

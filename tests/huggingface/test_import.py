@@ -82,13 +82,14 @@ def test_without_slots_it_is_the_transformer_with_a_window(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_slot_is_the_first_token_s_residual_stream_at_its_layer(tmp_path, monkeypatch, family):
+def test_the_first_slot_is_the_first_token_s_residual_stream_at_its_layer(tmp_path, monkeypatch, family):
     with in_float64(monkeypatch):
         teacher = save_transformer(tmp_path / "source", family, **OPTIONS["all"])
         streams = teacher(torch.tensor([[1]]), output_hidden_states=True).hidden_states[:-1]
-    model = imported(tmp_path / "source", tmp_path / "model")
-    assert model.memory.shape == (3, 1, 32)
+    model = imported(tmp_path / "source", tmp_path / "model", slots=2)
+    assert model.memory.shape == (3, 2, 32)
     torch.testing.assert_close(model.memory.detach()[:, 0], torch.cat(streams)[:, 0], atol=1e-9, rtol=0)
+    assert not model.memory[:, 1].any()
 
 
 def test_stores_begin_without_effect_and_with_a_gradient(tmp_path):

@@ -225,7 +225,7 @@ class Trainer:
             del loss, outcome  # and the graph, which holds on to the states
         self.working.give_gradients()
         after = None if self.teacher_state is None else type(self.teacher_state).join(carried)
-        return self.ranks.sum(torch.stack(figures).sum(0)), State.join(states), after
+        return self.ranks.sum(torch.stack(figures).double().sum(0)), State.join(states), after
 
     def pass_over(self, step: int, tokens: int) -> None:
         """Leave out a bad step: data, steps and tokens go on behind it; weights and states stay as it found them."""

@@ -110,7 +110,7 @@ def write_foreign_tokenizer(source: Path, out: Path) -> None:
 def notes_on(tokenizer: Tokenizer) -> Iterator[str]:
     """Yield what users of a pretrained model's tokenizer should know."""
     if tokenizer.decode(tokenizer.encode(COMPOSED)) != COMPOSED:
-        yield "this tokenizer normalizes texts, so decoding does not give every text back exactly"
+        yield "this tokenizer normalizes texts or lacks some bytes, so decoding does not return every text exactly"
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())  # which makes special tokens of what spells them
     end = tokenizer.roles.eod
     pieces = ("What ", end, " is") if tokenizer.template is None else tokenizer.template.prompt(CONVERSATION)

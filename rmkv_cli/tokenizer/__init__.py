@@ -1,4 +1,5 @@
-"""BPE that untrusted text cannot forge special tokens in: rmkv's own, which loses nothing, and pretrained models'."""
+"""BPE tokenizers in which untrusted text cannot forge special tokens: rmkv's own, which are lossless, and pretrained
+models'."""
 
 from rmkv_cli.tokenizer.parts import in_parts
 from rmkv_cli.tokenizer.special import BARE, CONTINUED, Piece, Special, Token

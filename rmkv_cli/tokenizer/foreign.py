@@ -1,6 +1,6 @@
-"""Tokenizers of pretrained models, taken as they are: byte-level BPE of any pattern, and SentencePiece-like BPE.
+"""Tokenizers of pretrained models, used unchanged: byte-level BPE with any pattern, and SentencePiece-like BPE.
 
-tokenizer_config.json and generation_config.json beside them say what their special tokens are for.
+tokenizer_config.json and generation_config.json beside them define the roles of their special tokens.
 """
 
 import json
@@ -22,13 +22,13 @@ PROSE = (
     "The quick brown fox. It's 2024-01-02, isn't it?  Yes: 12,345 times!\n\n  def f(x):\r\n\treturn [x] ** 2\n"
     "Naïve café, 日本語の文章。 Привет мир\n\n\n-- and so on ...\n#1 end"
 )
-"""Text whose parts must have the tokens of the whole."""
+"""Text whose parts must encode to the same tokens as the whole."""
 _TAG = re.compile(r"<[^<>\s]{2,}>|\[/?[A-Z_]{2,}\]")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def bytes_of_characters() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (Radford et al., 2019, GPT-2)."""
+    """Return the byte that each character of a byte-level vocabulary represents (Radford et al., 2019, GPT-2)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
@@ -36,45 +36,48 @@ def bytes_of_characters() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What is known of a foreign tokenizer."""
+    """Description of a pretrained model's tokenizer."""
 
     libraries: tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]
-    """They encode a text that begins a document, one after a special token, and one that continues a text."""
+    """Tokenizers for text at the beginning of a document, after a special token, and in the middle of a text."""
     bytes: list[bytes]
-    """The bytes of each id (V,), b"" where there is no token."""
+    """Bytes of each id (V,); b"" for an id without a token."""
     tokens: dict[int, Token]
-    """The special tokens by id: those that are declared special, and others that are spelt like tags, as <think>."""
+    """Special tokens by id: those declared special, and others spelt like tags, such as <think>."""
     roles: Roles
     named: dict[str, str]
-    """Spellings of special tokens by their names, such as `bos_token`."""
+    """Spellings of special tokens by name, such as `bos_token`."""
     strips: dict[int, str]
-    """For special tokens that take the white space beside them, the sides: "l", "r" or "lr"."""
+    """Sides on which a special token absorbs adjacent white space, by id: "l", "r" or "lr"."""
     spaced: tuple[bool, bool, bool]
-    """Whether each of the libraries puts a space before a text."""
+    """Whether each of the libraries prepends a space to a text."""
     places: re.Pattern[str]
-    """Where texts may be cut (see `in_parts`)."""
+    """Pattern of the places where texts may be cut (see `in_parts`)."""
 
 
 def read_foreign(
     whole: tokenizers.Tokenizer, text: str, config: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> Foreign:
-    """Return what a tokenizer, its tokenizer.json and the two files beside that say; `whole` is changed and kept.
+    """Return the description of a tokenizer from its tokenizer.json and the two files beside it.
+
+    The result keeps `whole` and modifies it.
 
     Raises:
-        UserError: it is no BPE over bytes or with byte fallback, or the files do not say what ends a text.
+        UserError: the tokenizer is not BPE over bytes or with byte fallback, or the files do not name the token that
+            ends a text.
     """
     described = json.loads(text)
     if described["model"].get("type") != "BPE":
-        raise UserError(f"is a tokenizer of the kind {described['model'].get('type')}; only BPE is supported")
+        raise UserError(f"is a {described['model'].get('type')} tokenizer; only BPE is supported")
     kinds = set(_types([described["pre_tokenizer"], described["decoder"]]))
     byte_level = "ByteLevel" in kinds
     if not byte_level and not described["model"].get("byte_fallback") and "Metaspace" not in kinds:
-        raise UserError("is neither a byte-level tokenizer nor one like SentencePiece's with byte fallback")
+        raise UserError("is neither a byte-level tokenizer nor a SentencePiece-like one with byte fallback")
     named = {name: spelling for name in NAMES if (spelling := _spelling(config.get(name)))}
     if "eos_token" not in named:
         raise UserError(
-            f"lacks rmkv's special tokens, and no {CONFIG} beside it names the eos_token; keep that file of a "
-            "pretrained model's tokenizer beside it, or train one by `rmkv tokenizer train`"
+            f"lacks rmkv's special tokens, and no {CONFIG} beside it names the eos_token; copy the pretrained model's "
+            f"{CONFIG} to the same folder, or train a tokenizer with `rmkv tokenizer train`"
         )
     vocabulary: dict[str, int] = whole.get_vocab()
     added: list[dict[str, Any]] = described["added_tokens"]
@@ -90,7 +93,7 @@ def read_foreign(
     unknown = vocabulary.get(named.get("unk_token", ""))
     for token in tokens.values():
         if any(i in tokens and i != unknown for i in libraries[1].encode(str(token), add_special_tokens=False).ids):
-            raise UserError(f"makes the special token '{token}' of a text that spells it")
+            raise UserError(f"turns text that spells '{token}' into that special token")
     spellings = {i: spelling for spelling, i in vocabulary.items()}
     plain = {t["id"] for t in added} | tokens.keys()
     sizes = range(max(spellings) + 1)
@@ -137,7 +140,7 @@ def _roles(
 
 
 def _begin(library: tokenizers.Tokenizer, tokens: Mapping[int, Token]) -> Token | None:
-    """Return the special token that the tokenizer puts before a text; its post-processor alone decides that."""
+    """Return the special token that the tokenizer prepends to a text; only its post-processor decides this."""
     with_special, without = (library.encode("a", add_special_tokens=add).ids for add in (True, False))
     first = with_special[0] if with_special else None
     return tokens.get(first) if first is not None and without[:1] != [first] else None
@@ -146,12 +149,12 @@ def _begin(library: tokenizers.Tokenizer, tokens: Mapping[int, Token]) -> Token 
 def _untrusted(
     whole: tokenizers.Tokenizer, described: Mapping[str, Any], tokens: Mapping[int, Token]
 ) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]:
-    """Return tokenizers of texts that spell no special token: of a document's beginning, of a later text, in a text."""
+    """Return tokenizers that never parse special tokens in text: for the three places of `Foreign.libraries`."""
     made: list[tuple[dict[str, Any], tokenizers.Tokenizer]] = []
     for place in range(3):
         parts = {key: _without_space(described[key], place) for key in ("normalizer", "pre_tokenizer")}
         library = next((library for known, library in made if known == parts), None)
-        if library is None:  # they take seconds to load
+        if library is None:  # reuse one if possible: each takes seconds to load
             library = tokenizers.Tokenizer.from_str(json.dumps({**described, **parts})) if made else whole
             library.no_truncation()
             library.no_padding()
@@ -163,7 +166,7 @@ def _untrusted(
 
 
 def _without_space(part: Any, place: int) -> Any:
-    """Return a normalizer or pre-tokenizer without the space that it puts before a text where it is not at `place`."""
+    """Return a normalizer or pre-tokenizer that prepends no space to a text where none belongs at `place`."""
     if not isinstance(part, dict):
         return part
     match part.get("type"):
@@ -191,13 +194,13 @@ def _types(value: Any) -> Iterator[str]:
 
 
 def _spelling(value: Any) -> str | None:
-    """Return the spelling of a token as tokenizer_config.json describes it."""
+    """Return the spelling of a token from its description in tokenizer_config.json."""
     spelling = value.get("content") if isinstance(value, dict) else value
     return spelling if isinstance(spelling, str) else None
 
 
 def _bytes(spelling: str, byte_level: bool, plain: bool) -> bytes:
-    """Return the bytes that a token stands for; `plain` tokens are spelt as they are."""
+    """Return the bytes that a token represents; `plain` tokens are spelt literally."""
     if byte_level:
         return b"".join(bytes([BYTES[c]]) if c in BYTES else c.encode() for c in spelling)
     if not plain and (byte := _BYTE.fullmatch(spelling)):
@@ -211,7 +214,7 @@ def _is_spaced(library: tokenizers.Tokenizer, known: list[bytes]) -> bool:
 
 
 def _divides(libraries: tuple[tokenizers.Tokenizer, ...]) -> bool:
-    """Return whether a text that is cut at `ANYWHERE` has the tokens of the whole."""
+    """Return whether a text cut at `ANYWHERE` encodes to the same tokens as the whole."""
     whole = libraries[0].encode(PROSE, add_special_tokens=False).ids
     parts = list(in_parts([PROSE], 1, places=ANYWHERE))
     found = [

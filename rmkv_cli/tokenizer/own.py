@@ -1,4 +1,4 @@
-"""What rmkv's own tokenizers must be."""
+"""Requirements for rmkv's own tokenizers."""
 
 import tokenizers
 
@@ -13,16 +13,16 @@ def is_own(library: tokenizers.Tokenizer) -> bool:
 
 
 def own_bytes(library: tokenizers.Tokenizer) -> list[bytes]:
-    """Return the bytes of each id of a tokenizer of rmkv's own, and set it to encode untrusted text completely.
+    """Return the bytes of each id of one of rmkv's own tokenizers, and set it to encode untrusted text completely.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not one of rmkv's own tokenizers.
     """
     if not is_own(library):
         wanted = ", ".join(f"{special} = {special.id}" for special in Special)
         raise UserError(
-            f"lacks the special tokens with their ids ({wanted}); `rmkv tokenizer train` makes one, and a pretrained "
-            f"model's needs the {CONFIG} beside it that names its own"
+            f"lacks the special tokens with their ids ({wanted}); train a tokenizer with `rmkv tokenizer train`, or "
+            f"copy the pretrained model's {CONFIG} to the same folder"
         )
     library.add_special_tokens(list(map(str, Special)))  # in an exported file <think> is not special
     library.encode_special_tokens = True  # text that spells a special token stays text; the file does not keep this

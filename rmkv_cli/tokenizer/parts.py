@@ -10,7 +10,8 @@ _PLACES = re.compile(
     r"(?<=\S)(?=[ \n])|(?<=[0-9])|(?=[0-9])|(?<=[，。！？、；：])(?=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])"
 )
 ANYWHERE = re.compile(r"(?<=[^\W\d_])(?= [^\W_])|(?<=\S\n)(?=\S)")
-"""Boundaries of nearly every tokenizer: before a space between words, and between lines without other white space."""
+"""Token boundaries of nearly every tokenizer: before a space between words, and between lines without other white
+space."""
 NOWHERE = re.compile(r"(?!)")
 
 
@@ -21,8 +22,8 @@ def in_parts(
 
     The parts have the same tokens as the whole text. A part ends at the first token boundary after `length`
     characters, so the parts do not depend on how `texts` divides the text. If no boundary is found, the part ends after
-    `longest` characters, which may change tokens. An empty text has no parts. `places` matches where the tokenizer puts
-    boundaries; by default, those of rmkv's own.
+    `longest` characters, which may change tokens. An empty text has no parts. `places` matches the tokenizer's
+    boundaries; the default is for rmkv's own tokenizers.
     """
     rest, looked = "", length
     for text in texts:

@@ -1,4 +1,4 @@
-"""The special tokens, and the pieces that documents are made of."""
+"""Special tokens, and the pieces that make up documents."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 
 class Token(str):
-    """A special token by its spelling. It is a piece of its own, which no untrusted text can become."""
+    """The spelling of a special token, with its id. As a piece it is distinct from untrusted text that spells it."""
 
     id: int
 
@@ -21,7 +21,7 @@ class Token(str):
 
 
 class Special(Token, Enum):
-    """The special tokens of rmkv's own tokenizers, in which they have these ids."""
+    """The special tokens of rmkv's own tokenizers, with their ids."""
 
     PAD = "<pad>", 0
     UNK = "<unk>", 1
@@ -40,19 +40,19 @@ Piece: TypeAlias = str | Token
 """A plain str is untrusted text and never becomes a special token, whatever it spells; a `Token` is that token."""
 
 BARE = Token("", -1)
-"""The first piece of a document that begins as its other pieces say, with no token before them."""
+"""First piece of a document to which the tokenizer adds no beginning of its own."""
 CONTINUED = Token("", -2)
-"""The first piece of a later part of a document, whose text goes on from the part before."""
+"""First piece of a later part of a document, whose text continues that of the previous part."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What a tokenizer's special tokens are for."""
+    """Roles of a tokenizer's special tokens."""
 
     begin: Token | None
-    """The token that a text begins with, if any."""
+    """The token that begins a text, if any."""
     eod: Token
-    """The end of a document."""
+    """The end-of-document token."""
     ends: tuple[Token, ...]
     """The tokens that end a text."""
     answer_ends: tuple[Token, ...]
@@ -61,7 +61,7 @@ class Roles:
     """Ids that are never generated."""
     pad: Token | None = None
     thinking: tuple[Token, Token] | None = None
-    """The tokens that enclose a thought, if it has them."""
+    """The tokens that enclose a thought, if the tokenizer has them."""
 
 
 OWN = Roles(
@@ -73,4 +73,4 @@ OWN = Roles(
     pad=Special.PAD,
     thinking=(Special.THINK, Special.END_THINK),
 )
-"""The roles in rmkv's own tokenizers."""
+"""Roles in rmkv's own tokenizers."""

@@ -19,17 +19,18 @@ from rmkv_cli.errors import UserError, one_line
 from rmkv_cli.tokenizer.special import BARE, Piece, Roles, Token
 
 TRAINED_ON = datetime(2024, 7, 26)
-"""The date in training data. A template that prints today's would make other data of the same mix every day."""
+"""The date in training data. With today's date, a template that prints it would make different data of the same mix
+every day."""
 ASSISTANT = "assistant"
 ROLES = {"system", "developer", "user", "tool", ASSISTANT}
-"""Roles of which templates make special tokens, such as <|user|>."""
+"""Roles that templates turn into special tokens, such as <|user|>."""
 NOT_BY_TURNS = (
     "the chat template does not render a conversation turn by turn with a token that ends each answer, so its answers "
-    'cannot be told apart; supervise = "all" needs no turns, nor does `rmkv chat --mode single`'
+    'cannot be located; set supervise = "all", or use `rmkv chat --mode single`'
 )
 _MARKS = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 MARKS = "".join(map(chr, _MARKS))
-"""The characters of private use, one of which sets apart what a message says."""
+"""Private-use characters; one that the conversation lacks marks text that comes from messages."""
 
 
 class Message(NamedTuple):
@@ -38,11 +39,11 @@ class Message(NamedTuple):
     role: str
     content: str
     thought: tuple[int, int] | None = None
-    """Where a thought that the content begins with is enclosed: the indices of its two special tokens."""
+    """Indices in the content of the two special tokens that enclose the thought at its beginning."""
 
 
 class _Generation(Extension):
-    """transformers' tag `generation`, which encloses what the assistant says: it renders its body."""
+    """transformers' tag `generation`, which encloses the assistant's text; its body is rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
@@ -52,11 +53,11 @@ class _Generation(Extension):
 
 
 class Template:
-    """A chat template, rendered by jinja2's sandbox with what transformers gives it.
+    """A chat template, rendered in jinja2's sandbox with the variables and functions that transformers provides.
 
-    What a message spells stays text: its spellings of special tokens are broken by a character of private use while the
-    template works on it. The template can still test, strip or cut what a message says. The special tokens in the
-    result are therefore the template's own.
+    Messages stay text: while the template renders a message, a private-use character breaks up every special token
+    that the message spells. The template can still test, strip or cut the message. All special tokens in the result are
+    therefore the template's own.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class Template:
         Args:
             source: its text.
             tokens: all special tokens.
-            roles: what they are for.
-            named: the spellings that a template knows by name, such as `bos_token`.
-            strips: for the ids of tokens that take the white space beside them, the sides: "l", "r" or "lr".
+            roles: their roles.
+            named: spellings that a template refers to by name, such as `bos_token`.
+            strips: sides on which tokens absorb adjacent white space, by id: "l", "r" or "lr".
 
         Raises:
-            UserError: the text is no template.
+            UserError: the text is not a valid template.
         """
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
@@ -98,7 +99,7 @@ class Template:
         self._longest = max(map(len, lower), default=0)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
-        """Return a whole conversation, up to where the assistant is to answer; its ids are transformers'.
+        """Return a whole conversation, up to the assistant's next answer; its ids equal those of transformers.
 
         Raises:
             ValueError: the template refuses the conversation.
@@ -107,10 +108,10 @@ class Template:
         return (BARE, *self._pieces(self._render(guarded, datetime.now(), prompt=True), mark))
 
     def around(self, messages: Sequence[Message], after: bool) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-        """Return what stands before and after the content of a message of the user, to which no answer is prompted.
+        """Return the pieces before and after the content of a user message that is not to be answered.
 
         Args:
-            messages: what comes before it.
+            messages: the messages before it.
             after: whether something else was read before these.
 
         Raises:
@@ -122,19 +123,19 @@ class Template:
         text = self._after_earlier(guarded, now) if after else self._render(guarded, now)
         before, found, behind = text.partition(place)
         if not found or place in behind:
-            raise ValueError("the chat template does not give this message as it is")
+            raise ValueError("the chat template does not render this message unchanged")
         lead = tuple(self._pieces(before, mark))
         return self._closed(lead) if after else (BARE, *lead), tuple(self._pieces(behind, mark))
 
     def follow(self, messages: Sequence[Message], closed: bool) -> tuple[Piece, ...]:
-        """Return what is read of new messages after an earlier answer, up to where the assistant is to answer.
+        """Return the pieces to read for new messages after an earlier answer, up to the assistant's next answer.
 
         Args:
             messages: the new ones.
             closed: whether `closing` has been read after the earlier answer.
 
         Raises:
-            ValueError: the template refuses it, or does not render turn by turn.
+            ValueError: the template refuses the conversation, or does not render turn by turn.
         """
         guarded, mark = self._guarded([*EARLIER, *messages])
         pieces = tuple(self._pieces(self._after_earlier(guarded, datetime.now(), prompt=True), mark))
@@ -142,12 +143,12 @@ class Template:
 
     @property
     def by_turns(self) -> bool:
-        """Whether what follows an answer can be read without reading what came before it again."""
+        """Whether the text after an answer can be read without rereading what came before."""
         return bool(self.closing)
 
     @cached_property
     def closing(self) -> tuple[Piece, ...]:
-        """What follows an answer before the next turn begins; nothing if the template has no token for it."""
+        """Pieces between an answer and the next turn; empty if the template has no token that ends an answer."""
         guarded, mark = self._guarded([*EARLIER, EARLIER[0]])
         now = datetime.now()
         try:
@@ -157,7 +158,7 @@ class Template:
         return tuple(piece for piece, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, more, strict=False)))
 
     def _closed(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-        """Return the pieces that follow an answer without `closing`."""
+        """Return the pieces that follow an answer, with `closing` removed."""
         closing = self.closing
         if not closing or pieces[: len(closing)] != closing:
             raise ValueError(NOT_BY_TURNS)
@@ -166,20 +167,21 @@ class Template:
     def conversation(
         self, messages: Sequence[Message], train: Sequence[bool], answers_only: bool
     ) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
-        """Return the pieces of a conversation to train on, and which of them and of the document's end are learned.
+        """Return the pieces of a training conversation, and flags: whether each piece and the document's end is learned.
 
-        An answer is learned with the token that ends it. Its tokens begin where it begins, as when it is generated.
+        The token that ends an answer is learned with it. A token boundary is forced at the beginning of each answer, as
+        in generation.
 
         Args:
             messages: the conversation.
-            train: for each message whether its tokens may be learned.
+            train: for each message, whether its tokens may be learned.
             answers_only: whether only the assistant's messages are learned.
 
         Returns:
             n pieces, and n + 1 flags or, if all would be true, None.
 
         Raises:
-            ValueError: the template refuses it, or does not render turn by turn where that is needed.
+            ValueError: the template refuses the conversation, or does not render turn by turn although that is needed.
         """
         guarded, mark = self._guarded(messages)
         whole = self._render(guarded, TRAINED_ON)
@@ -223,11 +225,11 @@ class Template:
                 raise ValueError(NOT_BY_TURNS)
 
     def _end(self, text: str, start: int) -> re.Match[str] | None:
-        """Return the first token that ends an answer, from `start` on."""
+        """Return the match of the first token from `start` on that ends an answer."""
         return next((match for match in self._spelt.finditer(text, start) if match[0] in self._ends), None)
 
     def _after_earlier(self, messages: list[dict[str, str]], now: datetime, prompt: bool = False) -> str:
-        """Return what is rendered of messages, the first two of which are `EARLIER`, from the end of its answer on."""
+        """Return the rendering of messages that begin with `EARLIER`, from the end of `EARLIER`'s answer on."""
         before, whole = self._render(messages[:1], now, prompt=True), self._render(messages, now, prompt)
         end = self._end(whole, len(before))
         if not whole.startswith(before) or end is None:
@@ -249,7 +251,7 @@ class Template:
             raise ValueError(f"the chat template refuses this conversation: {said}") from None
 
     def _guarded(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], str]:
-        """Return messages whose contents spell no special token, and the character that sees to it."""
+        """Return messages whose contents spell no special token, and the character inserted to break them up."""
         used = set().union(*(set(text) for message in messages for text in message[:2]))
         mark = next((character for character in MARKS if character not in used), None)
         if mark is None:
@@ -257,7 +259,7 @@ class Template:
 
         def broken(text: str) -> str:
             text = self._spelt_in_any_case.sub(lambda match: match[0][0] + mark + match[0][1:], text)
-            lower = text.lower()  # a token might also be made of a message's edge and what stands beside it
+            lower = text.lower()  # the edge of a message and the adjacent text could also form a token
             sizes = range(1, min(len(lower) + 1, self._longest))
             head = any(lower[:size] in self._tails for size in sizes)
             head |= 0 < len(lower) < self._longest and any(lower in token for token in self._lower)
@@ -282,7 +284,7 @@ class Template:
         ], mark
 
     def _pieces(self, text: str, mark: str, before: Piece = "") -> Iterator[Piece]:
-        """Yield the special tokens of a text and the texts between them; `before` is the piece before it."""
+        """Yield the special tokens of a text and the texts between them; `before` is the preceding piece."""
         at, strips = 0, self._strips.get(before.id, "") if isinstance(before, Token) else ""
         for match in [*self._spelt.finditer(text), None]:
             part = text[at : match.start() if match else len(text)]
@@ -298,11 +300,11 @@ class Template:
 
 
 EARLIER = Message("user", "Hello."), Message(ASSISTANT, "Hello.")
-"""An exchange before which and after which nothing matters."""
+"""A neutral exchange, used to find out how a template renders later turns."""
 
 
 def without_begin(pieces: Sequence[Piece], begin: Token | None) -> tuple[Piece, ...]:
-    """Return a prompt without the token that begins a document, to be read after something else."""
+    """Return a prompt without the token that begins a document, for reading it after something else."""
     rest = tuple(piece for piece in pieces if piece is not BARE)
     return rest[1:] if rest and isinstance(rest[0], Token) and rest[0] == begin else rest
 

@@ -1,4 +1,4 @@
-"""A tokenizer: text to ids and back."""
+"""Tokenizer: converts text to ids and back."""
 
 import hashlib
 import itertools
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILE, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 FILES = FILE, CONFIG, MAP, GENERATION, TEMPLATE
-"""The files that a pretrained model's tokenizer has; one of rmkv's own is the first alone."""
+"""Files of a pretrained model's tokenizer. One of rmkv's own tokenizers has only the first."""
 LARGEST = 1 << 30  # bytes of a file; the largest vocabulary of `train_tokenizer`, 2^24, takes less
 PART, BATCH = 1 << 16, 1 << 19  # characters; encoding takes 130 bytes of memory per byte of text
 PROBE = "".join(map(chr, range(256))) + " Ünïcödé, 日本語 \U0001f600  <eod>\r\n\t"
@@ -32,23 +32,23 @@ PROBE = "".join(map(chr, range(256))) + " Ünïcödé, 日本語 \U0001f600  <eo
 
 
 class Tokenizer:
-    """BPE over the `tokenizers` library, one of rmkv's own or a pretrained model's.
+    """BPE tokenizer based on the `tokenizers` library: one of rmkv's own or a pretrained model's.
 
-    rmkv's own are byte-level and lose nothing: decode(encode(text)) == text for every text. A pretrained model's is
-    taken as it is, with its special tokens and its chat template.
+    rmkv's own tokenizers are byte-level and lossless: decode(encode(text)) == text for every text. A pretrained model's
+    tokenizer is used unchanged, with its special tokens and its chat template.
 
     Some programs leave truncation, padding and dropout in the file. These are disabled, so that encoding is complete
     and deterministic.
 
     Args:
         library: the tokenizer.
-        foreign: what is known of a pretrained model's; None for one of rmkv's own.
+        foreign: the description of a pretrained model's tokenizer; None for one of rmkv's own.
         template: its chat template, if it has one.
-        files: the contents by name that `save` writes; none for one of rmkv's own.
+        files: the contents of the files that `save` writes, by name; empty for one of rmkv's own.
 
     Raises:
         UserError: one of rmkv's own lacks rmkv's special tokens, has gaps in its ids, is not byte-level, or does not
-            decode what it encodes to the same text; the template is broken.
+            decode its own encoding to the same text; or the template is broken.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Tokenizer:
         self._files = dict(files or {})
         self.foreign = foreign
         self.roles: Roles = OWN
-        """What its special tokens are for."""
+        """Roles of its special tokens."""
         self.tokens: Mapping[int, Token] = {special.id: special for special in Special}
         """Its special tokens by id."""
         self.template: Template | None = None
-        """Its chat template; None: conversations have rmkv's own format (see `rmkv_cli.data.chat`)."""
+        """Its chat template. None: conversations are in rmkv's own format (see `rmkv_cli.data.chat`)."""
         self._libraries = library, library, library
         if foreign is None:
             self._bytes = own_bytes(library)
@@ -78,7 +78,7 @@ class Tokenizer:
             self._libraries, self._bytes = foreign.libraries, foreign.bytes
             self.tokens, self.roles = foreign.tokens, foreign.roles
         if template is not None:
-            from rmkv_cli.tokenizer import template as templates  # jinja2 only where there is a template
+            from rmkv_cli.tokenizer import template as templates  # imports jinja2, which only templates need
 
             named, strips = (foreign.named, foreign.strips) if foreign else ({}, {})
             self.template = templates.Template(template, list(self.tokens.values()), self.roles, named, strips)
@@ -88,16 +88,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json, or the one in a folder, and what a pretrained model's has beside it.
+        """Read a tokenizer.json, or the one in a folder, and the other files of a pretrained model's tokenizer.
 
         Raises:
-            UserError: it is absent, broken or not supported.
+            UserError: the tokenizer is absent, broken or not supported.
         """
         file = path / FILE if path.is_dir() else path
         data = read_whole(file, LARGEST)
         try:
             library = _library(text := data.decode("utf-8"))
-            beside = [TEMPLATE] if is_own(library) else FILES[1:]  # of rmkv's own, other programs write the others
+            beside = [TEMPLATE] if is_own(library) else FILES[1:]  # beside rmkv's own, other programs wrote the rest
             found = {name: read_whole(file.parent / name) for name in beside if (file.parent / name).is_file()}
             return cls._of(library, {FILE: text} | {name: content.decode("utf-8") for name, content in found.items()})
         except (UserError, UnicodeDecodeError) as error:
@@ -105,12 +105,12 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> "Tokenizer":
-        """Return the tokenizer of the contents of `FILES`, the first at least; errors as in `load`."""
+        """Return the tokenizer for the contents of `FILES` (the first is required); errors as in `load`."""
         return cls._of(_library(files[FILE]), files)
 
     @classmethod
     def _of(cls, library: tokenizers.Tokenizer, files: Mapping[str, str]) -> "Tokenizer":
-        """Return the tokenizer of these files, the first of which is the library's."""
+        """Return the tokenizer for these files; `library` was read from the first."""
         template = files.get(TEMPLATE)
         if is_own(library) or not files.keys() & {CONFIG, MAP}:
             return cls(library, None, template, {} if template is None else {TEMPLATE: template})
@@ -120,17 +120,17 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """Return the tokenizer of rmkv's own that `to_json` described; raise `UserError` if the text is none."""
+        """Return one of rmkv's own tokenizers from the text of `to_json`; raise `UserError` if the text is invalid."""
         return cls.from_files({FILE: text})
 
     def to_json(self) -> str:
-        """Return the content of its tokenizer.json: of rmkv's own the canonical one, of others what it was."""
+        """Return the content of its tokenizer.json: canonical for rmkv's own, unchanged for others."""
         return self._files[FILE] if FILE in self._files else self._library.to_str()
 
     def save(self, path: Path) -> None:
-        """Write a tokenizer.json, whole or not at all; into `path` itself, or into it if it is a folder.
+        """Write a tokenizer.json atomically, to `path` or, if that is a folder, into it.
 
-        What a pretrained model's has beside it goes into the same folder.
+        The other files of a pretrained model's tokenizer go into the same folder.
         """
         folder = path if path.is_dir() else path.parent
         for name in self._files.keys() - {FILE, GENERATION}:
@@ -140,7 +140,7 @@ class Tokenizer:
         write_text(path / FILE if path.is_dir() else path, self.to_json())
 
     def generation_ids(self) -> dict[str, Any]:
-        """Return what a generation_config.json says of the special tokens."""
+        """Return the special-token entries of a generation_config.json."""
         if not self.foreign:
             return {"bos_token_id": self.eod, "eos_token_id": self.eod}
         roles, ends = self.roles, [token.id for token in self.roles.ends]
@@ -151,7 +151,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the special ones among them."""
+        """Number of ids, including special tokens."""
         return len(self._bytes)
 
     @property
@@ -161,7 +161,7 @@ class Tokenizer:
 
     @property
     def opening(self) -> int:
-        """Id of the token that stands before what is not a text: what begins a text, or else the end of a document."""
+        """Id of the token before content that is not text: the token that begins a text, or else end-of-document."""
         return (self.roles.begin or self.roles.eod).id
 
     @cached_property
@@ -173,7 +173,7 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of all that the ids of a document depend on, in hexadecimal: the same after saving and loading."""
+        """SHA-256, in hexadecimal, of everything that determines a document's ids; saving and loading preserve it."""
         described = [self.to_json()]
         if self.foreign:
             roles = self.generation_ids(), self.roles.eod, self.foreign.named
@@ -183,32 +183,32 @@ class Tokenizer:
         return hashlib.sha256("\0".join(described).encode()).hexdigest()
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
-        """Return the ids of untrusted text; raise `UserError` if it holds a lone surrogate.
+        """Return the ids of untrusted text; raise `UserError` if it contains a lone surrogate.
 
-        With `continues` the text follows another text, so that no tokenizer puts a space before it.
+        With `continues` the text follows another text, so that no tokenizer prepends a space.
         """
         return self._encode([(text, 2 if continues else 0)])[0].tolist()
 
     def encode_document(self, pieces: Sequence[Piece]) -> list[int]:
-        """Return the ids of a document: what begins it, and those of the pieces; errors as in `encode`.
+        """Return the ids of a document: its beginning and those of the pieces; errors as in `encode`.
 
-        Every document of rmkv's own tokenizers begins with the end-of-document token, so that its first real token is
-        predicted too. The token is not repeated at the end: there it is a target only. A text of a pretrained model's
-        tokenizer begins as that model's texts do, with a token of its own or with none. A document without any token
-        is the end-of-document token.
+        With rmkv's own tokenizers every document begins with the end-of-document token, so that its first real token is
+        predicted too. The token is not repeated at the end: there it is only a target. With a pretrained model's
+        tokenizer, a text begins as in that model, with its BOS token or with none. A document without any token becomes
+        the end-of-document token alone.
         """
         return self.encode_documents([pieces])[0]
 
     def encode_documents(self, documents: Sequence[Sequence[Piece]]) -> list[list[int]]:
-        """Return `encode_document` of each, computed together, which is faster."""
+        """Return `encode_document` of each document, computed as a batch, which is faster."""
         return [ids.tolist() for ids in self.encode_arrays(documents)]
 
     def encode_arrays(self, documents: Sequence[Sequence[Piece]]) -> list[array]:
-        """Return the ids of `encode_documents` as array("I"), which takes a ninth of the memory."""
+        """Return the ids of `encode_documents` as array("I"), which needs a ninth of the memory."""
         return [ids for ids, _ in self.encode_pieces(documents)]
 
     def encode_pieces(self, documents: Sequence[Sequence[Piece]]) -> Iterator[tuple[array, list[int]]]:
-        """Yield each document's ids, as `encode_arrays` returns them, and how many of them each piece has."""
+        """Yield each document's ids, as `encode_arrays` returns them, and the number of ids per piece."""
         texts = iter(self._encode([text for pieces in documents for text in _placed(pieces)]))
         for pieces in documents:
             begin = self._beginning(pieces[0] if pieces else "")
@@ -222,9 +222,9 @@ class Tokenizer:
             yield ids, lengths
 
     def encode_stream(self, pieces: Iterable[Piece], after: bool = False) -> Iterator[list[int]]:
-        """Yield the ids of a document piece by piece, as `encode_document` returns them; `after` another text, if so.
+        """Yield the ids of `encode_document` piece by piece; errors as in `encode`.
 
-        Errors as in `encode`.
+        With `after` the pieces follow another text.
         """
         place, empty = 2 if after else None, True
         for piece in itertools.chain(pieces, [None]):
@@ -242,12 +242,12 @@ class Tokenizer:
                 yield ids
 
     def _beginning(self, first: Piece) -> list[int]:
-        """Return the ids that come before a document's first piece."""
+        """Return the ids before a document's first piece."""
         bare = isinstance(first, Token) and first.id < 0
         return [] if bare or self.roles.begin is None else [self.roles.begin.id]
 
     def parts(self, texts: Iterable[str], length: int, longest: int = 1 << 62) -> Iterator[str]:
-        """Yield the concatenation of texts in parts that have its tokens; see `in_parts`."""
+        """Yield the concatenation of texts in parts that encode to the same tokens; see `in_parts`."""
         return (
             in_parts(texts, length, longest, self.foreign.places) if self.foreign else in_parts(texts, length, longest)
         )
@@ -255,7 +255,7 @@ class Tokenizer:
     def _encode(self, texts: Sequence[tuple[str, int]]) -> list[array]:
         """Return the ids of each text at its place, encoded in parts, so that memory is bounded for any length.
 
-        The places are 0 for a document's beginning, 1 after a special token, 2 within a text.
+        A place is 0 at a document's beginning, 1 after a special token, 2 within a text.
         """
         encoded = [array("I") for _ in texts]
         try:
@@ -267,14 +267,14 @@ class Tokenizer:
                     )
                     for (number, _), encoding in zip(own, found, strict=True):
                         encoded[number].extend(encoding.ids)
-        except TypeError:  # what the library makes of a lone surrogate
+        except TypeError:  # the library's reaction to a lone surrogate
             for text, _ in texts:
                 require_unicode(text)
             raise
         return encoded
 
     def _batches(self, texts: Sequence[tuple[str, int]]) -> Iterator[list[tuple[int, str, int]]]:
-        """Yield parts of the texts, each with its text's index and its place, in lists of about BATCH characters."""
+        """Yield parts of the texts, each with its text's index and place, in batches of about BATCH characters."""
         batch: list[tuple[int, str, int]] = []
         size = 0
         for number, (text, place) in enumerate(texts):
@@ -289,10 +289,10 @@ class Tokenizer:
             yield batch
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes that an id stands for; for a special token, its spelling; b"" for an id without a token.
+        """Return the bytes of an id; for a special token, its spelling; b"" for an id without a token.
 
         Raises:
-            UserError: no such id.
+            UserError: the id is out of range.
         """
         if not 0 <= token < len(self._bytes):
             raise UserError(f"{token} is no token of this tokenizer; its ids are 0 to {len(self._bytes) - 1}")
@@ -301,7 +301,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids; special tokens are spelt out, malformed UTF-8 becomes U+FFFD.
 
-        The space that some tokenizers put before a document's text is no part of it.
+        The space that some tokenizers prepend to a document's text is removed.
 
         Raises:
             UserError: an id is out of range.
@@ -309,12 +309,12 @@ class Tokenizer:
         return self.text_bytes(ids).decode("utf-8", "replace")
 
     def text_bytes(self, ids: Sequence[int], place: int = 0) -> bytes:
-        """Return the bytes of the text that `decode` returns; with `place` 1, of one after a special token."""
+        """Return the bytes of the text that `decode` returns; with `place` 1, of text after a special token."""
         text = b"".join(map(self.token_bytes, ids))
         return text.removeprefix(b" ") if self.foreign and self.foreign.spaced[place] else text
 
     def pieces(self, ids: Sequence[int]) -> tuple[Piece, ...]:
-        """Return the text of the ids with the special tokens apart; errors and malformed UTF-8 as in `decode`."""
+        """Return the text of the ids, split at special tokens; errors and malformed UTF-8 as in `decode`."""
         runs = itertools.groupby(ids, lambda token: token if token in self.tokens else None)
         pieces: list[Piece] = []
         for special, run in runs:
@@ -326,15 +326,15 @@ class Tokenizer:
         return tuple(pieces)
 
     def stream(self, answer: bool = False) -> Stream:
-        """Return a decoder that is given one id after the other, of a text that follows others or of an `answer`.
+        """Return a streaming decoder for a text that follows others or, with `answer`, for an answer.
 
-        The space that some tokenizers put before an answer is no part of it.
+        The space that some tokenizers prepend to an answer is removed.
         """
         return Stream(self.token_bytes, answer and self.foreign is not None and any(self.foreign.spaced))
 
 
 def require_unicode(text: str) -> None:
-    """Raise `UserError` if the text holds a lone surrogate."""
+    """Raise `UserError` if the text contains a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -352,7 +352,7 @@ def _library(text: str) -> tokenizers.Tokenizer:
 
 
 def default_template(config: Mapping[str, Any]) -> str | None:
-    """Return the chat template that a tokenizer_config.json holds; of several, the one named default."""
+    """Return the chat template in a tokenizer_config.json; of several, the one named default."""
     found = config.get("chat_template")
     if isinstance(found, list):
         found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}.get("default")

@@ -1,4 +1,4 @@
-"""Alignment: each layer's attention output to the teacher's, where its input is the teacher's."""
+"""Alignment: train each layer's attention output towards the teacher's, given the teacher's layer input."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,15 +24,15 @@ def row_alignment(
     *,
     replay: bool = True,
 ) -> tuple[Tensor, State]:
-    """Return how far rows (B, T) are from the teacher, and the state after them without its graph.
+    """Return the distance of rows (B, T) from the teacher, and the state after the rows, detached.
 
-    That is the squared distance of a layer's attention output from the teacher's, over a row's tokens that count, in
-    parts of the teacher's own square there; the mean over the layers, times the number of those tokens; summed over
-    the rows. Each layer reads what the teacher's layer reads, so gradients flow through no other layer. `replay` and
-    the other arguments are as in `row_loss`.
+    A layer's distance in a row is the squared distance of its attention output from the teacher's, divided by the
+    squared norm of the teacher's output, both summed over the row's tokens that count. The result averages this over
+    the layers, multiplies it by the number of those tokens, and sums over the rows. Each layer reads the input of the
+    teacher's layer, so gradients flow through no other layer. `replay` and the other arguments are as in `row_loss`.
 
     Args:
-        layers: for each layer the teacher's input and its attention's output, both (B, T, D).
+        layers: the teacher's input and attention output of each layer, both (B, T, D).
     """
     counts = (targets != IGNORED).to(torch.float32)
     weights = []
@@ -63,9 +63,9 @@ def row_alignment(
 
 @contextmanager
 def _taught(model: RMKV, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Let each layer read its of `inputs` (B, T, D); give the list that its attention's output (B, T, D) comes into.
+    """Replace each layer's input by one of `inputs` (B, T, D); yield a list of the attention outputs (B, T, D).
 
-    Feed-forwards are left out meanwhile: what they make no layer would read.
+    Feed-forwards are disabled meanwhile, because no layer would read their output.
     """
     outputs: list[Tensor] = []
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def _taught(model: RMKV, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             assert isinstance(block, RMKVBlock)
             hooks = [
                 block.register_forward_pre_hook(lambda _, given, x=x: (x.to(given[0].dtype), *given[1:])),
-                # Before the tokens there are the slots, where a segment ends.
+                # At the end of a segment, the slots precede the tokens.
                 block.attention.out.register_forward_hook(lambda _, __, y, T=x.shape[1]: outputs.append(y[:, -T:])),
             ]
             for hook in hooks:

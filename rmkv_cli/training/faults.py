@@ -43,7 +43,7 @@ class Watch:
         self._stage = state.get("stage", 0)  # earlier versions have no stages
 
     def enter(self, stage: int) -> None:
-        """Forget the norms if this is another stage: its gradients have a size of their own."""
+        """Forget the norms if this is another stage, whose gradients have a different scale."""
         if stage != self._stage:
             self.norms, self._stage = [], stage
 

@@ -21,13 +21,13 @@ Segment = Callable[[Tensor, State, Tensor, bool], tuple[Tensor, State]]
 
 @dataclass
 class Lesson:
-    """What a teacher says of the tokens of some rows, and how much it counts."""
+    """A teacher's outputs for the tokens of some rows, and their weight in the loss."""
 
     hidden: Tensor
-    """(B, T, D'): what the teacher's head reads."""
+    """(B, T, D'): the input of the teacher's head."""
     head: Callable[[Tensor], Tensor]
-    """The teacher's head: (N, D') -> logits (N, V'). Ids that one of the models lacks stand for no token of the
-    tokenizer; the teacher gives them no probability."""
+    """The teacher's head: (N, D') -> logits (N, V'). Ids that one of the models lacks are padding of the vocabulary;
+    the teacher gives them no probability."""
     share: float
     temperature: float
     divergence: Tensor = field(init=False)
@@ -60,8 +60,8 @@ def row_loss(
     counts. Z is the sum of the exponentials of its logits, which this keeps from drifting (PaLM: Chowdhery et al.,
     2022).
 
-    With a `lesson` the gradient, and again it alone, is that of (1 - share) * cross-entropy + share * temperature² * KL
-    (Hinton et al., 2015), where KL(teacher ‖ student) is that of the logits divided by the temperature.
+    With a `lesson`, only the gradient changes: it is that of (1 - share) * cross-entropy + share * temperature² * KL
+    (Hinton et al., 2015). KL(teacher ‖ student) is computed from the logits divided by the temperature.
 
     With `replay` only the states between segments are kept for the backward pass; what happens inside any but the last
     is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations are one
@@ -172,8 +172,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _distilled(logits: Tensor, taught: Tensor, lesson: Lesson, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the KL summed over the tokens that count (n, 1), and the gradient of share * temperature² * KL for the
-    student's logits (n, V); `taught` are the teacher's (n, V')."""
+    """Return the KL summed over the tokens that count (n, 1), and the gradient of share * temperature² * KL.
+
+    The gradient is with respect to the student's logits (n, V); `taught` are the teacher's logits (n, V').
+    """
     known = min(logits.shape[1], taught.shape[1])
     log_q = (logits / lesson.temperature).log_softmax(1)
     log_p = (wide(taught[:, :known]) / lesson.temperature).log_softmax(1)

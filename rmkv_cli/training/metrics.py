@@ -12,7 +12,7 @@ from rmkv_cli.files import LARGE, require_file, write_text
 
 
 class Metrics:
-    """The records of a run. A step's has `loss` or `align`; a validation's has `validation`, and perhaps `sample`."""
+    """Records of a run. A step's record has `loss` or `align`; a validation's has `validation` and perhaps `sample`."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Open the file and drop what came after `step` (it will come again), a half-written line included."""

@@ -1,4 +1,4 @@
-"""What a training step minimises over the rows of a micro-batch: cross-entropy, KL to a teacher, or alignment."""
+"""Training objectives over the rows of a micro-batch: cross-entropy, KL to a teacher, or alignment."""
 
 from typing import Any, NamedTuple
 
@@ -12,17 +12,17 @@ from rmkv_cli.training.teacher import Teacher
 
 
 class Outcome(NamedTuple):
-    """What the rows of a micro-batch give."""
+    """Results for the rows of a micro-batch."""
 
     loss: Tensor
     """Cross-entropy or, in the stage "align", the distance from the teacher's layers, summed over the tokens that
-    count. Its gradient is the objective's."""
+    count. Its gradient is that of the objective."""
     divergence: Tensor
-    """Sum of their KL(teacher ‖ student); 0 where it is not part of the objective."""
+    """KL(teacher ‖ student) summed over the same tokens; 0 if it is not part of the objective."""
     state: State
-    """The student's after the rows."""
+    """The student's state after the rows."""
     carried: Any
-    """What the teacher carries after the rows; None without a teacher."""
+    """The teacher's carried state after the rows; None without a teacher."""
 
 
 class Objective:
@@ -36,9 +36,9 @@ class Objective:
     def __call__(
         self, ids: Tensor, targets: Tensor, documents: Tensor, state: State, carried: Any, stage: str
     ) -> Outcome:
-        """Return the outcome of rows (B, T) in a stage of this kind; arguments as in `row_loss`.
+        """Return the outcome of rows (B, T) in a stage of kind `stage`; arguments as in `row_loss`.
 
-        A teacher that a stage does not ask begins anew when it is asked again.
+        A stage that does not use the teacher resets the teacher's carried state.
         """
         row, config = (ids, targets, documents, state), self._config
         how: dict[str, Any] = {"replay": config.replay, "z_loss": config.z_loss, "segment": self._segment}

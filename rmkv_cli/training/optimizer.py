@@ -97,8 +97,7 @@ def describe_groups(config: Config) -> list[dict[str, Any]]:
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Return the learning rate when a share `progress` (0 to 1) of the tokens, of a stage's where there are stages, has
-    been seen.
+    """Return the learning rate after a share `progress` (0 to 1) of the run's tokens or, with stages, of the stage's.
 
     A linear warm-up, then a half cosine (Loshchilov & Hutter, 2017) or warm-up-stable-decay (Hu et al., 2024).
     """
@@ -123,7 +122,7 @@ def row_segments(config: TrainConfig, phases: Sequence[Phase], step: int, progre
 
 
 def most_segments(config: TrainConfig, phases: Sequence[Phase], *, taught: bool = False) -> int:
-    """Return how many segments the training's longest rows have, with `taught` those that a teacher reads as well."""
+    """Return the number of segments in the longest rows; with `taught`, in the longest rows that a teacher reads."""
     whole = [progress for progress in THROUGHOUT if not taught or stage_at(config, progress).kind != "extend"]
     return max((_segments_range(config, phases, progress)[1] for progress in whole), default=0)
 

@@ -1,4 +1,4 @@
-"""The stages of a training: which of them a step belongs to, and what holds in it."""
+"""Stages of a training run: the stage that a step belongs to, and the settings that apply in it."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -8,24 +8,24 @@ from rmkv_cli.config import TrainConfig
 
 @dataclass(frozen=True)
 class CurrentStage:
-    """The stage at some point of a training."""
+    """The stage at some point of a training run."""
 
     number: int
     kind: str
-    """"align", "distil" or "extend", which stands for plain training as well."""
+    """"align", "distil" or "extend"; plain training counts as "extend"."""
     train: TrainConfig
-    """The run's, with what the stage changes."""
+    """The run's settings, with the stage's changes."""
     begin: float
     end: float
     """Shares of the run's tokens, 0 to 1."""
 
     def progress(self, of_run: float) -> float:
-        """Return which share of the stage has passed when that share of the run has."""
+        """Return the completed share of the stage at the completed share `of_run` of the run."""
         return min(1.0, (of_run - self.begin) / (self.end - self.begin))
 
 
 def stage_at(config: TrainConfig, progress: float) -> CurrentStage:
-    """Return the stage that a step belongs to which begins when a share `progress` (0 to 1) of the tokens is read."""
+    """Return the stage of a step that begins after a share `progress` (0 to 1) of the tokens."""
     if not config.stages:
         return CurrentStage(0, "extend" if config.teacher.model is None else "distil", config, 0.0, 1.0)
     whole = sum(stage.share for stage in config.stages)

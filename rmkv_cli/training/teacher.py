@@ -1,4 +1,4 @@
-"""Teachers: the models that another one learns from, RMKVs and causal models of transformers."""
+"""Teachers for distillation: RMKVs and transformers causal models."""
 
 import hashlib
 import json
@@ -24,15 +24,15 @@ from rmkv_cli.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Context:
-    """What a transformers teacher carries: the last tokens of each lane, which it reads again before the next row."""
+    """State of a transformers teacher: the last tokens of each lane, which it rereads before the next row."""
 
     tokens: Tensor
     """(B, C), on the teacher's device."""
     documents: Tensor
-    """(B, C), on the CPU: each token's document; -1: no token."""
+    """(B, C), on the CPU: each token's document, or -1 where there is no token."""
 
     def map(self, f: Callable[[Tensor, int], Tensor]) -> "Context":
-        """Return the context with f(tensor, its batch dimension) in each tensor's place."""
+        """Return a context in which f(tensor, its batch dimension) replaces each tensor."""
         return Context(f(self.tokens, 0), f(self.documents, 0))
 
     def rows(self, start: int, count: int) -> "Context":
@@ -41,7 +41,7 @@ class Context:
 
     @classmethod
     def join(cls, parts: "list[Context]") -> "Context":
-        """Return one context for the rows of all."""
+        """Return one context for the rows of all parts."""
         return cls(torch.cat([part.tokens for part in parts]), torch.cat([part.documents for part in parts]))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -50,35 +50,35 @@ class Context:
 
 
 class Taught(NamedTuple):
-    """What a teacher makes of rows."""
+    """A teacher's outputs for rows."""
 
     hidden: Tensor
-    """(B, T, D): what its head reads."""
+    """(B, T, D): the input of its head."""
     carried: Any
-    """A `State` or `Context`: what it carries to the next rows."""
+    """State for the next rows: a `State` or a `Context`."""
     layers: list[tuple[Tensor, Tensor]]
-    """For each layer its input and its attention's output, both (B, T, D), if they were asked for."""
+    """Input and attention output of each layer, both (B, T, D), if requested."""
 
 
 class Teacher(Protocol):
-    """A model that others learn from."""
+    """A model that a student learns from."""
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """Function from `Taught.hidden` to logits."""
+        """Function that maps `Taught.hidden` to logits."""
 
     def start(self, lanes: int) -> Any:
-        """Return what is carried before any token."""
+        """Return the carried state before the first token."""
 
     def restored(self, tensors: dict[str, Tensor]) -> Any:
-        """Return what is carried from its tensors by name; raise `UserError` if they are damaged."""
+        """Return the carried state from its tensors by name; raise `UserError` if they are damaged."""
 
     def read(self, ids: Tensor, documents: Tensor, carried: Any, *, layers: bool = False) -> Taught:
-        """Read rows (B, T) of int64: ids on the device, and the documents on the CPU, as `row_loss` takes them."""
+        """Read rows (B, T) of int64: ids on the device and document numbers on the CPU, as in `row_loss`."""
 
 
 class RMKVTeacher:
-    """An RMKV, which carries its state as the student does."""
+    """An RMKV as teacher, which carries its state as the student does."""
 
     def __init__(self, model: RMKV) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -107,15 +107,15 @@ class RMKVTeacher:
 
 
 class TransformersTeacher:
-    """A causal model of transformers with full attention, within each document.
+    """A transformers causal model as teacher, with full attention within each document.
 
-    A row's document may have begun in earlier rows. The teacher reads its last tokens again, as many as there is room
-    for: a row and what comes before it take at most `context` tokens. So it needs no cache, and every token of a row
-    counts.
+    A row's document may have begun in earlier rows. The teacher then rereads as many of the document's last tokens as
+    fit: a row and the tokens before it take at most `context` tokens. It therefore needs no cache, and every token of a
+    row counts.
     """
 
     def __init__(self, model: Any, context: int, shortest: int) -> None:
-        """`shortest` is the length of the shortest rows."""
+        """Prepare the model as a teacher; `shortest` is the length of the shortest rows."""
         self.model, self.context, self.carries = model.eval().requires_grad_(False), context, context - shortest
         _require_usual(model)
 
@@ -138,8 +138,8 @@ class TransformersTeacher:
     def read(self, ids: Tensor, documents: Tensor, carried: Context, *, layers: bool = False) -> Taught:
         """See `Teacher`."""
         T, kept = ids.shape[1], carried.tokens.shape[1]
-        goes_on = int((carried.documents == documents[:, :1]).sum(1).max())
-        before = min(goes_on, self.context - T)
+        earlier = int((carried.documents == documents[:, :1]).sum(1).max())
+        before = min(earlier, self.context - T)
         tokens = torch.cat([carried.tokens, ids], dim=1)
         numbers = torch.cat([carried.documents, documents], dim=1)
         given, positions = tokens[:, kept - before :], _positions(numbers[:, kept - before :]).to(ids.device)
@@ -150,7 +150,7 @@ class TransformersTeacher:
 
 
 def _positions(documents: Tensor) -> Tensor:
-    """Return the position of each token (B, T) in its document, counted from the first that stands here."""
+    """Return each token's position (B, T), counted from its document's first token in the row."""
     index = torch.arange(documents.shape[1]).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -158,15 +158,17 @@ def _positions(documents: Tensor) -> Tensor:
 
 
 def _hidden(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
-    """Return what a model's head reads. Where positions begin again, transformers begins another document: its tokens
-    do not see those before."""
+    """Return the input of a model's head.
+
+    Where positions restart, transformers starts a new document, whose tokens do not see the earlier ones.
+    """
     hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     return hidden
 
 
 @contextmanager
 def _recorded(layers: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Give the list that each layer adds its input and its attention's output to, when the model reads."""
+    """Yield a list to which each layer appends its input and its attention's output whenever the model reads."""
     found: list[tuple[Tensor, Tensor]] = []
     inputs: list[Tensor] = []
     with ExitStack() as stack:
@@ -182,24 +184,24 @@ def _recorded(layers: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 @torch.no_grad()
 def _require_usual(model: Any) -> None:
-    """Raise `UserError` unless the model's logits are its head's, and its documents do not see each other."""
+    """Raise `UserError` if the model changes its head's logits or if its documents see each other."""
     ids, other = torch.tensor([[0, 1, 2, 3, 4], [3, 4, 2, 3, 4]], device=model.device)[:, None]
     positions = torch.tensor([[0, 1, 0, 1, 2]], device=model.device)
     hidden = _hidden(model, ids, positions)
     logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     kind = type(model).__name__
     if not torch.equal(logits, model.get_output_embeddings()(hidden)):
-        raise UserError(f"train.teacher.model: a {kind} changes its head's logits; no such model can be a teacher")
+        raise UserError(f"train.teacher.model: {kind} modifies its head's logits, so it cannot be a teacher")
     if not torch.equal(hidden[:, 2:], _hidden(model, other, positions)[:, 2:]):
-        raise UserError(f"train.teacher.model: a {kind} sees the document before; no such model can be a teacher")
+        raise UserError(f"train.teacher.model: {kind} attends across documents, so it cannot be a teacher")
 
 
 def with_teacher(config: Config) -> Config:
-    """Return the config with the teacher's place and the SHA-256 of its weights, if it has a teacher.
+    """Return the config with the teacher's location and the SHA-256 of its weights filled in, if it has a teacher.
 
     Raises:
-        UserError: there is no such model, the config records another SHA-256, or it has stages that need a teacher and
-            names none.
+        UserError: there is no such model, the config records another SHA-256, or stages need a teacher although the
+            config names none.
     """
     train = config.train
     if train.teacher.model is None:
@@ -229,13 +231,13 @@ def with_teacher(config: Config) -> Config:
 
 
 def require_tokenizer_of_teacher(config: Config, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` if the config has a teacher whose tokenizer is not the data's."""
+    """Raise `UserError` if the config's teacher has another tokenizer than the data."""
     if config.train.teacher.model is not None:
         path = _find(config.train.teacher.model) / "tokenizer.json"
         if _rules(read_whole(path).decode("utf-8", "replace"), str(path)) != _rules(tokenizer.to_json(), "data"):
             raise UserError(
-                f"{path}: the teacher's tokenizer is not the data's; a student and its teacher need the same, "
-                "because they give probabilities to the same tokens"
+                f"{path}: the teacher's tokenizer is not the data's, and distillation compares probabilities of the "
+                "same tokens; prepare the data with the teacher's tokenizer, for a student that has it too"
             )
 
 
@@ -243,12 +245,12 @@ def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
     """Return the config's teacher on the device, or None if it has none.
 
     Args:
-        config: the run's.
+        config: the run's config.
         device: "cpu" or "cuda".
-        longest: tokens of the longest rows that the teacher reads.
+        longest: length in tokens of the longest rows that the teacher reads.
 
     Raises:
-        UserError: it cannot be loaded, or cannot teach what the config asks for.
+        UserError: the teacher cannot be loaded or does not fit the config.
     """
     teacher, model = config.train.teacher, config.model
     if teacher.model is None:
@@ -258,10 +260,10 @@ def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
     dtype = torch.bfloat16 if teacher.precision == "bf16" else torch.float32
     if _is_rmkv(folder):
         if aligns:
-            raise UserError(f"train.stages: kind = 'align' needs a teacher of transformers, and {folder} is an RMKV")
+            raise UserError(f"train.stages: kind = 'align' needs a transformers teacher, and {folder} is an RMKV")
         found = RMKV.from_pretrained(folder, device, None if teacher.precision == "fp32" else dtype)
         if found.through_layers or found.position is not None:
-            raise UserError(f"{folder}: a teacher needs a memory that is causal, and positions that know no end")
+            raise UserError(f"{folder}: a teacher needs a causal memory and positions without a maximum")
         return RMKVTeacher(found)
     transformer = load_transformer(str(folder), device, dtype)
     made_for = transformer.config.max_position_embeddings
@@ -294,7 +296,7 @@ def _is_rmkv(folder: Path) -> bool:
 
 
 def _rules(text: str, place: str) -> Any:
-    """Return what decides how a tokenizer.json makes ids of a text."""
+    """Return the parts of a tokenizer.json that determine how text is encoded."""
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower

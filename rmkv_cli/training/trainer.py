@@ -33,7 +33,7 @@ from rmkv_cli.training.tensors import begin_writing, read_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
 from rmkv_cli.training.working import Working, spread
 
-MODEL_STATE, TEACHER_STATE, OPTIMIZER = "state", "teacher", "optimizer"  # beginnings of a checkpoint's tensors' names
+MODEL_STATE, TEACHER_STATE, OPTIMIZER = "state", "teacher", "optimizer"  # prefixes of tensor names in a checkpoint
 
 
 class Trainer:
@@ -79,7 +79,7 @@ class Trainer:
             teacher = load_teacher(config, self.device, longest)
         self.objective = Objective(self.working.model, config.train, teacher)
         self.teacher_state = teacher.start(self._lanes_here) if teacher else None
-        """What the teacher carries in this rank's lanes."""
+        """The teacher's carried state of this rank's lanes."""
         self.optimizers = make_optimizers(self.model, config.train)
         self.lanes = Ahead(lanes, pinned=self.device == "cuda" and ranks.count == 1) if lanes is not None else None
         self.phases, self.held_out = phases, held_out
@@ -100,11 +100,11 @@ class Trainer:
         return self.config.train.batch_size // self.ranks.count
 
     def _enter(self, stage: CurrentStage) -> None:
-        """Train what the stage trains."""
+        """Make the stage current: only its trainable parameters take gradients."""
         self.stage = stage
         for model in (self.model, self.working.model):
             freeze(model, stage.train.trainable)
-        self.working.take_weights(frozen=True)  # some may have been trained until now
+        self.working.take_weights(frozen=True)  # parameters frozen now may have been trained before
 
     @property
     def finished(self) -> bool:
@@ -202,10 +202,10 @@ class Trainer:
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
     def _accumulate(self, rows: Tensor, counted: int) -> tuple[Tensor, State, Any]:
-        """Add up the gradients of all micro-batches; return the figures of `Outcome`, (2,), over `counted` tokens, the
-        lanes' state, and what the teacher carries.
+        """Accumulate the gradients of all micro-batches; return figures (2,), the lanes' state and the teacher's state.
 
-        Gradients and figures are those of all ranks' rows, the states are of this one's.
+        The figures are the loss and divergence of `Outcome`, divided by `counted`. Gradients and figures cover the rows
+        of all ranks; the states are those of this rank.
         """
         size, lanes = self.config.train.micro_batch_size, rows.shape[1]
         figures, states, carried = [], [], []
@@ -222,7 +222,7 @@ class Trainer:
             figures.append(torch.stack([loss.detach(), outcome.divergence / counted]))
             states.append(outcome.state)
             carried.append(outcome.carried)
-            del loss, outcome  # and the graph, which holds on to the states
+            del loss, outcome  # frees the graph, which keeps the states alive
         self.working.give_gradients()
         after = None if self.teacher_state is None else type(self.teacher_state).join(carried)
         return self.ranks.sum(torch.stack(figures).double().sum(0)), State.join(states), after

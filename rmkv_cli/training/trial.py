@@ -122,7 +122,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
 
 
 def _segments(trainer: Trainer) -> tuple[int, float]:
-    """Return the most and the mean segments per row, of rows that a teacher reads where there is one."""
+    """Return the maximum and the mean number of segments per row; with a teacher, of the rows that it reads."""
     train, phases = trainer.config.train, trainer.phases
     most, mean = most_segments(train, phases), mean_segments(train, phases)
     if trainer.objective.teacher is not None:

@@ -219,7 +219,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(distilling, teachers, tmp_p
 
 
 def test_an_rmkv_cannot_align(distilling, tmp_path):
-    with pytest.raises(UserError, match="kind = 'align' needs a teacher of transformers"):
+    with pytest.raises(UserError, match="kind = 'align' needs a transformers teacher"):
         train(distilling("rmkv", stages=STAGES), tmp_path / "run")
 
 

@@ -115,7 +115,7 @@ def chat(
         _converse(conversation, messages, typed, state)
     finally:
         if state is not None and conversation.empty:
-            _tell(f"nothing was read, so {state} is not written")
+            _tell(f"nothing was read, so {state} was not written")
         elif state is not None:
             conversation.save(state)
             _tell(f"saved {state}")

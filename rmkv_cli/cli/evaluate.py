@@ -42,7 +42,7 @@ def evaluate(
     beside: Annotated[
         str | None,
         typer.Option(
-            metavar="HF_MODEL", help="Also measure a causal model of transformers: a folder, or OWNER/NAME of the hub."
+            metavar="HF_MODEL", help="Compare with a transformers causal model: a folder, or OWNER/NAME on the hub."
         ),
     ] = None,
     task: Annotated[
@@ -95,7 +95,7 @@ def evaluate(
         raise UserError("--include, --limit and --num-fewshot are for --harness")
     if task:
         if max_tokens is not None or split != "validation" or beside:
-            raise UserError("--max-tokens, --split and --beside are not for --task, which makes documents of its own")
+            raise UserError("--max-tokens, --split and --beside are not for --task, which generates its own documents")
         settings = overrides or (), text or (), examples, seed
         evaluate_task(model, task, data, *settings, picture, device, dtype, adapter, as_json)
         return
@@ -197,8 +197,8 @@ def _print(report: "DocumentsReport") -> None:
 
 
 def _print_beside(report: "DocumentsReport", other: "Beside") -> None:
-    """Print the figures of both models, with the buckets of positions that both have, in their own tokens."""
-    compared = table("beside each other", "this model", other.name)
+    """Print the figures of both models; positions are in each model's own tokens, for buckets that both have."""
+    compared = table("comparison", "this model", other.name)
     known = "" if report.bits_per_byte is None else f"{report.bits_per_byte:.4f}"
     compared.add_row("bits per byte", known, f"{other.bits_per_byte:.4f}")
     compared.add_row("tokens", f"{report.tokens:,}", f"{other.tokens:,}")
@@ -210,13 +210,13 @@ def _print_beside(report: "DocumentsReport", other: "Beside") -> None:
     both = other.own, other.reading
     compared.add_row("parameters", *(f"{each.parameters:,}" for each in both))
     compared.add_row("tokens per second", *(f"{each.tokens_per_second:,.0f}" for each in both))
-    compared.add_row("state at most, or cache", *(size(each.carried_bytes) for each in both))
-    compared.add_row("… after tokens", *(f"{each.carried_tokens:,}" for each in both))
+    compared.add_row("largest state, or cache", *(size(each.carried_bytes) for each in both))
+    compared.add_row("… after N tokens", *(f"{each.carried_tokens:,}" for each in both))
     screen = console()
     screen.print(compared)
     if other.cut:
-        were = f"{plural(other.cut, 'document')} longer than {other.name} was made for"
-        screen.print(f"Of {were}, it read the beginning.")
+        cut = plural(other.cut, "document")
+        screen.print(f"{cut} exceeded the maximum length of {other.name}, which read only the beginning.")
 
 
 def _cells(score: "Score") -> list[str]:

@@ -54,7 +54,7 @@ def import_hf(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder that `rmkv export hf` made; or a pretrained transformer, a folder or OWNER/NAME of the hub.",
+            help="A folder from `rmkv export hf`, or a pretrained transformer: a folder, or OWNER/NAME on the hub.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder goes; must not exist.")],
@@ -64,18 +64,18 @@ def import_hf(
     lookback: Annotated[
         int | None,
         typer.Option(
-            parser=at_least(0), metavar="N", help=f"Tokens of the segment before that are attended to. {DEFAULT_512}"
+            parser=at_least(0), metavar="N", help=f"Tokens before a segment that it attends to. {DEFAULT_512}"
         ),
     ] = None,
     slots: Annotated[
         int | None,
         typer.Option(
-            parser=at_least(0), metavar="N", help="Memory vectors per layer, the first one a sink. [default: 1]"
+            parser=at_least(0), metavar="N", help="Memory slots per layer; the first is an attention sink. [default: 1]"
         ),
     ] = None,
     store: Annotated[
         int | None,
-        typer.Option(parser=at_least(0), metavar="N", help="Layers, from the first, with a store. [default: all]"),
+        typer.Option(parser=at_least(0), metavar="N", help="Number of layers with a store, from the first. [default: all]"),
     ] = None,
     check: Annotated[
         bool | None,
@@ -83,10 +83,10 @@ def import_hf(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model folder: of an exported folder, with the same weights, or of a pretrained transformer.
+    """Convert an exported folder or a pretrained transformer to a model folder.
 
-    A transformer (Llama, Mistral, Qwen2 or Qwen3) keeps all its weights, and gets the window and the memory of an RMKV.
-    The other options are for it alone.
+    An exported folder keeps its weights bit for bit. A transformer (Llama, Mistral, Qwen2 or Qwen3) keeps all its
+    weights, and gets the window and memory of an RMKV; the other options apply only to it.
     """
     from rmkv_cli.data.snapshot import find_snapshot
     from rmkv_cli.huggingface import Wiring, import_folder, is_exported
@@ -99,7 +99,7 @@ def import_hf(
         return
     if unused := [*given, *(["check"] if check is not None else [])]:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise UserError(f"{source}: is an RMKV already, so it takes no {named}; these are for pretrained transformers")
+        raise UserError(f"{source}: is already an RMKV; {named}: only for pretrained transformers")
     import_folder(find_snapshot(source), out)
     if as_json:
         print_json({"folder": str(out)})
@@ -108,19 +108,19 @@ def import_hf(
 
 
 def _import_transformer(source: str, out: Path, wiring: "Wiring", check: bool, as_json: bool) -> None:
-    """Import a pretrained transformer, and print what stands where."""
+    """Import a pretrained transformer, and print the origin of each weight."""
     from rmkv_cli.evaluation.transformer import has_transformers
     from rmkv_cli.huggingface import import_transformer
 
     if check and not has_transformers():
         check = False
-        note = f"note: the logits are not compared, as transformers is not installed: {pip_install('hf')}"
+        note = f"note: the logits are not compared, because transformers is not installed: {pip_install('hf')}"
         stderr().print(note, style="yellow")
     found = import_transformer(source, out, wiring, check)
     if as_json:
         print_json({"folder": str(out)} | asdict(found))
         return
-    parts = table("of the source", "here", "parameters")
+    parts = table("source", "imported as", "parameters")
     parts.columns[1].justify = "left"
     for part in found.parts:
         shown = (name.replace("model.", "").replace(".weight", "") for name in (part.source, part.target))
@@ -128,10 +128,10 @@ def _import_transformer(source: str, out: Path, wiring: "Wiring", check: bool, a
     console().print(parts)
     if found.check:
         print(
-            f"Logits of {found.check.tokens} tokens: at most {found.check.difference:.1e} from those of transformers, "
-            f"of which the largest is {found.check.largest:.1f}."
+            f"Logits of {found.check.tokens} tokens differ from those of transformers by at most "
+            f"{found.check.difference:.1e}; the largest is {found.check.largest:.1f}."
         )
-    print(f"{out}: a model folder, for --model; it has a memory, which training teaches it to use")
+    print(f"{out}: a model folder, for --model; it learns to use its memory in training")
 
 
 def push(

@@ -27,13 +27,13 @@ class MemoryConfig(Section):
     """Layers, from the first, that have an associative store beside the slots: a matrix a head that holds values under
     keys. 0: none; more than there are: all."""
     store_key: Literal["previous", "own"] = "previous"
-    """The key under which the store holds a token's value: that of the token before it, or, if attention's keys know
-    the token before already, as those of pretrained transformers do, its own."""
+    """Key under which the store writes a token's value: the previous token's or its own. "own" is for models whose
+    attention keys already contain the previous token, such as pretrained transformers."""
     store_maps: bool = False
-    """The store turns attention's queries and keys by a matrix per head, and scales what it finds per head."""
+    """The store multiplies attention's queries and keys by a matrix per head, and scales its output per head."""
     fresh: Literal["visible", "hidden"] = "visible"
-    """Whether a document's first segment sees the slots. Hidden, it is read as a transformer reads it: for models that
-    were imported from one."""
+    """Whether a document's first segment sees the slots. With "hidden" it is computed as in a transformer; imported
+    models need this."""
 
     @property
     def updated(self) -> bool:
@@ -48,11 +48,11 @@ class RopeConfig(Section):
     theta: float = Field(10_000.0, gt=1, le=1e12)
     """Base of the frequencies."""
     factor: float = Field(1.0, ge=1, le=1e6)
-    """Divides the lowest frequencies; 1: no scaling."""
+    """Divisor of the lowest frequencies; 1: no scaling."""
     low_freq_factor: float = Field(1.0, gt=0)
     """Frequencies with at most this many turns in the original length are divided by `factor`."""
     high_freq_factor: float = Field(4.0, gt=0)
-    """Frequencies with at least this many turns are unchanged; those between are interpolated."""
+    """Frequencies with at least this many turns are unchanged; those in between are interpolated."""
     original_max_position_embeddings: int = Field(8192, ge=1, le=1 << 30)
     """The original length in tokens."""
 
@@ -80,18 +80,18 @@ class ModelConfig(Section):
     head_size: int = Field(0, ge=0, le=1 << 17)
     """Width of an attention head. 0: hidden_size / num_attention_heads."""
     num_attention_heads: int = Field(9, ge=1, le=4096)
-    """Query heads of attention and store; they divide hidden_size, unless head_size is given."""
+    """Query heads of attention and store; must divide hidden_size unless head_size is given."""
     num_key_value_heads: int = Field(0, ge=0, le=4096)
     """Heads of keys and values, each shared by a group of query heads (grouped-query attention: Ainslie et al., 2023);
     the store has a matrix for each. 0: num_attention_heads."""
     qkv_bias: bool = False
-    """Queries, keys and values have biases, as in Qwen2."""
+    """Add biases to queries, keys and values, as in Qwen2."""
     qk_norm: bool = False
-    """Queries and keys go through an RMSNorm each, per head, as in Qwen3."""
+    """Apply an RMSNorm to the queries and keys of each head, as in Qwen3."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm (Zhang & Sennrich, 2019) as in Llama."""
     norm_eps: float = Field(1e-5, gt=0)
-    """Added to the norms' variance."""
+    """Epsilon that norms add to the variance."""
     intermediate_size: int = Field(3072, ge=0, le=1 << 19)
     """Width of the gated feed-forward; 0: none, as published."""
     segment_length: int = Field(512, ge=1, le=1 << 30)

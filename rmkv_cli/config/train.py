@@ -25,56 +25,56 @@ class AdapterConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The model that a training learns from: see [distillation](distillation.md)."""
+    """The model that a run is distilled from: see [distillation](distillation.md)."""
 
     model: str | None = None
-    """A model folder, checkpoint or run; or a causal model of transformers, a folder or a name on the Hugging Face hub.
-    Without it nothing is distilled."""
+    """A model folder, checkpoint or run; or a transformers causal model, as a folder or a name on the Hugging Face hub.
+    Without it there is no distillation."""
     sha256: str | None = None
-    """SHA-256 of its weights; the run's config.toml records it, and a run refuses other weights."""
+    """SHA-256 of the teacher's weights. The run's config.toml records it, and a resumed run refuses other weights."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of KL(teacher ‖ student) in the loss; the rest is cross-entropy."""
     temperature: float = Field(1.0, gt=0)
-    """The KL compares both models' logits divided by this; its gradient is multiplied by the square of it."""
+    """Divisor of both models' logits in the KL, whose gradient is multiplied by its square."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """What the teacher computes in."""
+    """Precision of the teacher's computations."""
     context: int | None = Field(None, ge=1)
-    """Most tokens that a transformers teacher reads at once: a row and, before it, what its lane's document had before.
-    Without it: as many as the teacher was made for."""
+    """Maximum number of tokens that a transformers teacher reads at once: a row, and earlier tokens of its document.
+    Without it: the teacher's maximum length."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
         """Yield what is wrong across fields."""
         match fields:
             case {"model": None, "sha256": str()} | {"model": None, "context": int()}:
-                yield "sha256 and context describe a teacher; name it by train.teacher.model"
+                yield "sha256 and context describe a teacher; set train.teacher.model"
         for name in ("share", "temperature"):
             if fields.get("model", "") is None and fields.get(name, 1.0) != 1.0:
-                yield f"{name} = {fields[name]} asks for a teacher; name it by train.teacher.model"
+                yield f"{name} = {fields[name]} needs a teacher; set train.teacher.model"
 
 
 class Stage(Section):
-    """A stretch of a training. Keys that it leaves out are those of `[train]`; schedule, warm-up and the growth of rows
-    run from a stage's beginning to its end."""
+    """One stage of a training run. Keys that it omits have the values of `[train]`. The schedule, warm-up and growth of
+    rows run from the stage's beginning to its end."""
 
     kind: Literal["align", "distil", "extend"]
-    """align: each layer's attention output to the teacher's, with the teacher's layer inputs. distil: the KL of
-    `[train.teacher]`. extend: cross-entropy, without the teacher."""
+    """align: match each layer's attention output to the teacher's, given the teacher's layer inputs. distil: the loss
+    of `[train.teacher]`. extend: cross-entropy, without the teacher."""
     share: float = Field(gt=0)
-    """Its share of the training's tokens is share / (sum of all shares)."""
+    """The stage gets share / (sum of all shares) of the run's tokens."""
     trainable: str | list[str] | None = None
-    """As train.trainable: "all", or a list of groups."""
+    """Overrides train.trainable: "all", or a list of groups."""
     learning_rate: float | None = Field(None, gt=0)
-    """In place of train.learning_rate."""
+    """Overrides train.learning_rate."""
     final_learning_rate: float | None = Field(None, ge=0)
-    """In place of train.final_learning_rate."""
+    """Overrides train.final_learning_rate."""
     segments_min: int | None = Field(None, ge=1)
-    """In place of train.segments_min."""
+    """Overrides train.segments_min."""
     segments_max: int | None = Field(None, ge=1, le=1 << 20)
-    """In place of train.segments_max."""
+    """Overrides train.segments_max."""
 
     def changes(self) -> dict[str, Any]:
-        """Return the keys of `[train]` that the stage gives, with its values."""
+        """Return the keys of `[train]` that the stage overrides, with its values."""
         return self.model_dump(exclude_none=True, exclude={"kind", "share"})
 
 
@@ -167,11 +167,11 @@ class TrainConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     teacher: TeacherConfig = TeacherConfig()
     stages: list[Stage] = Field([])
-    """Stages of the training, one after the other. Without them it is one: distil if there is a teacher."""
+    """Consecutive stages of the run. Without them, a run with a teacher is a single stage of kind distil."""
 
     @property
     def ever_trainable(self) -> str | list[str]:
-        """What is trained in any stage, as `trainable` says it."""
+        """Everything that is trainable in some stage, in the form of `trainable`."""
         ways = [stage.trainable or self.trainable for stage in self.stages] or [self.trainable]
         names = next((way for way in ways if isinstance(way, str)), None)
         return names or list(dict.fromkeys(name for way in ways for name in way))
@@ -200,7 +200,7 @@ class TrainConfig(Section):
 
 
 def _wrong_ranges(fields: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the keys that a stage may give as well."""
+    """Yield what is wrong with the keys that a stage can override."""
     match fields:
         case {"trainable": str(name)} if name not in ("all", "adapters"):
             yield f"trainable should be 'all', 'adapters' or a list, such as ['norms', 'memory'], got '{name}'"
@@ -224,7 +224,7 @@ def _wrong_stages(fields: dict[str, Any]) -> Iterator[str]:
         if changes:
             yield from (f"{place}: {line}" for line in _wrong_ranges(fields | changes))
         if "adapters" in (stage.trainable, stage.trainable and fields.get("trainable")):
-            yield f"{place}: trainable: an adapter is trained in all stages or in none; leave it out"
+            yield f"{place}: trainable: an adapter is trained in all stages or in none; remove this key"
 
 
 class Config(Section):

@@ -1,4 +1,4 @@
-"""A causal model of transformers beside an RMKV: the same texts, each model with its own tokenizer."""
+"""Comparison of an RMKV with a transformers causal model on the same texts, each with its own tokenizer."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,40 +17,41 @@ from rmkv_cli.model import RMKV
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.tokenizer import Token, Tokenizer
 
-CHUNK = 512  # tokens that are read at once; what came before them is in the cache
+CHUNK = 512  # tokens that the transformer reads at once; earlier ones are in the cache
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What it takes to read the texts, one at a time."""
+    """Cost of reading the texts one at a time."""
 
     parameters: int
     tokens_per_second: float
     carried_bytes: int
-    """Those of the state, at most; or of the cache after the longest text."""
+    """Maximum bytes of the state, or bytes of the cache after the longest text."""
     carried_tokens: int
-    """Tokens of that text."""
+    """Number of tokens in the longest text."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """The losses of a model of transformers, and what both models' reading takes."""
+    """Losses of a transformers model, and the reading cost of both models."""
 
     name: str
     documents: int
     tokens: int
-    """Those that the loss is about: all of a text that have one before them, and its end."""
+    """Number of predicted tokens: all of a text that have a predecessor, and its end."""
     bytes: int
     """UTF-8 bytes of those tokens."""
     loss: float
-    """Nats per token of its own."""
+    """Nats per token, in tokens of its own tokenizer."""
     bits_per_byte: float
     by_position: list[PositionLoss]
     cut: int
-    """Number of texts that are longer than the model was made for. What is beyond that is not read."""
+    """Number of texts longer than the model's maximum length; only their beginnings are read."""
     reading: Reading
+    """Cost of the transformers model."""
     own: Reading
-    """That of the RMKV."""
+    """Cost of the RMKV."""
 
 
 def measure_beside(
@@ -62,21 +63,21 @@ def measure_beside(
     max_tokens: int | None = None,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> tuple[Report, Beside]:
-    """Return how well an RMKV and a model of transformers predict the documents, which both read one at a time.
+    """Measure how well an RMKV and a transformers model predict the documents; both read one document at a time.
 
     Args:
         own: the RMKV and its tokenizer.
-        other: a causal model of transformers and its tokenizer.
-        name: of the other model.
-        documents: what is read.
-        max_tokens: most tokens of the RMKV's to read (see `sample`); the other model reads the same texts.
-        advance: is called with the number of the RMKV's tokens just read, by either model.
+        other: a transformers causal model and its tokenizer.
+        name: name of the other model.
+        documents: documents to read.
+        max_tokens: maximum number of the RMKV's tokens to read (see `sample`); the other model reads the same texts.
+        advance: progress callback, called with the number of the RMKV's tokens that either model has just read.
 
     Raises:
-        UserError: as in `measure`; or of some documents only the answers count, which are no texts.
+        UserError: as in `measure`; or only the answers count in some documents.
     """
     if (documents.counts != documents.lengths).any():
-        raise UserError("--beside compares models on texts, but of these documents only the answers count")
+        raise UserError("--beside compares models on whole texts, but only the answers count in these documents")
     model, tokenizer = own
     begun = perf_counter()
     report = measure(
@@ -97,7 +98,7 @@ def measure_beside(
 
 
 class _Reader:
-    """Reads texts by a model of transformers, and adds up its losses."""
+    """Reads texts with a transformers model, and collects its losses."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
@@ -108,7 +109,7 @@ class _Reader:
         self._longest = (0, 0)
 
     def read(self, text: str, whole: bool) -> None:
-        """Read a text, and predict its end as well if it is whole."""
+        """Read a text; if it is whole, predict its end as well."""
         encoded = self._tokenizer(text, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         if len(ids) > self._most:
@@ -117,14 +118,14 @@ class _Reader:
         targets = ids[1:] + [self._tokenizer.eos_token_id] * (whole and self._tokenizer.eos_token_id is not None)
         if not targets:
             return
-        # The first token is predicted by none, unless it is one that the tokenizer puts before the text.
+        # Nothing predicts the first token, unless the tokenizer prepends one to the text.
         self._bytes += len(text[offsets[0][1] : offsets[len(ids) - 1][1]].encode())
         begun = perf_counter()
         self._nats.append(torch.cat([*self._losses(ids[: len(targets)], targets)]).cpu())
         self._seconds += perf_counter() - begun
 
     def _losses(self, ids: list[int], targets: list[int]) -> Iterator[Tensor]:
-        """Yield the losses of targets in nats, of CHUNK of them at a time."""
+        """Yield the losses of the targets in nats, CHUNK at a time."""
         cache: Any = None
         device = self._model.device
         for start in range(0, len(ids), CHUNK):
@@ -136,9 +137,9 @@ class _Reader:
         self._longest = max(self._longest, (len(ids), _size(cache)))
 
     def result(self, name: str, own: Reading) -> Beside:
-        """Return what was found."""
+        """Return the figures of all texts read."""
         if not self._nats:
-            raise UserError(f"{name}: its tokenizer makes no more than a token of any of these texts")
+            raise UserError(f"{name}: its tokenizer encodes each of these texts to at most one token; use longer texts")
         longest = max(map(len, self._nats))
         edges = bucket_edges(longest)
         buckets = [

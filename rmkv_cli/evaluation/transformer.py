@@ -1,4 +1,4 @@
-"""Causal models of the transformers library, as they are: what an RMKV is compared with."""
+"""Causal models of the transformers library, for comparison with an RMKV and as teachers."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -16,12 +16,12 @@ def has_transformers() -> bool:
 
 
 def load_transformer(source: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """Return a causal model of transformers in evaluation mode; its parameters take no gradients.
+    """Return a transformers causal model in evaluation mode, whose parameters take no gradients.
 
     Args:
         source: its folder, or its name on the hub.
-        device: where it computes.
-        dtype: the type that it computes in.
+        device: device for its computations.
+        dtype: type for its computations.
 
     Raises:
         UserError: transformers is not installed, there is no such model, or transformers cannot load it.
@@ -32,14 +32,14 @@ def load_transformer(source: str, device: str = "cpu", dtype: torch.dtype = torc
 
 
 def load_transformer_tokenizer(source: str) -> Any:
-    """Return the tokenizer of a model of transformers; arguments and errors as in `load_transformer`."""
+    """Return the tokenizer of a transformers model; arguments and errors as in `load_transformer`."""
     return _loaded(source, "AutoTokenizer")
 
 
 def _loaded(source: str, kind: str, **how: Any) -> Any:
-    """Return what a class of transformers loads from a folder or a name on the hub, without a word."""
+    """Load a folder, or a name on the hub, with a class of transformers, silently."""
     if not has_transformers():
-        raise UserError(f"{source}: to load it, transformers must be installed: {pip_install('hf')}")
+        raise UserError(f"{source}: loading it requires transformers: {pip_install('hf')}")
     folder = find_snapshot(source)
     import transformers
 
@@ -52,6 +52,6 @@ def _loaded(source: str, kind: str, **how: Any) -> Any:
 
 
 def transformer_logits(model: Any, input_ids: Tensor) -> Tensor:
-    """Return the logits (B, T, V) of a model of transformers for tokens (B, T)."""
+    """Return the logits (B, T, V) of a transformers model for tokens (B, T)."""
     with torch.inference_mode():
         return model(input_ids=input_ids.to(model.device), use_cache=False).logits

@@ -1,4 +1,5 @@
-"""Hugging Face: folders for transformers without this package, the way back, pretrained transformers, and the hub."""
+"""Hugging Face: export for transformers without this package, import of such folders and of pretrained transformers,
+and the hub."""
 
 from rmkv_cli.huggingface.convert import Imported, import_transformer
 from rmkv_cli.huggingface.families import Wiring

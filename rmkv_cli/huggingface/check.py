@@ -1,4 +1,4 @@
-"""An imported model's logits beside those of transformers."""
+"""Comparison of an imported model's logits with those of transformers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +11,24 @@ from rmkv_cli.model import RMKV, reading
 
 TEXT = "The river is 1,240 km long; it rises in the hills.\n\ndef length(x: list[int]) -> int:\n    return len(x)\n"
 TOLERANCE = 1e-3
-"""Most that a logit may differ, in units of the largest one. Rounding in float32 accounts for a tenth of that."""
+"""Maximum difference of a logit, relative to the largest logit. Rounding in float32 accounts for a tenth of it."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far an imported model's logits are from transformers'."""
+    """Difference between an imported model's logits and those of transformers."""
 
     tokens: int
     difference: float
-    """The largest of all logits' absolute differences."""
+    """Largest absolute difference of a logit."""
     largest: float
-    """The largest absolute logit of transformers."""
+    """Largest absolute logit of transformers."""
 
 
 def check_logits(source: Path, model: Path) -> Check:
-    """Return how far the logits of a model folder are from those of its source by transformers, on a short text.
+    """Compare the logits of a model folder on a short text with those that transformers computes from its source.
 
-    Both compute in float32. Raises `UserError` where they differ by more than rounding does.
+    Both compute in float32. Raises `UserError` if the logits differ by more than rounding.
     """
     ours = RMKV.from_pretrained(model, dtype=torch.float32)
     ids = torch.tensor([load_transformer_tokenizer(str(source))(TEXT)["input_ids"][: ours.config.segment_length]])
@@ -39,8 +39,8 @@ def check_logits(source: Path, model: Path) -> Check:
     found = Check(ids.numel(), (logits - expected).abs().max().item(), expected.abs().max().item())
     if not found.difference <= TOLERANCE * found.largest:
         raise UserError(
-            f"{source}: was read without an error, but the logits differ from transformers' by {found.difference:.3g} "
-            f"(the largest is {found.largest:.3g}), so that this model is not the same; --no-check writes it all the "
-            "same"
+            f"{source}: was imported without an error, but the logits differ from transformers' by "
+            f"{found.difference:.3g} (the largest is {found.largest:.3g}), so this is not the same model; --no-check "
+            "writes it anyway"
         )
     return found

@@ -1,4 +1,4 @@
-"""Pretrained transformers to model folders: every weight is kept, and slots and stores are put beside them."""
+"""Conversion of pretrained transformers to model folders: keeps every weight and adds slots and stores."""
 
 import re
 from collections.abc import Callable
@@ -22,46 +22,46 @@ from rmkv_cli.model.store import AssociativeStore
 from rmkv_cli.model.tensors import difference
 
 Read = Callable[[str], Tensor]
-"""Returns a weight of the RMKV by its name, as the source has it."""
+"""Function from the name of an RMKV weight to its value in the source."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Weights that came from one place."""
+    """Weights with the same origin."""
 
     source: str
-    """Tensors of the source, with * for a layer's number; or how the weights were made."""
+    """Names of the source's tensors, with * for the layer number; or how the weights were made."""
     target: str
-    """Names of the weights, with * for a layer's number."""
+    """Names of the weights, with * for the layer number."""
     parameters: int
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has written."""
+    """Summary of an import."""
 
     parts: list[Part]
     sink: int | None
-    """Token whose residual stream the slots begin with; None without slots."""
+    """Token whose residual stream initializes the first slot; None without slots."""
     check: Check | None
-    """None where the logits were not compared."""
+    """Comparison of the logits; None if it was skipped."""
 
 
 def import_transformer(source: str, out: Path, wiring: Wiring, check: bool) -> Imported:
-    """Write the model folder of an RMKV that begins as a pretrained transformer.
+    """Write the model folder of an RMKV that initially computes the same as a pretrained transformer.
 
-    For a document's first segment its logits are the transformer's: slots are hidden there, and stores have a gain
-    of 0. Weights keep their types. They are mapped from the source, so that memory is needed for those alone that are
-    joined: queries, keys and values.
+    In a document's first segment its logits equal the transformer's, because slots are hidden there and stores have a
+    gain of 0. Weights keep their types. They are memory-mapped from the source, so only the weights that are joined
+    (queries, keys and values) take memory.
 
     Args:
-        source: transformers' folder, with safetensors, or a name on the hub.
+        source: a transformers folder with safetensors, or a name on the hub.
         out: where the model folder goes.
         wiring: window and memory of the RMKV.
-        check: whether to compare the logits with transformers', which takes the memory for both models.
+        check: whether to compare the logits with those of transformers, which takes the memory of both models.
 
     Raises:
-        UserError: `out` exists, the source is absent, damaged or holds what cannot be imported, or the logits differ.
+        UserError: `out` exists, the source is absent, damaged or cannot be imported, or the logits differ.
     """
     require_new(out)
     folder = find_snapshot(source, [CONFIG])
@@ -83,7 +83,8 @@ def import_transformer(source: str, out: Path, wiring: Wiring, check: bool) -> I
         sink = _first_token(described) if wiring.slots else None
         new = _new_stores(config, widest) | {"memory": torch.zeros(*model.memory.shape, dtype=widest)}
         if sink is not None:
-            # The other slots are zeros, which draw little attention: copies would multiply the sink, noise replace it.
+            # The other slots are zeros, which draw little attention. Copies would multiply the sink; noise would
+            # replace it.
             new["memory"][:, 0] = lone_token(config, read, sink, widest)
         assign(model, {name: read(name) for name in names} | new)
         with whole_directory(out) as aside:
@@ -95,9 +96,9 @@ def import_transformer(source: str, out: Path, wiring: Wiring, check: bool) -> I
 
 
 def lone_token(config: ModelConfig, read: Read, token: int, dtype: torch.dtype) -> Tensor:
-    """Return the residual stream (L, D) of a text of one token as each layer reads it.
+    """Return the residual stream (L, D) at each layer's input for a text of one token.
 
-    It is computed in `dtype`, with the weights of one layer at a time in memory.
+    The computation is in `dtype` and holds the weights of one layer at a time in memory.
     """
     bare = config.model_copy(update={"memory": MemoryConfig(slots=0, store=0, update="none")})
     with torch.device("meta"):
@@ -113,7 +114,7 @@ def lone_token(config: ModelConfig, read: Read, token: int, dtype: torch.dtype) 
     for block in model.blocks:
         block.register_forward_pre_hook(load)
         block.register_forward_hook(lambda block, inputs, output: block.to("meta") and None)
-    row = read("embedding.weight")[token, None].to(dtype)  # alone, as the table may be larger than all layers
+    row = read("embedding.weight")[token, None].to(dtype)  # only one row: the table may exceed all layers in size
     model.embedding = torch.nn.Embedding.from_pretrained(row)
     model.norm.load_state_dict({"weight": read("norm.weight").to(dtype)}, assign=True)
     model.memory = torch.nn.Parameter(torch.zeros(*model.memory.shape, dtype=dtype))
@@ -123,7 +124,7 @@ def lone_token(config: ModelConfig, read: Read, token: int, dtype: torch.dtype) 
 
 
 def _tied_as_stored(config: ModelConfig, shards: Shards) -> ModelConfig:
-    """Return the config with the embeddings untied if the source has a head of its own that differs from them."""
+    """Return the config, with untied embeddings if the source has a separate head that differs from them."""
     names = ("model.embed_tokens.weight", "lm_head.weight")
     if not config.tie_word_embeddings or not all(name in shards.layout for name in names):
         return config
@@ -132,7 +133,7 @@ def _tied_as_stored(config: ModelConfig, shards: Shards) -> ModelConfig:
 
 
 def _require_weights(folder: Path, model: RMKV, names: dict[str, list[str]], shards: Shards) -> None:
-    """Raise `UserError` unless the source has the tensors that `names` wants, and none besides them that counts."""
+    """Raise `UserError` unless the source has all tensors in `names`, and no others that have an effect."""
     config = model.config
     heads = (config.num_attention_heads, *[config.key_value_heads] * 2)
     shapes = {}
@@ -148,20 +149,20 @@ def _require_weights(folder: Path, model: RMKV, names: dict[str, list[str]], sha
     if unused:
         kinds = {re.sub(r"\.\d+\.", ".*.", name): None for name in unused}
         raise UserError(
-            f"{folder}: has weights that cannot be imported: {', '.join(kinds)}; a model without them can, or one in "
-            "which they are biases of 0"
+            f"{folder}: has weights that cannot be imported: {', '.join(kinds)}; only biases that are all 0 may be "
+            "left out"
         )
 
 
 def _counts(name: str, config: ModelConfig, shards: Shards) -> bool:
-    """Return whether a tensor without a place has an effect: no table of angles, tied head, or bias of zeros."""
+    """Return whether an unmapped tensor has an effect: it is not a table of angles, a tied head, or a bias of zeros."""
     if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
         return False
     return not name.endswith(".bias") or bool(shards.tensor(name).any())
 
 
 def _first_token(described: dict[str, object]) -> int:
-    """Return the token that a text begins with: the one that config.json names, or else the one that ends a text."""
+    """Return the token that begins a text: the BOS token in config.json, or else the EOS token."""
     for key in ("bos_token_id", "eos_token_id"):
         token = described.get(key)
         if isinstance(token, list) and token:
@@ -172,7 +173,7 @@ def _first_token(described: dict[str, object]) -> int:
 
 
 def _new_stores(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the stores' weights by name, always the same ones: empty stores with a gain of 0."""
+    """Return the weights of empty stores with a gain of 0, by name; they are the same in every import."""
     weights: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -185,7 +186,7 @@ def _new_stores(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _parts(model: RMKV, names: dict[str, list[str]], sink: int | None) -> list[Part]:
-    """Return where the weights came from, those of all layers together."""
+    """Return the origin of all weights, with all layers together."""
     counts: dict[tuple[str, str], int] = {}
     for name, x in model.state_dict().items():
         parts = names.get(name, [""])

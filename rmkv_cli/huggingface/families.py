@@ -1,4 +1,4 @@
-"""Pretrained transformers that become an RMKV: their configs and the names of their weights."""
+"""Families of pretrained transformers that can be imported: their configs and the names of their weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen2ForCausalLM": {"num_key_value_heads": 32},
     "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
 }
-"""The architectures, and what an absent key of config.json means where that differs from Llama's."""
+"""Architectures, with their defaults for absent keys of config.json where these differ from Llama's."""
 ROPES = ("default", "llama3")
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -30,11 +30,11 @@ NEUTRAL = {
     "num_local_experts": None,
     "quantization_config": None,
 }
-"""Keys of other families that change what is computed, and the value that does not."""
+"""Keys of other families that change the computation, with the value that does not."""
 
 
 class Wiring(NamedTuple):
-    """The choices that the source does not make: see `ModelConfig` and `MemoryConfig`."""
+    """Settings that the source does not determine: see `ModelConfig` and `MemoryConfig`."""
 
     segment_length: int = 512
     lookback: int = 512
@@ -48,12 +48,12 @@ def read_family(described: dict[str, Any], path: Path, wiring: Wiring) -> ModelC
 
     Args:
         described: the content of config.json.
-        path: where it is, for messages.
-        wiring: the choices that it does not make.
+        path: its path, for messages.
+        wiring: settings that it does not determine.
 
     Raises:
-        UserError: a line for each part of the model that cannot be imported, with what can be; or values that are
-            missing or wrong.
+        UserError: parts of the model cannot be imported (one line each, with what can be), or values are missing or
+            wrong.
     """
     architecture = architecture_of(described)
     keys = FAMILIES.get(architecture, {}) | {key: x for key, x in described.items() if x is not None}
@@ -90,15 +90,15 @@ def read_family(described: dict[str, Any], path: Path, wiring: Wiring) -> ModelC
 
 
 def architecture_of(described: dict[str, Any]) -> str:
-    """Return the class of a transformers config, or else its type."""
+    """Return the architecture that a transformers config names, or else its model type."""
     names = described.get("architectures") or [described.get("model_type")]
     return ", ".join(map(str, names)) if isinstance(names, list) else str(names)
 
 
 def _rope(keys: dict[str, Any]) -> dict[str, Any]:
-    """Return what the config says of rotary positions.
+    """Return the config's settings of rotary positions.
 
-    transformers 5 says it in the table `rope_parameters`, version 4 in `rope_scaling` and keys beside it.
+    transformers 5 stores them in the table `rope_parameters`, version 4 in `rope_scaling` and in top-level keys.
     """
     rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
     found = {key: keys[key] for key in ("rope_theta", "partial_rotary_factor") if key in keys} | rope
@@ -110,7 +110,7 @@ def _rope(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _foreign(architecture: str, keys: dict[str, Any], rope: dict[str, Any], wiring: Wiring) -> Iterator[str]:
-    """Yield what cannot be imported, each with what can be."""
+    """Yield a line for each thing that cannot be imported, with what can be."""
     if architecture not in FAMILIES:
         yield f"architecture {architecture} cannot be imported; {', '.join(FAMILIES)} can"
     for key in REQUIRED:
@@ -140,9 +140,9 @@ def _foreign(architecture: str, keys: dict[str, Any], rope: dict[str, Any], wiri
 
 
 def weight_names(config: ModelConfig) -> dict[str, list[str]]:
-    """Return the names of the source's tensors that make up each weight of the RMKV, side by side in its rows.
+    """Return, for each weight of the RMKV, the names of the source's tensors that are concatenated along its rows.
 
-    What the RMKV has beside them, slots and stores, is not among the names.
+    Slots and stores have no counterpart in the source, so they are not included.
     """
     names = {"embedding.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
     if not config.tie_word_embeddings:

@@ -98,9 +98,10 @@ def _dtype(weights: Path) -> torch.dtype | None:
 
 
 def is_exported(folder: Path) -> bool:
-    """Return whether a folder's config says that `export_folder` wrote it; raise `UserError` if it has none.
+    """Return whether a folder's config says that `export_folder` wrote it.
 
-    A model folder of rmkv, which is not imported at all, raises as well.
+    Raises:
+        UserError: the folder has no config, or is a model folder of rmkv, which needs no import.
     """
     described = read_config(folder)
     if architecture_of(described) == "RMKV":

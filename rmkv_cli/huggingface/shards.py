@@ -31,7 +31,7 @@ def open_shards(folder: Path) -> Iterator[Shards]:
     """Open a folder's weights.
 
     Raises:
-        UserError: there are none, a file is absent or damaged, or a tensor is no floating-point number.
+        UserError: there are none, a file is absent or damaged, or a tensor is not of a floating-point type.
     """
     index = folder / INDEX
     names = [WEIGHTS]
@@ -42,10 +42,10 @@ def open_shards(folder: Path) -> Iterator[Shards]:
         names = sorted(set(listed.values()))
     elif not (folder / WEIGHTS).exists():
         raise UserError(
-            f"{folder}: has neither {WEIGHTS} nor {INDEX}; save the model again by transformers' save_pretrained"
+            f"{folder}: has neither {WEIGHTS} nor {INDEX}; save the model again with transformers' save_pretrained"
         )
     if outside := [name for name in names if Path(name).name != name]:
-        raise UserError(f"{index}: is damaged: '{outside[0]}' is no file of its folder")
+        raise UserError(f"{index}: is damaged: '{outside[0]}' is not a file in its folder")
     with ExitStack() as stack:
         files = [stack.enter_context(open_tensors(folder / name, "damaged weights")) for name in names]
         for file in files:

@@ -20,7 +20,7 @@ from rmkv_cli.tokenizer.tokenizer import PROBE
 THINKING = (Special.THINK, Special.END_THINK)
 CONVERSATION = Message("user", "What is it? \n"), Message("assistant", " So be it."), Message("user", "And\n\nnow?")
 COMPOSED = PROBE + " e\u0301 \u212b \ufb01"
-"""Text that only a tokenizer without a normalizer gives back."""
+"""Text that only a tokenizer without a normalizer decodes unchanged."""
 MARK = "\ue000"
 """Of private use. Behind its "<", the chat template tells text that spells a special token from the token."""
 
@@ -28,13 +28,13 @@ MARK = "\ue000"
 def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder.
 
-    A pretrained model's tokenizer is written as it was. For one of rmkv's own, a text is encoded as a document:
-    END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks. The thinking tokens
-    are not special here, so that `skip_special_tokens` keeps thoughts and answers separate.
+    A pretrained model's tokenizer is written unchanged. With one of rmkv's own, a text is encoded as a document:
+    END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks. The thinking tokens are not special
+    here, so that `skip_special_tokens` keeps thoughts and answers separate.
 
     Args:
         directory: the folder.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         longest: the most tokens that the model reads; None: any number.
 
     Raises:
@@ -85,19 +85,19 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 
 def write_foreign_tokenizer(source: Path, out: Path) -> None:
-    """Write the tokenizer of a pretrained model's folder into a model folder, as it is.
+    """Write the tokenizer of a pretrained model's folder unchanged into a model folder.
 
-    Its files stay as they are: tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja, as
-    far as the source has them. generation_config.json gets the ids of what begins and ends a text, and how rmkv samples
-    by default. What users should know of the tokenizer is printed as notes.
+    Copies tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja, if the source has
+    them. Writes a generation_config.json with the ids of the tokens that begin and end a text, and rmkv's sampling
+    defaults. Prints notes on what users should know about the tokenizer.
 
     Raises:
-        UserError: there is no tokenizer.json, or it is not supported.
+        UserError: there is no tokenizer.json, or the tokenizer is not supported.
     """
     if not (source / FILES[0]).is_file():
         raise UserError(
             f"{source}: has no {FILES[0]}; in transformers, AutoTokenizer.from_pretrained({str(source)!r})"
-            f".save_pretrained({str(source)!r}) makes one of other files"
+            f".save_pretrained({str(source)!r}) makes one from the other files"
         )
     tokenizer = Tokenizer.load(source)
     tokenizer.save(out)
@@ -108,15 +108,15 @@ def write_foreign_tokenizer(source: Path, out: Path) -> None:
 
 
 def notes_on(tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield what users of a pretrained model's tokenizer should know."""
+    """Yield notes for users of a pretrained model's tokenizer."""
     if tokenizer.decode(tokenizer.encode(COMPOSED)) != COMPOSED:
         yield "this tokenizer normalizes texts or lacks some bytes, so decoding does not return every text exactly"
-    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())  # which makes special tokens of what spells them
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())  # parses special tokens in text
     end = tokenizer.roles.eod
     pieces = ("What ", end, " is") if tokenizer.template is None else tokenizer.template.prompt(CONVERSATION)
     spelt = "".join(pieces)
     if tokenizer.encode_document((BARE, *pieces)) != library.encode(spelt, add_special_tokens=False).ids:
-        yield "beside special tokens, rmkv encodes conversations with other tokens than transformers does"
+        yield "next to special tokens, rmkv tokenizes the text of conversations differently from transformers"
     if tokenizer.template is None:
         yield f"it has no chat template, so the model continues texts but takes no conversations; {TEMPLATE} adds one"
     elif not tokenizer.template.by_turns:

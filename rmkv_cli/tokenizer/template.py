@@ -167,7 +167,7 @@ class Template:
     def conversation(
         self, messages: Sequence[Message], train: Sequence[bool], answers_only: bool
     ) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
-        """Return the pieces of a training conversation, and flags: whether each piece and the document's end is learned.
+        """Return the pieces of a training conversation, and flags of what is learned, the document's end included last.
 
         The token that ends an answer is learned with it. A token boundary is forced at the beginning of each answer, as
         in generation.

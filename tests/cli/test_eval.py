@@ -114,7 +114,7 @@ class TestBeside:
     def test_tables_show_both_models(self, place, other, shown):
         ask = ["eval", "--model", place / "model", "--data", place / "cat11.txt", "--beside", other]
         told = shown(*ask).out
-        for words in ("beside each other", "bits per byte", "loss from position 0", "state at most, or cache"):
+        for words in ("comparison", "bits per byte", "loss from position 0", "largest state, or cache"):
             assert words in told
 
     def test_json_holds_the_other_model(self, place, other, printed):
@@ -130,5 +130,5 @@ class TestBeside:
         (tmp_path / "config.json").write_text("{}")
         assert "transformers cannot load it: " in error_of(monkeypatch, capsys, *ask, tmp_path)
         monkeypatch.setattr("rmkv_cli.evaluation.transformer.find_spec", lambda name: None)
-        assert "transformers must be installed: pip install" in error_of(monkeypatch, capsys, *ask, tmp_path)
+        assert "loading it requires transformers: pip install" in error_of(monkeypatch, capsys, *ask, tmp_path)
         assert "--beside are not for --task" in error_of(monkeypatch, capsys, *ask, tmp_path, "--task", "recall")

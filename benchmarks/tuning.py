@@ -1,14 +1,13 @@
-"""What fine-tuning gives and takes: all weights, LoRA of three ranks, and the start of the memory alone.
+"""Measure the gains and costs of fine-tuning: all weights, LoRA at three ranks, and only the start of the memory.
 
 python benchmarks/tuning.py run
 python benchmarks/tuning.py run --rows "all weights, rate 1e-3" --seeds 0
 python benchmarks/tuning.py table
 
-A model of the preset `tiny` learns prose and code, and is then tuned on worked problems of three kinds, of which the
-answers alone are supervised. Problems that it has not seen are answered at temperature 0; an answer is right if it is
-the expected text.
-Results in tuning/results.jsonl are not computed again, and a stopped run resumes. Runs lie in `runs/tuning`. A row
-takes minutes a seed on one core; with OMP_NUM_THREADS=1 two can run at once.
+A model of the preset `tiny` learns prose and code, and is then fine-tuned on worked problems of three kinds, with only
+the answers supervised. It answers unseen problems at temperature 0; an answer is correct if it equals the expected
+text. Results in tuning/results.jsonl are not computed again, and a stopped run resumes. Runs are stored in
+`runs/tuning`. A row takes minutes per seed on one core; with OMP_NUM_THREADS=1 two can run at the same time.
 """
 
 import argparse
@@ -31,7 +30,7 @@ WORK = Path("runs/tuning")
 BASE, DATA, TEXT, TOKENIZER = WORK / "base", WORK / "problems", WORK / "text", WORK / "tokenizer.json"
 PROBLEMS, ASKED = 6_000, 400
 KINDS = ("How often is the letter", "Sort from", "Which is larger")
-"""How the prompts of the problems begin: kinds that a model of this size can learn from a few thousand examples."""
+"""Beginnings of the prompts: kinds of problems that a model of this size can learn from a few thousand examples."""
 
 BEFORE = "before"
 LORA = "train.trainable=adapters"
@@ -121,7 +120,7 @@ def run(row: str, seed: int) -> dict[str, Any]:
 
 
 def saved_bytes(run: Path) -> int:
-    """Return the size of what a run's model needs beside the model that it started from, or in its place."""
+    """Return the size of the weights that a run saves, in addition to its starting model or in place of it."""
     files = ("adapter_model.safetensors", "memory.safetensors", "model.safetensors")
     return next((run / "latest" / name).stat().st_size for name in files if (run / "latest" / name).exists())
 
@@ -149,7 +148,7 @@ def results() -> list[dict[str, Any]]:
 def table() -> str:
     """Return the results as a Markdown table: mean ± standard deviation over the seeds."""
     kept = [result for row in ROWS for result in results() if result["row"] == row]
-    # Tokens per second stay out: they depend on what else the machine does.
+    # Tokens per second are left out, because they depend on the machine's other load.
     left_out = "row", "seed", "tokens_per_second"
     keys = [key for key in max(kept, key=len, default={}) if key not in left_out]
     lines = [f"| | seeds | {' | '.join(keys)} |", f"| --- | --- | {' | '.join(['---'] * len(keys))} |"]

@@ -75,7 +75,9 @@ def import_hf(
     ] = None,
     store: Annotated[
         int | None,
-        typer.Option(parser=at_least(0), metavar="N", help="Number of layers with a store, from the first. [default: all]"),
+        typer.Option(
+            parser=at_least(0), metavar="N", help="Number of layers with a store, from the first. [default: all]"
+        ),
     ] = None,
     check: Annotated[
         bool | None,

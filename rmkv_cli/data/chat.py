@@ -1,7 +1,8 @@
 """Conversations as pieces: what is asked between <start> and <end>, what the assistant says after it.
 
 This is the one renderer: training, `rmkv chat`, `rmkv serve` and prompts from files use it. The chat template of an
-exported folder gives the same ids. A model folder has this format unless it holds a chat template, which is used then.
+exported folder gives the same ids. A model folder has this format unless it contains a chat template, which then
+defines the format.
 """
 
 import json
@@ -16,7 +17,7 @@ from rmkv_cli.tokenizer.template import Message, without_begin
 ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt", "ai"}
 MESSAGE_PART, LONGEST_PART = 1 << 13, 1 << 20  # characters
 ROLES = {"human": "user", "prompter": "user"}
-"""What datasets call the roles that templates know."""
+"""Names of roles in data sets, with the names that templates know."""
 TRAIN = ("train", "training", "weight")
 """Keys of a message, each of which may say false or 0: do not learn it (ours, axolotl's, OpenAI's)."""
 _HEADER = re.compile(r"<\|start_header_id\|>(.*?)<\|end_header_id\|>(?:\r?\n){0,2}", re.S)
@@ -35,14 +36,14 @@ class Turn(NamedTuple):
 def pieces_of(
     turns: Iterable[tuple[str, str] | Turn], tokenizer: Tokenizer | None = None, after: bool = False
 ) -> tuple[Piece, ...]:
-    """Return a conversation's pieces, up to where the assistant is to answer.
+    """Return a conversation's pieces, up to the assistant's next answer.
 
-    In rmkv's own format, each turn that is not the assistant's stands between START and END; empty ones are left out.
+    In rmkv's own format, START and END enclose each turn that is not the assistant's; empty turns are left out.
 
     Args:
-        turns: of the conversation.
-        tokenizer: has the format; without it, rmkv's own.
-        after: whether something else was read before, so that no document begins.
+        turns: the turns of the conversation.
+        tokenizer: determines the format; without it, rmkv's own format.
+        after: whether something else was read before, so that no document begins here.
 
     Raises:
         ValueError: the model's chat template refuses the conversation, or it has none.
@@ -64,16 +65,16 @@ def pieces_of(
 def read_as_message(
     texts: Iterable[str], tokenizer: Tokenizer, system: str = "", after: bool = False
 ) -> Iterator[Piece]:
-    """Yield the pieces of a text, given in parts, that is read as a message which is not answered.
+    """Yield the pieces for reading a text, given in parts, as a message without an answer.
 
     Args:
         texts: the parts.
-        tokenizer: has the format.
-        system: with a chat template, what is set before the message; "" for nothing.
-        after: whether something else was read before, so that no document begins.
+        tokenizer: determines the format.
+        system: with a chat template, the system message before the text; "" for none.
+        after: whether something else was read before, so that no document begins here.
 
     Raises:
-        ValueError: the model's chat template does not take such a message, or it has none.
+        ValueError: the model's chat template does not accept such a message, or the model has none.
     """
     require_format(tokenizer)
     if tokenizer.template is None:
@@ -88,7 +89,7 @@ def read_as_message(
 
 
 def _messages(turns: Iterable[Turn], tokenizer: Tokenizer) -> list[Message]:
-    """Return turns as a template reads them; roles have the names that templates know."""
+    """Return turns as template messages, with roles renamed to those that templates know."""
     return [
         Message(ROLES.get(turn.role, turn.role), turn.content)
         if not is_assistant(turn.role)
@@ -101,8 +102,8 @@ def require_format(tokenizer: Tokenizer | None) -> None:
     """Raise `ValueError` if a model takes no conversations: a pretrained one without a chat template."""
     if tokenizer is not None and tokenizer.foreign and tokenizer.template is None:
         raise ValueError(
-            "this model has no chat template, so it takes no conversations; put a chat_template.jinja beside its "
-            "tokenizer.json"
+            "this model has no chat template, so it takes no conversations; add a chat_template.jinja to the folder of "
+            "its tokenizer.json"
         )
 
 
@@ -123,7 +124,7 @@ def rendered(
     Args:
         turns: of the conversation; none is left out.
         answers_only: whether only the assistant's turns are learned.
-        tokenizer: has the format; without it, rmkv's own.
+        tokenizer: determines the format; without it, rmkv's own format.
 
     Returns:
         The pieces (n), and n + 1 flags or, if all would be true, None.
@@ -170,7 +171,7 @@ def is_assistant(role: str) -> bool:
 
 
 def answer(text: str, tokenizer: Tokenizer | None = None) -> tuple[Piece, ...]:
-    """Return an answer's pieces: a thought that it begins with is set between the special tokens, if there are such."""
+    """Return an answer's pieces; special tokens, if the tokenizer has them, enclose a thought at its beginning."""
     thinking = tokenizer.roles.thinking if tokenizer else (Special.THINK, Special.END_THINK)
     if thinking is None or (thought := thought_of(text, tokenizer)) is None:
         return (text,)
@@ -180,7 +181,7 @@ def answer(text: str, tokenizer: Tokenizer | None = None) -> tuple[Piece, ...]:
 
 
 def thought_of(text: str, tokenizer: Tokenizer | None = None) -> tuple[int, int] | None:
-    """Return the indices of the two special tokens that enclose the thought that an answer begins with, if it does."""
+    """Return the indices of the two special tokens that enclose the thought at an answer's beginning, if any."""
     thinking = tokenizer.roles.thinking if tokenizer else (Special.THINK, Special.END_THINK)
     start = len(text) - len(text.lstrip())
     if thinking is None or not text.startswith(thinking[0], start):

@@ -20,7 +20,7 @@ from rmkv_cli.tokenizer import Tokenizer
 
 
 class Documents:
-    """A sequence of documents: `documents[i]` is an array (length,) of ids; `eod` is the target after its last.
+    """A sequence of documents: `documents[i]` is an array (length,) of ids; the target after its last id is `eod`.
 
     Documents of a prepared mix are memory-mapped: nothing is read before it is used. The first use of a shard compares
     its content with the hash in the manifest.
@@ -200,7 +200,7 @@ class Documents:
 def _tokenized(
     documents: Iterator[Document], tokenizer: Tokenizer
 ) -> Iterator[tuple[Document, npt.NDArray[Any], Spans | None]]:
-    """Yield each document or part with its tokens and answers; only a document's first part has its beginning."""
+    """Yield each document or part with its tokens and answers; only the first part has the document's beginning."""
     for group in grouped(documents, lambda document: document.size):
         encoded = encode(tokenizer, [(document.placed, document.learned) for document in group])
         for document, (ids, answers) in zip(group, encoded, strict=True):

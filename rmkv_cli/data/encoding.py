@@ -114,7 +114,7 @@ def _work(batch: Batch) -> Encoded:
 
 
 def encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
-    """Return the ids of each document (see `Tokenizer.encode_pieces`), and the spans of those that are learned.
+    """Return the ids of each document (see `Tokenizer.encode_pieces`), and the spans of learned tokens.
 
     A span is (start, stop). The end of a document of n tokens is learned as its token n: the last span's stop is n + 1.
     """
@@ -126,9 +126,9 @@ def encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
 
 
 def _spans(start: int, lengths: Sequence[int], learned: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return the spans of the learned tokens of pieces of such lengths, from token `start` to the document's end.
+    """Return the spans of learned tokens, given the lengths of the pieces, the first of which begins at token `start`.
 
-    The first token of a document cannot be learned, as nothing predicts it.
+    The first token of a document cannot be learned, because nothing predicts it.
     """
     spans: list[tuple[int, int]] = []
     for length, counts in zip([*lengths, 1], learned, strict=True):

@@ -122,7 +122,7 @@ class _Training:
     items: Open
     on_error: str
     begin: int
-    """Tokens at a document's beginning that are no text."""
+    """Number of tokens at a document's beginning that are not text."""
 
     def __call__(self, place: Any) -> Iterator[tuple[Any, NDArray[Any]]]:
         place = place or Place().to_json()

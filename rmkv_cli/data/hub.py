@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 
 class Repository(NamedTuple):
-    """A repository of the hub, and how messages name it."""
+    """A repository on the hub, with its label in messages."""
 
     kind: Literal["data set", "model"]
     name: str
     revision: str | None
     label: str
-    """What is said to wait for it."""
+    """Subject of the messages about waiting for the hub."""
 
     @property
     def page(self) -> str:
@@ -131,7 +131,7 @@ def _repository(source: HubSource) -> Repository:
 
 
 def use_impatient_client() -> None:
-    """Let the library take a request without an answer for lost; its own client waits without end."""
+    """Give the library a client with a timeout; its own client waits forever for an answer."""
     set_client_factory(_client)
 
 

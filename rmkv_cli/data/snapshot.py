@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: their files, downloaded into its cache."""
+"""Models on the Hugging Face hub: download of their files into the local cache."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,30 +15,30 @@ UNUSED = ("*/*", "consolidated*")
 
 
 def find_snapshot(source: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
-    """Return the folder with a model's files: `source` itself, or what the hub has under that name.
+    """Return the folder with a model's files: `source` itself, or a local copy of the model with that name on the hub.
 
-    What the cache already holds is not downloaded again, and is used where the hub cannot be reached.
+    Cached files are not downloaded again, and are used if the hub cannot be reached.
 
     Args:
-        source: a folder, or a name of the hub, OWNER/NAME.
-        patterns: the files that are needed.
+        source: a folder, or a name on the hub, OWNER/NAME.
+        patterns: patterns of the files that are needed.
 
     Raises:
-        UserError: there is neither a folder nor a model of that name, it is gated, or the hub cannot be reached.
+        UserError: there is neither a folder nor a model with that name, it is gated, or the hub cannot be reached.
     """
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists():
-        raise UserError(f"{source}: is not a folder; name the folder of a model, or OWNER/NAME of the hub")
+        raise UserError(f"{source}: is not a folder; name the folder of a model, or OWNER/NAME on the hub")
     use_impatient_client()
 
     def download() -> Path:
         try:
             return Path(snapshot_download(source, allow_patterns=[*patterns], ignore_patterns=[*UNUSED]))
-        except LocalEntryNotFoundError as error:  # neither the hub nor the cache
+        except LocalEntryNotFoundError as error:  # the hub cannot be reached, and the cache lacks the model
             raise error.__cause__ or error from None
 
     try:
         return patiently(Repository("model", source, "main", source), WAITS_TO_OPEN, download)
     except HFValidationError:
-        raise UserError(f"{source}: no such folder, and no name of the hub, which is OWNER/NAME") from None
+        raise UserError(f"{source}: no such folder, and not a name on the hub (OWNER/NAME)") from None

@@ -44,7 +44,7 @@ class Document:
 
     @property
     def placed(self) -> tuple[Piece, ...]:
-        """The pieces, and before those of a later part the one that says so."""
+        """The pieces; those of a later part are preceded by the piece `CONTINUED`."""
         return self.pieces if self.first else (CONTINUED, *self.pieces)
 
     @property

@@ -34,7 +34,7 @@ class Assigned:
 
     @property
     def placed(self) -> tuple[Piece, ...]:
-        """The document's pieces, and before those of a part that continues the previous one the piece that says so."""
+        """The document's pieces; those of a part that continues the previous one are preceded by `CONTINUED`."""
         return (CONTINUED, *self.document.pieces) if self.continues else self.document.pieces
 
 

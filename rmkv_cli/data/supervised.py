@@ -29,7 +29,7 @@ class Supervised:
     """Whether the document's end is supervised; None if `ids` do not reach it."""
 
     def runs(self, tokenizer: Tokenizer) -> Iterator[tuple[bool, tuple[Piece, ...]]]:
-        """Yield the pieces of the document and, where it is whole, its end, in runs that are supervised or not."""
+        """Yield runs of the document's pieces (with its end, if it is whole), and whether each run is supervised."""
         marked = list(zip(self.supervised, self.ids, strict=True))
         if self.end_supervised is not None:
             marked.append((self.end_supervised, tokenizer.eod))

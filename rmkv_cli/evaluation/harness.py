@@ -59,7 +59,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Id of the token that stands before an empty context's continuation."""
+        """Id of the token before the continuation of an empty context."""
         return self.tokenizer.opening
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:

@@ -31,7 +31,7 @@ class DocumentsReport(Report):
     memory: MemoryEffect | None
     """None where it was not asked for, or cannot be told."""
     beside: Beside | None = None
-    """Another model on the same documents, if one was named."""
+    """Comparison with another model on the same documents, if requested."""
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer:
             continue
         index, length = int(chosen[i]), int(lengths[i])
         of_targets = of_token[documents.part(index, 1, length + 1)]
-        of_targets[:1] -= spaced and begins  # the space that the tokenizer puts before the text
+        of_targets[:1] -= spaced and begins  # the space that the tokenizer prepends to the text
         counted = documents.counted(index)
         sizes[i] = (of_targets if counted is None else of_targets[counted[: len(of_targets)]]).sum()
     return sizes

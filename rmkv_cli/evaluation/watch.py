@@ -75,7 +75,7 @@ class Watched:
         self.log_keep[layer] += F.logsigmoid(keep_gate(cell, x[0], hidden[0]).double())
 
     def store(self, layer: int, store: AssociativeStore, gates: Tensor) -> None:
-        """Take note of a segment's write gates before their sigmoid, the first G of gates (B, S, G + H)."""
+        """Record a segment's write gates before the sigmoid: the first G of gates (B, S, G + H)."""
         write = gates[0, :, : store.heads[1]].double()
         self._written[layer] = F.logsigmoid(-write).sum(0) / store.norm.weight.shape[-1]
 

@@ -32,8 +32,8 @@ class Conversation:
     The carried state has a fixed size, however long the conversation is. Interrupting the reading of a message or text
     leaves the conversation unchanged. An interrupted answer is kept up to that point, unless a fault ended it.
 
-    With a chat template, a document begins with the first message, and what ends an answer is read with the message
-    after it.
+    With a chat template, the first message begins the document, and the tokens that end an answer are read together
+    with the next message.
     """
 
     def __init__(
@@ -68,21 +68,21 @@ class Conversation:
         self.answer: Generation | None = None
         """The answer to it."""
         self.tokenizer = tokenizer
-        """The model's."""
+        """The model's tokenizer."""
         self._model, self._config, self._max_tokens = model, config, max_tokens
         self._system, self._start = system, start
         self._turns = 0
         require_fit(model, tokenizer)
         with _refusals():
             require_format(tokenizer)
-        self._memory: tuple[Prompt, list[int]] | None  # what is read; tokens written after it
+        self._memory: tuple[Prompt, list[int]] | None  # the reading so far; tokens generated after it
         self._begun: bool  # whether a message has been read in this document
-        self._open: bool  # whether what ends the last answer is not read
+        self._open: bool  # whether the tokens that end the last answer are still unread
         self.reset()
 
     @property
     def memory(self) -> Prompt:
-        """All that was read and written so far, in this session and in those before it, as one reading would be.
+        """Everything read and generated so far, in this session and earlier ones, as a single reading.
 
         Raises:
             UserError: nothing has been read.
@@ -129,7 +129,7 @@ class Conversation:
                 self._begun = self._open = True
 
     def _asked(self, message: str) -> Sequence[Piece]:
-        """Return the pieces of a message to answer."""
+        """Return the pieces to read for a message that is to be answered."""
         if (template := self.tokenizer.template) is None:
             return tuple(question([message]))
         if self._begun:
@@ -139,7 +139,7 @@ class Conversation:
         return pieces if self._memory is None else without_begin(pieces, self.tokenizer.roles.begin)
 
     def read(self, text: Iterable[str]) -> Prompt:
-        """Read a text, in pieces, as a message that is not answered; return its reading. Errors as in `say`."""
+        """Read a text, in pieces, as a message without an answer; return its reading. Errors as in `say`."""
         with _refusals():
             self._close()
             system = "" if self._begun else self._system
@@ -158,18 +158,18 @@ class Conversation:
             self._memory = self._start, []
 
     def save(self, path: Path) -> None:
-        """Write what is carried to a file, whole; errors as in `save_notes` and `memory`."""
+        """Write the memory to a file, atomically; errors as in `save_notes` and `memory`."""
         with _refusals():
             self._close()
         save_notes(path, self.memory, self._model, self.tokenizer)
 
     def load(self, path: Path) -> None:
-        """Go on from a file that `save` or `rmkv read` wrote instead; errors as in `load_notes`."""
+        """Replace the memory by a file that `save` or `rmkv read` wrote; errors as in `load_notes`."""
         self._memory = load_notes(path, self._model, self.tokenizer), []
         self._begun, self._open = True, False
 
     def _close(self) -> None:
-        """Read what ends the last answer."""
+        """Read the tokens that end the last answer."""
         if self._open and self.tokenizer.template is not None:
             closing = self.tokenizer.template.closing
             self._memory = read_prompt(self._model, self.tokenizer, closing, self.memory), []
@@ -178,7 +178,7 @@ class Conversation:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Raise what a chat template refuses as `UserError`."""
+    """Turn the `ValueError` of a chat template that refuses a conversation into a `UserError`."""
     try:
         yield
     except ValueError as error:

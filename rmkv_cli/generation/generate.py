@@ -165,7 +165,7 @@ def generate(
         config: how tokens are drawn.
         max_tokens: the most that are written.
         stop: strings, before the first of which the text ends.
-        ends: the special tokens that end it; None: those that the tokenizer's `roles` name.
+        ends: the special tokens that end it; None: those in the tokenizer's `roles`.
         decoder: what writes it, when no other text does; a new one where none is given.
         answer: whether it is an answer in a conversation.
 

@@ -88,7 +88,7 @@ def read_by_segments(
 
 
 def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt | None = None) -> Prompt:
-    """Read tokens, one at least, of a document's beginning or `after` an earlier reading; errors as in `read_prompt`.
+    """Read one or more tokens at a document's beginning or `after` an earlier reading; errors as in `read_prompt`.
 
     Tokens that were drawn need not be those that their text is encoded as.
     """
@@ -150,7 +150,7 @@ def _read(model: RMKV, input_ids: Tensor, state: State | None) -> tuple[Tensor, 
 
 
 def _segments(found: Iterable[list[int]], length: int, filled: int) -> Iterator[list[int]]:
-    """Yield the ids, cut where segments of `length` end, `filled` tokens of the first of which are read."""
+    """Yield the ids, cut at the ends of segments of `length` tokens; `filled` tokens of the first are already read."""
     room = length - filled
     ids: list[int] = []
     for more in found:

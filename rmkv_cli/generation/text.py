@@ -39,7 +39,7 @@ class Text:
             config: how tokens are drawn.
             max_tokens: the most that are written.
             stop: strings, before the first of which the text ends.
-            ends: the special tokens that end it; None: those that the tokenizer's `roles` name.
+            ends: the special tokens that end it; None: those in the tokenizer's `roles`.
             scores: how many of the likeliest tokens to report with each token; None: no log probabilities at all.
             answer: whether it is an answer in a conversation.
 

@@ -21,9 +21,9 @@ def text_pieces(
 ) -> Iterator[str]:
     """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
 
-    The pieces have the same tokens as the whole text if `parts` is the tokenizer's own. Only a text without any place
-    to cut is cut elsewhere, after `LONGEST` characters. `advance` is called with the number of bytes read, once their
-    pieces are taken. Line ends are read as "\\n".
+    The pieces encode to the same tokens as the whole text if `parts` belongs to the tokenizer. Only a text without any
+    place to cut is cut elsewhere, after `LONGEST` characters. `advance` is called with the number of bytes read, once
+    their pieces are taken. Line ends are read as "\\n".
 
     Raises:
         UserError: the file, called `name`, is not UTF-8 text.

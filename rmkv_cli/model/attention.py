@@ -11,7 +11,7 @@ from rmkv_cli.model.precision import widened
 class QKVBlock(nn.Module):
     """Multi-head attention with one matrix for queries, keys and values, an explicit scale and a mask.
 
-    H query heads share the keys and values of G heads, H / G to each (Ainslie et al., 2023).
+    Each of the G heads of keys and values serves H / G query heads (grouped-query attention: Ainslie et al., 2023).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -23,12 +23,12 @@ class QKVBlock(nn.Module):
         self.out = nn.Linear(H * d, D, bias=False)
         self.query_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.key_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else None
-        with torch.no_grad():  # keys start as queries: like finds like from the first step, in the store above all
+        with torch.no_grad():  # keys start as queries, so similar tokens match from the first step, as the store needs
             query, key, _ = self.qkv.weight.split([heads * d for heads in self.heads])
             key.copy_(query[: len(key)])
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Q and K side by side, (B, T, H + G, d), and V, (B, T, G, d), for hidden (B, T, D)."""
+        """Return Q and K concatenated, (B, T, H + G, d), and V, (B, T, G, d), for hidden (B, T, D)."""
         H, G, _ = self.heads
         qkv = self.qkv(hidden).unflatten(2, (-1, self.head_width))
         qk, v = qkv.split_with_sizes([H + G, G], dim=2)
@@ -38,7 +38,7 @@ class QKVBlock(nn.Module):
         return qk, v
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Return the heads' results side by side, (B, T, H * d), before the output projection `out`.
+        """Return the heads' outputs concatenated, (B, T, H * d), before the output projection `out`.
 
         Args:
             q: (B, H, T, d).

@@ -112,7 +112,7 @@ class RMKVBlock(nn.Module):
 
 
 def _join(kept: Tensor, new: Tensor, n: int, view: View) -> Tensor:
-    """Return the keys or values that are attended to, (B, G, K, d): those kept, and new ones of n slots and tokens."""
+    """Return the keys or values to attend to, (B, G, K, d): those kept, and the new ones of n slots and of tokens."""
     if view.place is not None:
         return kept.scatter_(2, view.place[0], new)
     slots, tokens = new.split_with_sizes([n, new.shape[2] - n], dim=2)

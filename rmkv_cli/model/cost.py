@@ -36,7 +36,7 @@ class TrainingMemory:
     activations: int
     """Those of one segment, or of a row without replay; the row's tokens, the head's vectors and logits."""
     teacher: int
-    """The weights of a teacher in a folder of this machine, and its logits beside the student's."""
+    """The teacher's weights, if its folder is on this machine, and the logits of teacher and student."""
     set_aside: int
     """Frozen weights in float32 beside their copies in bfloat16. A GPU has the copies alone: these are in the machine's
     memory, and not in the total."""
@@ -88,8 +88,8 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     keys, C = m + config.lookback + S, min(S, CHUNK)
     # The slots' scores and output; the pooling; the cell.
     update = 4 * Q * m * keys + 2 * m * D * Q + 4 * D * m * S + 2 * gates * m * D * D
-    # The gates; what is written and predicted by W, and found; products of keys, of queries and keys, of these and the
-    # errors; the system.
+    # The gates; W's writes, predictions and reads; products of keys, of queries and keys, and of these and the errors;
+    # the linear system.
     store = 2 * (D + Q) * (H + G) + (4 * KV + 2 * Q) * d + 4 * (KV + Q) * C
     store += 2 * (Q + KV) * d * config.memory.store_maps
     per_layer = {
@@ -143,8 +143,10 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
 
 
 def teacher_bytes(config: ModelConfig, train: TrainConfig, tokens: int) -> int:
-    """Return the bytes that a teacher takes where rows have so many tokens: its weights, unless they are still on the
-    hub, and a chunk of logits and probabilities of both models."""
+    """Return the bytes that a teacher takes for rows with `tokens` tokens in all.
+
+    This counts its weights, unless they are still on the hub, and a chunk of logits and probabilities of both models.
+    """
     teacher = train.teacher
     if teacher.model is None:
         return 0

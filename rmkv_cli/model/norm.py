@@ -6,6 +6,6 @@ from rmkv_cli.config import ModelConfig
 
 
 def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
-    """Return a new norm of the token stream, of the config's kind."""
+    """Return a new norm over the residual stream, of the kind in the config."""
     kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
     return kind(config.hidden_size, eps=config.norm_eps)

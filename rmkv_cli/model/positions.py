@@ -14,8 +14,10 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def _frequencies(width: int, base: float, device: torch.device) -> Tensor:
-    """Return `width` frequencies base^(-i / width) in radians per position, as float64: float32 would be off by 0.01
-    radians at position 131,072."""
+    """Return `width` frequencies base^(-i / width) in radians per position, as float64.
+
+    float32 would be off by 0.01 radians at position 131,072.
+    """
     return base ** -(torch.arange(width, dtype=torch.float64, device=device) / width)
 
 
@@ -26,7 +28,7 @@ def sinusoids(positions: Tensor, hidden_size: int, dtype: torch.dtype) -> Tensor
 
 
 def rotation(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
-    """Return the rotations (RoPE: Su et al., 2021) that belong to positions (B, T)."""
+    """Return the rotations (RoPE: Su et al., 2021) of positions (B, T)."""
     frequencies = _frequencies(config.head_width // 2, config.rope.theta, positions.device)
     rope = config.rope
     if rope.factor != 1:  # Llama 3.1: 0 where a frequency is divided, 1 where it is kept

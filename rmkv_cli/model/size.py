@@ -15,7 +15,7 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
     memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
     memory += config.stores * G * d * d
-    # A store keeps 4 queries and keys.
+    # Each store keeps the last 4 queries and keys.
     window = (2 * config.num_hidden_layers * lookback * G + 4 * config.stores * (H + G)) * d
     inside = config.num_hidden_layers * (2 * G * d + D) * (S - 1) * window_size
     counters = 8 * (5 + 1)  # two owners, document, position, offset, filled

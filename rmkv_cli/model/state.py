@@ -36,7 +36,7 @@ class State:
     cell: Tensor | None
     """(L, B, m, D), the LSTM's cell state."""
     store: Tensor | None
-    """(K, B, G, d, d), the associative store, written by all tokens read."""
+    """(K, B, G, d, d): associative stores, written by all tokens so far."""
     recent: Tensor | None
     """(K, B, H + G, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
     keys: tuple[Tensor, ...]

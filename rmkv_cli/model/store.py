@@ -14,13 +14,14 @@ from rmkv_cli.model.view import CHUNK, TAPS, View
 class AssociativeStore(nn.Module):
     """A matrix W (d, d) per head that holds values under keys: k W ≈ v for the keys and values of earlier tokens.
 
-    A token's value is written under the key of the token before it: a token finds what came after its like. (Or under
-    its own, which in a pretrained transformer knows the token before.) Values, queries and keys are the attention's
-    own, without positions, the last two through a matrix if there is one, and through a short convolution, so that a
-    key can tell what stood before it. Where query heads share keys and values, they share a W. Of its own the store has
-    the convolution, gates per head, a norm, and the learned W that a document starts with, which holds what mostly
-    follows. The gates see a token and what attention found for it: a digit is worth writing or not by what it is part
-    of. The store computes in float32 at least, because it writes differences.
+    A token's value is written under the key of the previous token, so a query retrieves what followed similar tokens.
+    (With `store_key = "own"` it is written under the token's own key, which in a pretrained transformer contains the
+    previous token.) Values, queries and keys are those of attention, without positions. Queries and keys go through a
+    matrix per head, if configured, and through a short convolution, so that a key can reflect the tokens before it.
+    Query heads that share keys and values share a W. The store's own parameters are the matrices, the convolution,
+    gates per head, a norm, and the learned initial W of a document, which holds common successors. The gates see a
+    token and its attention output: whether a digit is worth writing depends on its context. The store computes in
+    float32 at least, because it writes differences.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -38,15 +39,16 @@ class AssociativeStore(nn.Module):
     def forward(
         self, store: Tensor, recent: Tensor, qk: Tensor, v: Tensor, gates: Tensor, view: View
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Write and read T tokens; return what each finds, heads side by side (B, T, H * d), W' of the last's document,
-        and what is recent after them.
+        """Write and read T tokens; return each token's retrieved value, the new W and the new `recent`.
+
+        The retrieved values (B, T, H * d) have the heads concatenated; W belongs to the last token's document.
 
         Args:
             store: W (B, G, d, d).
-            recent: (B, H + G, 4, d), queries and keys of the last token and of those one to three before it.
+            recent: (B, H + G, 4, d), queries and keys of the last four tokens, the latest first.
             qk: (B, T, H + G, d), queries and keys without positions.
             v: (B, T, G, d).
-            gates: (B, T, G + H), before their sigmoid: how strongly each token writes, b, and reads.
+            gates: (B, T, G + H), before the sigmoid: how strongly each token writes, b, and reads.
             view: whose documents the tokens are.
         """
         convolved, recent = self.convolve(qk, recent, view)
@@ -54,14 +56,14 @@ class AssociativeStore(nn.Module):
         return found.to(qk.dtype), store, recent
 
     def convolve(self, qk: Tensor, recent: Tensor, view: View) -> tuple[Tensor, Tensor]:
-        """Return queries, and keys to write under, (B, T, H + G, d), each channel a learned sum over a token and three
-        before it, and the new `recent`.
+        """Return queries and write keys, (B, T, H + G, d), and the new `recent`.
 
-        Tokens of other documents count as zeros, so under a key of the token before, a document's first is not written.
+        Each channel is a learned weighted sum over four consecutive tokens. Tokens of other documents count as zeros.
+        With keys of the previous token, a document's first token is therefore not written.
         """
         tokens = torch.cat([recent.permute(0, 2, 1, 3).flip(1) * view.recent, qk], dim=1)
         recent = tokens[:, -TAPS:].flip(1).permute(0, 2, 1, 3)
-        # Queries by a token and three before it, keys by the same or by the four before it: (5, H + G, d).
+        # Queries cover a token and the three before it; keys cover the same, or the four before it: (5, H + G, d).
         of_queries, of_keys = wide(self.taps).squeeze(2).flip(0).split_with_sizes(self.heads, dim=1)
         this, before = (0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 1)
         taps = torch.cat([F.pad(of_queries, this), F.pad(of_keys, this if self.own_key else before)], dim=1)
@@ -82,7 +84,7 @@ class AssociativeStore(nn.Module):
 
         Args:
             store: W (B, G, d, d).
-            qk: (B, T, H + G, d), of which only the direction counts.
+            qk: (B, T, H + G, d), which are normalized: only their direction counts.
             v: (B, T, G, d).
             gates: (B, T, G + H), before their sigmoid.
             view: whose documents the tokens are.
@@ -132,8 +134,7 @@ class AssociativeStore(nn.Module):
 
 
 def _by_head(x: Tensor, heads: int, C: int) -> Tensor:
-    """Return x (B, N * C, heads * R, d) as (N, B * heads, C * R, d): a chunk's tokens and their R queries side by
-    side."""
+    """Return x (B, N * C, heads * R, d) as (N, B * heads, C * R, d), where each token of a chunk has R queries."""
     B, T, rows, d = x.shape
     parts = x.view(B, T // C, C, heads, rows // heads, d).permute(1, 0, 3, 2, 4, 5)
     return parts.reshape(T // C, B * heads, C * rows // heads, d)

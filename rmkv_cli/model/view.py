@@ -42,19 +42,19 @@ class View:
     wrote_store: Tensor | None
     """(B, 1, 1, 1), True: the first token's document wrote the store; None: it is so in all rows."""
     recent: Tensor
-    """(B, 4, 1, 1), 1 where the first token's document has the token that stood four to one before it, else 0."""
+    """(B, 4, 1, 1): 1 where the token four to one before the first one belongs to the same document, else 0."""
     until: Tensor | float = 1.0
-    """(C, C), or (N, B * G, C, C) if mixed: 1 where a token finds what another wrote, itself included, else 0."""
+    """(C, C), or (N, B * G, C, C) if mixed: 1 where a token reads what another (or itself) wrote, else 0."""
     earlier: Tensor | float = 0.0
     """The same, itself not included."""
     near: Tensor | None = None
-    """If mixed, (5, B, T, 1, 1): 1 where the token four to none before is of the same document, else 0."""
+    """If mixed, (5, B, T, 1, 1): 1 where the token four to zero positions before is in the same document, else 0."""
     later: Tensor | float = 0.0
     """If mixed, (N, B * G, C, 1): 1 where a token's document began after the chunk did, else 0."""
     of_last: Tensor | float = 1.0
-    """If mixed, (N, B * G, C, 1): 1 where a token is of the chunk's last document, else 0."""
+    """If mixed, (N, B * G, C, 1): 1 where a token belongs to the chunk's last document, else 0."""
     goes_on: tuple[Tensor, ...] = ()
-    """If mixed, for each chunk (B * G, 1, 1), True: its last document is the one that it began with."""
+    """If mixed, (B * G, 1, 1) for each chunk: True where its last document is also its first."""
     place: tuple[Tensor, Tensor] | None = None
     """If keys, values and stream are buffers, and the slots' keys and values are in them: where the one token's belong,
     in keys and values (B, H, 1, d), and in the stream (B, 1, D). None: what is read is put behind what is there."""
@@ -147,7 +147,7 @@ def _seen(
     if not (ends and config.memory.updated):
         return by_tokens
     tokens = F.pad(of_last, (n + T - of_last.shape[1], 0))
-    # A slot sees all slots of its document, whether tokens do or not.
+    # A slot sees all slots of its document, whether or not tokens do.
     by_slots = torch.cat([F.pad(tokens.new_ones(len(tokens), m), (m * mixed, 0)), tokens], dim=1)
     return torch.cat([by_slots[:, None].expand(-1, m, -1), by_tokens], dim=1)
 

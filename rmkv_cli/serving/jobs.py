@@ -29,7 +29,7 @@ class Writing:
     max_tokens: int
     stop: Sequence[str]
     answer: bool
-    """Whether they are answers in a conversation."""
+    """Whether the texts are answers in a conversation."""
     scores: int | None
     """Number of likeliest tokens to report with each token; None: no log probabilities."""
     remembered: Callable[[str], Sequence[Piece]]

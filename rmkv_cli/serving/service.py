@@ -144,7 +144,7 @@ class Service:
         return pieces if after is None else without_begin(pieces, self.tokenizer.roles.begin)
 
     def _remembered(self, text: str) -> tuple[Piece, ...]:
-        """Return an answer's pieces and what follows it before the next message."""
+        """Return the pieces of an answer and those between it and the next message."""
         closing = self.tokenizer.template.closing if self.tokenizer.template else ()
         return (*answer(text, self.tokenizer), *closing)
 

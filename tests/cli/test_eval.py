@@ -126,7 +126,7 @@ class TestBeside:
 
     def test_bad_input_is_said_in_one_line(self, place, tmp_path, monkeypatch, capsys):
         ask = ["eval", "--model", place / "model", "--data", place / "cat11.txt", "--beside"]
-        assert "no such folder, and no name of the hub" in error_of(monkeypatch, capsys, *ask, "a/b/c")
+        assert "no such folder, and not a name on the hub" in error_of(monkeypatch, capsys, *ask, "a/b/c")
         (tmp_path / "config.json").write_text("{}")
         assert "transformers cannot load it: " in error_of(monkeypatch, capsys, *ask, tmp_path)
         monkeypatch.setattr("rmkv_cli.evaluation.transformer.find_spec", lambda name: None)

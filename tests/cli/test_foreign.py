@@ -201,4 +201,6 @@ def test_special_tokens_that_are_found_in_normalized_text_alone_are_said(tmp_pat
     (tmp_path / "out").mkdir()
     write_foreign_tokenizer(source, tmp_path / "out")
     said = " ".join(capsys.readouterr().err.split())
-    assert "note: next to special tokens, rmkv tokenizes the text of conversations differently from transformers" in said
+    assert (
+        "note: next to special tokens, rmkv tokenizes the text of conversations differently from transformers" in said
+    )

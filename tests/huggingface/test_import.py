@@ -394,7 +394,7 @@ class TestHub:
     ("name", "fault", "line"),
     [
         ("someone/lama", None, "there is no model someone/lama at http"),
-        ("no/such/folder", None, "no such folder, and no name of the hub, which is OWNER/NAME"),
+        ("no/such/folder", None, "no such folder, and not a name on the hub (OWNER/NAME)"),
         ("someone/llama", {"gated": True}, "model someone/llama is gated: accept its terms at http"),
         ("someone/llama", {"status": 403}, "model someone/llama: access is refused; accept its terms at http"),
     ],

@@ -50,7 +50,7 @@ class RandomHaystack:
 
 
 class TextHaystack:
-    """The text of documents, one after the other without the tokens that begin them."""
+    """The text of consecutive documents, without the tokens that begin them."""
 
     def __init__(self, read: Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]], place: Any = None) -> None:
         """Begin at `place`; `read` yields endless documents from a place on, each with the place before it."""
@@ -93,7 +93,10 @@ def scatter(noise: Integers, parts: Sequence[Sequence[int]], places: Integers) -
 def over_and_over(
     documents: Sequence[NDArray[Any]], begin: int = 1
 ) -> Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]]:
-    """Return what reads documents but their first `begin` tokens, without end; a place is how many came before."""
+    """Return a function that reads documents endlessly, without their first `begin` tokens.
+
+    A place is the number of documents read before.
+    """
 
     def read(place: Any) -> Iterator[tuple[Any, NDArray[Any]]]:
         if not any(len(document) > begin for document in documents):

@@ -30,7 +30,7 @@ def row_axis(task: TaskSource) -> tuple[str, list[int] | list[float]]:
 
 
 def require_vocabulary(task: TaskSource, ids: range, vocab_size: int) -> None:
-    """Raise `UserError` if the `text_ids` of a vocabulary are too few for a task's tokens."""
+    """Raise `UserError` if a vocabulary has too few `text_ids` for a task's tokens."""
     if isinstance(task, RecallSource | CopySource | ReverseSource):
         others = vocab_size - len(ids)
         need = others + alphabet(task, ids).size

@@ -25,7 +25,7 @@ class Alphabet:
 
 
 def alphabet(task: SymbolSource, ids: range) -> Alphabet:
-    """Return which of a tokenizer's `text_ids` a task takes: the first ones, or with a text as noise the last ones."""
+    """Return the `text_ids` that a task uses: a tokenizer's first ones, or its last ones if the noise is text."""
     symbols = task.keys + task.values if isinstance(task, RecallSource) else task.alphabet
     size = symbols + (0 if task.text else task.noise) + 1
     first = ids.stop - size if task.text else ids.start

@@ -139,7 +139,7 @@ def page() -> Iterator[str]:
     yield f"\n### [train.adapter]\n\n{inspect.getdoc(AdapterConfig)}\n\n{table(AdapterConfig)}"
     yield f"\n### [train.teacher]\n\n{inspect.getdoc(TeacherConfig)}\n\n{table(TeacherConfig)}"
     yield f"\n### [[train.stages]]\n\n{inspect.getdoc(Stage)}\n\n{table(Stage)}"
-    yield f"\n## The mix\n\n[data.md](data.md) tells how a mix is read.\n\n{table(MixConfig, ('phases', 'sources'))}"
+    yield f"\n## The mix\n\n[data.md](data.md) describes mixes.\n\n{table(MixConfig, ('phases', 'sources'))}"
     yield f"\n### [[phases]]\n\n{meanings(MixConfig)['phases']}\n\n{table(Phase)}"
     yield f"\n### [[sources]]\n\n{meanings(MixConfig)['sources']} Its keys depend on its `kind`.\n"
     for base, kinds in SHARED.items():

@@ -1,4 +1,4 @@
-"""Small tokenizers with the parts and the chat templates of well-known models, as their folders hold them."""
+"""Small tokenizers with the components and chat templates of well-known models, in the files of their folders."""
 
 import json
 from functools import lru_cache
@@ -124,7 +124,7 @@ QWEN3 = """\
 
 
 def _byte_level(pre_tokenizer, specials, normalizer=None, first=True, **model):
-    """Byte-level BPE; its special tokens come before all others, or after them."""
+    """A byte-level BPE tokenizer whose special tokens come before all others or after them."""
     library = Tokenizer(models.BPE())
     library.normalizer, library.pre_tokenizer = normalizer, pre_tokenizer
     library.decoder = decoders.ByteLevel()
@@ -145,7 +145,7 @@ def _byte_level(pre_tokenizer, specials, normalizer=None, first=True, **model):
 
 
 def _sentencepiece(metaspace):
-    """BPE over characters with byte fallback, whose space is a part of the word after it."""
+    """A BPE tokenizer over characters with byte fallback, in which a space belongs to the following word."""
     library = Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, show_progress=False))
@@ -232,7 +232,7 @@ def _tinyllama():
 
 
 def _phi3():
-    """Its special tokens take the white space after them, and the template makes some of them of roles."""
+    """A tokenizer whose special tokens absorb the white space after them; the template makes some from roles."""
     library = _sentencepiece(False)
     roles = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
     library.add_special_tokens([AddedToken(name, special=True, normalized=False, rstrip=True) for name in roles])
@@ -253,7 +253,7 @@ MODELS = {
 
 @lru_cache
 def foreign_files(name):
-    """The contents by name of the files of a model's tokenizer."""
+    """The contents of the files of a model's tokenizer, by name."""
     library, names, template, ends = MODELS[name]()
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
     ids = [library.token_to_id(token) for token in ends or [names["eos_token"]]]
@@ -263,7 +263,7 @@ def foreign_files(name):
 
 
 def foreign_folder(folder: Path, name):
-    """The folder, made, with the files of a model's tokenizer."""
+    """A new folder with the files of a model's tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in foreign_files(name).items():
         (folder / file).write_text(content, encoding="utf-8")

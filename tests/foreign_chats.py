@@ -1,4 +1,4 @@
-"""Random conversations that spell no special token, for models with chat templates of their own."""
+"""Random conversations that spell no special token, for models with their own chat templates."""
 
 import random
 
@@ -23,7 +23,7 @@ WORDS = [
 
 
 def draw_foreign_chat(seed, *, system, think, prompted):
-    """A conversation that begins with the user or, perhaps, with a system message, and ends with a question or not."""
+    """A conversation with an optional system message that may end with a question or an answer."""
     draw = random.Random(seed)
 
     def text():

@@ -22,7 +22,7 @@ POSITIONS = ("rotary", "sinusoidal", "learned")
 EVERY = [
     (memory, kind, (0, 3, 5)[(i + j) % 3]) for i, memory in enumerate(MEMORIES) for j, kind in enumerate(POSITIONS)
 ]
-# What imported transformers have, each option by itself and all together.
+# Options of imported transformers, each alone and all together.
 SCALED = {"theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 20}
 IMPORTED = (
     {"norm": "rms", "norm_eps": 0.1},

@@ -1,4 +1,4 @@
-"""Small random transformers of the families that become an RMKV, for tests."""
+"""Small random transformers of the families that can be imported, for tests."""
 
 import json
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ LLAMA3 = {
 
 @contextmanager
 def in_float64(monkeypatch):
-    """Let transformers compute in float64 what it else computes in float32 in all models: norms and angles."""
+    """Make transformers compute norms and angles in float64, which it otherwise computes in float32 in all models."""
     with monkeypatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)
@@ -40,7 +40,7 @@ def in_float64(monkeypatch):
 
 
 def make_transformer(family, seed=0, dtype=torch.float64, **options):
-    """A small model with every parameter drawn at random, so that nothing is hidden by a zero or a one."""
+    """A small model whose parameters are all random, so that no zero or one hides an error."""
     import transformers
 
     config = getattr(transformers, f"{family}Config")(**SHAPE | BEFORE.get(family, {}) | options)
@@ -74,7 +74,7 @@ def save_tokenizer(folder):
 
 
 def save_transformer(folder, family, max_shard_size="5GB", **options):
-    """Write a small model and a tokenizer as transformers does; return the model."""
+    """Write a small model and a tokenizer in transformers' format; return the model."""
     model = make_transformer(family, **options)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     save_tokenizer(folder)

@@ -19,7 +19,7 @@ SHORTER = ["--set", "train.tokens=2000", "--set", "train.eval_tokens=500", "--se
 
 @pytest.fixture
 def first(tmp_path, monkeypatch):
-    """The folder `data` and the run `runs/first` of the first hour, both smaller."""
+    """Smaller versions of the folder `data` and the run `runs/first` from the first hour."""
     monkeypatch.chdir(tmp_path)
     Path("texts").mkdir()
     for number in range(40):

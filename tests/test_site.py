@@ -102,12 +102,12 @@ def sections(kind=Config):
 def test_every_key_of_the_config_is_in_its_reference():
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
-    told = {row[0].strip("`") for row in rows}
+    documented = {row[0].strip("`") for row in rows}
     kinds = [*sections(), Stage, MixConfig, Phase, *SOURCES.values()]
     headings = {"model", "train", "memory", "rope", "adapter", "teacher", "stages", "phases", "sources", "kind"}
     keys = {key for kind in kinds for key in kind.model_fields}
     assert len(keys) > 80
-    assert keys - headings == told - headings
+    assert keys - headings == documented - headings
     assert all(row[-1] for row in rows)
     assert all(f'kind = "{kind}"' in page for kind in SOURCES)
 

@@ -149,8 +149,7 @@ def _require_weights(folder: Path, model: RMKV, names: dict[str, list[str]], sha
     if unused:
         kinds = {re.sub(r"\.\d+\.", ".*.", name): None for name in unused}
         raise UserError(
-            f"{folder}: has weights that cannot be imported: {', '.join(kinds)}; only biases that are all 0 may be "
-            "left out"
+            f"{folder}: has weights that cannot be imported: {', '.join(kinds)}; only biases that are all 0 are ignored"
         )
 
 

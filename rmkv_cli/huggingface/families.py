@@ -131,7 +131,7 @@ def _foreign(architecture: str, keys: dict[str, Any], rope: dict[str, Any], wiri
     if slides and isinstance(window, int) and window < seen:
         yield (
             f"a sliding window of {window} tokens is shorter than the {seen} that a token may see here; "
-            f"choose --segment-length and --lookback of at most {window} together"
+            f"choose --segment-length and --lookback so that they sum to at most {window}"
         )
     for key, neutral in NEUTRAL.items():
         if keys.get(key, neutral) != neutral:

@@ -118,11 +118,11 @@ def notes_on(tokenizer: Tokenizer) -> Iterator[str]:
     if tokenizer.encode_document((BARE, *pieces)) != library.encode(spelt, add_special_tokens=False).ids:
         yield "next to special tokens, rmkv tokenizes the text of conversations differently from transformers"
     if tokenizer.template is None:
-        yield f"it has no chat template, so the model continues texts but takes no conversations; {TEMPLATE} adds one"
+        yield f"it has no chat template, so the model completes texts but takes no conversations; add a {TEMPLATE}"
     elif not tokenizer.template.by_turns:
         yield (
             "its chat template does not mark where an answer ends, so a chat has one turn, and training cannot "
-            "supervise answers alone"
+            "supervise only the answers"
         )
 
 

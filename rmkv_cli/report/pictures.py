@@ -73,7 +73,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
         ("divergence", "training, KL from the teacher, nats per token", "kl", None, {"bottom": 0}),
         (
             "alignment",
-            "training, distance from the teacher's attention, relative",
+            "training, relative distance from the teacher's attention output",
             "align",
             None,
             {"bottom": 0},

@@ -279,8 +279,8 @@ def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
     shape = len(layers), transformer.config.hidden_size
     if aligns and shape != (model.num_hidden_layers, model.hidden_size):
         raise UserError(
-            f"train.stages: kind = 'align' needs the same layers: {folder} has {shape[0]} that can be aligned, of "
-            f"width {shape[1]}; the model has {model.num_hidden_layers} of width {model.hidden_size}"
+            f"train.stages: kind = 'align' needs the same layers in both models: {folder} has {shape[0]} that can be "
+            f"aligned, of width {shape[1]}; the model has {model.num_hidden_layers} of width {model.hidden_size}"
         )
     return TransformersTeacher(transformer, context, model.segment_length)
 

@@ -104,7 +104,7 @@ def test_bad_input_is_said_in_one_line(place, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A folder of a small transformer."""
+    """The folder of a small transformer."""
     folder = tmp_path_factory.mktemp("other") / "llama"
     save_transformer(folder, "Llama", dtype=torch.float32)
     return folder
@@ -113,9 +113,9 @@ def other(tmp_path_factory):
 class TestBeside:
     def test_tables_show_both_models(self, place, other, shown):
         ask = ["eval", "--model", place / "model", "--data", place / "cat11.txt", "--beside", other]
-        told = shown(*ask).out
+        printed = shown(*ask).out
         for words in ("comparison", "bits per byte", "loss from position 0", "largest state, or cache"):
-            assert words in told
+            assert words in printed
 
     def test_json_holds_the_other_model(self, place, other, printed):
         ask = ["eval", "--model", place / "model", "--data", place / "mix", "--beside", other, "--json"]

@@ -1,4 +1,4 @@
-"""The commands with a model that has a pretrained model's tokenizer: from a mix to training, and back out."""
+"""The commands with a pretrained model's tokenizer: from a mix to training and export."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def run(monkeypatch, capsys):
 
 
 def save_model(folder, name):
-    """A small model with the tokenizer of a pretrained one, as `rmkv import hf` writes it."""
+    """A small model with a pretrained model's tokenizer, as `rmkv import hf` writes it."""
     source = foreign_folder(folder.with_name(f"{folder.name}-source"), name)
     tokenizer = Tokenizer.load(source)
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_a_model_is_trained_on_with_its_own_tokenizer_and_exported_with_it(tmp_p
     assert Tokenizer.load(tmp_path / "back").hash == tokenizer.hash
 
 
-def test_a_mix_is_streamed_with_it_and_the_run_goes_on(tmp_path, run):
+def test_a_mix_is_streamed_with_it_and_the_run_resumes(tmp_path, run):
     model = save_model(tmp_path / "model", "mistral")
     write_sources(tmp_path)
     (tmp_path / "recipe.toml").write_text(
@@ -132,7 +132,7 @@ def test_a_mix_is_streamed_with_it_and_the_run_goes_on(tmp_path, run):
 
 
 def test_bits_per_byte_of_a_text_count_each_byte_that_is_predicted(tmp_path, run):
-    """Where nothing stands before a text, its first token is not predicted, and neither are its bytes counted."""
+    """If no token precedes a text, its first token is not predicted, and its bytes are not counted."""
     (tmp_path / "a.txt").write_text("Hello world, hello again! " * 20)
     size = (tmp_path / "a.txt").stat().st_size
     for name in ("smollm2", "llama3", "mistral"):
@@ -157,7 +157,7 @@ def test_a_tokenizer_is_inspected(tmp_path, run):
     assert run("tokenizer", "decode", folder, *ids).out == "Hello <s>"
 
 
-def test_lossy_normalizers_and_missing_templates_are_said_on_import(tmp_path, capsys):
+def test_import_notes_lossy_normalizers_and_missing_templates(tmp_path, capsys):
     for name in MODELS:
         (tmp_path / name).mkdir()
         source = foreign_folder(tmp_path / f"{name}-source", name)
@@ -172,7 +172,7 @@ def test_lossy_normalizers_and_missing_templates_are_said_on_import(tmp_path, ca
     assert "note: it has no chat template" in capsys.readouterr().err
 
 
-def test_a_source_without_a_tokenizer_json_is_told_how_to_get_one(tmp_path):
+def test_an_error_explains_how_to_get_a_missing_tokenizer_json(tmp_path):
     with pytest.raises(UserError, match=r"has no tokenizer.json; in transformers, AutoTokenizer.from_pretrained"):
         write_foreign_tokenizer(tmp_path, tmp_path)
 
@@ -191,8 +191,8 @@ def test_chat_reads_and_saves(tmp_path, run, monkeypatch, capsys):
     assert "has no chat template, so it takes no conversations" in error_of(monkeypatch, capsys, *chat[:3])
 
 
-def test_special_tokens_that_are_found_in_normalized_text_alone_are_said(tmp_path, capsys):
-    """In some old folders the space before a text comes between it and the special token that it begins with."""
+def test_import_notes_special_tokens_found_only_in_normalized_text(tmp_path, capsys):
+    """In some old folders the prepended space ends up between a text and the special token that begins it."""
     source = foreign_folder(tmp_path / "source", "mistral")
     described = json.loads((source / "tokenizer.json").read_text())
     for token in described["added_tokens"]:

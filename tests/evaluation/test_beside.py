@@ -1,4 +1,4 @@
-"""A model of transformers beside ours, on the same texts."""
+"""Comparison with a transformers model on the same texts."""
 
 import math
 
@@ -20,7 +20,7 @@ TEXTS = [TEXT * 3 + "ünd so", TEXT * 8, "x"]
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Our model and tokenizer, theirs, and documents of the texts."""
+    """Our model and tokenizer, the transformer and its tokenizer, and documents with the texts."""
     place = tmp_path_factory.mktemp("beside")
     ours = save_small_model(place)
     save_transformer(place / "other", "Llama", dtype=torch.float32)
@@ -31,7 +31,7 @@ def both(tmp_path_factory):
 
 
 def expected(model, tokenizer, text, whole=True):
-    """The losses of all tokens but the first, and of the end, read at once; and the bytes of those tokens."""
+    """Losses of all tokens except the first, and of the end, in one pass; and the bytes of those tokens."""
     ids = tokenizer(text)["input_ids"]
     targets = torch.tensor(ids[1:] + [tokenizer.eos_token_id] * whole)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_a_text_that_is_cut_has_no_end_to_predict(both):
     assert other.cut == 0
 
 
-def test_what_the_other_model_was_not_made_for_is_not_read(both, monkeypatch):
+def test_the_other_model_reads_only_up_to_its_maximum_length(both, monkeypatch):
     ours, theirs, documents = both
     monkeypatch.setattr(theirs[0].config, "max_position_embeddings", 40)
     _, other = measure_beside(ours, theirs, "other", documents)
@@ -84,7 +84,7 @@ def test_what_the_other_model_was_not_made_for_is_not_read(both, monkeypatch):
     assert other.loss == pytest.approx(torch.cat([nats[0][:39], nats[1][:39], nats[2]]).mean().item(), rel=1e-5)
 
 
-def test_answers_are_no_texts(both, monkeypatch):
+def test_documents_with_answers_are_refused(both, monkeypatch):
     ours, theirs, documents = both
     monkeypatch.setattr(documents, "counts", documents.counts - 1)
     with pytest.raises(UserError, match="only the answers count in these documents"):

@@ -249,7 +249,7 @@ class TestTasks:
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "mistral"])
 def test_with_a_pretrained_models_tokenizer_texts_begin_as_it_begins_them(name):
-    """Where it puts nothing before a text, the end of a document stands before an empty context."""
+    """If it prepends nothing to a text, the end-of-document token precedes the continuation of an empty context."""
     tokenizer = Tokenizer.from_files(foreign_files(name))
     model = make_model(vocab_size=tokenizer.vocab_size)
     asked = HarnessModel(model, tokenizer)
@@ -259,8 +259,8 @@ def test_with_a_pretrained_models_tokenizer_texts_begin_as_it_begins_them(name):
     context, continuation = tokenizer.encode_document(["Hello world"]), tokenizer.encode(", hello", continues=True)
     found = asked.loglikelihood(requests("loglikelihood", *pairs))
     expected = [directly(model, context, continuation), directly(model, opening, tokenizer.encode("Hello"))]
-    for (logprob, greedy), (told, likely) in zip(found, expected, strict=False):
-        assert logprob == pytest.approx(told, abs=1e-6)
+    for (logprob, greedy), (wanted, likely) in zip(found, expected, strict=False):
+        assert logprob == pytest.approx(wanted, abs=1e-6)
         assert greedy == likely
     (rolling,) = asked.loglikelihood_rolling(requests("loglikelihood_rolling", ("Hello world",)))
     assert rolling == pytest.approx(directly(model, opening, tokenizer.encode("Hello world"))[0], abs=1e-6)

@@ -1,4 +1,4 @@
-"""A conversation with a model that has a chat template of its own is read as that template renders it."""
+"""A conversation with a model that has its own chat template is read as the template renders it."""
 
 import json
 
@@ -28,13 +28,13 @@ GREEDY, WARM = SamplingConfig(temperature=0), SamplingConfig(temperature=1, top_
 
 
 def loaded(name, spare=3):
-    """A float64 model, whose vocabulary is a little larger than the tokenizer's, and the tokenizer."""
+    """A float64 model with a vocabulary slightly larger than the tokenizer's, and the tokenizer."""
     tokenizer = Tokenizer.from_files(foreign_files(name))
     return make_model(vocab_size=tokenizer.vocab_size + spare), tokenizer
 
 
 def assert_read(model, conversation, ids):
-    """The conversation carries what one pass over these tokens leaves."""
+    """Assert that the conversation's state equals that of one pass over these tokens."""
     logits, state = model(torch.tensor([ids]))
     torch.testing.assert_close(conversation.memory.logits.double(), logits[:, -1], atol=1e-5, rtol=0)
     assert int(conversation.memory.state.position) == len(ids)
@@ -55,17 +55,17 @@ def test_each_turn_is_read_as_transformers_renders_the_conversation(tmp_path, na
         whole = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         said = "".join(conversation.say(message))
         assert said == conversation.answer.text
-        told = theirs.decode(ids)
+        earlier = theirs.decode(ids)
         before = theirs.apply_chat_template(chat[:-2], add_generation_prompt=True, tokenize=False) if ids else ""
         new = whole[len(before) + len("X") :] if ids else whole  # the answer's place is one letter long
         ids += theirs(new, add_special_tokens=False)["input_ids"]
-        assert theirs.decode(ids) == told + new
+        assert theirs.decode(ids) == earlier + new
         ids += conversation.answer.ids
         assert_read(model, conversation, ids)
         chat.append({"role": "assistant", "content": "X"})
 
 
-def test_what_ends_an_answer_is_read_before_a_conversation_is_saved(tmp_path):
+def test_saving_a_conversation_first_reads_the_tokens_that_end_the_answer(tmp_path):
     model, tokenizer = loaded("smollm2")
     first, second = (Conversation(model, tokenizer, GREEDY, 8) for _ in range(2))
     for conversation in (first, second):
@@ -104,7 +104,7 @@ def test_a_text_of_any_length_is_read_as_a_message(tmp_path, name):
     list(streamed.say("why?"))
 
 
-def test_modes_hang_turns_together_as_in_rmkvs_own_format():
+def test_modes_connect_turns_as_in_rmkvs_own_format():
     model, tokenizer = loaded("llama3")
     alone = Conversation(model, tokenizer, GREEDY, 6, mode="single")
     list(alone.say("one"))
@@ -140,7 +140,7 @@ def test_an_answer_ends_at_each_of_the_models_ends_and_never_holds_padding(name)
 
 
 def test_a_stop_string_is_found_in_text_of_byte_fallback(monkeypatch):
-    """The model writes an emoji in four tokens, a byte each, and the text ends before it."""
+    """The model generates an emoji as four tokens of one byte each, and the text ends before it."""
     model, tokenizer = loaded("mistral")
     wanted = iter(tokenizer.encode("so \U0001f600 it", continues=True))
     monkeypatch.setattr(Batch, "_draw", lambda *_: [next(wanted)])
@@ -161,7 +161,7 @@ def test_lines_of_messages_have_the_models_format(tmp_path):
     assert "".join(generate(model, tokenizer, read_prompt(model, tokenizer, "Hello"), GREEDY, 6)) == text
 
 
-def test_a_model_folder_keeps_the_files_and_says_what_ends_a_text(tmp_path):
+def test_a_model_folder_keeps_the_files_and_names_the_tokens_that_end_a_text(tmp_path):
     model, tokenizer = loaded("llama3")
     write_model(tmp_path, model, tokenizer)
     again = Tokenizer.load(tmp_path)

@@ -44,8 +44,8 @@ def test_the_code_beside_the_weights_lacks_no_name_and_nothing_of_rmkv(models, t
         assert not re.search(r"^\s*(from|import) rmkv_cli", file.read_text(), re.MULTILINE)
 
 
-def test_a_chat_template_of_ones_own_goes_with_the_model(models, tmp_path):
-    """A folder of rmkv's own tokenizer without one has rmkv's format, and gets its template when exported."""
+def test_a_custom_chat_template_stays_with_the_model(models, tmp_path):
+    """With rmkv's own tokenizer and no template, a folder has rmkv's format; its export includes rmkv's template."""
     model = shutil.copytree(models[0] / "usual", tmp_path / "model")
     template = "{{ '<eod>' }}{% for m in messages %}{{ '<start>' + m.content + '<end>' }}{% endfor %}"
     (model / "chat_template.jinja").write_text(template)

@@ -1,4 +1,4 @@
-"""Pretrained transformers become RMKVs that begin as they are."""
+"""Imported transformers initially compute the same as their source."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def imported(folder, out, check=False, **wiring):
 
 
 def window_mask(length, lookback=L):
-    """(1, 1, T, T): what a token sees, of its segment and before."""
+    """Mask (1, 1, T, T) of the tokens that each token sees, in its segment and before it."""
     token, other = torch.arange(length)[:, None], torch.arange(length)
     return ((other <= token) & (other >= token // S * S - lookback))[None, None]
 
@@ -183,7 +183,7 @@ def test_a_head_that_differs_from_the_embeddings_is_kept_as_transformers_does(tm
     assert torch.equal(model.unembedding.weight, teacher.lm_head.weight)
 
 
-def test_a_bias_of_zeros_is_none(tmp_path):
+def test_a_bias_of_zeros_is_ignored(tmp_path):
     teacher = make_transformer("Llama", dtype=torch.float32, attention_bias=True)
     for layer in teacher.model.layers:
         layer.self_attn.o_proj.bias.zero_()
@@ -196,14 +196,14 @@ def test_a_bias_of_zeros_is_none(tmp_path):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A folder of a small Llama, not to be changed."""
+    """The folder of a small Llama; tests must not modify it."""
     folder = tmp_path_factory.mktemp("source") / "llama"
     save_transformer(folder, "Llama", dtype=torch.float32)
     return folder
 
 
 def said(monkeypatch, capsys, source, out, *options):
-    """The lines in which the command says what is wrong."""
+    """The lines of the command's error message."""
     lines = errors_of(monkeypatch, capsys, "import", "hf", source, "--out", out, *options)
     assert not out.exists()
     return lines
@@ -257,7 +257,7 @@ def test_what_cannot_be_imported_is_said_with_what_can_be(llama, tmp_path, monke
     assert line in found
 
 
-def test_all_that_cannot_be_imported_is_said_at_once(llama, tmp_path, monkeypatch, capsys):
+def test_everything_that_cannot_be_imported_is_reported_together(llama, tmp_path, monkeypatch, capsys):
     keys = {
         "architectures": ["Gemma2ForCausalLM"],
         "hidden_act": "gelu_pytorch_tanh",
@@ -274,10 +274,10 @@ def test_weights_without_a_place_are_named(tmp_path, monkeypatch, capsys):
     save_transformer(tmp_path / "source", "Llama", attention_bias=True, mlp_bias=True)
     (line,) = said(monkeypatch, capsys, tmp_path / "source", tmp_path / "out")
     assert "cannot be imported: model.layers.*.mlp.down_proj.bias, model.layers.*.mlp.gate_proj.bias" in line
-    assert "model.layers.*.self_attn.o_proj.bias; a model without them can" in line
+    assert "model.layers.*.self_attn.o_proj.bias; only biases that are all 0 are ignored" in line
 
 
-def test_damaged_folders_are_said(llama, tmp_path, monkeypatch, capsys):
+def test_damaged_folders_are_reported(llama, tmp_path, monkeypatch, capsys):
     source = changed(llama, tmp_path / "source")
     weights = source / "model.safetensors"
     for damage, line in (
@@ -341,7 +341,7 @@ class TestCommand:
         assert "the logits are not compared, because transformers is not installed" in shown.err
         assert "Logits of" not in shown.out
 
-    def test_options_of_transformers_are_not_for_our_own_folders(self, models, tmp_path, monkeypatch, capsys):
+    def test_options_for_transformers_are_refused_for_exported_folders(self, models, tmp_path, monkeypatch, capsys):
 
         export_folder(models[0] / "usual", tmp_path / "exported")
         options = ["--slots", 2, "--no-check"]
@@ -351,7 +351,7 @@ class TestCommand:
 
 @pytest.fixture
 def hub(llama, tmp_path, monkeypatch):
-    """A hub that this process takes for the real one, with the small Llama."""
+    """A hub with the small Llama, which this process uses in place of the real one."""
     shutil.copytree(llama, tmp_path / "hub" / "someone" / "llama")
     (tmp_path / "hub" / "someone" / "llama" / "consolidated.safetensors").write_bytes(b"for other programs")
     with Hub(tmp_path / "hub") as hub:
@@ -379,7 +379,7 @@ class TestHub:
         assert "hidden_act 'gelu' cannot be imported" in line
         assert not any("safetensors" in path for method, path, *_ in hub.requests() if method == "GET")
 
-    def test_an_offline_hub_is_said_and_the_cache_is_used(self, hub, tmp_path, monkeypatch, capsys):
+    def test_an_offline_hub_is_reported_and_the_cache_is_used(self, hub, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert "HF_HUB_OFFLINE is set" in said(monkeypatch, capsys, "someone/llama", tmp_path / "out")[0]
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -406,14 +406,14 @@ def test_what_waiting_does_not_cure_is_one_line(hub, tmp_path, monkeypatch, caps
 
 
 class TestGeneration:
-    """Of an imported model, here and in transformers alone."""
+    """Generation by an imported model, in rmkv and in transformers."""
 
     @pytest.fixture(params=FAMILIES)
     def teacher(self, request, tmp_path):
         options = OPTIONS["all"] | {"dtype": torch.float32, "max_position_embeddings": 256}
         return save_transformer(tmp_path / "source", request.param, **options)
 
-    def test_within_the_window_it_writes_what_the_transformer_writes(self, teacher, tmp_path):
+    def test_within_the_window_it_generates_the_same_as_the_transformer(self, teacher, tmp_path):
         model = imported(tmp_path / "source", tmp_path / "model", segment_length=64)
         tokenizer = Tokenizer.load(tmp_path / "model")
         never = [*tokenizer.roles.never, *range(tokenizer.vocab_size, 300)]
@@ -426,7 +426,7 @@ class TestGeneration:
             assert ours.ids == [token for token in written if token != teacher.config.eos_token_id]
 
     @pytest.mark.slow
-    def test_exported_it_is_the_same_in_transformers(self, teacher, tmp_path):
+    def test_an_export_generates_the_same_in_transformers(self, teacher, tmp_path):
         model = imported(tmp_path / "source", tmp_path / "model")
         for block in model.blocks:
             torch.nn.init.normal_(block.store.norm.weight)

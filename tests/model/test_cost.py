@@ -59,7 +59,7 @@ def test_flops_are_those_that_torch_counts(memory, lookback, heads):
     ids = torch.zeros(1, 64, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(ids)
-    # Which torch does not count: 2 C^2 per channel of keys and of values, per chunk.
+    # torch does not count the linear system: 2 C^2 per channel of keys and of values, per chunk.
     systems = model.config.stores * 2 * 64 * 64 * model.config.key_value_heads * model.config.head_width
     mine = sum(forward_flops_per_token(model.config).values()) * 64 - systems
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -103,9 +103,9 @@ def test_a_teacher_s_weights_and_logits_count(tmp_path, precision, element):
     teacher.save_pretrained(tmp_path)
     config, logits = ModelConfig(vocab_size=1000), 4 * 500 * 1000
     plain = training_memory(config, TrainConfig(), 4, 125)
-    told = training_memory(config, TrainConfig(teacher={"model": str(tmp_path), "precision": precision}), 4, 125)
+    taught = training_memory(config, TrainConfig(teacher={"model": str(tmp_path), "precision": precision}), 4, 125)
     assert plain.teacher == 0
-    assert told.total - plain.total == told.teacher == element * teacher.count_parameters() + 4 * logits
+    assert taught.total - plain.total == taught.teacher == element * teacher.count_parameters() + 4 * logits
 
 
 def test_counting_allocates_no_weights():

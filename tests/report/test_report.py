@@ -64,18 +64,18 @@ def test_it_tells_what_the_run_wrote(evaluated):
     assert len(page.texts["h2"]) == 11
 
 
-def test_a_model_beside_ours_is_in_it(run, measured):
+def test_the_report_contains_a_compared_model(run, measured):
     own = measured["validation"]
     reading = Reading(parameters=7, tokens_per_second=8.0, carried_bytes=9, carried_tokens=10)
     theirs = [PositionLoss(part.first, part.last, 1, 100.0 + part.first) for part in own.by_position]
     beside = Beside("some/model", 1, 2, 3, 4.0, 5.0, theirs, 0, reading, reading)
     step = int((run / "latest").resolve().name.removeprefix("step-"))
     keep_evaluation(run, "validation", Evaluation(step, "rmkv eval", replace(own, beside=beside)))
-    told = section(report_of(run)[0], "Loss by position")
-    assert "| position | first | first: some/model |" in told
+    shown = section(report_of(run)[0], "Loss by position")
+    assert "| position | first | first: some/model |" in shown
     for part in own.by_position:
-        assert f"| from {part.first:,} | {part.loss:.4f} | {100 + part.first:.4f} |" in told
-    assert f"| bits per byte | {own.bits_per_byte:.4f} | 5.0000 |" in told
+        assert f"| from {part.first:,} | {part.loss:.4f} | {100 + part.first:.4f} |" in shown
+    assert f"| bits per byte | {own.bits_per_byte:.4f} | 5.0000 |" in shown
 
 
 def test_both_files_tell_the_same_and_need_nothing_else(evaluated):

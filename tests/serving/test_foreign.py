@@ -1,4 +1,4 @@
-"""A model with a pretrained model's tokenizer and chat template is served like any other."""
+"""Serving a model with a pretrained model's tokenizer and chat template."""
 
 import openai
 import pytest
@@ -43,7 +43,7 @@ def test_a_chat_has_the_ids_of_the_chat_template(served, ask, tmp_path):
     harmless = [message | {"content": message["content"].replace("<|im_end|>", "it")} for message in CHAT]
     ids = theirs.apply_chat_template(harmless, add_generation_prompt=True, return_dict=False)
     assert ask(harmless).usage.prompt_tokens == len(ids)
-    assert ask().usage.prompt_tokens > len(ids)  # what spells a special token is text of several
+    assert ask().usage.prompt_tokens > len(ids)  # text that spells a special token is several tokens
 
 
 def test_a_first_answer_is_that_of_rmkv_chat_and_streams_alike(served, ask):
@@ -54,7 +54,7 @@ def test_a_first_answer_is_that_of_rmkv_chat_and_streams_alike(served, ask):
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == said
 
 
-def test_a_kept_chat_goes_on_after_what_ends_an_answer(served, ask):
+def test_a_stored_chat_continues_after_the_tokens_that_end_an_answer(served, ask):
     tokenizer = served.tokenizer
     served.ask("POST", "/v1/memories", json={"name": "talk", "text": "Hello world"}).raise_for_status()
     keep = {"memory": "talk", "keep": True}

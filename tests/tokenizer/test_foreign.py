@@ -1,4 +1,4 @@
-"""A pretrained model's tokenizer is taken as it is: the same ids as in transformers, its own special tokens."""
+"""A pretrained model's tokenizer is used unchanged: the same ids as in transformers, and its own special tokens."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ def changed(name, **config):
 
 
 @every
-def test_a_text_has_the_ids_that_transformers_gives_it_its_beginning_among_them(tmp_path, name):
+def test_a_text_has_the_same_ids_as_in_transformers_including_its_beginning(tmp_path, name):
     folder = foreign_folder(tmp_path, name)
     theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
     for text in TEXTS:
@@ -47,7 +47,7 @@ def test_a_text_has_the_ids_that_transformers_gives_it_its_beginning_among_them(
         ("mistral", "<s>", "</s>", ["</s>"]),
     ],
 )
-def test_the_roles_of_special_tokens_are_what_the_files_beside_it_say(name, begin, end, ends):
+def test_the_files_beside_it_define_the_roles_of_special_tokens(name, begin, end, ends):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.encode_document(["a"])
     assert (tokenizer.tokens.get(ids[0])) == begin == tokenizer.roles.begin
@@ -58,7 +58,7 @@ def test_the_roles_of_special_tokens_are_what_the_files_beside_it_say(name, begi
 
 
 @pytest.mark.parametrize(("name", "adds"), [("mistral", False), ("smollm2", True)])
-def test_how_a_document_begins_the_post_processor_decides_alone_as_in_transformers(tmp_path, name, adds):
+def test_only_the_post_processor_decides_how_a_document_begins_as_in_transformers(tmp_path, name, adds):
     files = changed(name, add_bos_token=adds)
     for file, content in files.items():
         (tmp_path / file).write_text(content)
@@ -81,14 +81,14 @@ def test_a_text_that_spells_special_tokens_stays_text(name):
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["smollm2", "llama3", "mistral"]), st.text())
-def test_a_text_comes_back_where_nothing_is_normalized(name, text):
+def test_a_text_survives_a_round_trip_without_a_normalizer(name, text):
     tokenizer = TOKENIZERS[name]
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(list(MODELS)), st.lists(st.one_of(st.text(), st.sampled_from(TEXTS))).map("".join))
-def test_streaming_joins_to_the_decoding(name, text):
+def test_streamed_text_equals_the_decoding(name, text):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.encode(text)
     for answer in (False, True):
@@ -99,8 +99,8 @@ def test_streaming_joins_to_the_decoding(name, text):
 
 
 @pytest.mark.parametrize("name", ["mistral", "tinyllama"])
-def test_a_sentencepiece_like_text_has_its_leading_space_only_where_it_begins(name):
-    """The library puts a space before a text; one that goes on has none, and an answer is told without it."""
+def test_a_sentencepiece_like_text_has_its_leading_space_only_at_its_beginning(name):
+    """The library prepends a space to a text, but not to a continuation; it is removed from a decoded answer."""
     tokenizer = TOKENIZERS[name]
     first, rest = tokenizer.encode("Hello world"), tokenizer.encode("Hello world", continues=True)
     assert b"".join(map(tokenizer.token_bytes, first)) == b" Hello world"
@@ -132,7 +132,7 @@ def test_a_long_text_is_encoded_in_parts_unnoticed(name, monkeypatch):
 
 
 @every
-def test_it_comes_back_from_a_folder_and_from_another_process_as_it_was(tmp_path, name):
+def test_it_survives_a_folder_and_another_process_unchanged(tmp_path, name):
     tokenizer = TOKENIZERS[name]
     tokenizer.save(tmp_path)
     for file, content in foreign_files(name).items():
@@ -148,7 +148,7 @@ def test_it_comes_back_from_a_folder_and_from_another_process_as_it_was(tmp_path
         assert again.encode_document(TEXTS) == tokenizer.encode_document(TEXTS)
 
 
-def test_another_template_or_other_roles_make_another_hash():
+def test_another_template_or_other_roles_change_the_hash():
     files = dict(foreign_files("llama3"))
     one_end = json.dumps({"eos_token_id": json.loads(files["generation_config.json"])["eos_token_id"][1:]})
     others = [
@@ -174,7 +174,7 @@ def test_a_template_in_tokenizer_config_is_found_too():
     )
 
 
-def test_pieces_tell_special_tokens_apart():
+def test_pieces_separate_special_tokens_from_text():
     tokenizer = TOKENIZERS["mistral"]
     begin, end = tokenizer.roles.begin, tokenizer.roles.eod
     pieces = tokenizer.pieces(tokenizer.encode_document(["so <s>", end, "it is"]))

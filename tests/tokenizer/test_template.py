@@ -1,4 +1,4 @@
-"""A model's own chat template: ids as in transformers, special tokens of the template's own text alone."""
+"""A model's own chat template: the same ids as in transformers, and special tokens only from the template's text."""
 
 import pytest
 from foreign import MODELS, foreign_files, foreign_folder
@@ -39,7 +39,7 @@ def test_the_ids_of_100_random_conversations_are_those_of_transformers(tmp_path,
 
 @every
 def test_no_message_forges_a_special_token(name):
-    """Whatever a message says or is called, the special tokens are those of a harmless one, and its text is in it."""
+    """Whatever a message's text and role, the special tokens are those of a harmless message, and its text remains."""
     tokenizer = TOKENIZERS[name]
     plain = tokens_of(pieces_of([("user", "so"), ("assistant", "it"), ("user", "is")], tokenizer))
     for token in tokenizer.tokens.values():
@@ -62,7 +62,7 @@ def test_no_message_forges_a_special_token(name):
         "{{ messages | tojson }}",
     ],
 )
-def test_no_token_is_made_of_a_message_and_what_stands_beside_it(source):
+def test_no_token_forms_across_the_edge_of_a_message(source):
     tokenizer = with_template("smollm2", source)
     contents = ["end|>", "<|im", "_end|>", "<|", "im_end|>", "<|IM_END|>", "<|im_end|>", ">", "|im_end|>"]
     for first in contents:
@@ -117,7 +117,7 @@ class TestSupervision:
         assert self.learned(name, turns)[1] == [f"it {end}", end, "so", end]
 
     def test_an_answer_is_learned_as_the_template_gives_it(self):
-        """Qwen3's leaves thoughts out of earlier answers and puts an empty one into the last."""
+        """Qwen3's template removes thoughts from earlier answers and adds an empty one to the last."""
         turns = [("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d")]
         assert self.learned("qwen3", turns)[1] == [
             "b",
@@ -131,7 +131,7 @@ class TestSupervision:
 
     @every
     def test_the_ids_are_those_of_transformers(self, tmp_path, name):
-        """But for the date, which does not depend on the day, and an answer's border, where its own tokens begin."""
+        """The exceptions are the date, which is fixed, and an answer's beginning, where a token boundary is forced."""
         folder = foreign_folder(tmp_path, name)
         theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
         for seed in range(20):
@@ -144,7 +144,7 @@ class TestSupervision:
             pieces, learned = rendered(read_messages(chat), True, ours)
             assert ours.decode(ours.encode_document(pieces)) == ours.decode(expected)
 
-    def test_a_turn_that_is_not_to_be_learned_is_not(self):
+    def test_a_turn_marked_as_not_learned_is_not_learned(self):
         turns = [("user", "a", False), ("assistant", "b"), ("user", "c"), ("assistant", "d", False)]
         learned = self.learned("llama3", turns, answers_only=False)[1]
         assert learned == [
@@ -163,7 +163,7 @@ class TestSupervision:
         ]
         assert self.learned("llama3", turns)[1] == ["b", "<|eot_id|>"]
 
-    def test_a_last_answer_that_no_token_ends_is_ended_by_the_document(self):
+    def test_the_end_of_the_document_ends_a_last_answer_without_an_end_token(self):
         source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
         prompt = "{% if add_generation_prompt %}assistant: {% endif %}"
         bare = with_template("smollm2", source + prompt)
@@ -184,7 +184,7 @@ def test_a_template_whose_beginning_depends_on_the_end_is_refused():
 
 
 @pytest.mark.parametrize("name", ["smollm2", "qwen3", "llama3", "mistral", "tinyllama"])
-def test_what_follows_an_answer_is_what_the_whole_conversation_has_there(name):
+def test_the_pieces_after_an_answer_equal_those_of_the_whole_conversation(name):
     tokenizer = TOKENIZERS[name]
     template = tokenizer.template
     turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
@@ -199,8 +199,8 @@ def test_what_follows_an_answer_is_what_the_whole_conversation_has_there(name):
     assert pieces_of(turns[2:], tokenizer, after=True) == template.follow([Message("user", "c")], closed=True)
 
 
-def test_what_may_not_follow_is_read_as_a_conversation_of_its_own():
-    """A system message in the midst: Mistral's template refuses it even at first, and says so."""
+def test_messages_that_may_not_follow_are_read_as_a_separate_conversation():
+    """A system message in the middle: Mistral's template refuses it even at the beginning, with a reason."""
     with pytest.raises(ValueError, match=r"the chat template refuses this conversation: .*roles must alternate"):
         pieces_of([("system", "a"), ("user", "b")], TOKENIZERS["mistral"], after=True)
     first = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
@@ -222,7 +222,7 @@ class TestTheSandbox:
             ("{{ strftime_now('%Y') | length }}", "4"),
         ],
     )
-    def test_it_offers_what_transformers_does(self, tmp_path, source, text):
+    def test_it_provides_the_same_as_transformers(self, tmp_path, source, text):
         files = foreign_files("llama3") | {"chat_template.jinja": source}
         for name, content in files.items():
             (tmp_path / name).write_text(content, encoding="utf-8")
@@ -242,7 +242,7 @@ class TestTheSandbox:
             ("{{ messages.append(1) }}", "the chat template refuses this conversation: .*unsafe"),
         ],
     )
-    def test_what_goes_wrong_in_it_is_said_in_a_line(self, source, message):
+    def test_errors_in_a_template_are_one_line(self, source, message):
         with pytest.raises(ValueError, match=message) as error:
             pieces_of([("user", "a")], with_template("llama3", source))
         assert "\n" not in str(error.value)

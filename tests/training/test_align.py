@@ -1,4 +1,4 @@
-"""Alignment: each layer alone, with the teacher's input, against the teacher's output."""
+"""Alignment: each layer on its own, given the teacher's input, is compared with the teacher's output."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def gradients(model):
 
 
 def attention_of_layer(model, layer, x, documents):
-    """What a layer's attention adds to x, found by a model of that layer alone that does nothing else."""
+    """The output of a layer's attention for x, from a model that consists of this layer's attention alone."""
     one = make_model(num_hidden_layers=1, intermediate_size=0, memory=model.config.memory.model_dump())
     one.blocks[0] = model.blocks[layer]
     one.memory = nn.Parameter(model.memory[layer : layer + 1])
@@ -47,7 +47,7 @@ def attention_of_layer(model, layer, x, documents):
 
 @pytest.mark.parametrize("replay", [True, False])
 @pytest.mark.parametrize("memory", MEMORIES, ids=str)
-def test_it_is_each_layers_distance_in_parts_of_the_teachers_own(memory, replay):
+def test_it_is_each_layers_distance_relative_to_the_teachers_output(memory, replay):
     model = make_model(memory=memory, intermediate_size=0)
     ids, targets, documents = rows()
     layers = taught()

@@ -1,4 +1,4 @@
-"""Runs with a teacher: in parts they equal the whole, stopped they go on exactly, and the student learns."""
+"""Runs with a teacher: micro-batches equal the whole batch, resuming is exact, and the student learns."""
 
 import shutil
 
@@ -39,7 +39,7 @@ STAGES = [
 
 @pytest.fixture(scope="module")
 def source(make_config, tmp_path_factory):
-    """The run that students start from; it has the layers of the Llama."""
+    """The run that students start from, with the same layers as the Llama."""
     folder = tmp_path_factory.mktemp("source")
     return find_model(train(make_config(seed=5, tokens=100, model=SHAPE), folder / "run").run)
 
@@ -63,7 +63,7 @@ def save_llama(folder, tokenizer):
 
 @pytest.fixture
 def distilling(make_config, source, teachers):
-    """Makes configs of a student of a teacher."""
+    """A function that makes the config of a student of a teacher."""
 
     def make(kind, **keys):
         teacher = {"model": str(teachers[kind]), "precision": "fp32"} | keys.pop("teacher", {})
@@ -103,7 +103,7 @@ def test_micro_batches_give_the_figures_and_gradients_of_the_whole_batch(kind, s
         trainer.objective.teacher, trainer.teacher_state = teacher, teacher.start(4)
         trainer._enter(CurrentStage(0, stage, config.train, 0.0, 1.0))
         figures = []
-        for _ in range(2):  # in the second the teacher's memory counts as well
+        for _ in range(2):  # in the second step the teacher's memory has an effect as well
             rows, counted = trainer._read(3 * S, None)
             found, trainer.state, trainer.teacher_state = trainer._accumulate(rows, counted)
             figures += found.tolist()
@@ -150,21 +150,21 @@ def test_resumed_it_ends_bit_for_bit_as_if_it_had_not_been_stopped(distilling, t
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_resumed_in_any_stage_it_ends_as_if_it_had_not_been_stopped(distilling, tmp_path, monkeypatch, stop):
+def test_a_run_resumed_in_any_stage_equals_an_uninterrupted_one(distilling, tmp_path, monkeypatch, stop):
     config = distilling("llama", stages=STAGES)
     whole = train(config, tmp_path / "whole").run
     assert_same_run(whole, stopped_and_resumed(monkeypatch, config, tmp_path / "run", stop))
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_killed_it_goes_on_from_its_checkpoint_and_ends_the_same(distilling, tmp_path, step):
+def test_a_killed_run_resumes_from_its_checkpoint_and_ends_the_same(distilling, tmp_path, step):
     config = distilling("llama", stages=STAGES, keep_last=9)
     whole = train(config, tmp_path / "whole").run
     run = killed_after(whole, step)
     assert_same_run(train(config, run, resume=True).run, whole)
 
 
-def test_each_stage_trains_and_records_what_is_its_own(distilling, tmp_path):
+def test_each_stage_has_its_own_parameters_and_records(distilling, tmp_path):
     config = distilling("llama", stages=STAGES, checkpoint_every=1, eval_every=100, keep_last=100)
     run = train(config, tmp_path / "run").run
     records = steps(run)
@@ -183,7 +183,7 @@ def test_each_stage_trains_and_records_what_is_its_own(distilling, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_student_comes_nearer_to_a_larger_teacher(distilling, tmp_path):
+def test_a_student_approaches_a_larger_teacher(distilling, tmp_path):
     config = distilling("rmkv", tokens=5000, learning_rate=2e-2, checkpoint_every=400, eval_every=400)
     run = train(config, tmp_path / "run").run
     kl = [record["kl"] for record in steps(run)]
@@ -230,8 +230,8 @@ def test_layers_that_differ_cannot_be_aligned(distilling, tmp_path):
         train(config.model_copy(update={"model": other}), tmp_path / "run")
 
 
-def test_a_trial_has_rows_that_the_teacher_can_read(distilling, tmp_path):
-    """Those of the stage without it are longer than its 64 tokens."""
+def test_a_trial_uses_rows_that_the_teacher_can_read(distilling, tmp_path):
+    """The rows of the stage without the teacher are longer than its 64 tokens."""
     stages = [STAGES[0], {"kind": "extend", "share": 9, "segments_min": 20, "segments_max": 20}]
     assert dry_run(distilling("llama", stages=stages), tmp_path / "run")["steps"] > 0
 
@@ -253,7 +253,7 @@ def test_the_run_records_its_teacher_and_refuses_another(distilling, teachers, t
 
 
 def test_an_import_has_nothing_to_learn_within_its_window(distilling, teachers, tmp_path):
-    """Its rows are one segment at first, in which it is its teacher, and longer then."""
+    """Rows of one segment, in which student and teacher are equal, come first; longer rows follow."""
     import_transformer(str(teachers["llama"]), tmp_path / "imported", Wiring(segment_length=8, lookback=8), check=False)
     model = read_config(tmp_path / "imported")
     for stage, figure in (("align", "align"), ("distil", "kl")):
@@ -267,7 +267,7 @@ def test_an_import_has_nothing_to_learn_within_its_window(distilling, teachers, 
         assert others[-1][figure] > 1e-3
 
 
-def test_aligned_layers_come_nearer_to_the_teachers(distilling, tmp_path):
+def test_aligned_layers_approach_the_teachers(distilling, tmp_path):
     stages = [{"kind": "align", "share": 1}]
     keys = {"tokens": 4000, "learning_rate": 2e-2, "checkpoint_every": 400, "eval_every": 400, "stages": stages}
     found = [record["align"] for record in steps(train(distilling("llama", **keys), tmp_path / "run").run)]

@@ -1,4 +1,4 @@
-"""The loss of a row with a teacher: KL(teacher ‖ student) and its gradient, computed in chunks, by the definition."""
+"""The loss of a row with a teacher: KL(teacher ‖ student) and its gradient in chunks, compared with the definition."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def gradients(model):
 
 @pytest.mark.parametrize("chunk", [1, 100, 2**24])
 @pytest.mark.parametrize("ids_of_teacher", [13, 11, 17])
-def test_loss_and_gradient_are_those_of_kl_div(chunk, ids_of_teacher, monkeypatch):
+def test_loss_and_gradient_equal_those_of_kl_div(chunk, ids_of_teacher, monkeypatch):
     """Either vocabulary may be padded: the teacher gives no probability to ids that one of them lacks."""
     monkeypatch.setattr(loss_module, "LOGITS", chunk)
     model = make_model(memory={"cell": "lstm"}).requires_grad_(True)

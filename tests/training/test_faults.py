@@ -150,7 +150,7 @@ def test_a_factor_that_makes_usual_steps_bad_is_refused(make_config):
         make_config(spike_factor=0.5)
 
 
-def test_a_stage_has_norms_of_its_own():
+def test_a_stage_has_its_own_norms():
     watch = Watch(3.0)
     for _ in range(FEWEST):
         watch.enter(0)

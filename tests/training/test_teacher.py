@@ -1,4 +1,4 @@
-"""What teachers say of packed rows is what they say of each document alone, with as much of it as they can read."""
+"""A teacher's outputs for packed rows equal those for each document alone, within the context that it can read."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ LENGTHS = [13, 7, 2, 40, 8, 9, 30, 6]
 
 
 def rows_of(lengths, width, seed=0):
-    """Rows of two lanes, one after the other: (ids, documents), and the whole lane's documents."""
+    """Consecutive rows of two lanes, as (ids, targets, document ids)."""
     lanes = Lanes(Prepared(random_documents(lengths, seed), 0), 2, EOD)
     for each in width:
         rows = lanes.next(each)
@@ -23,7 +23,7 @@ def rows_of(lengths, width, seed=0):
 
 
 @pytest.mark.parametrize(("family", "context"), [*((family, 64) for family in FAMILIES), ("Llama", 24)])
-def test_a_transformer_reads_documents_as_islands_and_their_earlier_tokens_again(family, context):
+def test_a_transformer_isolates_documents_and_rereads_their_earlier_tokens(family, context):
     model = make_transformer(family, vocab_size=13)
     teacher = TransformersTeacher(model, context, shortest=5)
     carried, seen = teacher.start(2), [[], []]
@@ -41,7 +41,7 @@ def test_a_transformer_reads_documents_as_islands_and_their_earlier_tokens_again
                 torch.testing.assert_close(logits[lane, at], expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_kl_to_a_transformer_is_that_of_its_forward_pass_over_each_document():
+def test_the_kl_to_a_transformer_equals_that_of_a_forward_pass_over_each_document():
     model, student = make_transformer("Llama", vocab_size=13), make_model()
     teacher = TransformersTeacher(model, 64, shortest=5)
     state, carried, found, expected = student.initial_state(2), teacher.start(2), 0.0, 0.0
@@ -77,8 +77,8 @@ def test_an_rmkv_carries_its_state_whatever_its_segments_are():
     torch.testing.assert_close(torch.cat(hidden, dim=1), model.hidden(whole, document_ids=numbers)[0])
 
 
-def test_a_transformers_layers_are_its_own():
-    """What align learns from: the residual stream before each layer, and what its attention adds to it."""
+def test_layers_have_the_transformers_inputs_and_attention_outputs():
+    """These are the targets of alignment: the residual stream before each layer, and its attention's output."""
     model = make_transformer("Llama", vocab_size=13)
     teacher = TransformersTeacher(model, 64, shortest=5)
     (ids, _, documents), *_ = rows_of([40, 40], [20])

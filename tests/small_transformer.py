@@ -75,6 +75,9 @@ def save_tokenizer(folder):
 
 def save_transformer(folder, family, max_shard_size="5GB", **options):
     """Write a small model and a tokenizer in transformers' format; return the model."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # so that stderr holds nothing but messages of rmkv
     model = make_transformer(family, **options)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     save_tokenizer(folder)

@@ -38,8 +38,8 @@ class TextSource(Section):
     answer_column: str | None = None
     """Of messages: the column of the assistant's last answer, where it stands beside them."""
     supervise: Supervise | None = None
-    """Of prompt_response and messages, which tokens are learned. all: every token. answers: the assistant's, and the
-    token that ends each answer. By default the mix's `supervise`."""
+    """Tokens that are learned, for the formats prompt_response and messages. all: every token. answers: the
+    assistant's, and the token that ends each answer. By default the mix's `supervise`."""
     when_dry: Literal["repeat", "drop", "stop"] | None = None
     """After the source's last document: begin again, go on without it, or end the mix. By default it is repeated if the
     mix has `tokens`, and ends the mix if not."""

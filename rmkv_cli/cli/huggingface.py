@@ -70,7 +70,9 @@ def import_hf(
     slots: Annotated[
         int | None,
         typer.Option(
-            parser=at_least(0), metavar="N", help="Memory slots per layer; the first is an attention sink. [default: 1]"
+            parser=at_least(0),
+            metavar="N",
+            help="Memory slots per layer, which the text does not update; the first is an attention sink. [default: 1]",
         ),
     ] = None,
     store: Annotated[

@@ -14,7 +14,7 @@ from rmkv_cli.config.load import (
     tunes_only,
 )
 from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, Supervise, TextSource
-from rmkv_cli.config.model import MemoryConfig, ModelConfig, RopeConfig
+from rmkv_cli.config.model import MemoryConfig, ModelConfig, QuantizationConfig, RopeConfig
 from rmkv_cli.config.numbers import whole_number
 from rmkv_cli.config.resume import resumed_config
 from rmkv_cli.config.section import Section
@@ -41,6 +41,7 @@ __all__ = [
     "NeedleSource",
     "NoiseSource",
     "Phase",
+    "QuantizationConfig",
     "RecallSource",
     "ReverseSource",
     "RopeConfig",

@@ -64,6 +64,17 @@ class RopeConfig(Section):
                 yield f"low_freq_factor = {low} should be below high_freq_factor = {high}"
 
 
+class QuantizationConfig(Section):
+    """Integers in the place of matrices; `rmkv quantize` makes them."""
+
+    bits: Literal[4, 8] = 8
+    """Bits of a weight."""
+    group_size: Literal[32, 64, 128] = 32
+    """With 4 bits: weights of a row that share a scale. With 8 bits a row has one."""
+    keep: list[str] = Field([])
+    """Layers that stay as they are, by name or its end, such as "embedding"."""
+
+
 class ModelConfig(Section):
     """The shape of an RMKV; the defaults are the `600m` preset's.
 
@@ -108,6 +119,7 @@ class ModelConfig(Section):
     """The output layer is the embeddings' matrix."""
     rope: RopeConfig = RopeConfig()
     memory: MemoryConfig = MemoryConfig()
+    quantization: QuantizationConfig | None = None
 
     @property
     def stores(self) -> int:

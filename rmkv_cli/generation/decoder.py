@@ -27,7 +27,7 @@ class Decoder:
     """
 
     def __init__(self, model: RMKV, lanes: int = 1, *, compiled: bool = False) -> None:
-        config, like = model.config, model.embedding.weight.detach()
+        config, like = model.config, model.norm.weight.detach()
         B, H, G, d = lanes, config.num_attention_heads, config.key_value_heads, config.head_width
         self.lanes = lanes
         self._model, self._length = model, config.segment_length

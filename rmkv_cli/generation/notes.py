@@ -60,7 +60,7 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
         if metadata.get("tokenizer") != tokenizer.hash:
             raise _made_by_another(path, "tokenizer", metadata.get("tokenizer", ""), tokenizer.hash)
         if metadata.get("model") != (rounded := rounded_hash(model)) and metadata.get("model") != model_hash(model):
-            if metadata["format"] == WITH_SLOTS and model.embedding.weight.dtype == torch.bfloat16:
+            if metadata["format"] == WITH_SLOTS and model.dtype == torch.bfloat16:
                 raise UserError(
                     f"{path}: an older version made these notes, or another model; load them without --dtype"
                 )
@@ -74,7 +74,7 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
         raise UserError(f"{path}: {DAMAGED}: {wrong}")
     if metadata.get("tokens") != str(int(state.position)) or not logits.isfinite().all():
         raise UserError(f"{path}: {DAMAGED}: its count of tokens is wrong, or its logits are not finite")
-    return Prompt(0, 0.0, logits, state.to_precision(model.embedding.weight.dtype), seen)
+    return Prompt(0, 0.0, logits, state.to_precision(model.dtype), seen)
 
 
 def _layout(file: TensorFile, model: RMKV) -> Layout:

@@ -66,7 +66,7 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the token stream; slots, cells and stores may be wider."""
-        return self.model.embedding.weight.dtype
+        return self.model.dtype
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave all weights: the layers draw their first ones themselves."""
@@ -119,7 +119,7 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _read(self, input_ids: Tensor, mask: Tensor, before: list[Group]) -> tuple[Tensor, list[Group]]:
         """Return what the head reads, (B, T, D), and the groups after it; rows of one mask are read together."""
-        hidden = self.model.embedding.weight.new_zeros(*input_ids.shape, self.config.hidden_size)
+        hidden = self.model.norm.weight.new_zeros(*input_ids.shape, self.config.hidden_size)
         after = []
         for rows, state in before:
             patterns, which = mask[rows].unique(dim=0, return_inverse=True)

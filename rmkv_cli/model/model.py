@@ -15,6 +15,7 @@ from rmkv_cli.model.block import RMKVBlock
 from rmkv_cli.model.norm import make_norm
 from rmkv_cli.model.positions import sinusoids
 from rmkv_cli.model.precision import wide
+from rmkv_cli.model.quantized import Quantized, put_in
 from rmkv_cli.model.state import State, copied
 from rmkv_cli.model.store import AssociativeStore
 from rmkv_cli.model.view import TAPS, View, view_of
@@ -44,6 +45,8 @@ class RMKV(nn.Module):
         self.unembedding = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
         for table in (self.embedding.weight, self.memory, *([self.position.weight] if self.position else [])):
             nn.init.normal_(table, std=0.02)
+        if config.quantization is not None:
+            put_in(self, config.quantization)
 
     def forward(
         self, input_ids: Tensor, state: State | None = None, document_ids: Tensor | None = None
@@ -103,7 +106,13 @@ class RMKV(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) for hidden (..., D)."""
-        return F.linear(hidden, self.head_weight)
+        layer = self.unembedding or self.embedding
+        return layer(hidden) if isinstance(layer, Quantized) else F.linear(hidden, layer.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the token stream is computed in."""
+        return self.norm.weight.dtype
 
     @property
     def head_weight(self) -> Tensor:
@@ -165,8 +174,7 @@ class RMKV(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state before any token, for `batch_size` texts."""
-        config, device = self.config, self.memory.device
-        dtype = self.embedding.weight.dtype
+        config, device, dtype = self.config, self.memory.device, self.dtype
         B, D, H, G = batch_size, config.hidden_size, config.num_attention_heads, config.key_value_heads
         d = config.head_width
         empty = tuple(torch.zeros(B, G, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
@@ -180,7 +188,7 @@ class RMKV(nn.Module):
             recent=torch.zeros(len(starts), B, H + G, TAPS, d, device=device, dtype=dtype) if starts else None,
             keys=empty,
             values=empty,
-            stream=tuple(self.embedding.weight.new_zeros(B, 0, D) for _ in self.blocks),
+            stream=tuple(torch.zeros(B, 0, D, device=device, dtype=dtype) for _ in self.blocks),
             documents=none[:, None].repeat(1, config.lookback),
             owner=none,
             store_owner=none,
@@ -192,7 +200,8 @@ class RMKV(nn.Module):
 
     def embed(self, input_ids: Tensor, position: Tensor) -> Tensor:
         """Return the token stream's start (B, T, D) for tokens (B, T) at these positions of their documents (B, T)."""
-        x = self.embedding(input_ids)
+        table = self.embedding
+        x = table.dequantized(self.dtype, input_ids) if isinstance(table, Quantized) else table(input_ids)
         if self.config.position == "sinusoidal":  # scaled to the sinusoids' size, as in Vaswani et al. (2017)
             return x * self.config.hidden_size**0.5 + sinusoids(position, self.config.hidden_size, x.dtype)
         if self.position is None:

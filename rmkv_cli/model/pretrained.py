@@ -15,6 +15,7 @@ from rmkv_cli.files import read_json, sha256, write_text
 from rmkv_cli.model.adapters import MARK
 from rmkv_cli.model.checkpoints import FOLDER, list_checkpoints
 from rmkv_cli.model.precision import parameter_dtype
+from rmkv_cli.model.quantized import prepare
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.model.tensors import Layout, difference, open_tensors, save_tensors
 from rmkv_cli.progress import stderr
@@ -61,15 +62,24 @@ def read_weights(
             weights and the state of one text exceed the device's memory. All this is checked before any allocation.
     """
     path = directory / WEIGHTS
-    shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items() if MARK not in name}
+    tensors = {f"{prefix}{name}": x for name, x in model.state_dict().items() if MARK not in name}
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    buffers = {f"{prefix}{name}" for name, _ in model.named_buffers()}  # of quantized layers
     with open_tensors(path, "damaged or missing weights") as file:
-        types = {found for found, _ in file.layout.values()}
+        floats = {name: found for name, (found, _) in file.layout.items() if name not in buffers}
+        types = set(floats.values())
         if types - set(FLOATS):
-            name, (found, _) = next((name, x) for name, x in file.layout.items() if x[0] not in FLOATS)
+            name, found = next((name, found) for name, found in floats.items() if found not in FLOATS)
             raise UserError(f"{path}: '{name}' has the type {found}; weights should be float32, bfloat16 or float16")
         dtype = dtype or (torch.float64 if types == {torch.float64} else torch.float32)
-        wanted = {name: parameter_dtype(name.removeprefix(prefix), dtype) for name in shapes}
-        expected: Layout = {name: (file.layout.get(name, (wanted[name],))[0], shape) for name, shape in shapes.items()}
+        wanted = {
+            name: x.dtype if name in buffers else parameter_dtype(name.removeprefix(prefix), dtype)
+            for name, x in tensors.items()
+        }
+        expected: Layout = {
+            name: (wanted[name] if name in buffers else file.layout.get(name, (wanted[name],))[0], shape)
+            for name, shape in shapes.items()
+        }
         if wrong := difference(file.layout, expected):
             raise UserError(f"{directory}: {WEIGHTS} does not fit {config}: {wrong}")
         state = state_bytes(model.config, torch.promote_types(dtype, torch.float32).itemsize, dtype.itemsize)[1]
@@ -84,6 +94,7 @@ def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    prepare(model)
 
 
 def total_memory(device: str) -> int:

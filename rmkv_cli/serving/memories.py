@@ -45,7 +45,7 @@ class Memories:
 
     def __init__(self, model: RMKV, limits: Limits) -> None:
         """Hold as many as `limits` allow; each is counted at the most that its state can take."""
-        config, narrow = model.config, model.embedding.weight.element_size()
+        config, narrow = model.config, model.dtype.itemsize
         beside = 5 * config.vocab_size  # logits, tokens seen
         self.bytes_at_most = state_bytes(config, max(4, narrow), narrow)[1] + beside
         """Of one memory, however long its text is."""

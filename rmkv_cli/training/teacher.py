@@ -94,7 +94,7 @@ class RMKVTeacher:
 
     def restored(self, tensors: dict[str, Tensor]) -> State:
         """See `Teacher`."""
-        state = State.from_tensors(tensors).to_precision(self.model.embedding.weight.dtype)
+        state = State.from_tensors(tensors).to_precision(self.model.dtype)
         if wrong := fault(state):
             raise UserError(f"the teacher's states are damaged: {wrong}")
         return state

@@ -320,7 +320,7 @@ class Trainer:
         taught = set(self.teacher_state.tensors() if self.teacher_state is not None else ())
         if shapes[0] != shapes[1] or states[TEACHER_STATE].keys() != taught:
             raise UserError(f"{checkpoint}: its lanes' states do not fit the run's config.toml")
-        state = State.from_tensors(states[MODEL_STATE]).to_precision(self.working.model.embedding.weight.dtype)
+        state = State.from_tensors(states[MODEL_STATE]).to_precision(self.working.model.dtype)
         if wrong := fault(state):
             raise UserError(f"{checkpoint}: its lanes' states are damaged: {wrong}")
         if self.objective.teacher is not None:

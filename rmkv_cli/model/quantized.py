@@ -1,0 +1,179 @@
+"""Matrices as integers: 8 bits with a scale per row, or 4 bits with a scale per group of a row's weights."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmkv_cli.config import QuantizationConfig
+
+FEW = 16
+"""Most rows of activations for which PyTorch's integer kernels are faster than products with bfloat16 weights."""
+BLOCK, HALF = 64, 32  # rows that the 4-bit kernel packs together on AVX-512, and those in the low halves of its bytes
+SEARCHED = torch.linspace(1.0, 0.6, 21).tolist()
+"""Scales that `quantize` tries, as shares of the one that just represents the largest weight."""
+
+
+class Quantized(nn.Module):
+    """A matrix W ≈ scale * integers, (rows, columns), with symmetric integers: -127 to 127, or -7 to 7.
+
+    Buffers are `weight`, int8 (rows, columns) or, for 4 bits, uint8 (rows, columns / 2), and `scale`, bfloat16 (rows,
+    groups). A byte holds two integers, each plus 8: the first one in the low half.
+    """
+
+    def __init__(self, rows: int, columns: int, how: QuantizationConfig) -> None:
+        super().__init__()
+        self.rows, self.columns, self.bits = rows, columns, how.bits
+        self.groups = 1 if how.bits == 8 else columns // how.group_size
+        kind, width = (torch.int8, columns) if how.bits == 8 else (torch.uint8, columns // 2)
+        self.weight: Tensor
+        self.scale: Tensor
+        self.register_buffer("weight", torch.zeros(rows, width, dtype=kind))
+        self.register_buffer("scale", torch.zeros(rows, self.groups, dtype=torch.bfloat16))
+        self._kernel: Tensor | None = None  # scales as the 4-bit kernel takes them; then `weight` is in its order
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T, (..., rows), for x (..., columns)."""
+        flat = x.reshape(-1, self.columns).contiguous()
+        fast = x.dtype == torch.bfloat16 and x.device.type == "cpu" and len(flat) <= FEW
+        if not fast or (self.bits == 4 and self._kernel is None):
+            return F.linear(x, self.dequantized(x.dtype))
+        if self.bits == 8:
+            y = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale[:, 0])
+        else:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, self.columns // self.groups, self._kernel)
+        return y.view(*x.shape[:-1], self.rows)
+
+    def integers(self, rows: Tensor) -> Tensor:
+        """Return the integers of these rows (...,), (..., columns)."""
+        if self.bits == 8:
+            return self.weight[rows]
+        if self._kernel is None:
+            packed = self.weight[rows]
+            return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).to(torch.int8) - 8
+        packed = self.weight.view(self.rows // BLOCK, self.columns, HALF)[rows // BLOCK, :, rows % HALF]
+        high = (rows % BLOCK >= HALF)[..., None]
+        return torch.where(high, packed >> 4, packed & 15).to(torch.int8) - 8
+
+    def all_integers(self) -> Tensor:
+        """Return the integers of all rows, (rows, columns)."""
+        if self.bits == 8:
+            return self.weight
+        if self._kernel is None:
+            return self.integers(torch.arange(self.rows, device=self.weight.device))
+        packed = self.weight.view(self.rows // BLOCK, self.columns, HALF)
+        return torch.cat([packed & 15, packed >> 4], dim=2).mT.reshape(self.rows, self.columns).to(torch.int8) - 8
+
+    def dequantized(self, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
+        """Return W, (rows, columns), or these of its rows, (..., columns), in a floating-point type."""
+        integers = self.all_integers() if rows is None else self.integers(rows)
+        scale = self.scale if rows is None else self.scale[rows]
+        grouped = integers.unflatten(-1, (self.groups, -1)).to(dtype)
+        return grouped.mul_(scale.to(dtype)[..., None]).flatten(-2)
+
+    @torch.no_grad()
+    def quantize(self, weight: Tensor) -> None:
+        """Take the integers nearest to a matrix (rows, columns), with the scales of least squared error."""
+        most = 127 if self.bits == 8 else 7
+        grouped = weight.float().view(self.rows, self.groups, -1)
+        largest = grouped.abs().amax(-1, keepdim=True) / most
+        best, least = largest, torch.full_like(largest, torch.inf)
+        for share in SEARCHED:
+            scale = (share * largest).bfloat16().float().clamp(min=1e-30)
+            error = (grouped - _rounded(grouped, scale, most) * scale).square().sum(-1, keepdim=True)
+            best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+        integers = _rounded(grouped, best, most).view(self.rows, self.columns).to(torch.int8)
+        self.scale = best.view(self.rows, self.groups).bfloat16()
+        self.weight = integers if self.bits == 8 else _packed(integers)
+
+    def prepare(self) -> None:
+        """Arrange the weights for PyTorch's kernels on the CPU; they need memory that is aligned, as a file's is not.
+
+        4-bit weights keep their own order, and are dequantized, on machines whose kernel has another one than AVX-512's.
+        """
+        if self.bits == 8:
+            self.weight = self.weight.clone()
+        elif self.rows % BLOCK or self._kernel is not None or not _kernel_order_known():
+            return
+        else:
+            self._arrange()
+
+    def _arrange(self) -> None:
+        parts = [
+            torch.ops.aten._convert_weight_to_int4pack_for_cpu((part + 8).int(), 1)
+            for part in self.all_integers().split(BLOCK)
+        ]
+        scales = torch.stack([self.scale, torch.zeros_like(self.scale)], dim=-1)
+        self._kernel, self.weight = scales.transpose(0, 1).contiguous(), torch.cat(parts)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:  # type: ignore[no-untyped-def]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._kernel is not None:
+            destination[f"{prefix}weight"] = _packed(self.all_integers())
+
+
+class QuantizedLinear(Quantized):
+    """A linear layer of integers."""
+
+    def __init__(self, layer: nn.Linear, how: QuantizationConfig) -> None:
+        super().__init__(layer.out_features, layer.in_features, how)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + b, (..., rows), for x (..., columns)."""
+        y = super().forward(x)
+        return y if self.bias is None else y + self.bias
+
+
+class QuantizedEmbedding(Quantized):
+    """Embeddings of integers; as a layer it is the head."""
+
+    def __init__(self, layer: nn.Embedding, how: QuantizationConfig) -> None:
+        super().__init__(layer.num_embeddings, layer.embedding_dim, how)
+
+
+def put_in(model: nn.Module, how: QuantizationConfig) -> None:
+    """Replace the layers of a model that are quantized by empty ones of integers."""
+    for name, layer in quantizable(model, how.keep).items():
+        empty = QuantizedLinear(layer, how) if isinstance(layer, nn.Linear) else QuantizedEmbedding(layer, how)
+        model.set_submodule(name, empty.to(layer.weight.device))
+
+
+def quantizable(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, nn.Linear | nn.Embedding]:
+    """Return the layers that are quantized, by name: the matrices of attention and feed-forward, embeddings and head.
+
+    `keep` names layers that stay as they are, by whole names or their ends.
+    """
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Embedding) and name == "embedding"))
+        and (".attention." in name or ".feed_forward." in name or "embedding" in name)
+        and not any(f".{name}".endswith(f".{kept}") for kept in keep)
+    }
+
+
+def prepare(model: nn.Module) -> None:
+    """Prepare all quantized layers of a model on the CPU for decoding."""
+    for layer in model.modules():
+        if isinstance(layer, Quantized) and layer.weight.device.type == "cpu":
+            layer.prepare()
+
+
+def _rounded(grouped: Tensor, scale: Tensor, most: int) -> Tensor:
+    return (grouped / scale).round_().clamp_(-most, most)
+
+
+def _packed(integers: Tensor) -> Tensor:
+    low, high = (integers + 8).to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
+    return low | high << 4
+
+
+@cache
+def _kernel_order_known() -> bool:
+    """Return whether the kernel packs a byte's halves from the rows i and i + 32 of a block, column by column."""
+    integers = torch.arange(BLOCK * 32, dtype=torch.int32).view(BLOCK, 32) * 7 % 16
+    found = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1).view(32, HALF)
+    return torch.equal(torch.cat([found & 15, found >> 4], dim=1).mT.int(), integers)

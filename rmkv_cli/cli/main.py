@@ -19,6 +19,7 @@ from rmkv_cli.cli import (
     inspect,
     merge,
     params,
+    quantize,
     read,
     report,
     serve,
@@ -59,6 +60,9 @@ def build() -> typer.Typer:
         home.command("read", epilog="Example: rmkv read book.txt --model runs/tiny --out book.rmkv")(read.read)
         home.command("serve", epilog="Example: rmkv serve --model runs/tiny")(serve.serve)
         home.command("merge", epilog="Example: rmkv merge runs/base runs/adapter --out merged")(merge.merge)
+        home.command("quantize", epilog="Example: rmkv quantize runs/tiny --out small --bits 4 --data data")(
+            quantize.quantize
+        )
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
     app.command("report", epilog="Example: rmkv report runs/tiny")(report.report)

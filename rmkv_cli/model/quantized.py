@@ -37,7 +37,7 @@ class Quantized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T, (..., rows), for x (..., columns)."""
         flat = x.reshape(-1, self.columns).contiguous()
-        fast = x.dtype == torch.bfloat16 and x.device.type == "cpu" and len(flat) <= FEW
+        fast = x.dtype == torch.bfloat16 and x.device.type == "cpu" and len(flat) <= FEW and self.columns % 32 == 0
         if not fast or (self.bits == 4 and self._kernel is None):
             return F.linear(x, self.dequantized(x.dtype))
         if self.bits == 8:
@@ -91,7 +91,7 @@ class Quantized(nn.Module):
     def prepare(self) -> None:
         """Arrange the weights for PyTorch's kernels on the CPU; they need memory that is aligned, as a file's is not.
 
-        4-bit weights keep their own order, and are dequantized, on machines whose kernel has another one than AVX-512's.
+        Where a machine's 4-bit kernel has another order than AVX-512's, weights keep theirs and are dequantized.
         """
         if self.bits == 8:
             self.weight = self.weight.clone()

@@ -66,7 +66,7 @@ def chat(
     ] = None,
     adapter: Adapter = None,
     device: Device = "auto",
-    dtype: Dtype = "fp32",
+    dtype: Dtype = "auto",
 ) -> None:
     """Talk with a model whose memory carries on between turns and, with --state, between sessions.
 

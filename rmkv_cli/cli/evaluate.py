@@ -78,7 +78,7 @@ def evaluate(
     ] = None,
     adapter: Adapter = None,
     device: Device = "auto",
-    dtype: Dtype = "fp32",
+    dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte on held-out documents or on any file, and what the memory does.

@@ -69,7 +69,7 @@ def generate(
     ] = False,
     adapter: Adapter = None,
     device: Device = "auto",
-    dtype: Dtype = "fp32",
+    dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Write on from a prompt, which is read from standard input where neither --prompt nor --file is given.

@@ -25,7 +25,7 @@ def keep(
 ) -> None:
     """Write what was found of a run's checkpoint into the run's folder, with this command, and say where.
 
-    A report in another `dtype` than "fp32", or with an adapter, has a name of its own. Where the folder cannot be
+    A report in bfloat16, or with an adapter, has a name of its own. Where the folder cannot be
     written, a note says so.
     """
     from rmkv_cli.evaluation.kept import Evaluation, keep_evaluation
@@ -35,7 +35,7 @@ def keep(
 
     step = checkpoint_step(checkpoint)
     assert step is not None  # a run's
-    if dtype != "fp32":
+    if dtype == "bf16":
         name = f"{name} dtype={dtype}"
     if adapter is not None:
         name = f"{name} adapter={adapter.resolve().name}-{sha256(find_model(adapter) / ADAPTER_WEIGHTS)[:8]}"

@@ -17,7 +17,9 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GP
 Dtype = Annotated[
     str,
     typer.Option(
-        "--dtype", metavar="<fp32|bf16>", help="Use bf16 to save memory; slots, cells and stores stay in fp32."
+        "--dtype",
+        metavar="<auto|fp32|bf16>",
+        help="Use bf16 to save memory; slots, cells and stores stay in fp32. auto: bf16 for quantized models, else fp32.",
     ),
 ]
 Adapter = Annotated[
@@ -26,24 +28,24 @@ Adapter = Annotated[
 ]
 
 
-def torch_dtype(name: str) -> "torch.dtype":
-    """Return the type that `--dtype` names; raise `UserError` if it names none."""
-    if name not in ("fp32", "bf16"):
-        raise UserError(f"--dtype {name}: should be fp32 or bf16")
+def torch_dtype(name: str, *, quantized: bool = False) -> "torch.dtype":
+    """Return the type that `--dtype` names for a model; raise `UserError` if it names none."""
+    if name not in ("auto", "fp32", "bf16"):
+        raise UserError(f"--dtype {name}: should be auto, fp32 or bf16")
     import torch
 
-    return torch.bfloat16 if name == "bf16" else torch.float32
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and quantized) else torch.float32
 
 
 def load_model(
-    directory: Path, device: str, dtype: str = "fp32", adapter: Path | None = None
+    directory: Path, device: str, dtype: str = "auto", adapter: Path | None = None
 ) -> "tuple[RMKV, Tokenizer]":
     """Return the model and tokenizer of a model folder, a checkpoint or a run, on the device; errors as below."""
     return find_and_load(directory, device, dtype, adapter)[1:]
 
 
 def find_and_load(
-    directory: Path, device: str, dtype: str = "fp32", adapter: Path | None = None
+    directory: Path, device: str, dtype: str = "auto", adapter: Path | None = None
 ) -> "tuple[Path, RMKV, Tokenizer]":
     """Return the model folder that `directory` means (of a run, its latest checkpoint), its model and tokenizer.
 
@@ -53,11 +55,15 @@ def find_and_load(
         UserError: one of them is absent or damaged, they do not fit each other, or there is no such device or type.
     """
     from rmkv_cli.model import RMKV, find_model
+    from rmkv_cli.model.adapter_file import find_base, is_adapter
+    from rmkv_cli.model.pretrained import read_config
     from rmkv_cli.tokenizer import Tokenizer
     from rmkv_cli.training import resolve_device
 
     directory = find_model(directory)
-    model = RMKV.from_pretrained(directory, resolve_device(device), torch_dtype(dtype))
+    config = read_config(find_base(directory) if is_adapter(directory) else directory)
+    narrow = torch_dtype(dtype, quantized=config.quantization is not None)
+    model = RMKV.from_pretrained(directory, resolve_device(device), narrow)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(

@@ -22,7 +22,7 @@ def read(
     ] = None,
     adapter: Adapter = None,
     device: Device = "auto",
-    dtype: Dtype = "fp32",
+    dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Read a text and save what the model carries after it, fixed in size, for `rmkv generate --state`."""

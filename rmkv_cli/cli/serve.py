@@ -54,7 +54,7 @@ def serve(
         typer.Option(metavar="DIR", help="Also serve the model with this LoRA adapter, under its folder's name."),
     ] = None,
     device: Device = "auto",
-    dtype: Dtype = "fp32",
+    dtype: Dtype = "auto",
 ) -> None:
     """Serve a model over HTTP in the OpenAI protocol, with named memories, and a page to try it on.
 

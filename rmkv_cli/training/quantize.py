@@ -67,15 +67,16 @@ def quantize_folder(
     require_new(out)
     folder = find_model(source)
     if is_adapter(folder):
-        raise UserError(
-            f"{source}: is an adapter; merge it into its base model first: rmkv merge MODEL {source} --out DIR"
-        )
+        raise UserError(f"{source}: is an adapter; merge it first: rmkv merge MODEL {source} --out DIR")
     tokenizer = Tokenizer.load(folder)
     documents = None if data is None else _documents(data, tokenizer, max_tokens)
 
     def cost(model: RMKV, place: Path) -> Cost:
-        found = documents and measure(model, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
-        return Cost((place / WEIGHTS).stat().st_size, found and found.bits_per_byte, decoding_rate(model))
+        bits = None
+        if documents is not None:
+            report = measure(model, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
+            bits = report.bits_per_byte
+        return Cost((place / WEIGHTS).stat().st_size, bits, decoding_rate(model))
 
     model = RMKV.from_pretrained(folder)
     before = cost(model, folder)

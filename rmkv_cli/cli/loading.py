@@ -19,7 +19,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="<auto|fp32|bf16>",
-        help="Use bf16 to save memory; slots, cells and stores stay in fp32. auto: bf16 for quantized models, else fp32.",
+        help="bf16 saves memory; slots, cells and stores stay in fp32. auto: bf16 for quantized models, else fp32.",
     ),
 ]
 Adapter = Annotated[

@@ -85,8 +85,8 @@ def measure_beside(
     )
     seconds = perf_counter() - begun
     chosen, lengths = sample(documents.lengths, documents.sources, max_tokens)
-    weights = model.embedding.weight
-    largest = state_bytes(model.config, max(4, weights.element_size()), weights.element_size())[1]
+    element = model.dtype.itemsize
+    largest = state_bytes(model.config, max(4, element), element)[1]
     reading = Reading(model.count_parameters(), report.tokens / seconds, largest, int(lengths.max()))
     reader = _Reader(*other)
     for index, length in zip(chosen, lengths, strict=True):

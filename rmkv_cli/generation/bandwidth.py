@@ -5,7 +5,8 @@ import time
 import torch
 
 from rmkv_cli.model import RMKV
-from rmkv_cli.model.cost import state_bytes, touched_per_token
+from rmkv_cli.model.groups import part_of
+from rmkv_cli.model.size import state_bytes
 
 BUFFER = 1 << 28  # bytes, more than caches hold
 ROUNDS = 5
@@ -29,6 +30,8 @@ def bandwidth_share(model: RMKV, tokens_per_second: float) -> float:
 
 def bytes_per_token(model: RMKV) -> int:
     """Return the bytes that writing one token of one text reads: the weights that it touches, and its state."""
-    element = model.embedding.weight.element_size()
-    wide = max(4, element)
-    return touched_per_token(model.config) * element + state_bytes(model.config, wide, element)[1]
+    element = model.dtype.itemsize
+    parts = ("attention", "store", "feed_forward", "norms")
+    weights = sum(x.nbytes for name, x in model.state_dict().items() if part_of(name) in parts)
+    head = (model.unembedding or model.embedding).state_dict()
+    return weights + sum(x.nbytes for x in head.values()) + state_bytes(model.config, max(4, element), element)[1]

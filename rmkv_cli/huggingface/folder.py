@@ -43,6 +43,8 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
         )
     rmkv, tokenizer = RMKV.from_pretrained(source, dtype=dtype), Tokenizer.load(source)
     config = rmkv.config
+    if config.quantization is not None:
+        raise UserError(f"{model}: is quantized; export the model that it was made from")
     if config.memory.carry == "layers":
         raise UserError(f"{model}: is not causal (memory.carry = 'layers'), so it cannot generate and is not exported")
     if tokenizer.vocab_size > config.vocab_size:

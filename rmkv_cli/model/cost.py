@@ -211,5 +211,5 @@ def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
 
 
 def _meta(config: ModelConfig) -> RMKV:
-    with torch.device("meta"):
-        return RMKV(config)
+    with torch.device("meta"):  # quantized, it has the same parameters, stored in less
+        return RMKV(config.model_copy(update={"quantization": None}))

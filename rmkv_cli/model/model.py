@@ -216,8 +216,9 @@ class RMKV(nn.Module):
             )
 
     def count_parameters(self) -> int:
-        """Return the number of parameters; tied ones count once."""
-        return sum(p.numel() for p in self.parameters())
+        """Return the number of parameters, quantized ones included; tied ones count once."""
+        integers = sum(layer.rows * layer.columns for layer in self.modules() if isinstance(layer, Quantized))
+        return integers + sum(p.numel() for p in self.parameters())
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors into `directory`, each whole."""

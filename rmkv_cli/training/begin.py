@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rmkv_cli.config import Config, dump_toml, load_config
+from rmkv_cli.config import Config, ModelConfig, dump_toml, load_config
 from rmkv_cli.config.load import differences, shown
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
@@ -29,6 +29,7 @@ def source_of(config: Config, run: Path) -> Path | None:
 def require_trainable(config: Config) -> None:
     """Raise `UserError` if `train.trainable` freezes random weights, or selects what cannot be trained."""
     model, trainable = config.model, config.train.ever_trainable
+    require_floats(model, "model.quantization")
     if trainable == "all":
         return
     key = f"train.trainable = {shown(trainable)}"
@@ -38,6 +39,12 @@ def require_trainable(config: Config) -> None:
         raise UserError(f"{key}: the model has no such parameters, so nothing would be trained")
     if trainable == ["memory start"] and model.memory.slots and not model.memory.updated:
         raise UserError(f"{key}: memory.update = 'none' has no memory that a document could start with")
+
+
+def require_floats(model: ModelConfig, name: str) -> None:
+    """Raise `UserError` if a model of this config and name is quantized."""
+    if model.quantization is not None:
+        raise UserError(f"{name}: is quantized, so it cannot be trained; train the model that it was made from")
 
 
 def with_source(config: Config, run: Path) -> Config:
@@ -62,9 +69,11 @@ def with_source(config: Config, run: Path) -> Config:
         raise UserError(
             f"{source}: is an adapter, not a model to start from; merge it first: rmkv merge MODEL {source} --out DIR"
         )
+    there = read_config(folder)
+    require_floats(there, str(source))
     lines = [
-        f"{key}: is {shown(found)}, but {folder}, which the run starts from, has {shown(there)}"
-        for key, found, there in differences(config.model, read_config(folder))
+        f"{key}: is {shown(found)}, but {folder}, which the run starts from, has {shown(its)}"
+        for key, found, its in differences(config.model, there)
     ]
     if lines:
         raise UserError("\n".join(lines))

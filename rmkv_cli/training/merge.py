@@ -30,6 +30,7 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> float:
     require_new(out)
     folder, source = find_model(model), find_model(adapter)
     adapted = RMKV.from_pretrained(folder, dtype=torch.float32)
+    require_merges(adapted, model)
     load_adapter(adapted, source)
     warn_of_another_base(source, folder)
     alone = merged(adapted)
@@ -45,6 +46,12 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> float:
     return error
 
 
+def require_merges(model: RMKV, folder: Path) -> None:
+    """Raise `UserError` if a model's weights are integers, which nothing can be added to."""
+    if model.config.quantization is not None:
+        raise UserError(f"{folder}: is quantized; merge the model that it was made from, then quantize the result")
+
+
 def average(models: Sequence[Path], out: Path) -> None:
     """Write the model folder of the mean of several models' weights, computed in float32.
 
@@ -57,6 +64,7 @@ def average(models: Sequence[Path], out: Path) -> None:
         if is_adapter(folder):
             raise UserError(f"{model}: is an adapter; `rmkv merge MODEL {model}` merges it, one adapter at a time")
     mean, tokenizer = RMKV.from_pretrained(folders[0], dtype=torch.float32), Tokenizer.load(folders[0])
+    require_merges(mean, models[0])
     weights = mean.state_dict()
     for count, (model, folder) in enumerate(zip(models[1:], folders[1:], strict=True), 2):
         other = RMKV.from_pretrained(folder, dtype=torch.float32)

@@ -20,6 +20,7 @@ from rmkv_cli.config import (
     MixConfig,
     ModelConfig,
     Phase,
+    QuantizationConfig,
     RopeConfig,
     Section,
     Stage,
@@ -109,13 +110,18 @@ def row(name: str, field: FieldInfo, meaning: str, in_presets: str | None = None
     return f"| {' | '.join(cells)} |\n"
 
 
+def classes(annotation: Any) -> list[type]:
+    """Return the classes of a type, of which `X | None` has two."""
+    return [kind for kind in (annotation, *get_args(annotation)) if inspect.isclass(kind)]
+
+
 def table(section: type[Section], but: Container[str] = (), presets: dict[str, Section] | None = None) -> str:
     """Return a section's keys, but for tables and `but`, with their values in the presets where there are any."""
     heads = ["key", "type", "default", *(["in presets"] if presets else []), "meaning"]
     text = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
     told = meanings(section)
     for name, field in section.model_fields.items():
-        if name in but or (inspect.isclass(field.annotation) and issubclass(field.annotation, Section)):
+        if name in but or any(issubclass(kind, Section) for kind in classes(field.annotation)):
             continue
         values = {preset: getattr(config, name) for preset, config in (presets or {}).items()}
         shown = ", ".join(f"{preset} {value_of(x)}" for preset, x in values.items() if x != field.default)
@@ -135,6 +141,7 @@ def page() -> Iterator[str]:
     yield f"\n### [model]\n\n{table(ModelConfig, presets=models)}"
     yield f"\n### [model.memory]\n\n{table(MemoryConfig, presets=memories)}"
     yield f"\n### [model.rope]\n\n{inspect.getdoc(RopeConfig)}\n\n{table(RopeConfig)}"
+    yield f"\n### [model.quantization]\n\n{inspect.getdoc(QuantizationConfig)}\n\n{table(QuantizationConfig)}"
     yield f"\n### [train]\n\n{table(TrainConfig, ('stages',), presets=trains)}"
     yield f"\n### [train.adapter]\n\n{inspect.getdoc(AdapterConfig)}\n\n{table(AdapterConfig)}"
     yield f"\n### [train.teacher]\n\n{inspect.getdoc(TeacherConfig)}\n\n{table(TeacherConfig)}"

@@ -65,14 +65,14 @@ class RopeConfig(Section):
 
 
 class QuantizationConfig(Section):
-    """Integers in the place of matrices; `rmkv quantize` makes them."""
+    """How `rmkv quantize` stored a model's matrices. Only its model folders have this section; training refuses it."""
 
     bits: Literal[4, 8] = 8
-    """Bits of a weight."""
+    """Bits per weight."""
     group_size: Literal[32, 64, 128] = 32
-    """With 4 bits: weights of a row that share a scale. With 8 bits a row has one."""
+    """With 4 bits: number of weights of a row that share a scale. With 8 bits, each row has one scale."""
     keep: list[str] = Field([])
-    """Layers that stay as they are, by name or its end, such as "embedding"."""
+    """Layers that are not quantized, by name or the end of a name, such as "embedding"."""
 
 
 class ModelConfig(Section):

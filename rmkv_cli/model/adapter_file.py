@@ -97,8 +97,14 @@ def load_adapter(model: "RMKV", directory: Path) -> None:
     """Give a plain model the adapter of a folder.
 
     Raises:
-        UserError: the folder has no adapter, one that is no plain LoRA, or one of a model of another shape.
+        UserError: the folder has no adapter, one that is no plain LoRA, or one of a model of another shape; or the
+            model is quantized.
     """
+    if model.config.quantization is not None:
+        raise UserError(
+            f"{directory}: a quantized model takes no adapter; merge the adapter into the model that was quantized "
+            "(rmkv merge), and quantize the result"
+        )
     described = _read_config(directory)
     with open_tensors(directory / ADAPTER_WEIGHTS, DAMAGED) as file:
         names = {_layer(key) for key in file.layout}

@@ -7,6 +7,7 @@ from torch.func import functional_call
 
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.model.precision import wide
+from rmkv_cli.model.quantized import QuantizedCell
 
 
 class MinimalRNNCell(nn.Module):
@@ -33,7 +34,7 @@ class RecurrentMemoryCell(nn.Module):
         super().__init__()
         D = config.hidden_size
         kind = config.memory.cell
-        self.cell: nn.GRUCell | nn.LSTMCell | MinimalRNNCell
+        self.cell: nn.GRUCell | nn.LSTMCell | QuantizedCell | MinimalRNNCell
         keep = torch.empty(D).uniform_(1, config.memory.horizon).log()
         if kind == "gru":  # torch's order: reset, keep, candidate
             self.cell = nn.GRUCell(D, D)
@@ -70,3 +71,8 @@ class RecurrentMemoryCell(nn.Module):
         if isinstance(new, Tensor):
             return new.view_as(hidden), None
         return new[0].view_as(hidden), new[1].view_as(hidden)
+
+
+def matrices(cell: nn.GRUCell | nn.LSTMCell | QuantizedCell) -> tuple[Tensor, Tensor]:
+    """Return the matrices for x and h of PyTorch's cells, in floating point."""
+    return cell.matrices(cell.bias_ih.dtype) if isinstance(cell, QuantizedCell) else (cell.weight_ih, cell.weight_hh)

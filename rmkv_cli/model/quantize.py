@@ -1,23 +1,18 @@
 """Quantize a model: its large matrices become integers, one after the other."""
 
-from collections.abc import Callable
-
-from torch import nn
-
 from rmkv_cli.config import QuantizationConfig
 from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.model.adapters import is_adapted
 from rmkv_cli.model.model import RMKV
-from rmkv_cli.model.quantized import QuantizedEmbedding, QuantizedLinear, quantizable
+from rmkv_cli.model.quantized import Quantized, quantizable, replacement
 
 
-def quantize(model: RMKV, how: QuantizationConfig, advance: Callable[[int], None] = lambda n: None) -> None:
+def quantize(model: RMKV, how: QuantizationConfig) -> None:
     """Replace a model's matrices by integers, in place; no more than one of them exists twice.
 
     Args:
         model: a model without an adapter; it is fit for inference alone afterwards.
         how: bits, group size, and the layers that stay as they are.
-        advance: called with the number of weights that were quantized.
 
     Raises:
         UserError: the model is quantized already, has an adapter, or a width that no group size divides; `keep` names
@@ -33,10 +28,14 @@ def quantize(model: RMKV, how: QuantizationConfig, advance: Callable[[int], None
         if kept not in ends:
             raise UserError(f"--keep: '{kept}' is no layer that is quantized{did_you_mean(kept, sorted(ends))}")
     for name, layer in quantizable(model, how.keep).items():
-        new = QuantizedLinear(layer, how) if isinstance(layer, nn.Linear) else QuantizedEmbedding(layer, how)
-        if how.bits == 4 and new.columns % how.group_size:
-            raise UserError(f"group_size = {how.group_size} does not divide the {new.columns} columns of '{name}'")
-        new.quantize(layer.weight)
+        new = replacement(layer, how)
+        for part, integers in new.named_modules():
+            if isinstance(integers, Quantized):
+                if how.bits == 4 and integers.columns % how.group_size:
+                    raise UserError(
+                        f"--group-size {how.group_size} does not divide the {integers.columns} columns of '{name}'; "
+                        f"--keep {name} leaves it as it is"
+                    )
+                integers.quantize(layer.get_parameter(part or "weight"))
         model.set_submodule(name, new)
-        advance(layer.weight.numel())
     model.config = model.config.model_copy(update={"quantization": how})

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import QuantizationConfig
+from rmkv_cli.model.groups import part_of
 
 FEW = 16
 """Most rows of activations for which PyTorch's integer kernels are faster than products with bfloat16 weights."""
@@ -134,23 +135,58 @@ class QuantizedEmbedding(Quantized):
         super().__init__(layer.num_embeddings, layer.embedding_dim, how)
 
 
+class QuantizedCell(nn.Module):
+    """A GRU or LSTM cell whose two matrices are integers; it computes with their floating-point values."""
+
+    def __init__(self, cell: nn.GRUCell | nn.LSTMCell, how: QuantizationConfig) -> None:
+        super().__init__()
+        self.hidden_size = cell.hidden_size
+        rows, columns = cell.weight_ih.shape  # those of the other matrix as well
+        self.weight_ih, self.weight_hh = Quantized(rows, columns, how), Quantized(rows, columns, how)
+        self.bias_ih, self.bias_hh = cell.bias_ih, cell.bias_hh
+
+    def forward(self, x: Tensor, hidden: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what PyTorch's cell does: h' (N, D), and of an LSTM (h', c')."""
+        weights = (*self.matrices(x.dtype), self.bias_ih, self.bias_hh)
+        if isinstance(hidden, Tensor):
+            return torch.gru_cell(x, hidden, *weights)
+        return torch.lstm_cell(x, hidden, *weights)
+
+    def matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the matrices for x and h in a floating-point type."""
+        return self.weight_ih.dequantized(dtype), self.weight_hh.dequantized(dtype)
+
+
+Layer = nn.Linear | nn.Embedding | nn.GRUCell | nn.LSTMCell
+"""A layer that can be quantized."""
+
+
+def replacement(layer: Layer, how: QuantizationConfig) -> QuantizedLinear | QuantizedEmbedding | QuantizedCell:
+    """Return the quantized layer that takes a layer's place; its integers are 0 for now."""
+    match layer:
+        case nn.Linear():
+            return QuantizedLinear(layer, how)
+        case nn.Embedding():
+            return QuantizedEmbedding(layer, how)
+    return QuantizedCell(layer, how)
+
+
 def put_in(model: nn.Module, how: QuantizationConfig) -> None:
-    """Replace the layers of a model that are quantized by empty ones of integers."""
+    """Replace the layers of a model that are quantized, without their weights."""
     for name, layer in quantizable(model, how.keep).items():
-        empty = QuantizedLinear(layer, how) if isinstance(layer, nn.Linear) else QuantizedEmbedding(layer, how)
-        model.set_submodule(name, empty.to(layer.weight.device))
+        model.set_submodule(name, replacement(layer, how).to(next(layer.parameters()).device))
 
 
-def quantizable(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, nn.Linear | nn.Embedding]:
-    """Return the layers that are quantized, by name: the matrices of attention and feed-forward, embeddings and head.
+def quantizable(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, Layer]:
+    """Return the layers that are quantized, by name: attention, feed-forward, cells, embeddings and head.
 
-    `keep` names layers that stay as they are, by whole names or their ends.
+    `keep` names layers that are not, by whole names or their ends.
     """
     return {
         name: layer
         for name, layer in model.named_modules()
-        if (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Embedding) and name == "embedding"))
-        and (".attention." in name or ".feed_forward." in name or "embedding" in name)
+        if isinstance(layer, Layer)
+        and (name in ("embedding", "unembedding") or part_of(f"{name}.") in ("attention", "feed_forward", "cells"))
         and not any(f".{name}".endswith(f".{kept}") for kept in keep)
     }
 

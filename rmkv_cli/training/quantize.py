@@ -1,46 +1,62 @@
-"""`rmkv quantize`: a model folder becomes one of integers, with a report of what that costs."""
+"""`rmkv quantize`: write a model folder with quantized weights, and compare the two models."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
-from rmkv_cli.config import QuantizationConfig
+from rmkv_cli.config import NeedleSource, QuantizationConfig, RecallSource, TaskSource
 from rmkv_cli.data.documents import Documents
+from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation import measure
+from rmkv_cli.evaluation import held_out_text, measure, task_accuracy
 from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.generation import Decoder
+from rmkv_cli.markdown import table
 from rmkv_cli.model import RMKV, find_model
 from rmkv_cli.model.adapter_file import is_adapter
 from rmkv_cli.model.pretrained import WEIGHTS, write_checksums
 from rmkv_cli.model.quantize import quantize
+from rmkv_cli.progress import progress
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.checkpoint import write_model
 
 DECODED = 32  # tokens whose decoding is timed
+EXAMPLES = 32  # documents per cell of a task
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a model takes and gives."""
+class Measured:
+    """What a model needs and achieves."""
 
     bytes: int
-    """Of its weights in the file."""
+    """Size of the weights' file."""
+    tokens_per_second: float
+    """Decoding rate of one text."""
     bits_per_byte: float | None
     """On the held-out texts; None without any."""
-    tokens_per_second: float
-    """Decoding one text, in the type that it decodes in by default."""
+    tasks: dict[str, float]
+    """Accuracy by task, the mean over its difficulties."""
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantized:
     """A model before and after quantization."""
 
-    before: Cost
-    after: Cost
+    before: Measured
+    after: Measured
+
+    def rows(self) -> list[list[str]]:
+        """Return a table of the two: measure, before, after."""
+        before, after = self.before, self.after
+        rows = [["weights, MB", f"{before.bytes / 1e6:,.1f}", f"{after.bytes / 1e6:,.1f}"]]
+        if before.bits_per_byte is not None and after.bits_per_byte is not None:
+            rows.append(["bits per byte", f"{before.bits_per_byte:.4f}", f"{after.bits_per_byte:.4f}"])
+        rows += [[f"{task}, accuracy", f"{x:.3f}", f"{after.tasks[task]:.3f}"] for task, x in before.tasks.items()]
+        return [*rows, ["tokens/s decoding", f"{before.tokens_per_second:,.1f}", f"{after.tokens_per_second:,.1f}"]]
 
 
 def quantize_folder(
@@ -49,47 +65,71 @@ def quantize_folder(
     how: QuantizationConfig,
     data: Path | None = None,
     max_tokens: int | None = None,
-    advance: Callable[[float], None] = lambda n: None,
-) -> Quantization:
-    """Write the model folder `out`, a model with quantized matrices, and return what it costs.
+) -> Quantized:
+    """Write a model folder with quantized weights and a README.md that compares it to its source.
 
     Args:
         source: a model folder, a checkpoint or a run.
-        out: must not exist.
-        how: bits, group size and what stays as it is.
-        data: prepared data, of which the held-out documents are read, or a text.
-        max_tokens: most tokens of it that are read.
-        advance: called with the tokens that were read.
+        out: the folder; must not exist.
+        how: bits, group size and the layers that are not quantized.
+        data: prepared data, with its held-out documents and its tasks recall and needle, or a file of text.
+        max_tokens: maximum number of its tokens to read.
 
     Raises:
-        UserError: `out` exists, there is no model, or it cannot be quantized (see `quantize`).
+        UserError: `out` exists, there is no model or no data, or the model cannot be quantized (see `quantize`).
     """
     require_new(out)
     folder = find_model(source)
     if is_adapter(folder):
         raise UserError(f"{source}: is an adapter; merge it first: rmkv merge MODEL {source} --out DIR")
     tokenizer = Tokenizer.load(folder)
-    documents = None if data is None else _documents(data, tokenizer, max_tokens)
-
-    def cost(model: RMKV, place: Path) -> Cost:
-        bits = None
-        if documents is not None:
-            report = measure(model, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
-            bits = report.bits_per_byte
-        return Cost((place / WEIGHTS).stat().st_size, bits, decoding_rate(model))
-
+    compare = _Comparison(tokenizer, data, max_tokens)
     model = RMKV.from_pretrained(folder)
-    before = cost(model, folder)
+    before = compare("before", model, folder)
     quantize(model, how)
     with whole_directory(out) as aside:
         write_model(aside, model, tokenizer)
+        del model
+        after = compare("after", RMKV.from_pretrained(aside, dtype=torch.bfloat16), aside)
+        found = Quantized(before, after)
+        (aside / "README.md").write_text(_card(out, how, found))
         write_checksums(aside)
-    del model
-    return Quantization(before, cost(RMKV.from_pretrained(out, dtype=torch.bfloat16), out))
+    return found
+
+
+class _Comparison:
+    """The texts and tasks on which both models are measured."""
+
+    def __init__(self, tokenizer: Tokenizer, data: Path | None, max_tokens: int | None) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.documents: Documents | None = None
+        self.tasks: list[tuple[TaskSource, Any]] = []  # with their noise, if it is text
+        if data is None:
+            return
+        if data.is_dir():
+            self.documents = Documents.open(data, "validation")
+            asked = [x for x in Manifest.load(data).mix.sources if isinstance(x, RecallSource | NeedleSource)]
+            self.tasks = [(x, held_out_text(data, x.text, tokenizer) if x.text else None) for x in asked]
+        else:
+            self.documents = Documents.from_files([data], tokenizer, max_tokens)
+
+    def __call__(self, when: str, model: RMKV, folder: Path) -> Measured:
+        """Return the measures of a model and its folder."""
+        bits, tasks = None, {}
+        if self.documents is not None:
+            tokens = min(int(self.documents.lengths.sum()), self.max_tokens or math.inf)
+            with progress(f"reading, {when}", tokens, "tokens") as advance:
+                how: dict[str, Any] = {"max_tokens": self.max_tokens, "tokenizer": self.tokenizer, "advance": advance}
+                bits = measure(model, self.documents, **how).bits_per_byte
+        for task, text in self.tasks:
+            with progress(f"{task.name}, {when}", None, "documents") as advance:
+                report = task_accuracy(model, task, self.tokenizer, text, examples=EXAMPLES, advance=advance)
+            tasks[task.name] = sum(cell.accuracy for cell in report.cells) / len(report.cells)
+        return Measured((folder / WEIGHTS).stat().st_size, decoding_rate(model), bits, tasks)
 
 
 def decoding_rate(model: RMKV) -> float:
-    """Return the tokens per second that a model decodes of one text."""
+    """Return the tokens per second at which a model decodes one text."""
     decoder = Decoder(model)
     decoder.add(model.initial_state(1))
     token = torch.zeros(1, dtype=torch.int64, device=model.memory.device)
@@ -100,7 +140,17 @@ def decoding_rate(model: RMKV) -> float:
     return DECODED / (perf_counter() - begun)
 
 
-def _documents(data: Path, tokenizer: Tokenizer, max_tokens: int | None) -> Documents:
-    if data.is_dir():
-        return Documents.open(data, "validation")
-    return Documents.from_files([data], tokenizer, max_tokens)
+def _card(out: Path, how: QuantizationConfig, found: Quantized) -> str:
+    stored = "8 bits, one scale per row" if how.bits == 8 else f"4 bits, one scale per {how.group_size} weights"
+    kept = f" Not quantized: {', '.join(how.keep)}." if how.keep else ""
+    return f"""\
+# {out.name}
+
+An RMKV whose matrices are quantized to {stored}.{kept}
+
+```console
+$ rmkv generate --model {out.name} --prompt "Once upon a time"
+```
+
+{table(["", "before", "after"], found.rows())}
+"""

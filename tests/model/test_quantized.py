@@ -55,7 +55,7 @@ def test_the_file_holds_integers_and_scales_as_documented(way, tmp_path):
     error = np.linalg.norm(matrix - before.numpy()) / np.linalg.norm(before.numpy())
     assert error < (0.01 if way["bits"] == 8 else 0.15)
     assert stored["memory"].dtype == torch.float32
-    assert stored["blocks.0.cell.cell.weight_ih"].dtype == torch.float32
+    assert stored["blocks.0.cell.cell.bias_ih"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -118,7 +118,7 @@ def test_searched_scales_have_less_error_than_those_of_the_largest_weight():
 def test_what_is_kept_and_what_is_quantized():
     model = quantized({"bits": 8, "keep": ["embedding", "blocks.0.attention.out"]})
     kept = {name for name, layer in model.named_modules() if not isinstance(layer, Quantized)}
-    assert {"embedding", "blocks.0.attention.out", "blocks.0.cell.cell", "blocks.0.store.gates"} <= kept
+    assert {"embedding", "blocks.0.attention.out", "blocks.0.pooling", "blocks.0.store.gates"} <= kept
     assert isinstance(model.blocks[1].attention.out, Quantized)
     assert isinstance(model.blocks[0].attention.qkv, Quantized)
     assert not [name for name, p in model.named_parameters() if p.dtype not in (torch.float32,)]
@@ -131,7 +131,10 @@ def test_what_is_kept_and_what_is_quantized():
             {"bits": 8, "keep": ["embeding"]},
             "--keep: 'embeding' is no layer that is quantized; did you mean 'embedding'?",
         ),
-        ({"bits": 4, "group_size": 128}, "group_size = 128 does not divide the 64 columns"),
+        (
+            {"bits": 4, "group_size": 128},
+            "--group-size 128 does not divide the 64 columns of 'embedding'; --keep embedding leaves it",
+        ),
     ],
 )
 def test_bad_input_is_said(way, says):

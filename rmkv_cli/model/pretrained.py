@@ -70,7 +70,8 @@ def read_weights(
         types = set(floats.values())
         if types - set(FLOATS):
             name, found = next((name, found) for name, found in floats.items() if found not in FLOATS)
-            raise UserError(f"{path}: '{name}' has the type {found}; weights should be float32, bfloat16 or float16")
+            kind = str(found).removeprefix("torch.")
+            raise UserError(f"{path}: '{name}' has the type {kind}; weights should be float32, bfloat16 or float16")
         dtype = dtype or (torch.float64 if types == {torch.float64} else torch.float32)
         wanted = {
             name: x.dtype if name in buffers else parameter_dtype(name.removeprefix(prefix), dtype)

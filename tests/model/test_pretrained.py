@@ -52,7 +52,7 @@ def test_float64_weights_stay_what_they_are_unless_others_are_narrower(folder):
 def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"norm.weight": torch.zeros(12, dtype=torch.int8)}, folder / "model.safetensors")
-    assert "'norm.weight' has the type I8; weights should be float32, bfloat16 or float16" in refusal(folder)
+    assert "'norm.weight' has the type int8; weights should be float32, bfloat16 or float16" in refusal(folder)
 
 
 @pytest.mark.parametrize(

@@ -187,5 +187,5 @@ def test_an_exported_folder_has_its_types_and_so_has_the_imported_one(folder, mo
 def test_an_unknown_type_is_refused_in_one_line(folder, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     line = error_of(monkeypatch, capsys, *command, "--model", folder, "--dtype", "float16")
-    assert line == "error: --dtype float16: should be fp32 or bf16"
+    assert line == "error: --dtype float16: should be auto, fp32 or bf16"
     assert not list(tmp_path.iterdir())

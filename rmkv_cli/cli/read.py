@@ -20,6 +20,10 @@ def read(
     state: Annotated[
         Path | None, typer.Option(metavar="NOTES", help="Read on from earlier notes, in the same document.")
     ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(metavar="<bf16|int8>", help="Store 16 or 8 bits per number: smaller notes, but not exact."),
+    ] = None,
     adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -32,7 +36,10 @@ def read(
         require_file(file)
 
     from rmkv_cli.generation import load_notes, read_prompt, save_notes, text_pieces
+    from rmkv_cli.generation.compressed import is_compression
 
+    if compress is not None and not is_compression(compress):
+        raise UserError(f"--compress {compress}: should be bf16 or int8")
     rmkv, tokenizer = load_model(model, device, dtype, adapter)
     earlier = load_notes(state, rmkv, tokenizer) if state else None
     size = None if from_stdin else file.stat().st_size
@@ -44,7 +51,7 @@ def read(
         reading = read_prompt(rmkv, tokenizer, text_pieces(stream, name, advance, tokenizer.parts), earlier)
     if not reading.tokens:
         raise UserError(f"{name}: there is nothing to read")
-    save_notes(out, reading, rmkv, tokenizer)
+    save_notes(out, reading, rmkv, tokenizer, compress)
     figures = {
         "notes": str(out),
         "tokens": reading.tokens,

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from rmkv_cli.errors import UserError
+from rmkv_cli.generation.compressed import Compression, compress, compressed_layout, expand, is_compression
 from rmkv_cli.generation.hashes import model_hash, rounded_hash
 from rmkv_cli.generation.prompt import Prompt
 from rmkv_cli.generation.start import START, read_start
@@ -19,17 +20,21 @@ STATE = "state."  # prefix of the names of the state's tensors
 DAMAGED = "is damaged, or holds no notes"
 
 
-def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) -> None:
+def save_notes(
+    path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer, compression: Compression | None = None
+) -> None:
     """Write what was read to a safetensors file, whole.
 
     It holds the state, the logits of the token that would follow and which tokens were seen, and as metadata the
     format, the hashes of the model and of the tokenizer, the number of tokens of the document read so far, and a
-    checksum of all this. The model's hash is the same in float32 and bfloat16.
+    checksum of all this. The model's hash is the same in float32 and bfloat16. With `compression` the state's numbers
+    take fewer bits and are no longer exact.
 
     Raises:
         UserError: there is no room for it, or no right to write it.
     """
-    tensors = {f"{STATE}{name}": x for name, x in prompt.state.tensors().items()}
+    state = prompt.state.tensors()
+    tensors = {f"{STATE}{name}": x for name, x in (compress(state, compression) if compression else state).items()}
     tensors |= {"logits": prompt.logits, "seen": prompt.seen}
     metadata = {
         "format": FORMAT,
@@ -37,6 +42,8 @@ def save_notes(path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer) ->
         "tokenizer": tokenizer.hash,
         "tokens": str(int(prompt.state.position)),
     }
+    if compression:
+        metadata["compression"] = compression
     # Copies, as safetensors takes no tensors that share memory.
     copies = {name: x.clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
     save_tensors(copies, path, metadata)
@@ -65,11 +72,17 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
                     f"{path}: an older version made these notes, or another model; load them without --dtype"
                 )
             raise _made_by_another(path, "model", metadata.get("model", ""), rounded)
-        if wrong := difference(file.layout, _layout(file, model)):
+        compression = metadata.get("compression")
+        if compression is not None and not is_compression(compression):
+            raise UserError(f"{path}: {DAMAGED}: 'compression' is '{compression}', should be bf16 or int8")
+        types, row = _layout(file, model), (1, model.config.vocab_size)
+        stored = compressed_layout(types, compression) if compression else types
+        beside: Layout = {"logits": (torch.float32, row), "seen": (torch.bool, row)}
+        if wrong := difference(file.layout, beside | {f"{STATE}{name}": x for name, x in stored.items()}):
             raise UserError(f"{path}: {DAMAGED}: {wrong}")
-        tensors = {name: x.to(model.memory.device) for name, x in file.tensors().items()}
+        tensors = {name.removeprefix(STATE): x.to(model.memory.device) for name, x in file.tensors().items()}
     logits, seen = tensors.pop("logits"), tensors.pop("seen")
-    state = State.from_tensors({name.removeprefix(STATE): x for name, x in tensors.items()})
+    state = State.from_tensors(expand(tensors, types) if compression else tensors)
     if wrong := fault(state):
         raise UserError(f"{path}: {DAMAGED}: {wrong}")
     if metadata.get("tokens") != str(int(state.position)) or not logits.isfinite().all():
@@ -78,8 +91,8 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
 
 
 def _layout(file: TensorFile, model: RMKV) -> Layout:
-    """Return the type and shape of each tensor that this model's notes have, given the length of the open segment and
-    the type that the model computed in."""
+    """Return the type and shape of each tensor of the state in this model's notes, before compression, given the length
+    of the open segment and the type that the model computed in."""
     name, length = f"{STATE}filled", model.config.segment_length
     filled = int(file.tensor(name)) if file.layout.get(name) == (torch.int64, ()) else -1
     if not 0 <= filled < length:
@@ -87,10 +100,7 @@ def _layout(file: TensorFile, model: RMKV) -> Layout:
     keys, _ = file.layout.get(f"{STATE}keys.0", (None, ()))
     dtype = keys if isinstance(keys, torch.dtype) and keys.is_floating_point else torch.float32
     slots = 2 * model.config.memory.slots if file.metadata["format"] == WITH_SLOTS else 0
-    state = expected_layout(model.initial_state(1).to_precision(dtype), filled, slots)
-    row = (1, model.config.vocab_size)
-    beside: Layout = {"logits": (torch.float32, row), "seen": (torch.bool, row)}
-    return beside | {f"{STATE}{name}": x for name, x in state.items()}
+    return expected_layout(model.initial_state(1).to_precision(dtype), filled, slots)
 
 
 def _made_by_another(path: Path, what: str, saved: str, own: str) -> UserError:

@@ -82,3 +82,18 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys, tmp_path):
     save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=0))
     assert "is not causal" in error(place / "two.txt", *out, model=tmp_path / "published")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["bf16", "int8"])
+def test_compressed_notes_are_smaller_and_are_used_like_others(how, place, printed):
+    place, *_ = place
+    notes, using = place / f"{how}.rmkv", ["--model", place / "model"]
+    figures = json.loads(printed("read", place / "one.txt", *using, "--out", notes, "--compress", how, "--json"))
+    assert figures["bytes"] < 0.8 * (place / "one.rmkv").stat().st_size
+    assert printed("generate", *using, "--state", notes, "--prompt", "The", "--max-tokens", 5)
+
+
+def test_an_unknown_compression_is_one_line(place, tmp_path, monkeypatch, capsys):
+    place, *_ = place
+    read = ("read", place / "one.txt", "--model", place / "model", "--out", tmp_path / "notes", "--compress", "int4")
+    assert error_of(monkeypatch, capsys, *read) == "error: --compress int4: should be bf16 or int8"

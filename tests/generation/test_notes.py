@@ -185,3 +185,35 @@ def test_notes_of_before_which_have_no_checksum_are_read(saved, tmp_path):
     save_file(tensors, tmp_path / "old.rmkv", metadata)
     whole = read_prompt(model, WORDS, ";" * 7)
     assert torch.equal(load_notes(tmp_path / "old.rmkv", model, WORDS).logits, whole.logits)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("how", "kind", "error"), [("bf16", "BF16", 2**-8), ("int8", "I8", 1 / 254)])
+def test_compressed_notes_are_as_exact_as_their_bits(model, how, kind, error, tmp_path):
+    prompt = read_prompt(model, WORDS, "the cat sat on the mat, and the dog sat on the log. " * 3)
+    save_notes(tmp_path / "exact.rmkv", prompt, model, WORDS)
+    save_notes(tmp_path / "small.rmkv", prompt, model, WORDS, how)
+    exact, small = (load_notes(tmp_path / f"{name}.rmkv", model, WORDS) for name in ("exact", "small"))
+    assert torch.equal(small.logits, exact.logits)
+    tensors = small.state.tensors()
+    with safe_open(tmp_path / "small.rmkv", "pt") as file:
+        for name, x in exact.state.tensors().items():
+            assert tensors[name].dtype == x.dtype
+            if x.is_floating_point():
+                largest = x.abs() if how == "bf16" else x.abs().amax(-1, keepdim=True)
+                assert ((tensors[name] - x).abs() <= 1.001 * error * largest).all(), name
+                assert file.get_slice(f"state.{name}").get_dtype() == kind
+            else:
+                assert torch.equal(tensors[name], x)
+
+
+def test_an_unknown_compression_is_refused(tmp_path):
+    path = tmp_path / "notes.rmkv"
+    save_notes(path, read_prompt(MODELS[0], WORDS, "the cat"), MODELS[0], WORDS, "bf16")
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del metadata["sha256"]
+    for how, says in (("int4", "should be bf16 or int8"), ("int8", r"'state\.\S+' is \S+")):
+        save_tensors(tensors, path, metadata | {"compression": how})
+        with pytest.raises(UserError, match=says):
+            load_notes(path, MODELS[0], WORDS)

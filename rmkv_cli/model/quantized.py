@@ -13,12 +13,12 @@ from rmkv_cli.model.groups import part_of
 FEW = 16
 """Most rows of activations for which PyTorch's integer kernels are faster than products with bfloat16 weights."""
 BLOCK, HALF = 64, 32  # rows that the 4-bit kernel packs together on AVX-512, and those in the low halves of its bytes
-SEARCHED = torch.linspace(1.0, 0.6, 21).tolist()
-"""Scales that `quantize` tries, as shares of the one that just represents the largest weight."""
+SHARES = [sign * percent / 100 for percent in range(115, 55, -5) for sign in (1, -1)]
+"""Scales that `quantize` tries, as shares of the one that just represents the weight of largest magnitude."""
 
 
 class Quantized(nn.Module):
-    """A matrix W ≈ scale * integers, (rows, columns), with symmetric integers: -127 to 127, or -7 to 7.
+    """A matrix W ≈ scale * integers, (rows, columns), without offsets; a scale can be negative.
 
     Buffers are `weight`, int8 (rows, columns) or, for 4 bits, uint8 (rows, columns / 2), and `scale`, bfloat16 (rows,
     groups). A byte holds two integers, each plus 8: the first one in the low half.
@@ -77,17 +77,20 @@ class Quantized(nn.Module):
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> None:
         """Take the integers nearest to a matrix (rows, columns), with the scales of least squared error."""
-        most = 127 if self.bits == 8 else 7
         grouped = weight.float().view(self.rows, self.groups, -1)
-        largest = grouped.abs().amax(-1, keepdim=True) / most
-        best, least = largest, torch.full_like(largest, torch.inf)
-        for share in SEARCHED:
-            scale = (share * largest).bfloat16().float().clamp(min=1e-30)
-            error = (grouped - _rounded(grouped, scale, most) * scale).square().sum(-1, keepdim=True)
+        extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)) / -(1 << self.bits - 1)
+        best, least = extreme, torch.full_like(extreme, torch.inf)
+        for share in SHARES:
+            scale = (share * extreme).bfloat16().float()
+            error = (grouped - self._rounded(grouped, scale) * scale).square().sum(-1, keepdim=True)
             best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-        integers = _rounded(grouped, best, most).view(self.rows, self.columns).to(torch.int8)
+        integers = self._rounded(grouped, best).view(self.rows, self.columns).to(torch.int8)
         self.scale = best.view(self.rows, self.groups).bfloat16()
         self.weight = integers if self.bits == 8 else _packed(integers)
+
+    def _rounded(self, x: Tensor, scale: Tensor) -> Tensor:
+        half = 1 << self.bits - 1
+        return (x / torch.where(scale == 0, 1, scale)).round_().clamp_(-half, half - 1)
 
     def prepare(self) -> None:
         """Arrange the weights for PyTorch's kernels on the CPU; they need memory that is aligned, as a file's is not.
@@ -196,10 +199,6 @@ def prepare(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, Quantized) and layer.weight.device.type == "cpu":
             layer.prepare()
-
-
-def _rounded(grouped: Tensor, scale: Tensor, most: int) -> Tensor:
-    return (grouped / scale).round_().clamp_(-most, most)
 
 
 def _packed(integers: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ def make_data(folder, source="story", vocab=300):
     return folder / "data"
 
 
-def train_small_run(data, run, memory=None, **keys):
+def train_small_run(data, run, memory=None, shape=None, **keys):
     """Train some 9 steps, with a validation every 4; return the run's folder."""
     model = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     model |= {"intermediate_size": 24, "segment_length": 8, "lookback": 4, "memory": {"slots": 2} | (memory or {})}
+    model |= shape or {}
     training = {"data": str(data), "tokens": 600, "batch_size": 4, "micro_batch_size": 4, "segments_max": 4}
     training |= {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "precision": "fp32", "device": "cpu"}
     training |= {"log_every": 1, "checkpoint_every": 2, "eval_every": 4, "eval_tokens": 200}

@@ -13,6 +13,7 @@ from rmkv_cli.model.groups import part_of
 FEW = 16
 """Most rows of activations for which PyTorch's integer kernels are faster than products with bfloat16 weights."""
 BLOCK, HALF = 64, 32  # rows that the 4-bit kernel packs together on AVX-512, and those in the low halves of its bytes
+ROWS = 256  # of a matrix that are quantized at a time, so that little memory is needed beyond the model's
 SHARES = [sign * percent / 100 for percent in range(115, 55, -5) for sign in (1, -1)]
 """Scales that `quantize` tries, as shares of the one that just represents the weight of largest magnitude."""
 
@@ -77,16 +78,20 @@ class Quantized(nn.Module):
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> None:
         """Take the integers nearest to a matrix (rows, columns), with the scales of least squared error."""
-        grouped = weight.float().view(self.rows, self.groups, -1)
+        parts = [self._nearest(rows) for rows in weight.split(ROWS)]
+        self.weight, self.scale = (torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _nearest(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the stored integers and the scales of some rows of the matrix."""
+        grouped = weight.float().view(len(weight), self.groups, -1)
         extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)) / -(1 << self.bits - 1)
         best, least = extreme, torch.full_like(extreme, torch.inf)
         for share in SHARES:
             scale = (share * extreme).bfloat16().float()
             error = (grouped - self._rounded(grouped, scale) * scale).square().sum(-1, keepdim=True)
             best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-        integers = self._rounded(grouped, best).view(self.rows, self.columns).to(torch.int8)
-        self.scale = best.view(self.rows, self.groups).bfloat16()
-        self.weight = integers if self.bits == 8 else _packed(integers)
+        integers = self._rounded(grouped, best).flatten(1).to(torch.int8)
+        return integers if self.bits == 8 else _packed(integers), best[..., 0].bfloat16()
 
     def _rounded(self, x: Tensor, scale: Tensor) -> Tensor:
         half = 1 << self.bits - 1

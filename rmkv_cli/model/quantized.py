@@ -14,15 +14,16 @@ FEW = 16
 """Most rows of activations for which PyTorch's integer kernels are faster than products with bfloat16 weights."""
 BLOCK, HALF = 64, 32  # rows that the 4-bit kernel packs together on AVX-512, and those in the low halves of its bytes
 ROWS = 256  # of a matrix that are quantized at a time, so that little memory is needed beyond the model's
-SHARES = [sign * percent / 100 for percent in range(115, 55, -5) for sign in (1, -1)]
-"""Scales that `quantize` tries, as shares of the one that just represents the weight of largest magnitude."""
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Shares of a group's range that 4 bits are tried on; weights beyond are clipped."""
 
 
 class Quantized(nn.Module):
-    """A matrix W ≈ scale * integers, (rows, columns), without offsets; a scale can be negative.
+    """A matrix W (rows, columns) ≈ integers * scale in 8 bits, integers * scale + zero in 4 bits.
 
-    Buffers are `weight`, int8 (rows, columns) or, for 4 bits, uint8 (rows, columns / 2), and `scale`, bfloat16 (rows,
-    groups). A byte holds two integers, each plus 8: the first one in the low half.
+    Buffers are `weight`, int8 (rows, columns) or, for 4 bits, uint8 (rows, columns / 2); `scale`, bfloat16 (rows,
+    groups), with one group in 8 bits; and for 4 bits `zero`, the same. A byte holds two integers, each plus 8: the first
+    one in the low half.
     """
 
     def __init__(self, rows: int, columns: int, how: QuantizationConfig) -> None:
@@ -33,8 +34,10 @@ class Quantized(nn.Module):
         self.weight: Tensor
         self.scale: Tensor
         self.register_buffer("weight", torch.zeros(rows, width, dtype=kind))
+        self.zero: Tensor | None
         self.register_buffer("scale", torch.zeros(rows, self.groups, dtype=torch.bfloat16))
-        self._kernel: Tensor | None = None  # scales as the 4-bit kernel takes them; then `weight` is in its order
+        self.register_buffer("zero", torch.zeros_like(self.scale) if how.bits == 4 else None)
+        self._kernel: Tensor | None = None  # `scale` and `zero` for the 4-bit kernel; `weight` is then in its order
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T, (..., rows), for x (..., columns)."""
@@ -71,31 +74,20 @@ class Quantized(nn.Module):
     def dequantized(self, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
         """Return W, (rows, columns), or these of its rows, (..., columns), in a floating-point type."""
         integers = self.all_integers() if rows is None else self.integers(rows)
-        scale = self.scale if rows is None else self.scale[rows]
         grouped = integers.unflatten(-1, (self.groups, -1)).to(dtype)
-        return grouped.mul_(scale.to(dtype)[..., None]).flatten(-2)
+        grouped.mul_((self.scale if rows is None else self.scale[rows]).to(dtype)[..., None])
+        if self.zero is not None:
+            grouped.add_((self.zero if rows is None else self.zero[rows]).to(dtype)[..., None])
+        return grouped.flatten(-2)
 
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> None:
         """Take the integers nearest to a matrix (rows, columns), with the scales of least squared error."""
-        parts = [self._nearest(rows) for rows in weight.split(ROWS)]
-        self.weight, self.scale = (torch.cat(part) for part in zip(*parts, strict=True))
-
-    def _nearest(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the stored integers and the scales of some rows of the matrix."""
-        grouped = weight.float().view(len(weight), self.groups, -1)
-        extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)) / -(1 << self.bits - 1)
-        best, least = extreme, torch.full_like(extreme, torch.inf)
-        for share in SHARES:
-            scale = (share * extreme).bfloat16().float()
-            error = (grouped - self._rounded(grouped, scale) * scale).square().sum(-1, keepdim=True)
-            best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-        integers = self._rounded(grouped, best).flatten(1).to(torch.int8)
-        return integers if self.bits == 8 else _packed(integers), best[..., 0].bfloat16()
-
-    def _rounded(self, x: Tensor, scale: Tensor) -> Tensor:
-        half = 1 << self.bits - 1
-        return (x / torch.where(scale == 0, 1, scale)).round_().clamp_(-half, half - 1)
+        parts = [
+            _nearest8(rows) if self.bits == 8 else _nearest4(rows, self.groups) for rows in weight.float().split(ROWS)
+        ]
+        for name, found in zip(("weight", "scale", "zero"), zip(*parts, strict=True), strict=False):
+            setattr(self, name, torch.cat(found))
 
     def prepare(self) -> None:
         """Arrange the weights for PyTorch's kernels on the CPU; they need memory that is aligned, as a file's is not.
@@ -114,7 +106,8 @@ class Quantized(nn.Module):
             torch.ops.aten._convert_weight_to_int4pack_for_cpu((part + 8).int(), 1)
             for part in self.all_integers().split(BLOCK)
         ]
-        scales = torch.stack([self.scale, torch.zeros_like(self.scale)], dim=-1)
+        assert self.zero is not None
+        scales = torch.stack([self.scale, self.zero], dim=-1)
         self._kernel, self.weight = scales.transpose(0, 1).contiguous(), torch.cat(parts)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:  # type: ignore[no-untyped-def]
@@ -204,6 +197,33 @@ def prepare(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, Quantized) and layer.weight.device.type == "cpu":
             layer.prepare()
+
+
+def _nearest8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the integers and the scales of rows of a matrix in 8 bits."""
+    scale = (weight.abs().amax(-1, keepdim=True) / 127).bfloat16()
+    return _rounded(weight, scale.float(), 8), scale
+
+
+def _nearest4(weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the packed integers, the scales and the zeros of rows of a matrix in 4 bits."""
+    grouped = weight.unflatten(1, (groups, -1))
+    low, high = grouped.aminmax(dim=-1, keepdim=True)
+    scale, zero, least = high, low, torch.full_like(low, torch.inf)
+    for share in SHARES:
+        step = (share * (high - low) / 15).bfloat16().float()
+        offset = ((low + high + step) / 2).bfloat16().float()
+        error = (grouped - offset - _rounded(grouped - offset, step, 4) * step).square().sum(-1, keepdim=True)
+        better, least = error < least, torch.minimum(error, least)
+        scale, zero = torch.where(better, step, scale), torch.where(better, offset, zero)
+    integers = _rounded(grouped - zero, scale, 4).flatten(1)
+    return _packed(integers), scale[..., 0].bfloat16(), zero[..., 0].bfloat16()
+
+
+def _rounded(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Return x / scale as integers of so many bits."""
+    half = 1 << bits - 1
+    return (x / torch.where(scale == 0, 1, scale)).round_().clamp_(-half, half - 1).to(torch.int8)
 
 
 def _packed(integers: Tensor) -> Tensor:

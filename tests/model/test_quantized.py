@@ -35,12 +35,14 @@ def by_hand(stored, name, bits):
     weight, scale = stored[f"{name}.weight"].numpy(), stored[f"{name}.scale"].double().numpy()
     if bits == 8:
         return weight * scale
+    zero = stored[f"{name}.zero"].double().numpy()
     matrix = np.zeros((len(weight), 2 * weight.shape[1]))
     for i, row in enumerate(weight):
         for j, byte in enumerate(row):
             for half, integer in enumerate((int(byte) % 16 - 8, int(byte) // 16 - 8)):
                 column = 2 * j + half
-                matrix[i, column] = integer * scale[i, column * scale.shape[1] // matrix.shape[1]]
+                group = column * scale.shape[1] // matrix.shape[1]
+                matrix[i, column] = integer * scale[i, group] + zero[i, group]
     return matrix
 
 
@@ -103,16 +105,29 @@ def test_decoding_in_bfloat16_is_the_model_s_forward_pass(way, tmp_path):
     assert (whole - exact).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_searched_scales_have_less_error_than_those_of_the_largest_weight():
+def test_4_bits_have_less_error_than_rounding_to_the_range_of_each_group():
     torch.manual_seed(0)
     layer = torch.nn.Linear(256, 32, bias=False)
     torch.nn.init.normal_(layer.weight)
     found = QuantizedLinear(layer, QuantizationConfig(bits=4))
     found.quantize(layer.weight)
     grouped = layer.weight.detach().view(32, -1, 32)
-    scale = grouped.abs().amax(-1, keepdim=True) / 7
-    plain = ((grouped / scale).round() * scale - grouped).square().sum()
-    assert (found.dequantized(torch.float32) - layer.weight).square().sum() < 0.9 * plain
+    low, high = grouped.aminmax(dim=-1, keepdim=True)
+    plain = ((grouped - low) / (high - low) * 15).round() / 15 * (high - low) + low
+    least = (plain - grouped).square().sum()
+    assert (found.dequantized(torch.float32) - layer.weight).square().sum() < 0.95 * least
+
+
+def test_4_bits_hold_a_matrix_of_4_bits_exactly():
+    """As of a model that was quantized before: 16 evenly spaced values in each group."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 32, bias=False)
+    values = torch.randint(16, (32, 2, 32))
+    values[..., 0], values[..., 1] = 0, 15
+    layer.weight.data = ((values - 8) * 0.25 + 0.5).float().flatten(1)
+    found = QuantizedLinear(layer, QuantizationConfig(bits=4))
+    found.quantize(layer.weight)
+    assert torch.equal(found.dequantized(torch.float32), layer.weight)
 
 
 def test_what_is_kept_and_what_is_quantized():

@@ -22,8 +22,8 @@ class Quantized(nn.Module):
     """A matrix W (rows, columns) ≈ integers * scale in 8 bits, integers * scale + zero in 4 bits.
 
     Buffers are `weight`, int8 (rows, columns) or, for 4 bits, uint8 (rows, columns / 2); `scale`, bfloat16 (rows,
-    groups), with one group in 8 bits; and for 4 bits `zero`, the same. A byte holds two integers, each plus 8: the first
-    one in the low half.
+    groups), of one group in 8 bits; for 4 bits also `zero`, of the same shape. A byte holds two integers, each plus 8,
+    the first one in the low half.
     """
 
     def __init__(self, rows: int, columns: int, how: QuantizationConfig) -> None:
@@ -83,11 +83,12 @@ class Quantized(nn.Module):
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> None:
         """Take the integers nearest to a matrix (rows, columns), with the scales of least squared error."""
-        parts = [
-            _nearest8(rows) if self.bits == 8 else _nearest4(rows, self.groups) for rows in weight.float().split(ROWS)
-        ]
-        for name, found in zip(("weight", "scale", "zero"), zip(*parts, strict=True), strict=False):
-            setattr(self, name, torch.cat(found))
+        if self.bits == 8:
+            parts = [_nearest8(rows.float()) for rows in weight.split(ROWS)]
+            self.weight, self.scale = map(torch.cat, zip(*parts, strict=True))
+        else:
+            grouped = [_nearest4(rows.float(), self.groups) for rows in weight.split(ROWS)]
+            self.weight, self.scale, self.zero = map(torch.cat, zip(*grouped, strict=True))
 
     def prepare(self) -> None:
         """Arrange the weights for PyTorch's kernels on the CPU; they need memory that is aligned, as a file's is not.

@@ -220,12 +220,16 @@ def rare(bytes_of: list[bytes], counts: Counter[bytes]) -> np.ndarray:
 
 
 def recall(
-    logits: Callable[[torch.Tensor], torch.Tensor], text: list[np.ndarray], tokenizer: Tokenizer, mix: MixConfig
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    text: list[np.ndarray],
+    tokenizer: Tokenizer,
+    mix: MixConfig,
+    distances: tuple[int, ...] = DISTANCES,
 ) -> dict[str, float]:
     """Return the share of values recalled after so many segments of held-out text, of 8 pairs as the mix has them."""
     (task,) = (source for source in mix.sources if isinstance(source, RecallSource))
     accuracy = {}
-    for segments in DISTANCES:
+    for segments in distances:
         rng, noise = np.random.default_rng([0, segments]), TextHaystack(over_and_over(text))
         right = []
         for _ in range(EXAMPLES):

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from memory import spread
 from quality import of_text, recall
-from torch import Tensor
+from torch import Tensor, nn
 from tuning import rmkv
 
 from rmkv_cli.config import ModelConfig, load_config
@@ -41,7 +41,7 @@ from rmkv_cli.tokenizer import Tokenizer
 HERE = Path(__file__).parent / "convert"
 RESULTS = HERE / "small.jsonl"
 WORK = Path("runs/convert-small")
-TEACHER, LESSONS, DATA, TOKENIZER = (WORK / name for name in ("teacher", "lessons", "data", "tokenizer.json"))
+TEACHER, DATA, TOKENIZER = (WORK / name for name in ("teacher", "data", "tokenizer.json"))
 
 LENGTH, TEXTS = 768, 64  # tokens of a held-out text, and number of texts
 PARTS = {"first 64": (0, 64), "64 to 128": (64, 128), "beyond 128": (128, LENGTH)}
@@ -131,15 +131,13 @@ ROWS = {
 def prepare() -> None:
     """Make the tokenizer, the data and the transformer, unless they exist."""
     WORK.mkdir(parents=True, exist_ok=True)
-    for name in ("teacher", "small"):
-        mix = (HERE / f"{name}.mix.toml").read_text().replace("$torch", str(Path(torch.__file__).parent))
-        (WORK / f"{name}.mix.toml").write_text(mix)
+    mix = (HERE / "small.mix.toml").read_text().replace("$torch", str(Path(torch.__file__).parent))
+    (WORK / "mix.toml").write_text(mix)
     if not TOKENIZER.exists():
         (WORK / "text.mix.toml").write_text(mix.rpartition("[[sources]]")[0])
         rmkv("tokenizer", "train", WORK / "text.mix.toml", "--vocab-size", 2048, "--out", TOKENIZER)
-    for name, out in (("teacher", LESSONS), ("small", DATA)):
-        if not out.exists():
-            rmkv("data", "mix", WORK / f"{name}.mix.toml", "--tokenizer", TOKENIZER, "--out", out)
+    if not DATA.exists():
+        rmkv("data", "mix", WORK / "mix.toml", "--tokenizer", TOKENIZER, "--out", DATA)
     if not TEACHER.exists():
         teacher = trained()
         with whole_directory(TEACHER) as folder:
@@ -162,14 +160,50 @@ def trained() -> Any:
             **ids,
             num_key_value_heads=shape.key_value_heads,
             max_position_embeddings=LENGTH,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=True,
         )
     )
+    plant_induction(model)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # the cache would keep old weights
-        for tokens in peers.train(model, config, LESSONS, WORK / "teacher.pt"):
+        for tokens in peers.train(model, config, DATA, WORK / "teacher.pt"):
             if tokens % 100_000 < train.batch_size * LENGTH:
                 print(f"transformer: {tokens:,} tokens", file=sys.stderr, flush=True)
     return model
+
+
+@torch.no_grad()
+def plant_induction(model: Any) -> None:
+    """Let a random transformer begin with two induction heads (Olsson et al., 2022), which training then improves.
+
+    Without them, millions of tokens teach a model of this size no recall. A head of the first layer attends to the
+    previous token and copies 32 of its coordinates. Two heads of the second layer compare these coordinates to those
+    of the current token, and copy other coordinates of the token that they find.
+    """
+    first, second = (layer.self_attn for layer in model.model.layers[:2])
+    D, d, heads = model.config.hidden_size, first.head_dim, first.num_key_value_groups
+    half, one = d // 2, torch.eye(d)
+    angle = model.config.rope_parameters["rope_theta"] ** -(torch.arange(half) / half)
+    table = model.model.embed_tokens.weight
+    table.normal_(std=0.05)
+    table[:, 0], table[:, -d:] = 0.5, 0.0  # a constant, which attention to a position rests on; and the copies' place
+    for head in (first.q_proj.weight[:d], first.k_proj.weight[:d], first.v_proj.weight[:d], first.o_proj.weight[:, :d]):
+        head.zero_()
+    fast = torch.arange(5)  # frequencies at which adjacent tokens differ
+    first.q_proj.weight[fast, 0] = 0.9
+    first.k_proj.weight[fast, 0], first.k_proj.weight[fast + half, 0] = 0.9 * angle[:5].cos(), 0.9 * angle[:5].sin()
+    first.v_proj.weight[:d, 1 : 1 + d], first.o_proj.weight[-d:, :d] = one, 0.06 * one
+    slow = torch.cat([torch.arange(half // 2, half), torch.arange(half // 2, half) + half])  # hardly rotated
+    for n in range(2):
+        group, one_head = slice(n * d, (n + 1) * d), slice(n * heads * d, (n * heads + 1) * d)
+        q, k, v = second.q_proj.weight[one_head], second.k_proj.weight[group], second.v_proj.weight[group]
+        out, found = second.o_proj.weight[:, one_head], slice(1 + (n + 1) * d, 1 + (n + 2) * d)
+        for weight in (q, k, v, out):
+            weight.zero_()
+        q[slow, 1 + n * half : 1 + (n + 1) * half] = k[slow, D - d + n * half : D - d + (n + 1) * half] = (
+            2.5 * one[:half, :half]
+        )
+        v[:, found], out[found] = one, 0.5 * one
 
 
 def imported(row: str) -> Path:
@@ -233,21 +267,26 @@ def run(row: str, seed: int) -> dict[str, Any]:
             rmkv("train", *how, "--run", folder, *changes)
     model = RMKV.from_pretrained(folder)
     with reading(model):
-        return {"row": row, "seed": seed} | figures(partial(peers.logits, model, window=LENGTH))
+        return {"row": row, "seed": seed} | figures(model)
 
 
 @torch.no_grad()
-def figures(logits: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def figures(model: nn.Module) -> dict[str, float]:
     """Return nats per token by part of the held-out texts, and the share of values recalled."""
+
+    def logits(ids: Tensor) -> Tensor:
+        return model(ids)[0] if isinstance(model, RMKV) else model(input_ids=ids).logits
+
     documents, tokenizer = Documents.open(DATA, "validation"), Tokenizer.load(TOKENIZER)
     texts = [documents[i].astype(np.int64) for i in of_text(documents)]
     pieces = [text[start : start + LENGTH] for text in texts for start in range(1, len(text) - LENGTH, LENGTH)]
-    losses = []
-    for piece in pieces[:: max(1, len(pieces) // TEXTS)]:
-        ids = torch.from_numpy(np.append(tokenizer.eod, piece))
-        losses.append(F.cross_entropy(logits(ids[:-1]), ids[1:], reduction="none"))
-    mean = torch.stack(losses).mean(0)
-    found = recall(logits, texts, tokenizer, Manifest.load(DATA).mix, DISTANCES)
+    chosen = torch.from_numpy(np.stack(pieces[:: len(pieces) // TEXTS][:TEXTS]))
+    losses = [
+        F.cross_entropy(logits(F.pad(ids, (1, -1), value=tokenizer.eod)).mT, ids, reduction="none")
+        for ids in chosen.split(16)
+    ]
+    mean = torch.cat(losses).mean(0)
+    found = recall(lambda ids: logits(ids[None])[0], texts, tokenizer, Manifest.load(DATA).mix, DISTANCES)
     nats = {name: float(mean[first:stop].mean()) for name, (first, stop) in PARTS.items()}
     return nats | {f"recall @{segments}": accuracy for segments, accuracy in found.items()}
 
@@ -271,7 +310,7 @@ def full() -> dict[str, Any]:
     from transformers import LlamaForCausalLM
 
     teacher = LlamaForCausalLM.from_pretrained(TEACHER).eval()
-    return {"row": FULL, "seed": 0} | figures(partial(peers.logits, teacher, window=LENGTH))
+    return {"row": FULL, "seed": 0} | figures(teacher)
 
 
 def table() -> str:

@@ -8,8 +8,8 @@ A Llama of 2M parameters learns Python sources, and to recall key-value pairs ac
 row of the table is an RMKV imported from it, whose tokens see at most 128 tokens, after the same short training. All
 models then read 768 tokens of held-out sources, and recall 8 pairs across 192 and 448 tokens of such text. Results in
 convert/small.jsonl are not computed again, and a stopped training resumes. Everything else is stored in
-`runs/convert-small`. It needs the extra `hf`. On one core, a row takes one to three minutes per seed; training the
-transformer takes twenty minutes once.
+`runs/convert-small`. It needs the extra `hf`. On one free core, a row takes two minutes per seed; training the
+transformer takes seven minutes once.
 """
 
 import argparse
@@ -107,6 +107,7 @@ ROWS = {
     "stores in all layers but the first": Row(edit=partial(only, layers={1, 2, 3})),
     "write gates start at 0.88": Row(edit=partial(write_gates, bias=2.0)),
     "write gates start at 0.12": Row(edit=partial(write_gates, bias=-2.0)),
+    "write gates start at 0.02": Row(edit=partial(write_gates, bias=-4.0)),
     "read gates start at 0.88": Row(edit=partial(read_gates, bias=2.0)),
     "no slot": Row(options=["--slots", 0]),
     "8 slots": Row(options=["--slots", 8]),
@@ -176,9 +177,9 @@ def trained() -> Any:
 def plant_induction(model: Any) -> None:
     """Let a random transformer begin with two induction heads (Olsson et al., 2022), which training then improves.
 
-    Without them, millions of tokens teach a model of this size no recall. A head of the first layer attends to the
-    previous token and copies 32 of its coordinates. Two heads of the second layer compare these coordinates to those
-    of the current token, and copy other coordinates of the token that they find.
+    From random weights alone, a Llama of this size recalls nothing after a million tokens (docs/benchmarks.md). Here, a
+    head of the first layer attends to the previous token and copies 32 of its coordinates. Two heads of the second
+    layer compare the copies to the current token, and copy other coordinates of the token that they find.
     """
     first, second = (layer.self_attn for layer in model.model.layers[:2])
     D, d, heads = model.config.hidden_size, first.head_dim, first.num_key_value_groups
@@ -319,7 +320,7 @@ def table() -> str:
     lines = [f"| | seeds | {' | '.join(columns)} |", f"| --- | --- |{' --- |' * len(columns)}"]
     for row in (FULL, *ROWS):
         if runs := [result for result in results() if result["row"] == row]:
-            cells = (spread([run[column] for run in runs]) for column in columns)
+            cells = (spread([float(run[column]) for run in runs]) for column in columns)
             lines.append(f"| {row} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -55,6 +55,12 @@ def test_the_table_beside_other_models_is_the_bench_s(tables):
         assert table in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
+def test_the_table_of_the_small_conversion_is_the_benchmark_s(tables):
+    shown = tables("convert_small.py")
+    assert "| the default |" in shown
+    assert shown in (ROOT / "docs/distillation.md").read_text(encoding="utf-8")
+
+
 def test_each_message_and_fault_has_a_test_with_the_words_that_are_seen():
     lines = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "::" in line]

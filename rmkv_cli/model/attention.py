@@ -46,9 +46,24 @@ class QKVBlock(nn.Module):
             mask: (B, 1, T, K), added to the scores: 0 where a key is seen, -inf where it is not.
         """
         dropout = self.dropout if self.training else 0.0
+        if q.shape[2] == 1 and q.device.type == "cpu":
+            return self._one_token(q, k, v, mask, dropout)
         shared = q.shape[1] != k.shape[1]
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.head_width**-0.5, enable_gqa=shared)
         return y.transpose(1, 2).flatten(2)
+
+    def _one_token(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        """Return what `forward` does for a single token per text, in less time on a CPU.
+
+        Query heads that share keys become rows of one product, so that keys are not copied for each of them. In
+        bfloat16 PyTorch multiplies a single row several times slower than two.
+        """
+        rows = q.view(len(q), k.shape[1], -1, self.head_width)
+        count = rows.shape[2]
+        if count == 1 and q.dtype == torch.bfloat16:
+            rows = rows.expand(-1, -1, 2, -1)
+        y = F.scaled_dot_product_attention(rows, k, v, mask, dropout, scale=self.head_width**-0.5)
+        return y[:, :, :count].reshape(len(q), 1, -1)
 
 
 class AttentionPooling(nn.Module):

@@ -82,7 +82,7 @@ class RMKVBlock(nn.Module):
         residual = x + y
         read = y if self.published else residual
         if view.place is not None:
-            stream = layer.stream.scatter_(1, view.place[1], read)
+            stream = _put(layer.stream, 1, view.place[1], read)
         else:
             stream = torch.cat([layer.stream, read], dim=1) if layer.stream.shape[1] else read
             remembered = self.lookback if view.ends else layer.keys.shape[2] + T
@@ -114,6 +114,15 @@ class RMKVBlock(nn.Module):
 def _join(kept: Tensor, new: Tensor, n: int, view: View) -> Tensor:
     """Return the keys or values to attend to, (B, G, K, d): those kept, and the new ones of n slots and of tokens."""
     if view.place is not None:
-        return kept.scatter_(2, view.place[0], new)
+        return _put(kept, 2, view.place[0], new)
     slots, tokens = new.split_with_sizes([n, new.shape[2] - n], dim=2)
     return torch.cat([slots, kept, tokens], dim=2)
+
+
+def _put(buffer: Tensor, dimension: int, place: Tensor, new: Tensor) -> Tensor:
+    """Put new entries into a buffer, in place, and return it."""
+    if buffer.dtype != torch.bfloat16:
+        return buffer.scatter_(dimension, place, new)
+    # On a CPU scatter_ converts all of a bfloat16 buffer to float32 and back.
+    buffer.view(torch.int16).scatter_(dimension, place, new.view(torch.int16))
+    return buffer

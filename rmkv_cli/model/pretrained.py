@@ -48,6 +48,7 @@ def read_weights(
     The weights of an adapter that `model` has are no part of them.
 
     The file is mapped, and each tensor is converted by itself: the file's own types take no memory of their own.
+    Integers are read instead of mapped, because the kernels need them aligned.
 
     Args:
         directory: the folder.
@@ -65,7 +66,7 @@ def read_weights(
     tensors = {f"{prefix}{name}": x for name, x in model.state_dict().items() if MARK not in name}
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     buffers = {f"{prefix}{name}" for name, _ in model.named_buffers()}  # of quantized layers
-    with open_tensors(path, "damaged or missing weights") as file:
+    with open_tensors(path, "damaged or missing weights", mapped=not buffers) as file:
         floats = {name: found for name, (found, _) in file.layout.items() if name not in buffers}
         types = set(floats.values())
         if types - set(FLOATS):
@@ -91,8 +92,9 @@ def read_weights(
 
 
 def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Assign weights to a model on the meta device."""
+    """Move weights into a model on the meta device; the dict is empty afterwards."""
     model.load_state_dict(weights, assign=True)
+    weights.clear()  # otherwise `prepare` would keep each matrix twice
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     prepare(model)

@@ -91,25 +91,19 @@ class Quantized(nn.Module):
             self.weight, self.scale, self.zero = map(torch.cat, zip(*grouped, strict=True))
 
     def prepare(self) -> None:
-        """Arrange the weights for PyTorch's kernels on the CPU; they need memory that is aligned, as a file's is not.
+        """Arrange 4-bit weights for PyTorch's kernel on the CPU.
 
-        Where a machine's 4-bit kernel has another order than AVX-512's, weights keep theirs and are dequantized.
+        Where a machine's kernel has another order than AVX-512's, weights keep theirs and are dequantized.
         """
-        if self.bits == 8:
-            self.weight = self.weight.clone()
-        elif self.rows % BLOCK or self._kernel is not None or not _kernel_order_known():
+        if self.bits == 8 or self.rows % BLOCK or self._kernel is not None or not _kernel_order_known():
             return
-        else:
-            self._arrange()
-
-    def _arrange(self) -> None:
-        parts = [
-            torch.ops.aten._convert_weight_to_int4pack_for_cpu((part + 8).int(), 1)
-            for part in self.all_integers().split(BLOCK)
-        ]
+        for rows in torch.arange(self.rows).split(BLOCK):  # in place: a block takes the same bytes in both orders
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu((self.integers(rows) + 8).int(), 1)
+            self.weight[rows[0] : rows[-1] + 1] = packed.view(BLOCK, -1)
         assert self.zero is not None
         scales = torch.stack([self.scale, self.zero], dim=-1)
-        self._kernel, self.weight = scales.transpose(0, 1).contiguous(), torch.cat(parts)
+        self._kernel = scales.transpose(0, 1).contiguous()
+        self.scale, self.zero = self._kernel.transpose(0, 1).unbind(-1)  # not second copies
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:  # type: ignore[no-untyped-def]
         super()._save_to_state_dict(destination, prefix, keep_vars)

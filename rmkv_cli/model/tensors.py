@@ -34,8 +34,8 @@ _TYPES = {
 class TensorFile:
     """An open safetensors file; at first only its header has been read."""
 
-    def __init__(self, path: Path, file: Any) -> None:
-        self.path, self._file = path, file
+    def __init__(self, path: Path, file: Any, mapped: bool = True) -> None:
+        self.path, self._file, self._mapped = path, file, mapped
         self.metadata: dict[str, str] = dict(file.metadata() or {})
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         self.layout: Layout = {
@@ -43,8 +43,18 @@ class TensorFile:
         }
 
     def tensor(self, name: str) -> Tensor:
-        """Return one tensor, on the CPU."""
-        return self._file.get_tensor(name)
+        """Return one tensor, on the CPU; of a mapped file, a part of the map."""
+        return self._file.get_tensor(name) if self._mapped else self._read(name)
+
+    def _read(self, name: str) -> Tensor:
+        dtype, shape = self.layout[name]
+        assert isinstance(dtype, torch.dtype)
+        found = torch.empty(shape, dtype=dtype)
+        with self.path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            file.seek(start + json.loads(file.read(start - 8))[name]["data_offsets"][0])
+            file.readinto(found.view(-1).view(torch.uint8).numpy())
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, on the CPU.
@@ -61,16 +71,22 @@ class TensorFile:
 
 
 @contextmanager
-def open_tensors(path: Path, damage: str) -> Iterator[TensorFile]:
+def open_tensors(path: Path, damage: str, *, mapped: bool = True) -> Iterator[TensorFile]:
     """Open a safetensors file; files without a checksum, from other programs or earlier versions, are accepted.
+
+    Args:
+        path: the file.
+        damage: what the message says if its header is damaged.
+        mapped: whether tensors are parts of the mapped file. If not, each is read into aligned memory of its own, and
+            the file takes no memory beside its tensors.
 
     Raises:
         UserError: the file is absent or not a regular file, or its header is damaged; the message then says `damage`.
     """
     require_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            yield TensorFile(path, file)
+        with safe_open(path, framework="pt" if mapped else "np") as file:
+            yield TensorFile(path, file, mapped)
     except (SafetensorError, UnicodeDecodeError, MemoryError) as error:  # a file larger than the address space
         raise UserError(f"{path}: {damage}: {error!s:.300}") from None
 

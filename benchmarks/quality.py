@@ -149,15 +149,7 @@ def run(row: str, seed: int) -> dict[str, Any]:
             if tokens % 100_000 < config.train.batch_size * 1024:
                 print(f"{row}: {tokens:,} tokens", file=sys.stderr, flush=True)
     else:
-        folder = WORK / f"{row.replace(' ', '-').replace(',', '').replace(':', '')}-{seed}"
-        if (folder / "config.toml").exists():
-            rmkv("train", "--run", str(folder), "--resume")
-        else:
-            settings = [f"train.seed={seed}", *SETTINGS[row]]
-            settings.append(f"model.intermediate_size={config.model.intermediate_size}")
-            changes = [word for setting in settings for word in ("--set", setting)]
-            rmkv("train", "--config", str(CONFIG), "--data", str(DATA), "--run", str(folder), *changes)
-        model = RMKV.from_pretrained(folder)
+        model = RMKV.from_pretrained(trained(row, config))
     window = config.train.segments_max * config.model.segment_length
 
     def logits(input_ids: torch.Tensor) -> torch.Tensor:
@@ -168,6 +160,19 @@ def run(row: str, seed: int) -> dict[str, Any]:
         documents, tokenizer = Documents.open(DATA, "validation"), Tokenizer.load(TOKENIZER)
         found = recall(logits, [documents[i] for i in of_text(documents)], tokenizer, Manifest.load(DATA).mix)
         return figures | text_figures(logits) | {"recall": found}
+
+
+def trained(row: str, config: Config) -> Path:
+    """Return the run of a row; train it, or resume its training, unless it is complete."""
+    folder = WORK / f"{row.replace(' ', '-').replace(',', '').replace(':', '')}-{config.train.seed}"
+    if (folder / "config.toml").exists():
+        rmkv("train", "--run", str(folder), "--resume")
+    else:
+        settings = [f"train.seed={config.train.seed}", *SETTINGS[row]]
+        settings.append(f"model.intermediate_size={config.model.intermediate_size}")
+        changes = [word for setting in settings for word in ("--set", setting)]
+        rmkv("train", "--config", str(CONFIG), "--data", str(DATA), "--run", str(folder), *changes)
+    return folder
 
 
 def text_figures(logits: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:

@@ -286,18 +286,19 @@ def model_tables() -> Iterator[list[str]]:
         rounds = found("speed", model=model)
         speeds = [key for key in (rounds[0] if rounds else ()) if key not in ("step", "model", "row", "round")]
         lines = [f"| {' | '.join([model, 'MB', *figures, *speeds])} |", f"|{' --- |' * (2 + len(figures + speeds))}"]
-        for row in scored:
-            cells = [row, f"{scored[row]['bytes'] / 1e6:,.1f}"]
-            cells += [changed(scored[row][key], scored["fp32"][key], "recall" in key) for key in figures]
+        for row in ROWS:
+            own, before = scored.get(row, {}), scored.get("fp32", {})
+            cells = [row, f"{own['bytes'] / 1e6:,.1f}" if own else ""]
+            cells += [changed(own.get(key), before.get(key), "recall" in key) for key in figures]
             cells += [ratio(rounds, row, key) for key in speeds]
             lines.append(f"| {' | '.join(cells)} |")
         yield lines
 
 
-def changed(value: float, before: float, absolute: bool) -> str:
-    """Return a figure and its change."""
-    if value == before:
-        return f"{value:.4f}"
+def changed(value: float | None, before: float | None, absolute: bool) -> str:
+    """Return a figure and its change, as far as they are known."""
+    if value is None or before is None or value == before:
+        return "" if value is None else f"{value:.4f}"
     return f"{value:.4f} ({value - before:+.4f})" if absolute else f"{value:.4f} ({value / before - 1:+.2%})"
 
 

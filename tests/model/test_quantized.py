@@ -1,5 +1,7 @@
 """Quantized models: what is stored, what is computed with it, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,14 @@ def test_saved_and_loaded_it_is_the_same_bit_for_bit(way, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (tmp_path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantized_file_is_not_mapped_and_its_integers_are_aligned(bits, tmp_path):
+    quantized({"bits": bits}).save_pretrained(tmp_path)
+    model = RMKV.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert all(layer.weight.data_ptr() % 64 == 0 for layer in model.modules() if isinstance(layer, Quantized))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

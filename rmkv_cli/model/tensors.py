@@ -53,7 +53,7 @@ class TensorFile:
         with self.path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             file.seek(start + json.loads(file.read(start - 8))[name]["data_offsets"][0])
-            file.readinto(found.view(-1).view(torch.uint8).numpy())
+            file.readinto(found.view(-1).view(torch.uint8).numpy().data)
         return found
 
     def tensors(self) -> dict[str, Tensor]:

@@ -234,7 +234,7 @@ def run(steps: list[str], models: list[str], llama: Path | None) -> None:
         for model in models:
             for row in ROWS:
                 if missing(step="speed", model=model, row=row, round=number):
-                    record("speed", {"round": number} | child("speed", model, row))
+                    record("speed", {"model": model, "row": row, "round": number} | child("speed", model, row))
     for number in range(ROUNDS) if "contexts" in steps else ():
         for context in CONTEXTS:
             for row in [*([LLAMA] if llama else []), *QUANTIZED]:

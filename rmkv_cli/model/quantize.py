@@ -28,10 +28,10 @@ def quantize(model: RMKV, how: QuantizationConfig) -> None:
         if kept not in ends:
             raise UserError(f"--keep: '{kept}' is no layer that is quantized{did_you_mean(kept, sorted(ends))}")
     for name, layer in quantizable(model, how.keep).items():
-        new = replacement(layer, how)
+        new = replacement(name, layer, how)
         for part, integers in new.named_modules():
             if isinstance(integers, Quantized):
-                if how.bits == 4 and integers.columns % how.group_size:
+                if integers.bits == 4 and integers.columns % how.group_size:
                     raise UserError(
                         f"--group-size {how.group_size} does not divide the {integers.columns} columns of '{name}'; "
                         f"--keep {name} leaves it as it is"

@@ -153,12 +153,20 @@ class QuantizedCell(nn.Module):
         return self.weight_ih.dequantized(dtype), self.weight_hh.dequantized(dtype)
 
 
+HEADS = ("embedding", "unembedding")
 Layer = nn.Linear | nn.Embedding | nn.GRUCell | nn.LSTMCell
 """A layer that can be quantized."""
 
 
-def replacement(layer: Layer, how: QuantizationConfig) -> QuantizedLinear | QuantizedEmbedding | QuantizedCell:
-    """Return the quantized layer that takes a layer's place; its integers are 0 for now."""
+def replacement(
+    name: str, layer: Layer, how: QuantizationConfig
+) -> QuantizedLinear | QuantizedEmbedding | QuantizedCell:
+    """Return the quantized layer that takes a layer's place; its integers are 0 for now.
+
+    Embeddings and head have 8 bits in any case: 4 bits there cost more than in all other layers together.
+    """
+    if name in HEADS:
+        how = how.model_copy(update={"bits": 8})
     match layer:
         case nn.Linear():
             return QuantizedLinear(layer, how)
@@ -170,7 +178,7 @@ def replacement(layer: Layer, how: QuantizationConfig) -> QuantizedLinear | Quan
 def put_in(model: nn.Module, how: QuantizationConfig) -> None:
     """Replace the layers of a model that are quantized, without their weights."""
     for name, layer in quantizable(model, how.keep).items():
-        model.set_submodule(name, replacement(layer, how).to(next(layer.parameters()).device))
+        model.set_submodule(name, replacement(name, layer, how).to(next(layer.parameters()).device))
 
 
 def quantizable(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, Layer]:
@@ -182,7 +190,7 @@ def quantizable(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, Layer]:
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, Layer)
-        and (name in ("embedding", "unembedding") or part_of(f"{name}.") in ("attention", "feed_forward", "cells"))
+        and (name in HEADS or part_of(f"{name}.") in ("attention", "feed_forward", "cells"))
         and not any(f".{name}".endswith(f".{kept}") for kept in keep)
     }
 

@@ -158,7 +158,7 @@ def test_what_is_kept_and_what_is_quantized():
         ),
         (
             {"bits": 4, "group_size": 128},
-            "--group-size 128 does not divide the 64 columns of 'embedding'; --keep embedding leaves it",
+            "--group-size 128 does not divide the 64 columns of 'blocks.0.attention.qkv'; --keep",
         ),
     ],
 )

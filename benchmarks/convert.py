@@ -308,7 +308,9 @@ def table() -> str:
         tables.append(lines)
     for task in TASKS:
         rows = [result for result in found if result.get("task") == task]
-        cells = [key for key in (rows[0] if rows else ()) if key not in ("row", "task")]
+        if not rows:
+            continue
+        cells = [key for key in rows[0] if key not in ("row", "task")]
         lines = [f"| {task} | {' | '.join(cells)} |", f"| --- |{' --- |' * len(cells)}"]
         lines += [f"| {row['row']} | {' | '.join(f'{row[cell]:.2f}' for cell in cells)} |" for row in rows]
         tables.append(lines)

@@ -16,18 +16,23 @@ from pydantic_core import PydanticUndefined
 from rmkv_cli.config import (
     AdapterConfig,
     Config,
+    DataRecipe,
+    Filters,
     MemoryConfig,
     MixConfig,
     ModelConfig,
     Phase,
     QuantizationConfig,
     RopeConfig,
+    Sampling,
     Section,
+    Slot,
     Stage,
     TaskSource,
     TeacherConfig,
     TextSource,
     TrainConfig,
+    Writer,
     list_presets,
     load_config,
     preset_path,
@@ -157,6 +162,12 @@ def page() -> Iterator[str]:
         more = f"Besides what {SHARED[base]} share:\n\n" if base in SHARED else ""
         keys = table(source, {"kind", *base.model_fields})
         yield f'\n### [[sources]]: kind = "{kind}"\n\n{inspect.getdoc(source)}\n\n{more}{keys}'
+    yield "\n## A recipe for synthetic data\n\n[synthetic.md](synthetic.md) describes recipes.\n\n"
+    yield table(DataRecipe, ("slots",))
+    yield f"\n### [writer]\n\n{inspect.getdoc(Writer)}\n\n{table(Writer)}"
+    yield f"\n### [slots.NAME]\n\n{inspect.getdoc(Slot)}\n\n{table(Slot)}"
+    yield f"\n### [sampling]\n\n{inspect.getdoc(Sampling)}\n\n{table(Sampling)}"
+    yield f"\n### [filters]\n\n{inspect.getdoc(Filters)}\n\n{table(Filters)}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`rmkv data`: make the sample corpus, mix sources, look into mixes."""
+"""`rmkv data`: make the sample corpus, generate data, mix sources, look into mixes."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmkv_cli.cli.generate_data import generate_data
 from rmkv_cli.cli.options import Json, MixName, TokenizerFile, at_least, print_json, read_mix
 from rmkv_cli.progress import plural, stderr
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from rmkv_cli.data.survey import SourceSurvey
 
 HELD_OUT = ("held out: documents", "tokens")
-app = typer.Typer(no_args_is_help=True, help="Make the sample corpus, mix sources, look into mixes.")
+app = typer.Typer(no_args_is_help=True, help="Make the sample corpus, generate data, mix sources, look into mixes.")
+app.command("generate", epilog="Example: rmkv data generate stories --out stories.jsonl --set writer.model=runs/tiny")(
+    generate_data
+)
 
 
 @app.command(epilog="Example: rmkv data sample sample")

@@ -2,22 +2,21 @@
 
 from rmkv_cli.config.load import (
     dump_toml,
-    list_mixes,
-    list_presets,
     load_any,
     load_config,
+    load_data_recipe,
     load_mix,
     load_recipe,
-    mix_path,
     parse,
-    preset_path,
     tunes_only,
 )
 from rmkv_cli.config.mix import FileSource, HubSource, MixConfig, NoiseSource, Phase, Source, Supervise, TextSource
 from rmkv_cli.config.model import MemoryConfig, ModelConfig, QuantizationConfig, RopeConfig
 from rmkv_cli.config.numbers import whole_number
+from rmkv_cli.config.recipe import DataRecipe, Filters, Sampling, Slot, Writer
 from rmkv_cli.config.resume import resumed_config
 from rmkv_cli.config.section import Section
+from rmkv_cli.config.shipped import data_recipe_path, list_data_recipes, list_mixes, list_presets, mix_path, preset_path
 from rmkv_cli.config.tasks import (
     CopySource,
     FactsSource,
@@ -32,8 +31,10 @@ __all__ = [
     "AdapterConfig",
     "Config",
     "CopySource",
+    "DataRecipe",
     "FactsSource",
     "FileSource",
+    "Filters",
     "HubSource",
     "MemoryConfig",
     "MixConfig",
@@ -45,7 +46,9 @@ __all__ = [
     "RecallSource",
     "ReverseSource",
     "RopeConfig",
+    "Sampling",
     "Section",
+    "Slot",
     "Source",
     "Stage",
     "Supervise",
@@ -53,11 +56,15 @@ __all__ = [
     "TeacherConfig",
     "TextSource",
     "TrainConfig",
+    "Writer",
+    "data_recipe_path",
     "dump_toml",
+    "list_data_recipes",
     "list_mixes",
     "list_presets",
     "load_any",
     "load_config",
+    "load_data_recipe",
     "load_mix",
     "load_recipe",
     "mix_path",

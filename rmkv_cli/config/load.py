@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -13,10 +13,12 @@ from pydantic import BaseModel, ValidationError
 from rmkv_cli.config.mix import MixConfig, Source
 from rmkv_cli.config.model import ModelConfig
 from rmkv_cli.config.numbers import WANTED
+from rmkv_cli.config.recipe import DataRecipe
 from rmkv_cli.config.section import Section
+from rmkv_cli.config.shipped import preset_path
 from rmkv_cli.config.train import Config
 from rmkv_cli.errors import UserError, did_you_mean
-from rmkv_cli.files import read_whole, require_file
+from rmkv_cli.files import read_whole
 
 S = TypeVar("S", bound=Section)
 SOURCES: dict[int | str, type[BaseModel]] = {
@@ -26,49 +28,9 @@ MOST_LINES, LONGEST_LINE = 50, 1000  # bounds of the report of a file's errors
 _KINDS = "{}, or {}".format(", ".join(map(repr, list(SOURCES)[:-1])), repr(list(SOURCES)[-1]))
 
 
-def _presets() -> Path:
-    package = Path(__file__).parents[1]
-    shipped = package / "presets"  # in a wheel; a checkout has them beside the package
-    return shipped if shipped.is_dir() else package.parent / "presets"
-
-
-def list_presets() -> dict[str, str]:
-    """Return the presets' names, smallest model first, each with the one line that describes it."""
-    paths = sorted(_presets().glob("*.toml"), key=lambda path: (path.stem != "tiny", path.stem))
-    return {path.stem: path.read_text().partition("\n")[0].lstrip("# ") for path in paths}
-
-
-def preset_path(name: str) -> Path:
-    """Return the file of a preset; raise `UserError` with the nearest name if there is none."""
-    known = list_presets()
-    if name not in known:
-        raise UserError(f"--preset {name}: no such preset{did_you_mean(name, known)} (there are: {', '.join(known)})")
-    return _presets() / f"{name}.toml"
-
-
 def tunes_only(name: str) -> bool:
     """Return whether a preset says how an existing model is trained, and describes no model of its own."""
     return "model" not in _read_toml(preset_path(name))
-
-
-def list_mixes() -> list[str]:
-    """Return the shipped mixes' names."""
-    return sorted(path.stem for path in (_presets() / "mixes").glob("*.toml"))
-
-
-def mix_path(name: str) -> Path:
-    """Return the file of a shipped mix or, if `name` ends in .toml, that file.
-
-    Raises:
-        UserError: there is none; the message tells the nearest name.
-    """
-    if name.endswith(".toml"):
-        require_file(Path(name))
-        return Path(name)
-    known = list_mixes()
-    if name not in known:
-        raise UserError(f"mix '{name}': no such mix{did_you_mean(name, known)} (there are: {', '.join(known)})")
-    return _presets() / "mixes" / f"{name}.toml"
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -159,10 +121,20 @@ def load_mix(path: Path, tokens: int | None = None) -> MixConfig:
     return parse(MixConfig, data if tokens is None else data | {"tokens": tokens}, str(path))
 
 
-def load_any(path: Path) -> Section:
-    """Read a mix, which has the key `sources`, or else a model and training config; errors as in `load_config`."""
+def load_data_recipe(path: Path, overrides: Sequence[str] = ()) -> DataRecipe:
+    """Read a recipe for synthetic data, then apply `key=value` overrides; errors as in `load_config`."""
     data = _read_toml(path)
-    return parse(MixConfig, data, str(path)) if "sources" in data else parse(Config, data, str(path))
+    return parse(DataRecipe, data, str(path), _override(data, overrides))
+
+
+def load_any(path: Path) -> Section:
+    """Read a mix (it has `sources`), a recipe for synthetic data (`writer`), or else a model and training config.
+
+    Errors as in `load_config`.
+    """
+    data = _read_toml(path)
+    kinds: dict[str, type[Section]] = {"sources": MixConfig, "writer": DataRecipe}
+    return parse(next((kind for key, kind in kinds.items() if key in data), Config), data, str(path))
 
 
 def dump_toml(section: Section) -> str:
@@ -229,14 +201,18 @@ def _locate(kind: type[BaseModel], data: Any, loc: tuple[int | str, ...]) -> tup
         else:
             key += f".{part}" if key else part
             field = section.model_fields.get(part) if section else None
-            nested = field.annotation if field else None
-            if isinstance(nested, type) and issubclass(nested, BaseModel):
-                section = nested
+            section = _section_of(field.annotation if field else None) or section
         try:
             data = data[part]
         except (KeyError, IndexError, TypeError):
             data = None
     return key, section
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a key, or each entry of a key's list or table, is; None if it is none."""
+    inner = get_args(annotation)[-1] if get_origin(annotation) in (list, dict) else annotation
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
 
 
 def _known_keys(kind: type[BaseModel], section: type[BaseModel] | None, parent: str, key: str, whole: bool) -> str:

@@ -18,6 +18,7 @@ from rmkv_cli.generation.sampling import SamplingConfig, Seed
 from rmkv_cli.generation.start import is_start, save_start
 from rmkv_cli.generation.text import StopReason, Text
 from rmkv_cli.generation.texts import text_pieces
+from rmkv_cli.generation.writer import local_writer
 
 __all__ = [
     "Batch",
@@ -34,6 +35,7 @@ __all__ = [
     "generate",
     "is_start",
     "load_notes",
+    "local_writer",
     "read_by_segments",
     "read_lines",
     "read_prompt",

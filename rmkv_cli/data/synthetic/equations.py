@@ -1,0 +1,50 @@
+"""A verifier of arithmetic: every equation in a text holds."""
+
+import ast
+import operator
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+_TERM = r"[-(\s]*\d[\d,.]*[)\s]*"
+EQUATION = re.compile(rf"(?<![\w.])({_TERM}(?:[-+*/×÷−]{_TERM})+)=\s*(?=(-?\s*\d[\d,]*(?:\.\d+)?))")
+SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", ",": None})
+OPERATORS: dict[type[ast.AST], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def wrong_equation(text: str) -> str | None:
+    """Return what is wrong with the equations of a text, such as 12 + 5 * 3 = 27; None if there are some and all hold.
+
+    Only equations with a calculation on the left and a number on the right are checked. A result with decimals may be
+    rounded to them.
+    """
+    found = EQUATION.findall(text)
+    if not found:
+        return "has no equation"
+    for left, right in found:
+        shown = " ".join(f"{left}= {right}".split())
+        try:
+            value = _value(ast.parse(left.translate(SIGNS).strip(), mode="eval").body)
+            said = right.translate(SIGNS).replace(" ", "")
+            decimals = len(said.partition(".")[2])
+            if abs(value - Fraction(said)) * 2 * 10**decimals > (1 if decimals else 0):
+                return f"{shown} is wrong"
+        except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+            return f"{shown} cannot be computed"
+    return None
+
+
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return Fraction(str(number))
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return -_value(inner)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return OPERATORS[type(op)](_value(left), _value(right))
+    raise ValueError

@@ -1,0 +1,80 @@
+"""The journal of a recipe's answers: append-only, each line on the disk before its request counts as answered."""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rmkv_cli.data.synthetic.requests import Answer
+from rmkv_cli.errors import UserError
+
+
+class Journal:
+    """Answers by their requests' keys, in memory and on the disk. Any thread may add one."""
+
+    def __init__(self, path: Path, file: int) -> None:
+        """Read the journal from an open file; a last line that is not whole is cut off.
+
+        Raises:
+            UserError: another line is damaged.
+        """
+        self.answers: dict[str, Answer] = {}
+        self._path, self._file, self._lock = path, file, threading.Lock()
+        self._size = 0
+        with open(os.dup(file), "rb") as lines:  # noqa: PTH123
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    entry = json.loads(line)
+                    key = str(entry.pop("key"))
+                    self.answers[key] = Answer(**entry)
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    raise UserError(
+                        f"{path}:{number}: is damaged; remove this line, and its request is sent again"
+                    ) from None
+                self._size += len(line)
+        os.ftruncate(file, self._size)
+
+    def add(self, key: str, answer: Answer) -> None:
+        """Write an answer; when this returns, it is on the disk. If it cannot be written, nothing of it is left."""
+        line = json.dumps({"key": key} | asdict(answer)).encode() + b"\n"
+        with self._lock:
+            try:
+                written = os.write(self._file, line)
+                if written < len(line):
+                    os.write(self._file, line[written:])  # fails with the reason that the first call kept back
+                os.fsync(self._file)
+            except BaseException as error:
+                os.ftruncate(self._file, self._size)
+                if isinstance(error, OSError):
+                    error.filename = str(self._path)
+                raise
+            self._size += len(line)
+            self.answers[key] = answer
+
+
+@contextmanager
+def open_journal(path: Path) -> Iterator[Journal]:
+    """Yield the journal at `path`, which is made if there is none; no other process can open it meanwhile.
+
+    Raises:
+        UserError: another process has it open, or it is damaged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another process is generating into it") from None
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        yield Journal(path, file)
+    finally:
+        os.close(file)

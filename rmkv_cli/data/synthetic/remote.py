@@ -1,0 +1,198 @@
+"""A writer behind an address with OpenAI's protocol: requests in parallel, repeated while the server fails."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx2
+
+from rmkv_cli.config import Writer
+from rmkv_cli.data.synthetic.requests import REFUSED, Answer, Request, Write
+from rmkv_cli.errors import UserError
+from rmkv_cli.progress import PLAIN_INTERVAL, plural, stderr
+
+WAITS = (0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60)
+"""Seconds before a request is repeated, if the server does not name them; after the last it is given up."""
+LONGEST_WAIT = 3600.0  # seconds that a server may ask for
+TEMPORARY = {408, 409, 425, 429, *range(500, 600)}
+TIMEOUT = httpx2.Timeout(60, connect=10, read=600)
+"""Seconds; a long answer sends nothing until it is whole."""
+
+
+class _CutError(Exception):
+    """An answer that is not whole."""
+
+
+def remote_writer(writer: Writer, environment: Mapping[str, str] = os.environ) -> tuple[Write, str]:
+    """Return the function that has a server answer requests, and the writer's identity, its address and model.
+
+    Each request carries its key as the header Idempotency-Key. On a signal no further request is sent, and the answers
+    under way are waited for; on a second one they are not.
+
+    Raises:
+        UserError: the key's variable is not set. The function raises it if the server refuses the key or knows no such
+            model, or still fails after all the waits.
+    """
+    headers = {}
+    if writer.key_env is not None:
+        if not environment.get(writer.key_env):
+            raise UserError(f"writer.key_env: {writer.key_env} is not set; export it with the API key")
+        headers["Authorization"] = f"Bearer {environment[writer.key_env]}"
+
+    def write(requests: Sequence[Request], done: Callable[[Request, Answer], None]) -> None:
+        with httpx2.Client(headers=headers, timeout=TIMEOUT, limits=httpx2.Limits(max_connections=None)) as client:
+            _Run(writer, client, requests, done).to_the_end()
+
+    return write, f"{writer.url} {writer.model}"
+
+
+class _Run:
+    """Threads that share a list of requests."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        client: httpx2.Client,
+        requests: Sequence[Request],
+        done: Callable[[Request, Answer], None],
+    ) -> None:
+        self._writer, self._client, self._done = writer, client, done
+        self._waiting, self._lock = iter(requests), threading.Lock()
+        self._stop = threading.Event()
+        self._fault: BaseException | None = None
+        self._under_way, self._noticed = 0, 0.0
+        # Not a pool: Python waits for a pool's threads when it exits, even after a second Ctrl-C.
+        count = min(writer.parallel, len(requests))
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+
+    def to_the_end(self) -> None:
+        try:
+            for thread in self._threads:
+                thread.start()
+            for thread in self._threads:
+                thread.join()
+        except BaseException:
+            self._stop.set()
+            if self._under_way:
+                stderr().print(f"Waiting for {plural(self._under_way, 'answer')}; Ctrl-C again abandons them.")
+            for thread in self._threads:
+                if thread.ident is not None:
+                    thread.join()
+            raise
+        if self._fault is not None:
+            raise self._fault
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                request = next(self._waiting, None)
+            if request is None:
+                return
+            try:
+                answer = self._patiently(request)
+                if answer is not None:
+                    self._done(request, answer)
+            except BaseException as error:
+                self._fault = self._fault or error
+                self._stop.set()
+
+    def _patiently(self, request: Request) -> Answer | None:
+        """Return the answer to a request, sent again while the server fails; None if the work is to stop."""
+        for wait in (*WAITS, None):
+            try:
+                with self._lock:
+                    self._under_way += 1
+                try:
+                    return self._ask(request)
+                finally:
+                    with self._lock:
+                        self._under_way -= 1
+            except (httpx2.TransportError, _CutError) as error:
+                what, asked = str(error) or type(error).__name__, None
+            except httpx2.HTTPStatusError as error:
+                what, asked = f"answers {_said(error.response)}", retry_after(error.response.headers.get("Retry-After"))
+            if wait is None:
+                raise UserError(
+                    f"{self._writer.url}: {what}; given up after {plural(len(WAITS) + 1, 'attempt')}. Run the command "
+                    "again when the server works: answered requests are not sent again"
+                )
+            seconds = wait * random.uniform(0.5, 1) if asked is None else asked
+            self._notice(f"{self._writer.url}: {what}; trying again in {seconds:.3g} s")
+            if self._stop.wait(seconds):
+                return None
+        raise AssertionError
+
+    def _ask(self, request: Request) -> Answer:
+        chat = "messages" in request.body
+        assert self._writer.url is not None
+        response = self._client.post(
+            f"{self._writer.url.rstrip('/')}/{'chat/completions' if chat else 'completions'}",
+            json=dict(request.body),
+            headers={"Idempotency-Key": request.key},
+        )
+        if response.status_code == 200:
+            return _answer(response, chat)
+        self._refuse(response)
+        return Answer(_said(response), REFUSED)
+
+    def _refuse(self, response: httpx2.Response) -> None:
+        """Raise `UserError` for what no other request cures, `HTTPStatusError` for what waiting may cure."""
+        url, said = self._writer.url, _said(response)
+        if response.status_code in (401, 403):
+            key = f"the key in {self._writer.key_env}" if self._writer.key_env else "a request without writer.key_env"
+            raise UserError(f"{url}: the server refuses {key}: {said}")
+        if response.status_code == 404:
+            raise UserError(
+                f"{url}: no such address, or no model '{self._writer.model}' there: {said}; check writer.url, which "
+                "ends in /v1 as a rule, and writer.model"
+            )
+        if "insufficient_quota" in response.text:
+            raise UserError(f"{url}: the account's quota is exhausted: {said}")
+        if response.status_code in TEMPORARY or response.status_code < 400:
+            raise httpx2.HTTPStatusError(said, request=response.request, response=response)
+
+    def _notice(self, line: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._noticed and now - self._noticed < PLAIN_INTERVAL:
+                return
+            self._noticed = now
+        stderr().print(line, style="yellow")
+
+
+def _said(response: httpx2.Response) -> str:
+    """Return a response's status, and the message of its error if it has one."""
+    status = f"{response.status_code} {response.reason_phrase}".strip()
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return status
+    return f"{status}: {' '.join(str(message).split())[:300]}"
+
+
+def _answer(response: httpx2.Response, chat: bool) -> Answer:
+    try:
+        whole = response.json()
+        choice, usage = whole["choices"][0], whole.get("usage") or {}
+        text = choice["message"]["content"] if chat else choice["text"]
+        reason = choice.get("finish_reason")
+        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise _CutError("its answer is not a whole completion") from None
+    return Answer(str(text or ""), None if reason is None else str(reason), *counts)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Return the seconds that a Retry-After header, a number or a date, asks to wait; None if it has neither."""
+    try:
+        seconds = float(value or "")
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value or "") - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(0.0, seconds), LONGEST_WAIT)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rmkv_cli.config import Config, Section, Stage
+from rmkv_cli.config import Config, DataRecipe, Filters, QuantizationConfig, Sampling, Section, Slot, Stage, Writer
 from rmkv_cli.config.load import SOURCES, MixConfig
 from rmkv_cli.config.mix import Phase
 
@@ -103,8 +103,10 @@ def test_every_key_of_the_config_is_in_its_reference():
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
     documented = {row[0].strip("`") for row in rows}
-    kinds = [*sections(), Stage, MixConfig, Phase, *SOURCES.values()]
-    headings = {"model", "train", "memory", "rope", "adapter", "teacher", "stages", "phases", "sources", "kind"}
+    recipe = [DataRecipe, Writer, Slot, Sampling, Filters]
+    kinds = [*sections(), Stage, MixConfig, Phase, *SOURCES.values(), QuantizationConfig, *recipe]
+    headings = {"model", "train", "memory", "rope", "adapter", "quantization", "teacher", "stages", "phases", "sources"}
+    headings |= {"kind", "writer", "slots", "sampling", "filters"}
     keys = {key for kind in kinds for key in kind.model_fields}
     assert len(keys) > 80
     assert keys - headings == documented - headings

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -88,12 +89,13 @@ def with_size(size):
     [
         (lambda index: Act(os.mkdir, "acted"), "it names posix.mkdir, which could run code"),
         (lambda index: [index, Act(eval, "__import__('os').mkdir('acted')")], "it names builtins.eval, which"),
+        (lambda index: Act(getattr, torch.Size, "numel"), "it asks for 'numel' of"),
         (lambda index: index.state_dict_metadata, "it holds a dict"),
         (lambda index: None, "it holds a NoneType"),
         (with_size([1 << 40]), r"has the shape \(1099511627776,\), which the files do not hold"),
         (with_size([-1, 8]), r"has the shape \(-1, 8\), which"),
     ],
-    ids=["a call", "a call inside", "another object", "nothing", "too large", "negative"],
+    ids=["a call", "a call inside", "an attribute", "another object", "nothing", "too large", "negative"],
 )
 def test_an_index_that_was_tampered_with_runs_no_code(stopped, tmp_path, monkeypatch, capsys, change, says):
     """The checksum matches, because an attacker who changes the index can change the checksum as well."""
@@ -105,6 +107,24 @@ def test_an_index_that_was_tampered_with_runs_no_code(stopped, tmp_path, monkeyp
     line = error_of(monkeypatch, capsys, "train", "--resume", "--run", stopped)
     assert re.match(rf"error: {path}: is damaged, or not an index that rmkv wrote: .*{says}", line)
     assert not (tmp_path / "acted").exists()
+
+
+def test_an_index_of_an_early_python_3_11_is_read(stopped, whole, config):
+    """Before 3.11.4, Python pickled a member of an enumeration as a call of getattr."""
+
+    class Early(pickle.Pickler):
+        def reducer_override(self, found):
+            return (getattr, (type(found), found.name)) if isinstance(found, Enum) else NotImplemented
+
+    newest = find_model(stopped)
+    path = newest / "training" / ".metadata"
+    index = pickle.loads(path.read_bytes())
+    with path.open("wb") as file:
+        Early(file).dump(index)
+    assert b"getattr" in path.read_bytes()
+    write_checksums(newest)
+    train(config, stopped, resume=True)
+    assert_same_run(whole, stopped)
 
 
 def test_what_an_index_describes_beside_the_model_s_own_is_said(stopped, monkeypatch, capsys):

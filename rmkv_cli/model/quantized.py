@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import QuantizationConfig
-from rmkv_cli.model.groups import part_of
 
 FEW = 16
 """Most rows of activations for which PyTorch's integer kernels are faster than products with bfloat16 weights."""
@@ -154,6 +153,7 @@ class QuantizedCell(nn.Module):
 
 
 HEADS = ("embedding", "unembedding")
+INSIDE = (".attention.", ".feed_forward.", ".cell.")
 Layer = nn.Linear | nn.Embedding | nn.GRUCell | nn.LSTMCell
 """A layer that can be quantized."""
 
@@ -190,7 +190,7 @@ def quantizable(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, Layer]:
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, Layer)
-        and (name in HEADS or part_of(f"{name}.") in ("attention", "feed_forward", "cells"))
+        and (name in HEADS or any(part in name for part in INSIDE))
         and not any(f".{name}".endswith(f".{kept}") for kept in keep)
     }
 

@@ -26,11 +26,12 @@ COMMANDS = dict(every_command(typer.main.get_command(build())))
 def test_the_commands_are_these():
     assert {" ".join(path) for path in COMMANDS} == {
         *("train", "eval", "generate", "chat", "serve", "read", "params", "count-params", "demo", "report", "merge"),
+        *("quantize", "model quantize"),
         *("model train", "model eval", "model generate", "model chat", "model serve"),
         *("model read", "model params", "model merge"),
         *("inspect memory", "export hf", "import hf", "push"),
         *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
-        *("data sample", "data mix", "data inspect"),
+        *("data sample", "data mix", "data inspect", "data generate"),
         *("config show", "config validate", "config list"),
     }
 

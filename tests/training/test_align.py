@@ -36,6 +36,7 @@ def attention_of_layer(model, layer, x, documents):
     one.blocks[0] = model.blocks[layer]
     one.memory = nn.Parameter(model.memory[layer : layer + 1])
     one.norm = nn.Identity()
+    one.norm.weight = one.memory  # the model computes in its type
     state, outputs = one.initial_state(2), []
     for start, stop in one.spans(T):
         one.embed = lambda *_, part=slice(start, stop): x[:, part]

@@ -25,8 +25,7 @@ def keep(
 ) -> None:
     """Write what was found of a run's checkpoint into the run's folder, with this command, and say where.
 
-    A report in bfloat16, or with an adapter, has a name of its own. Where the folder cannot be
-    written, a note says so.
+    A report in bfloat16, or with an adapter, has a name of its own. Where the folder cannot be written, a note says so.
     """
     from rmkv_cli.evaluation.kept import Evaluation, keep_evaluation
     from rmkv_cli.model import find_model

@@ -55,15 +55,14 @@ def find_and_load(
         UserError: one of them is absent or damaged, they do not fit each other, or there is no such device or type.
     """
     from rmkv_cli.model import RMKV, find_model
-    from rmkv_cli.model.adapter_file import find_base, is_adapter
+    from rmkv_cli.model.adapter_file import is_adapter
     from rmkv_cli.model.pretrained import read_config
     from rmkv_cli.tokenizer import Tokenizer
     from rmkv_cli.training import resolve_device
 
     directory = find_model(directory)
-    config = read_config(find_base(directory) if is_adapter(directory) else directory)
-    narrow = torch_dtype(dtype, quantized=config.quantization is not None)
-    model = RMKV.from_pretrained(directory, resolve_device(device), narrow)
+    quantized = not is_adapter(directory) and read_config(directory).quantization is not None
+    model = RMKV.from_pretrained(directory, resolve_device(device), torch_dtype(dtype, quantized=quantized))
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(

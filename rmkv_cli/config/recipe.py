@@ -9,7 +9,7 @@ from pydantic import Field
 from rmkv_cli.config.section import Section
 from rmkv_cli.errors import did_you_mean
 
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+FIELD = re.compile(r"\{(\w+)\}")
 NOTES = "writer", "seed", "license", "verdict"
 """Columns that every row has besides those of `[row]`."""
 
@@ -76,7 +76,7 @@ class Filters(Section):
     """Reject answers that `max_tokens` cut."""
     json_keys: list[str] = Field(default_factory=list)
     """The answer should be a JSON object (or hold one in a code fence) with a text under each of these keys. Their
-    texts are placeholders in `[row]`."""
+    texts are fields in `[row]`."""
     min_characters: int = Field(1, ge=0)
     """Shorter answers are rejected."""
     max_characters: int | None = Field(None, ge=1)
@@ -113,7 +113,7 @@ class DataRecipe(Section):
     sampling: Sampling = Field(default_factory=Sampling)
     filters: Filters = Field(default_factory=Filters)
     row: dict[str, str] = Field(default_factory=lambda: {"prompt": "{prompt}", "response": "{response}"}, min_length=1)
-    """Columns of a row and their templates, with the placeholders {prompt}, {response}, {SLOT}, {SLOT_following} and
+    """Columns of a row and their templates, with the fields {prompt}, {response}, {SLOT}, {SLOT_following} and
     those of `filters.json_keys`."""
 
     @staticmethod
@@ -139,10 +139,10 @@ class DataRecipe(Section):
 
 
 def _unknown(name: str, template: str, known: Collection[str]) -> Iterator[str]:
-    for placeholder in dict.fromkeys(PLACEHOLDER.findall(template)):
-        if placeholder not in known:
-            hint = did_you_mean(placeholder, known) or f" (there are: {', '.join(known) or 'none'})"
-            yield f"'{name}' has {{{placeholder}}}, which nothing fills{hint}"
+    for field in dict.fromkeys(FIELD.findall(template)):
+        if field not in known:
+            hint = did_you_mean(field, known) or f" (there are: {', '.join(known) or 'none'})"
+            yield f"'{name}' has {{{field}}}, which nothing fills{hint}"
 
 
 def _wrong_filters(filters: Filters, slots: Collection[str]) -> Iterator[str]:

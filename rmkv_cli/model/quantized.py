@@ -161,9 +161,9 @@ Layer = nn.Linear | nn.Embedding | nn.GRUCell | nn.LSTMCell
 def replacement(
     name: str, layer: Layer, how: QuantizationConfig
 ) -> QuantizedLinear | QuantizedEmbedding | QuantizedCell:
-    """Return the quantized layer that takes a layer's place; its integers are 0 for now.
+    """Return the quantized layer that takes a layer's place, with integers of 0.
 
-    Embeddings and head have 8 bits in any case: 4 bits there cost more than in all other layers together.
+    Embeddings and head have 8 bits in any case.
     """
     if name in HEADS:
         how = how.model_copy(update={"bits": 8})

@@ -141,7 +141,9 @@ def decoding_rate(model: RMKV) -> float:
 
 
 def _card(out: Path, how: QuantizationConfig, found: Quantized) -> str:
-    stored = "8 bits, one scale per row" if how.bits == 8 else f"4 bits, one scale per {how.group_size} weights"
+    stored = "8 bits"
+    if how.bits == 4:
+        stored = f"4 bits in groups of {how.group_size}, its embeddings and head to 8 bits"
     kept = f" Not quantized: {', '.join(how.keep)}." if how.keep else ""
     return f"""\
 # {out.name}

@@ -25,7 +25,7 @@ class Rejected(Exception):  # noqa: N818 (no error: most answers that a filter s
 
 
 def parts(filters: Filters, answer: Answer) -> dict[str, str]:
-    """Return an answer's placeholders: `response`, and the texts under its JSON keys.
+    """Return an answer's fields: `response`, and the texts under its JSON keys.
 
     Raises:
         Rejected: the answer was refused or cut, is too short or too long, or has another JSON shape.

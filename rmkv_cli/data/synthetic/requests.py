@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmkv_cli.config import DataRecipe
-from rmkv_cli.config.recipe import PLACEHOLDER
+from rmkv_cli.config.recipe import FIELD
 from rmkv_cli.data.synthetic.slots import slot_draw
 
 REFUSED = "refused"
@@ -81,5 +81,5 @@ def make_requests(recipe: DataRecipe, base: Path, identity: str) -> list[Request
 
 
 def fill_in(template: str, filled: Mapping[str, str]) -> str:
-    """Return a template with its placeholders replaced, once: what is filled in is text alone."""
-    return PLACEHOLDER.sub(lambda found: filled.get(found[1], found[0]), template)
+    """Return a template with its fields replaced, once: what is filled in is text alone."""
+    return FIELD.sub(lambda found: filled.get(found[1], found[0]), template)

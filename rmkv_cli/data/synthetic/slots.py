@@ -11,7 +11,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import LARGE, read_whole, why_no_text
 
 Draw = Callable[[int, random.Random], dict[str, str]]
-"""Returns what fills a slot's placeholders in the request with this number."""
+"""Returns what fills a slot's fields in the request with this number."""
 BREAKS = "\n\n", "\n", ". ", " "
 
 

@@ -36,18 +36,22 @@ class Paid:
     """What the server was asked and what it billed. It honours the header Idempotency-Key: a key is billed once."""
 
     def __init__(self, answer, faults, share, seed):
-        self.answer, self.faults, self.share = answer, faults, share
+        self.answer, self.faults, self.share, self.seed = answer, faults, share, seed
         self.received = []  # keys, in order
         self.bodies = []
         self.headers = []
         self.billed = Counter()
         self.sent = Counter()  # whole answers
         self.known = {}
-        self.random = random.Random(seed)
         self.lock = threading.Lock()
         self.hold = threading.Event()
         self.hold.set()
         self.url = None
+
+    def fault(self, key, body):
+        """Return the fault that this attempt meets, or None; it does not depend on the order of the requests."""
+        draw = random.Random(f"{self.seed} {body['seed']} {self.received.count(key)}")
+        return draw.choice(self.faults) if draw.random() < self.share else None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -61,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
             paid.received.append(key)
             paid.bodies.append((self.path, body))
             paid.headers.append(dict(self.headers))
-            fault = paid.random.choice(paid.faults) if paid.random.random() < paid.share else None
+            fault = paid.fault(key, body)
         paid.hold.wait()
         if fault == "closed":
             self.close_connection = True

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -15,6 +16,7 @@ from small_writer import FAULTS, a_recipe, small_writer
 from rmkv_cli.config import Writer
 from rmkv_cli.data.synthetic import generate_data, remote, remote_writer
 from rmkv_cli.errors import UserError
+from rmkv_cli.progress import plural
 
 RECIPE = """
 count = {count}
@@ -71,13 +73,12 @@ def test_what_fails_for_a_while_is_sent_again_and_paid_once(tmp_path, impatient,
 def test_so_many_requests_are_in_flight_and_no_more(tmp_path, parallel):
     with small_writer() as paid:
         paid.hold.clear()
-        command = process(tmp_path, paid, parallel=parallel)
-        wait_for(lambda: len(paid.received) == parallel)
-        time.sleep(0.2)
-        assert len(paid.received) == parallel
-        paid.hold.set()
-        assert command.wait() == 0
-        command.stderr.close()
+        with process(tmp_path, paid, parallel=parallel) as command:
+            wait_for(lambda: len(paid.received) == parallel)
+            time.sleep(0.2)
+            assert len(paid.received) == parallel
+            paid.hold.set()
+            assert command.wait() == 0
 
 
 @pytest.mark.parametrize(
@@ -114,17 +115,22 @@ def test_the_server_s_wait_is_a_number_or_a_date():
         assert remote.retry_after(nothing) is None
 
 
+@contextmanager
 def process(folder, paid, count=40, parallel=6):
+    """Run the command; kill it at the end of the block if it still runs."""
     text = RECIPE.format(count=count, url=paid.url).replace("parallel = 6", f"parallel = {parallel}")
     (folder / "r.toml").write_text(text)
     command = [sys.executable, "-m", "rmkv_cli", "data", "generate", "r.toml", "--out", "out.jsonl"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=folder, text=True, **output) as command:
+        try:
+            yield command
+        finally:
+            command.kill()
 
 
-def wait_for(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
+def wait_for(condition):
+    while not condition():  # pytest's time limit ends it
         time.sleep(0.002)
 
 
@@ -136,25 +142,30 @@ def journalled(folder):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("number", "code", "parallel"),
+    [
+        (signal.SIGINT, 130, 6),
+        (signal.SIGINT, 130, 1),
+        pytest.param(signal.SIGTERM, 143, 6, marks=pytest.mark.slow),
+    ],
 )
-def test_a_signal_waits_for_the_answers_in_flight_and_sends_nothing_more(tmp_path, number, code):
+def test_a_signal_waits_for_the_answers_in_flight_and_sends_nothing_more(tmp_path, number, code, parallel):
     with small_writer() as paid:
         paid.hold.clear()
-        command = process(tmp_path, paid)
-        wait_for(lambda: len(paid.received) == 6)
-        command.send_signal(number)
-        assert "Waiting for 6 answers; Ctrl-C again abandons them." in next(
-            line for line in command.stderr if "Waiting" in line
-        )
-        paid.hold.set()
-        assert command.wait() == code
-        assert "6 answers kept in out.jsonl.journal; the same command continues" in command.stderr.read()
-        command.stderr.close()
+        answers = plural(parallel, "answer")
+        with process(tmp_path, paid, parallel=parallel) as command:
+            wait_for(lambda: len(paid.received) == parallel)
+            command.send_signal(number)
+            waiting = next(line for line in command.stderr if "Waiting" in line)
+            assert f"Waiting for {answers}; Ctrl-C again abandons them." in waiting
+            time.sleep(0.3)  # a command that does not wait ends here
+            paid.hold.set()
+            assert command.wait() == code
+            assert f"{answers} kept in out.jsonl.journal; the same command continues" in command.stderr.read()
         assert set(paid.received) == journalled(tmp_path)
-        assert len(paid.received) == 6
-        again = process(tmp_path, paid)
-        again.communicate()
+        assert len(paid.received) == parallel
+        with process(tmp_path, paid) as again:
+            again.communicate()
         assert again.returncode == 0
         assert len(paid.received) == len(set(paid.received)) == 40
 
@@ -162,13 +173,12 @@ def test_a_signal_waits_for_the_answers_in_flight_and_sends_nothing_more(tmp_pat
 def test_a_second_signal_ends_it_at_once(tmp_path):
     with small_writer() as paid:
         paid.hold.clear()
-        command = process(tmp_path, paid)
-        wait_for(lambda: len(paid.received) == 6)
-        command.send_signal(signal.SIGINT)
-        next(line for line in command.stderr if "Waiting" in line)
-        command.send_signal(signal.SIGINT)
-        assert command.wait() == 130
-        command.stderr.close()
+        with process(tmp_path, paid) as command:
+            wait_for(lambda: len(paid.received) == 6)
+            command.send_signal(signal.SIGINT)
+            next(line for line in command.stderr if "Waiting" in line)
+            command.send_signal(signal.SIGINT)
+            assert command.wait() == 130
 
 
 @pytest.mark.slow
@@ -179,20 +189,19 @@ def test_killed_twenty_times_no_request_is_lost_and_none_is_paid_twice(tmp_path,
         for _ in range(20):
             answered = journalled(tmp_path)
             before = len(paid.received)
-            command = process(tmp_path, paid, count=400)
-            wait_for(lambda before=before: len(paid.received) > before)
-            target = len(paid.received) + draw.randrange(16)
-            wait_for(lambda target=target: len(paid.received) >= target)
-            time.sleep(0.01 * draw.random())
-            command.kill()
-            assert command.wait() == -signal.SIGKILL
-            command.stderr.close()
+            with process(tmp_path, paid, count=400) as command:
+                wait_for(lambda before=before: len(paid.received) > before)
+                target = len(paid.received) + draw.randrange(16)
+                wait_for(lambda target=target: len(paid.received) >= target)
+                time.sleep(0.01 * draw.random())
+                command.kill()
+                assert command.wait() == -signal.SIGKILL
             time.sleep(0.05)  # requests that are on their way reach the server
             assert answered <= journalled(tmp_path)
             assert not answered & set(paid.received[before:])  # what is in the journal is never asked for again
         assert not (tmp_path / "out.jsonl").exists()
-        command = process(tmp_path, paid, count=400)
-        command.communicate()
+        with process(tmp_path, paid, count=400) as command:
+            command.communicate()
         assert command.returncode == 0
         assert len(paid.billed) == 400
         assert set(paid.billed.values()) == {1}
@@ -200,6 +209,6 @@ def test_killed_twenty_times_no_request_is_lost_and_none_is_paid_twice(tmp_path,
         rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert [row["seed"] for row in rows] == list(range(400))
     (tmp_path / "sound").mkdir()
-    with small_writer() as sound:
-        process(tmp_path / "sound", sound, count=400).communicate()
+    with small_writer() as sound, process(tmp_path / "sound", sound, count=400) as command:
+        command.communicate()
     assert (tmp_path / "sound" / "out.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()

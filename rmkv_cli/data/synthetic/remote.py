@@ -67,24 +67,32 @@ class _Run:
         self._under_way, self._noticed = 0, 0.0
         # Not a pool: Python waits for a pool's threads when it exits, even after a second Ctrl-C.
         count = min(writer.parallel, len(requests))
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        # Not join: before Python 3.13, a signal during a thread's join marks the thread as ended although it runs.
+        self._ended = [threading.Event() for _ in range(count)]
+        self._threads = [threading.Thread(target=self._run, args=(ended,), daemon=True) for ended in self._ended]
 
     def to_the_end(self) -> None:
         try:
             for thread in self._threads:
                 thread.start()
-            for thread in self._threads:
-                thread.join()
+            for ended in self._ended:
+                ended.wait()
         except BaseException:
             self._stop.set()
             if self._under_way:
                 stderr().print(f"Waiting for {plural(self._under_way, 'answer')}; Ctrl-C again abandons them.")
-            for thread in self._threads:
+            for thread, ended in zip(self._threads, self._ended, strict=True):
                 if thread.ident is not None:
-                    thread.join()
+                    ended.wait()
             raise
         if self._fault is not None:
             raise self._fault
+
+    def _run(self, ended: threading.Event) -> None:
+        try:
+            self._work()
+        finally:
+            ended.set()
 
     def _work(self) -> None:
         while not self._stop.is_set():

@@ -6,12 +6,12 @@ import resource
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, repeat
 
 import httpx2
 import pytest
-from small_server import running
+from small_server import running, wait_for
 
 from rmkv_cli.serving import connection
 
@@ -54,12 +54,12 @@ class TestDeadlines:
     def test_nor_is_one_that_comes_byte_by_byte(self, hasty):
         with hasty.connect() as client:
             client.settimeout(0.02)
-            for byte in HEALTH[:-2]:
-                client.sendall(bytes([byte]))
-                with suppress(TimeoutError):
-                    assert client.recv(1) == b""
-                    return
-        pytest.fail("it was waited for")
+            with suppress(ConnectionError):  # the server may close it while a byte is under way
+                for byte in chain(HEALTH[:-2], repeat(ord("x"))):
+                    client.sendall(bytes([byte]))
+                    with suppress(TimeoutError):
+                        assert client.recv(1) == b""
+                        break
 
     def test_nor_is_one_after_an_answer(self, hasty):
         client = hasty.connect()
@@ -81,10 +81,7 @@ class TestDeadlines:
         with running(*loaded, max_seconds=0.5) as server, server.connect() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
             client.sendall(PAGE * 1000)  # more than the system keeps on the way
-            until = time.monotonic() + 60
-            while server.server.server_state.connections:
-                assert time.monotonic() < until
-                time.sleep(0.05)
+            wait_for(lambda: not server.server.server_state.connections)
 
 
 @contextmanager
@@ -97,7 +94,7 @@ def served(folder, files):
             yield int(re.search(r":(\d+);", process.stderr.readline())[1]), process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait()
 
 
 def connect(port):
@@ -115,7 +112,7 @@ class TestNumber:
                 answer = httpx2.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60, trust_env=False)
                 assert answer.status_code == 200
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait() == 0
             assert process.stderr.read() == "ended\n"
 
     def test_where_none_is_silent_one_more_is_refused(self, folder):
@@ -127,7 +124,7 @@ class TestNumber:
             status, message = error_in(received(connect(port)))
             assert (status, message) == (503, "all 16 connections are taken; try again later")
             process.terminate()
-            assert process.wait(30) == 0  # without waiting for the bodies
+            assert process.wait() == 0  # without waiting for the bodies
             assert process.stderr.read() == "ended\n"
 
 

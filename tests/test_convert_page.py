@@ -54,7 +54,6 @@ SHORTER = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_it_can_be_followed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_real_sets(tmp_path / "hub")

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from documented import blocks, session
 
 README = Path(__file__).parents[1] / "README.md"
@@ -23,7 +22,6 @@ def test_the_python_example_runs(capsys):
     assert re.fullmatch(r"[\d,]+ parameters, a state of [\d,]+ bytes\n", capsys.readouterr().out)
 
 
-@pytest.mark.timeout(200)
 def test_the_commands_run_in_their_order(forker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mix, task = blocks(README, "toml")

@@ -20,7 +20,6 @@ def but_for_numbers(text):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_newcomer_can_follow_it_line_by_line(forker, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "README.md").symlink_to(ROOT / "README.md")

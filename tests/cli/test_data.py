@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -242,42 +243,50 @@ def processes(session):
     return found
 
 
+@contextmanager
+def mixing(folder):
+    """Start a mix that has no end, in a session of its own; kill whatever is left of it at the end of the block."""
+    command = [*COMMAND, "mix", "endless.toml", "--tokenizer", "t.json", "--out", "out", "--workers", "2"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True) as mix:
+        try:
+            yield mix
+        finally:
+            for number in processes(mix.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folder, how, code):
-    command = [*COMMAND, "mix", "endless.toml", "--tokenizer", "t.json", "--out", "out", "--workers", "2"]
-    mix = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    aside = folder / f".out.{mix.pid}.part"
-    shard = aside / "train-00000.arrow"
-    while not (shard.exists() and shard.stat().st_size > 1000):
-        assert time.monotonic() < deadline
-        assert mix.poll() is None, mix.stderr.read()
-        time.sleep(0.05)
-    assert len(processes(mix.pid)) > 2
-    if how == signal.SIGINT:
-        os.killpg(mix.pid, how)  # as a terminal does
-    else:
-        mix.send_signal(how)
-    stderr = mix.communicate(timeout=30)[1]
-    assert mix.returncode == code
-    assert "Traceback" not in stderr
-    while processes(mix.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    with mixing(folder) as mix:
+        aside = folder / f".out.{mix.pid}.part"
+        shard = aside / "train-00000.arrow"
+        while not (shard.exists() and shard.stat().st_size > 1000):
+            assert mix.poll() is None, mix.stderr.read()
+            time.sleep(0.05)
+        assert len(processes(mix.pid)) > 2
+        if how == signal.SIGINT:
+            os.killpg(mix.pid, how)  # as a terminal does
+        else:
+            mix.send_signal(how)
+        stderr = mix.communicate()[1]
+        assert mix.returncode == code
+        assert "Traceback" not in stderr
+        while processes(mix.pid):  # pytest's time limit ends it
+            time.sleep(0.05)
     assert not (folder / "out").exists()
     assert aside.exists() == (how == signal.SIGKILL)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_ctrl_c_while_the_workers_start_shows_no_traceback(folder):
-    command = [*COMMAND, "mix", "endless.toml", "--tokenizer", "t.json", "--out", "out", "--workers", "2"]
-    mix = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(processes(mix.pid)) < 3:  # itself, what counts the resources, and a worker, which now imports
-        assert mix.poll() is None, mix.stderr.read()
-        time.sleep(0.01)
-    os.killpg(mix.pid, signal.SIGINT)
-    stderr = mix.communicate(timeout=60)[1]
+    with mixing(folder) as mix:
+        while len(processes(mix.pid)) < 3:  # itself, what counts the resources, and a worker, which now imports
+            assert mix.poll() is None, mix.stderr.read()
+            time.sleep(0.01)
+        os.killpg(mix.pid, signal.SIGINT)
+        stderr = mix.communicate()[1]
     assert mix.returncode == 130
     assert "Traceback" not in stderr
     assert not (folder / "out").exists()

@@ -106,12 +106,12 @@ def test_stop_strings(saved, monkeypatch, capsys):
 
 def test_the_text_comes_as_it_is_written_and_ctrl_c_ends_it_cleanly(saved):
     arguments = ["generate", "--model", str(saved[0]), "--prompt", "", "--max-tokens", "100000000"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "rmkv_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout.read(200)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        assert process.stdout.read(200)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
     assert process.returncode == 130
     assert out.endswith(b"\n")
     assert b"Traceback" not in err

@@ -20,7 +20,6 @@ train.micro_batch_size=4 train.segments_max=2 train.eval_tokens=500 train.precis
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_the_documented_session_runs(tmp_path):
     documented = session(DOCS)
     write_real_sets(tmp_path / "sets")

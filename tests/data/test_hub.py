@@ -65,7 +65,6 @@ def noted(file):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_through_twenty_kills_and_faults_come_the_rows_that_would_have_come(hub, environment, tokenizer, tmp_path):
     draw = random.Random(0)
     faults = [{"status": 503}, {"status": 429, "retry_after": 0}, {"cut": 1000}, {"slow": 0.3}]

@@ -182,7 +182,7 @@ def test_a_signal_to_the_launcher_ends_the_step_everywhere_and_saves(written, tm
     run = tmp_path / "run"
     with launched(file, run) as job:
         job.send_signal(number)
-        _, told = job.communicate(timeout=60)
+        _, told = job.communicate()
     assert job.returncode == code
     assert told.endswith(f"stopped; go on with: rmkv train --resume --run {run}\n")
     steps = [record["step"] for record in read_metrics(run / "metrics.jsonl")]
@@ -194,14 +194,14 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(written, tmp_path):
     _, file = written(tokens=100_000)
     with launched(file, tmp_path / "run") as job:
         os.kill(worker(job, rank=1), signal.SIGKILL)
-        _, told = job.communicate(timeout=60)
+        _, told = job.communicate()
     assert job.returncode == 1
     assert "error: rank 1 ended first (killed by SIGKILL), and the others with it; go on with: rmkv train" in told
     assert "Traceback" not in told
 
     with launched(file, tmp_path / "other", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "--") as job:
         os.kill(worker(job, rank=1), signal.SIGKILL)
-        _, told = job.communicate(timeout=60)
+        _, told = job.communicate()
     assert job.returncode == 1
     assert "rank      : 1" in told.partition("Root Cause")[2]
 

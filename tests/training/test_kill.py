@@ -59,7 +59,6 @@ def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("way", "tokens", "kills"), [("make_config", 6000, 6), ("streamed", 4000, 3)])
 def test_killed_many_times_it_ends_as_if_it_had_not_been(forker, way, tokens, kills, request, tmp_path):
     file = tmp_path / "config.toml"
@@ -75,7 +74,6 @@ def test_killed_many_times_it_ends_as_if_it_had_not_been(forker, way, tokens, ki
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_many_times_among_foreign_files_and_an_immutable_checkpoint_it_ends_the_same(
     forker, make_config, tmp_path
 ):
@@ -117,7 +115,6 @@ def kill_many_times(forker, file, run, kills):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_before_any_step_of_writing_it_ends_the_same(make_config, tmp_path, monkeypatch):
     """A process dies right before its n-th fsync, rename or symlink, for every n until it comes to its end."""
     monkeypatch.setattr(sample, "TEXT_TOKENS", 16)

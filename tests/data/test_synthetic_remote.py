@@ -9,8 +9,10 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
+from forked import Forker
 from small_writer import FAULTS, a_recipe, small_writer
 
 from rmkv_cli.config import Writer
@@ -18,6 +20,7 @@ from rmkv_cli.data.synthetic import generate_data, remote, remote_writer
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import plural
 
+GENERATE = "data", "generate", "r.toml", "--out", "out.jsonl"
 RECIPE = """
 count = {count}
 prompt = "Write about {{topic}}."
@@ -116,11 +119,11 @@ def test_the_server_s_wait_is_a_number_or_a_date():
 
 
 @contextmanager
-def process(folder, paid, count=40, parallel=6):
+def process(folder, paid, parallel=6):
     """Run the command; kill it at the end of the block if it still runs."""
-    text = RECIPE.format(count=count, url=paid.url).replace("parallel = 6", f"parallel = {parallel}")
+    text = RECIPE.format(count=40, url=paid.url).replace("parallel = 6", f"parallel = {parallel}")
     (folder / "r.toml").write_text(text)
-    command = [sys.executable, "-m", "rmkv_cli", "data", "generate", "r.toml", "--out", "out.jsonl"]
+    command = [sys.executable, "-m", "rmkv_cli", *GENERATE]
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=folder, text=True, **output) as command:
         try:
@@ -183,32 +186,40 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_twenty_times_no_request_is_lost_and_none_is_paid_twice(tmp_path, seed):
+def test_killed_twenty_times_no_request_is_lost_and_none_is_paid_twice(tmp_path, monkeypatch, seed):
     draw = random.Random(seed)
-    with small_writer(share=0.3, seed=seed) as paid:
+    with (
+        small_writer(share=0.3, seed=seed) as paid,
+        small_writer() as sound,
+        Forker("httpx2", "rmkv_cli.cli.main", "rmkv_cli.data.synthetic") as forker,
+    ):
+
+        def begun(name, server):
+            (tmp_path / name).mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path / name)
+            Path("r.toml").write_text(RECIPE.format(count=400, url=server.url))
+            return forker.start("rmkv_cli.__main__:main", *GENERATE)
+
+        folder = tmp_path / "killed"
         for _ in range(20):
-            answered = journalled(tmp_path)
+            answered = journalled(folder)
             before = len(paid.received)
-            with process(tmp_path, paid, count=400) as command:
-                wait_for(lambda before=before: len(paid.received) > before)
-                target = len(paid.received) + draw.randrange(16)
-                wait_for(lambda target=target: len(paid.received) >= target)
-                time.sleep(0.01 * draw.random())
-                command.kill()
-                assert command.wait() == -signal.SIGKILL
+            command = begun("killed", paid)
+            wait_for(lambda before=before: len(paid.received) > before)
+            target = len(paid.received) + draw.randrange(16)
+            wait_for(lambda target=target: len(paid.received) >= target)
+            time.sleep(0.01 * draw.random())
+            command.kill()
+            assert command.wait() == -signal.SIGKILL
             time.sleep(0.05)  # requests that are on their way reach the server
-            assert answered <= journalled(tmp_path)
+            assert answered <= journalled(folder)
             assert not answered & set(paid.received[before:])  # what is in the journal is never asked for again
-        assert not (tmp_path / "out.jsonl").exists()
-        with process(tmp_path, paid, count=400) as command:
-            command.communicate()
-        assert command.returncode == 0
+        assert not (folder / "out.jsonl").exists()
+        assert begun("killed", paid).wait() == 0
         assert len(paid.billed) == 400
         assert set(paid.billed.values()) == {1}
-        assert journalled(tmp_path) == set(paid.billed)
-        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert journalled(folder) == set(paid.billed)
+        rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
         assert [row["seed"] for row in rows] == list(range(400))
-    (tmp_path / "sound").mkdir()
-    with small_writer() as sound, process(tmp_path / "sound", sound, count=400) as command:
-        command.communicate()
-    assert (tmp_path / "sound" / "out.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+        assert begun("sound", sound).wait() == 0
+    assert (tmp_path / "sound" / "out.jsonl").read_bytes() == (folder / "out.jsonl").read_bytes()

@@ -1,5 +1,14 @@
 """What a run is, as frozen data: the model, the training, the mix; read from presets, files and overrides."""
 
+from rmkv_cli.config.exercises import (
+    ArithmeticExercises,
+    CountdownExercises,
+    Exercises,
+    ExerciseSource,
+    ReasoningGymExercises,
+    SortingExercises,
+    SpellingExercises,
+)
 from rmkv_cli.config.load import (
     dump_toml,
     load_any,
@@ -29,9 +38,13 @@ from rmkv_cli.config.train import AdapterConfig, Config, Stage, TeacherConfig, T
 
 __all__ = [
     "AdapterConfig",
+    "ArithmeticExercises",
     "Config",
     "CopySource",
+    "CountdownExercises",
     "DataRecipe",
+    "ExerciseSource",
+    "Exercises",
     "FactsSource",
     "FileSource",
     "Filters",
@@ -43,13 +56,16 @@ __all__ = [
     "NoiseSource",
     "Phase",
     "QuantizationConfig",
+    "ReasoningGymExercises",
     "RecallSource",
     "ReverseSource",
     "RopeConfig",
     "Sampling",
     "Section",
     "Slot",
+    "SortingExercises",
     "Source",
+    "SpellingExercises",
     "Stage",
     "Supervise",
     "TaskSource",

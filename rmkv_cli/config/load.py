@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from rmkv_cli.config.exercises import Exercises
 from rmkv_cli.config.mix import MixConfig, Source
 from rmkv_cli.config.model import ModelConfig
 from rmkv_cli.config.numbers import WANTED
@@ -21,11 +22,12 @@ from rmkv_cli.errors import UserError, did_you_mean
 from rmkv_cli.files import read_whole
 
 S = TypeVar("S", bound=Section)
-SOURCES: dict[int | str, type[BaseModel]] = {
-    get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(Source)[0])
-}
+SOURCES, EXERCISES = (
+    {get_args(section.model_fields["kind"].annotation)[0]: section for section in get_args(get_args(union)[0])}
+    for union in (Source, Exercises)
+)
+KINDS: dict[int | str, type[BaseModel]] = SOURCES | EXERCISES
 MOST_LINES, LONGEST_LINE = 50, 1000  # bounds of the report of a file's errors
-_KINDS = "{}, or {}".format(", ".join(map(repr, list(SOURCES)[:-1])), repr(list(SOURCES)[-1]))
 
 
 def tunes_only(name: str) -> bool:
@@ -195,8 +197,8 @@ def _locate(kind: type[BaseModel], data: Any, loc: tuple[int | str, ...]) -> tup
     for before, part in zip((None, *loc), loc, strict=False):
         if isinstance(part, int):
             key += f"[{part}]"
-        elif isinstance(before, int) and part in SOURCES:
-            section = SOURCES[part]  # pydantic's mark of which kind of source it tried; not a key
+        elif isinstance(before, int) and part in KINDS:
+            section = KINDS[part]  # pydantic's mark of which kind it tried; not a key
             continue
         else:
             key += f".{part}" if key else part
@@ -248,15 +250,23 @@ def _paths(kind: type[BaseModel], before: str = "") -> Iterator[str]:
             yield from _paths(field.annotation, f"{before}{name}.")
 
 
+def _kinds(loc: Sequence[int | str]) -> list[str]:
+    """Return the kinds that an entry of a list at `loc` may have: `sources`, or the exercises of rollouts."""
+    return list(SOURCES if "sources" in loc else EXERCISES)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(map(repr, words[:-1]))}, or {words[-1]!r}"
+
+
 def _explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "int_parsing":
         return f"{WANTED}, got '{problem['input']}'"
     if problem["type"] == "union_tag_invalid":
-        given = problem["ctx"]["tag"]
-        hint = did_you_mean(given, map(str, SOURCES))
-        return f"kind should be {_KINDS}, got '{given}'{hint}"
+        given, kinds = problem["ctx"]["tag"], _kinds(problem["loc"])
+        return f"kind should be {_listed(kinds)}, got '{given}'{did_you_mean(given, kinds)}"
     if problem["type"] == "union_tag_not_found":
-        return f"kind is missing; it should be {_KINDS}"
+        return f"kind is missing; it should be {_listed(_kinds(problem['loc']))}"
     if problem["type"] == "missing":
         return "is missing"
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")

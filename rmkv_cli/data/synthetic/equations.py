@@ -29,14 +29,27 @@ def wrong_equation(text: str) -> str | None:
     for left, right in found:
         shown = " ".join(f"{left}= {right}".split())
         try:
-            value = _value(ast.parse(left.translate(SIGNS).strip(), mode="eval").body)
+            value = evaluate(left.translate(SIGNS))
             said = right.translate(SIGNS).replace(" ", "")
             decimals = len(said.partition(".")[2])
             if abs(value - Fraction(said)) * 2 * 10**decimals > (1 if decimals else 0):
                 return f"{shown} is wrong"
-        except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        except (ValueError, ZeroDivisionError):
             return f"{shown} cannot be computed"
     return None
+
+
+def evaluate(calculation: str) -> Fraction:
+    """Return the value of numbers with + - * / and parentheses, exactly.
+
+    Raises:
+        ValueError: the calculation has something else, or is incomplete or nested too deeply.
+        ZeroDivisionError: it divides by zero.
+    """
+    try:
+        return _value(ast.parse(calculation.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError) as error:  # the parser's reactions to deep nesting
+        raise ValueError(str(error)) from None
 
 
 def _value(node: ast.expr) -> Fraction:

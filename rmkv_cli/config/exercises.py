@@ -1,0 +1,80 @@
+"""Exercises that reinforcement learns from: each has a prompt and a scorer, at one or more levels of difficulty."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from rmkv_cli.config.section import Section
+from rmkv_cli.config.tasks import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
+
+
+class ExerciseSource(Section):
+    """Keys that all exercises in words share. An answer is right or wrong; a thought before it does not count."""
+
+    weight: float = Field(1, gt=0, le=1e9)
+    """Its share of the exercises is weight / (sum of all weights)."""
+
+
+class ArithmeticExercises(ExerciseSource):
+    """Add, subtract and multiply two whole numbers: "What is 7 + 5?"."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    digits: list[Annotated[int, Field(ge=1, le=9)]] = Field([1, 2, 3], min_length=1)
+    """Levels: digits of each number."""
+
+
+class CountdownExercises(ExerciseSource):
+    """Reach a target with + - * / and the given numbers, each used at most once."""
+
+    kind: Literal["countdown"] = "countdown"
+    numbers: list[Annotated[int, Field(ge=2, le=8)]] = Field([3, 4], min_length=1)
+    """Levels: how many numbers are given."""
+
+
+class SpellingExercises(ExerciseSource):
+    """Spell a made-up word letter by letter, forwards or backwards: "m-i-k-o"."""
+
+    kind: Literal["spelling"] = "spelling"
+    letters: list[Annotated[int, Field(ge=2, le=64)]] = Field([4, 6, 8], min_length=1)
+    """Levels: letters of the word."""
+
+
+class SortingExercises(ExerciseSource):
+    """Sort whole numbers from smallest to largest or from largest to smallest."""
+
+    kind: Literal["sorting"] = "sorting"
+    items: list[Annotated[int, Field(ge=2, le=64)]] = Field([3, 5], min_length=1)
+    """Levels: how many numbers there are to sort."""
+
+
+class ReasoningGymExercises(ExerciseSource):
+    """A data set of the package reasoning-gym (2025). Only an answer with its scorer's full marks is right."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str = Field(min_length=1)
+    """Its name there, for instance spell_backward."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its options, which set the difficulty."""
+
+
+def _without_text(task: Section) -> Section:
+    if isinstance(task, TaskSource) and task.text is not None:
+        raise ValueError(f"text = '{task.text}' names a source of a mix, which exercises do not have; remove the key")
+    return task
+
+
+Exercises = Annotated[
+    ArithmeticExercises
+    | CountdownExercises
+    | SpellingExercises
+    | SortingExercises
+    | ReasoningGymExercises
+    | RecallSource
+    | CopySource
+    | ReverseSource
+    | NeedleSource
+    | FactsSource,
+    Field(discriminator="kind"),
+    AfterValidator(_without_text),
+]
+"""Exercises of one kind: in words, or a memory task, whose levels are all combinations of its two lists."""

@@ -1,0 +1,54 @@
+"""Arithmetic, spelling and sorting, asked in words."""
+
+import re
+
+import numpy as np
+
+from rmkv_cli.data.exercises.exercise import NUMBER, Puzzle, only
+
+HYPHENATED = re.compile(r"[\w-]*\w-\w[\w-]*")
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
+
+
+def arithmetic(digits: int, rng: np.random.Generator) -> Puzzle:
+    """Return a sum, a difference or a product of two numbers with so many digits.
+
+    The answer's numbers should be the result alone, or the two numbers and then the result: "12", "The answer is 12."
+    and "7 + 5 = 12" are right; "12 or 13" and "12, 12" are wrong.
+    """
+    a, b = rng.integers(10 ** (digits - 1), 10**digits, 2).tolist()
+    a, b = max(a, b), min(a, b)
+    sign, word, result = [("+", "plus", a + b), ("-", "minus", a - b), ("*", "times", a * b)][rng.integers(3)]
+    form = ["What is {} {} {}?", "Calculate {} {} {}.", "How much is {} {} {}?"][rng.integers(3)]
+    question = form.format(a, [sign, word][rng.integers(2)], b)
+    return Puzzle(question, str(result), only(NUMBER, [str(result)], [str(a), str(b), str(result)]))
+
+
+def spelling(letters: int, rng: np.random.Generator) -> Puzzle:
+    """Return a made-up word with so many letters to spell, forwards or backwards.
+
+    The answer should contain one hyphenated word, the spelling: "m-i-k-o".
+    """
+    first = rng.integers(2)
+    word = "".join(rng.choice(list((CONSONANTS, VOWELS)[(first + i) % 2])) for i in range(letters))
+    backwards = rng.random() < 0.5
+    answer = "-".join(word[::-1] if backwards else word)
+    way = " backwards" if backwards else ""
+    question = f'Spell the word "{word}"{way}, letter by letter, with a hyphen between letters.'
+    return Puzzle(question, answer, only(HYPHENATED, [answer]))
+
+
+def sorting(items: int, rng: np.random.Generator) -> Puzzle:
+    """Return so many different numbers to sort, which are not in order.
+
+    The answer's numbers should be the sorted ones and no others.
+    """
+    down = rng.random() < 0.5
+    numbers = sorted(rng.choice(np.arange(1, 100), items, replace=False).tolist(), reverse=down)
+    given = numbers
+    while given == numbers:
+        given = rng.permutation(numbers).tolist()
+    way = "largest to smallest" if down else "smallest to largest"
+    answer = ", ".join(map(str, numbers))
+    question = f"Sort from {way}: {', '.join(map(str, given))}"
+    return Puzzle(question, answer, only(NUMBER, list(map(str, numbers))))

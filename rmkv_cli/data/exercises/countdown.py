@@ -9,8 +9,10 @@ import numpy as np
 from rmkv_cli.data.exercises.exercise import Puzzle
 from rmkv_cli.data.synthetic.equations import SIGNS, evaluate
 
-CALCULATION = re.compile(r"(?<![\w.])[-(\d][-+*/() =\d]*+(?!\w)")
-"""The longest run of what calculations consist of, not attached to a word."""
+CALCULATION = re.compile(r"(?<![-+*/()=\s\d])[-+*/()=\s]*\d[-+*/()=\s\d]*")
+"""The longest run of what calculations consist of."""
+ATTACHED = re.compile(r"[^\W\d][(\d]|[\d)][^\W\d]|\.\d")
+"""A calculation's characters as part of a name, a call or a decimal number."""
 LONGEST = 200
 """Characters of a calculation."""
 
@@ -41,8 +43,8 @@ def countdown(numbers: int, rng: np.random.Generator) -> Puzzle:
 
 def reaches(answer: str, target: int, given: Sequence[int]) -> bool:
     """Return whether an answer contains exactly one calculation and that one reaches the target with given numbers."""
-    found = [run for run in CALCULATION.findall(answer.translate(SIGNS)) if re.search(r"\d", run)]
-    if len(found) != 1 or len(found[0]) > LONGEST:
+    found = CALCULATION.findall(answer.translate(SIGNS))
+    if len(found) != 1 or len(found[0]) > LONGEST or ATTACHED.search(answer):
         return False
     calculation, equals, result = found[0].partition("=")
     used = Counter(re.findall(r"\d+", calculation))

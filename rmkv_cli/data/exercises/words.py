@@ -6,7 +6,7 @@ import numpy as np
 
 from rmkv_cli.data.exercises.exercise import NUMBER, Puzzle, only
 
-HYPHENATED = re.compile(r"[\w-]*\w-\w[\w-]*")
+HYPHENATED = re.compile(r"(?<![\w-])[\w-]*\w-\w[\w-]*")
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 

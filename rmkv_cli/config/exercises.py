@@ -9,7 +9,7 @@ from rmkv_cli.config.tasks import CopySource, FactsSource, NeedleSource, RecallS
 
 
 class ExerciseSource(Section):
-    """Keys that all exercises in words share. An answer is right or wrong; a thought before it does not count."""
+    """Keys that all exercises in words share. An answer scores 1 or 0, and a thought before it is ignored."""
 
     weight: float = Field(1, gt=0, le=1e9)
     """Its share of the exercises is weight / (sum of all weights)."""
@@ -20,7 +20,7 @@ class ArithmeticExercises(ExerciseSource):
 
     kind: Literal["arithmetic"] = "arithmetic"
     digits: list[Annotated[int, Field(ge=1, le=9)]] = Field([1, 2, 3], min_length=1)
-    """Levels: digits of each number."""
+    """Levels: number of digits of each operand."""
 
 
 class CountdownExercises(ExerciseSource):
@@ -36,7 +36,7 @@ class SpellingExercises(ExerciseSource):
 
     kind: Literal["spelling"] = "spelling"
     letters: list[Annotated[int, Field(ge=2, le=64)]] = Field([4, 6, 8], min_length=1)
-    """Levels: letters of the word."""
+    """Levels: number of letters."""
 
 
 class SortingExercises(ExerciseSource):
@@ -44,17 +44,20 @@ class SortingExercises(ExerciseSource):
 
     kind: Literal["sorting"] = "sorting"
     items: list[Annotated[int, Field(ge=2, le=64)]] = Field([3, 5], min_length=1)
-    """Levels: how many numbers there are to sort."""
+    """Levels: how many numbers are to be sorted."""
 
 
 class ReasoningGymExercises(ExerciseSource):
-    """A data set of the package reasoning-gym (2025). Only an answer with its scorer's full marks is right."""
+    """A data set of the package reasoning-gym (2025). Only full marks from its own scorer count.
+
+    Data sets whose scorer would run a model's answer as Python code are refused.
+    """
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: str = Field(min_length=1)
-    """Its name there, for instance spell_backward."""
+    """Its name in the package, for instance spell_backward."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Its options, which set the difficulty."""
+    """Options of the data set, which set the difficulty."""
 
 
 def _without_text(task: Section) -> Section:

@@ -1,6 +1,7 @@
 """Scorers of exercises cannot be fooled: an answer earns its reward only by being the right one, and nothing else."""
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ SEEDS = range(5)
 TOKENIZER = train_tokenizer(iter(["The grass is green. Make 12 from 3 and 4; spell m-i-k-o."] * 2), 400)
 
 
+@cache
 def exercises(kind, seed, tokenizer=TOKENIZER):
     """Return an exercise of each level of a kind."""
     table = {"kind": kind} | ({"segments": [0, 3], "segment_length": 16} if kind in MEMORY else {})
@@ -68,7 +70,7 @@ def test_hedges_earn_nothing(kind, hedge):
             right, wrong = TOKENIZER.decode(exercise.answer), TOKENIZER.decode(wrong_answer(kind, exercise, number))
             fill = {"right": right, "wrong": wrong, "question": exercise.question}
             text = HEDGES[hedge].format(hundred=" ".join([right] * 100), lines="\n".join([right] * 100), **fill)
-            assert exercise.score(TOKENIZER.encode(text), text) == 0, (exercise.question, text)
+            assert exercise.score([], text) == 0, (exercise.question, text)
 
 
 @pytest.mark.parametrize("form", ["{}", " {} ", "{}\n", "<think>Is it 7, or a-b?</think>{}", "<think></think>\n\n{}"])
@@ -77,7 +79,7 @@ def test_the_right_answer_earns_everything_whatever_was_thought(kind, form):
     for seed in SEEDS:
         for exercise in exercises(kind, seed):
             text = form.format(TOKENIZER.decode(exercise.answer))
-            assert exercise.score(TOKENIZER.encode(text), text) == 1, (exercise.question, text)
+            assert exercise.score([], text) == 1, (exercise.question, text)
 
 
 @pytest.mark.parametrize("kind", MEMORY)

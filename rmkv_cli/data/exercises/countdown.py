@@ -12,16 +12,16 @@ from rmkv_cli.data.synthetic.equations import SIGNS, evaluate
 CALCULATION = re.compile(r"(?<![-+*/()=\s\d])[-+*/()=\s]*\d[-+*/()=\s\d]*")
 """The longest run of what calculations consist of."""
 ATTACHED = re.compile(r"[^\W\d][(\d]|[\d)][^\W\d]|\.\d")
-"""A calculation's characters as part of a name, a call or a decimal number."""
+"""Characters of a calculation that belong to a name, a call or a decimal number."""
 LONGEST = 200
-"""Characters of a calculation."""
+"""Most characters of a calculation."""
 
 
 def countdown(numbers: int, rng: np.random.Generator) -> Puzzle:
-    """Return a target to reach with so many numbers from 1 to 25.
+    """Return a target to reach with `numbers` numbers from 1 to 25.
 
-    The answer should contain one calculation, alone or followed by "= target", that reaches the target with + - * /
-    and uses each given number at most once: "3 * 7 + 25 = 46".
+    An answer is right if it contains one calculation, alone or followed by "= target", that reaches the target with
+    + - * / and uses each given number at most once: "3 * 7 + 25 = 46".
     """
     while True:
         given = rng.integers(1, 26, numbers).tolist()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 NUMBER = re.compile(r"(?:(?<![\d)])[-−])?\d+(?:,\d{3})*(?:\.\d+)?")
-"""A number with its sign; the minus in 7-5 is none."""
+"""A number with its sign. The minus in 7-5 is an operator, not a sign."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,11 @@ class Exercise:
     length: int | None
     """Exact number of tokens of an answer; None: the answer ends with one of the model's end tokens."""
     score: Callable[[Sequence[int], str], float]
-    """Return 1 for a right answer and 0 for any other, given its ids and its text without the token that ends it."""
+    """Scorer of answers: returns 1 for a right answer and 0 for any other.
+
+    Its arguments are the answer's ids and its text, both without the token that ends it. Exercises in words are scored
+    by the text, memory tasks by the ids.
+    """
 
 
 class Puzzle(NamedTuple):
@@ -32,20 +36,20 @@ class Puzzle(NamedTuple):
     answer: str
     """A right answer."""
     score: Callable[[str], float]
-    """Return the score, 0 to 1, of an answer without its thought."""
+    """Scorer of answers, each without its thought: returns 1 or 0."""
 
 
 def only(pattern: re.Pattern[str], *accepted: Sequence[str]) -> Callable[[str], float]:
-    """Return a scorer: an answer is right if all that `pattern` finds in it, in order, is one of the accepted lists.
+    """Return a scorer that compares all matches of `pattern` in an answer, in order, with the accepted lists.
 
-    An answer with several candidates is thus wrong, even if all of them are the right one.
+    An answer with several candidates is wrong, even if all of them are right.
     """
     right = [list(found) for found in accepted]
     return lambda answer: float(pattern.findall(answer) in right)
 
 
 def final_answer(text: str, opened: str, closed: str) -> str:
-    """Return what follows the last thought in a generated text: "" if a thought is not closed.
+    """Return what follows the last thought in a generated text, or "" if a thought is not closed.
 
     Args:
         text: the generated text; where the prompt opened a thought, with `opened` before it.

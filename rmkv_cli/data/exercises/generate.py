@@ -30,7 +30,7 @@ WORDS: dict[type, tuple[str, Callable[[int, np.random.Generator], Puzzle]]] = {
     SpellingExercises: ("letters", spelling),
     SortingExercises: ("items", sorting),
 }
-"""The list of levels, and what makes an exercise of one, for each kind in words."""
+"""For each kind in words: the key of its levels, and the function that makes an exercise of a level."""
 
 
 def levels(task: Exercises) -> list[str]:
@@ -45,7 +45,7 @@ def make_exercise(task: Exercises, level: str, tokenizer: Tokenizer, rng: np.ran
     """Return an exercise, which depends on the arguments alone.
 
     Args:
-        task: what is asked.
+        task: kind and settings of the exercise.
         level: one of the task's `levels`.
         tokenizer: the model's, which determines the format of conversations too.
         rng: draws the exercise.
@@ -64,7 +64,7 @@ def make_exercise(task: Exercises, level: str, tokenizer: Tokenizer, rng: np.ran
 
 
 def _settings(task: Any) -> dict[str, tuple[Any, ...]]:
-    """Return what distinguishes a task's levels, by their names."""
+    """Return the settings of each level by the level's name."""
     if isinstance(task, TaskSource):
         axis, rows = row_axis(task)
         return {f"{task.name} {axis}={row} segments={n}": (row, n) for row in rows for n in task.segments}

@@ -11,10 +11,10 @@ CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def arithmetic(digits: int, rng: np.random.Generator) -> Puzzle:
-    """Return a sum, a difference or a product of two numbers with so many digits.
+    """Return a question for the sum, difference or product of two numbers, each with `digits` digits.
 
-    The answer's numbers should be the result alone, or the two numbers and then the result: "12", "The answer is 12."
-    and "7 + 5 = 12" are right; "12 or 13" and "12, 12" are wrong.
+    An answer is right if the result is its only number, or follows the question's two numbers: "12", "The answer is
+    12." and "7 + 5 = 12" are right; "12 or 13" and "12, 12" are wrong.
     """
     a, b = rng.integers(10 ** (digits - 1), 10**digits, 2).tolist()
     a, b = max(a, b), min(a, b)
@@ -25,9 +25,9 @@ def arithmetic(digits: int, rng: np.random.Generator) -> Puzzle:
 
 
 def spelling(letters: int, rng: np.random.Generator) -> Puzzle:
-    """Return a made-up word with so many letters to spell, forwards or backwards.
+    """Return a made-up word of `letters` letters to spell, forwards or backwards.
 
-    The answer should contain one hyphenated word, the spelling: "m-i-k-o".
+    An answer is right if its only hyphenated word is the spelling: "m-i-k-o".
     """
     first = rng.integers(2)
     word = "".join(rng.choice(list((CONSONANTS, VOWELS)[(first + i) % 2])) for i in range(letters))
@@ -39,9 +39,9 @@ def spelling(letters: int, rng: np.random.Generator) -> Puzzle:
 
 
 def sorting(items: int, rng: np.random.Generator) -> Puzzle:
-    """Return so many different numbers to sort, which are not in order.
+    """Return `items` distinct numbers to sort; the question never shows them in order.
 
-    The answer's numbers should be the sorted ones and no others.
+    An answer is right if its numbers are the sorted ones and no others: "3, 17, 45".
     """
     down = rng.random() < 0.5
     numbers = sorted(rng.choice(np.arange(1, 100), items, replace=False).tolist(), reverse=down)

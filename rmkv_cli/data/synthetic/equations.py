@@ -8,7 +8,7 @@ from fractions import Fraction
 
 _TERM = r"[-(\s]*\d[\d,.]*[)\s]*"
 EQUATION = re.compile(rf"(?<![\w.])({_TERM}(?:[-+*/×÷−]{_TERM})+)=\s*(?=(-?\s*\d[\d,]*(?:\.\d+)?))")
-SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", ",": None})
+SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-"})
 OPERATORS: dict[type[ast.AST], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -29,8 +29,8 @@ def wrong_equation(text: str) -> str | None:
     for left, right in found:
         shown = " ".join(f"{left}= {right}".split())
         try:
-            value = evaluate(left.translate(SIGNS))
-            said = right.translate(SIGNS).replace(" ", "")
+            value = evaluate(left.translate(SIGNS).replace(",", ""))
+            said = right.translate(SIGNS).replace(",", "").replace(" ", "")
             decimals = len(said.partition(".")[2])
             if abs(value - Fraction(said)) * 2 * 10**decimals > (1 if decimals else 0):
                 return f"{shown} is wrong"

@@ -23,6 +23,7 @@ from rmkv_cli.config import (
     ModelConfig,
     Phase,
     QuantizationConfig,
+    RolloutsConfig,
     RopeConfig,
     Sampling,
     Section,
@@ -37,7 +38,7 @@ from rmkv_cli.config import (
     load_config,
     preset_path,
 )
-from rmkv_cli.config.load import SOURCES
+from rmkv_cli.config.load import EXERCISES, SOURCES
 
 START = """\
 # Configuration: every key
@@ -150,6 +151,13 @@ def page() -> Iterator[str]:
     yield f"\n### [train]\n\n{table(TrainConfig, ('stages',), presets=trains)}"
     yield f"\n### [train.adapter]\n\n{inspect.getdoc(AdapterConfig)}\n\n{table(AdapterConfig)}"
     yield f"\n### [train.teacher]\n\n{inspect.getdoc(TeacherConfig)}\n\n{table(TeacherConfig)}"
+    yield f"\n### [train.rollouts]\n\n{inspect.getdoc(RolloutsConfig)}\n\n{table(RolloutsConfig, ('tasks',))}"
+    yield f"\n### [[train.rollouts.tasks]]\n\n{meanings(RolloutsConfig)['tasks']} Its keys depend on its "
+    yield "`kind`: the memory tasks have those of [[[sources]]](#sources) of the same kind, without `text`.\n"
+    for kind, task in EXERCISES.items():
+        if not issubclass(task, TaskSource):
+            keys = table(task, ("kind",))
+            yield f'\n### [[train.rollouts.tasks]]: kind = "{kind}"\n\n{inspect.getdoc(task)}\n\n{keys}'
     yield f"\n### [[train.stages]]\n\n{inspect.getdoc(Stage)}\n\n{table(Stage)}"
     yield f"\n## The mix\n\n[data.md](data.md) describes mixes.\n\n{table(MixConfig, ('phases', 'sources'))}"
     yield f"\n### [[phases]]\n\n{meanings(MixConfig)['phases']}\n\n{table(Phase)}"

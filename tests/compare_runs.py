@@ -12,7 +12,7 @@ from rmkv_cli.training import train
 from rmkv_cli.training.metrics import read_metrics
 from rmkv_cli.training.trainer import Trainer
 
-TIMES = {"tokens_per_second", "data_wait", "flops_per_second"}
+TIMES = {"tokens_per_second", "data_wait", "flops_per_second", "written_tokens_per_second", "learned_tokens_per_second"}
 
 
 def curve(run):

@@ -34,7 +34,7 @@ from rmkv_cli.config.tasks import (
     ReverseSource,
     TaskSource,
 )
-from rmkv_cli.config.train import AdapterConfig, Config, Stage, TeacherConfig, TrainConfig
+from rmkv_cli.config.train import AdapterConfig, Config, RolloutsConfig, Stage, TeacherConfig, TrainConfig
 
 __all__ = [
     "AdapterConfig",
@@ -59,6 +59,7 @@ __all__ = [
     "ReasoningGymExercises",
     "RecallSource",
     "ReverseSource",
+    "RolloutsConfig",
     "RopeConfig",
     "Sampling",
     "Section",

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rmkv_cli.config.exercises import Exercises
 from rmkv_cli.config.model import ModelConfig
 from rmkv_cli.config.section import Section
+from rmkv_cli.config.tasks import TaskSource
 from rmkv_cli.errors import did_you_mean
 
 TRAINABLE = ("memory", "store", "norms", "embeddings", "attention", "feed_forward", "memory start")
@@ -51,6 +53,23 @@ class TeacherConfig(Section):
         for name in ("share", "temperature"):
             if fields.get("model", "") is None and fields.get(name, 1.0) != 1.0:
                 yield f"{name} = {fields[name]} needs a teacher; set train.teacher.model"
+
+
+class RolloutsConfig(Section):
+    """Learning from the model's own answers to exercises: see [reinforcement learning](reinforcement.md)."""
+
+    tasks: list[Exercises] = Field([])
+    """Kinds of exercises, `[[train.rollouts.tasks]]`. Without any, the run trains on documents."""
+    samples: int = Field(8, ge=1, le=1 << 16)
+    """Answers to each prompt; batch_size / samples prompts are answered in a step."""
+    max_tokens: int = Field(512, ge=1)
+    """Maximum number of tokens of an answer. Answers that are cut there get no reward and teach nothing."""
+
+    @property
+    def longest(self) -> int:
+        """Estimated length of the longest row in tokens."""
+        noise = (max(task.segments) * task.segment_length for task in self.tasks if isinstance(task, TaskSource))
+        return max(noise, default=0) + self.max_tokens
 
 
 class Stage(Section):
@@ -166,6 +185,7 @@ class TrainConfig(Section):
     """Checkpoints kept, besides the best."""
     adapter: AdapterConfig = AdapterConfig()
     teacher: TeacherConfig = TeacherConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
     stages: list[Stage] = Field([])
     """Consecutive stages of the run. Without them, a run with a teacher is a single stage of kind distil."""
 
@@ -195,6 +215,9 @@ class TrainConfig(Section):
         match fields:
             case {"schedule": "wsd", "warmup": warmup, "decay": decay} if warmup + decay > 1:
                 yield f"warmup + decay = {warmup + decay} is above 1, the whole training"
+        match fields:
+            case {"rollouts": RolloutsConfig(tasks=[_, *_])}:
+                yield from _wrong_rollouts(fields)
         if "stages" in fields:
             yield from _wrong_stages(fields)
 
@@ -218,6 +241,19 @@ def _wrong_ranges(fields: dict[str, Any]) -> Iterator[str]:
             yield f"final_learning_rate = {final} is above learning_rate = {rate}"
 
 
+def _wrong_rollouts(fields: dict[str, Any]) -> Iterator[str]:
+    rollouts = fields["rollouts"]
+    match fields:
+        case {"batch_size": batch} if batch % rollouts.samples:
+            yield f"rollouts.samples = {rollouts.samples} does not divide batch_size = {batch}"
+    match fields:
+        case {"mix": str(), "data": None}:
+            yield "mix: roll-outs take the place of documents; for validation, give prepared data with --data"
+    for name in ("stages", "compile"):
+        if fields.get(name):
+            yield f"{name} cannot be combined with rollouts"
+
+
 def _wrong_stages(fields: dict[str, Any]) -> Iterator[str]:
     for number, stage in enumerate(fields["stages"]):
         place, changes = f"stages[{number}]", stage.changes()
@@ -232,3 +268,13 @@ class Config(Section):
 
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+
+    @staticmethod
+    def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong across fields."""
+        match fields:
+            case {
+                "model": ModelConfig(dropout=dropout),
+                "train": TrainConfig(rollouts=RolloutsConfig(tasks=[_, *_])),
+            } if dropout:
+                yield f"train.rollouts needs model.dropout = 0, got {dropout}: answers are written without dropout"

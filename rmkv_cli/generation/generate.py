@@ -75,7 +75,7 @@ class Batch:
         if asked:
             logprobs, likeliest, values = (x.tolist() for x in noted)
             for i, text in asked.items():
-                text.logprob = logprobs[i]
+                text.logprobs.append(logprobs[i])
                 text.likeliest = tuple(zip(likeliest[i], values[i], strict=True))[: text.scores]
         return tokens
 

@@ -53,6 +53,8 @@ class Text:
         self.text = ""
         self.ids: list[int] = []
         """Tokens written, those of a stop string included, one that ends the text not."""
+        self.end: int | None = None
+        """The special token that ended the text, if one did."""
         self.stop_reason: StopReason | None = None
         self.fault: Exception | None = None
         """The error that ended the text, if any; `stop_reason` is None then."""
@@ -63,8 +65,8 @@ class Text:
         """(1, V) bool: which tokens the prompt holds."""
         self.answer = answer
         """Whether it is an answer in a conversation."""
-        self.logprob = 0.0
-        """ln p of the last token under the model, before penalties and filters; with `scores`."""
+        self.logprobs: list[float] = []
+        """ln p of each drawn token under the model, before penalties and filters; with `scores`."""
         self.likeliest: tuple[tuple[int, float], ...] = ()
         """The likeliest tokens at the last token's position, with their ln p; with `scores`."""
         self._max_tokens = max_tokens
@@ -89,7 +91,7 @@ class Text:
         if token == NONE:
             raise NonFiniteError
         if token in self._ends:
-            self.stop_reason = "end"
+            self.stop_reason, self.end = "end", token
             piece = ""
         else:
             self.ids.append(token)

@@ -51,6 +51,10 @@ class Run:
         """Return the records that hold a sample."""
         return [record for record in self.records if isinstance(record.get("sample"), dict)]
 
+    def answers(self) -> list[dict[str, Any]]:
+        """Return the records that hold an answer to an exercise."""
+        return [record for record in self.records if isinstance(record.get("rollout"), dict)]
+
     def documents(self) -> dict[str, tuple[int, DocumentsReport]]:
         """Return the evaluations on documents by name, each with its step."""
         return {n: (e.step, e.report) for n, e in self.evaluations.items() if isinstance(e.report, DocumentsReport)}

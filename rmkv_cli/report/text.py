@@ -18,6 +18,7 @@ from rmkv_cli.report.pictures import Picture, curves, heat_map, positions
 from rmkv_cli.report.run import Run
 
 MOST_SAMPLES = 6
+MOST_PROMPT = 500  # characters of the end of a prompt
 MOST_BAD = 20
 
 
@@ -40,6 +41,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         _tasks(runs),
         _benchmarks(runs),
         Section("Samples", "\n\n".join(_samples(runs))),
+        *([Section("Answers", "\n\n".join(_answers(runs)))] if any(run.answers() for run in runs) else []),
         Section("Parameters and FLOPs", cost_tables(runs)),
         Section("Data", "\n\n".join(_data(runs))),
         Section("Config", _config(runs)),
@@ -205,12 +207,29 @@ def _samples(runs: Sequence[Run]) -> Iterator[str]:
             yield f"metrics.jsonl has all {last + 1:,} of them."
 
 
+def _answers(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield answers of each run to exercises, over its course."""
+    for run in runs:
+        found = run.answers()
+        if len(runs) > 1 and found:
+            yield f"**{escape(run.name)}**"
+        for i in sorted(
+            {round((len(found) - 1) * j / (MOST_SAMPLES - 1)) for j in range(MOST_SAMPLES if found else 0)}
+        ):
+            answer = found[i]["rollout"]
+            yield f"Step {found[i]['step']:,}, {escape(str(found[i].get('level')))}, score {answer.get('score')}:"
+            yield code(f"{str(answer.get('prompt'))[-MOST_PROMPT:]}\n\n{answer.get('answer')}", "text")
+
+
 def _data(runs: Sequence[Run]) -> Iterator[str]:
     """Yield what each of the data is, once."""
     for digest in dict.fromkeys(run.data_hash for run in runs):
         of = [run for run in runs if run.data_hash == digest]
         whose = f"**{escape(', '.join(run.name for run in of))}**" if len(runs) > 1 else "The data"
         data, train = of[0].data, of[0].config.train
+        if train.rollouts.tasks and train.data is None:
+            yield f"{whose}: the run's own answers to exercises, those of `train.rollouts` in its config."
+            continue
         if data is None:
             yield f"{whose}: not there any more, in {span(train.data or str(of[0].folder))}."
             continue

@@ -42,6 +42,6 @@ class Choice(Text):
         """Return what the step that gave this piece adds; a token that ends the text has no score."""
         score = None
         if self.scores is not None and self.stop_reason != "end":
-            score = Score(self.ids[-1], self.logprob, self.likeliest, self._offset)
+            score = Score(self.ids[-1], self.logprobs[-1], self.likeliest, self._offset)
             self._offset += len(self._decoded.step(score.token))
         return Said(self._number, piece, score, self.stop_reason)

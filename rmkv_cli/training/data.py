@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rmkv_cli.config import Config, FileSource, MixConfig, Phase, dump_toml, load_mix, mix_path
@@ -32,8 +32,8 @@ HELD_OUT = "held-out"
 class Data:
     """What a run reads."""
 
-    queue: Queue
-    """Of the training documents."""
+    queue: Queue | None
+    """Queue of the training documents; None if the model writes what it learns from."""
     phases: list[Phase]
     """Of the mix."""
     held_out: Documents | None
@@ -53,6 +53,10 @@ def with_absolute_paths(config: Config, begun: bool = False) -> Config:
     train = config.train
     if train.data is not None:
         absolute = {"data": str(Path(train.data).resolve())}
+    elif train.rollouts.tasks:
+        if train.from_model is None:
+            raise UserError("train.rollouts: only a trained model can answer exercises; give one with --from MODEL")
+        absolute = {}
     elif train.mix is not None:
         needed = not begun or not Path(train.mix).is_absolute()
         mix = mix_path(train.mix).resolve() if needed else Path(train.mix)
@@ -73,7 +77,13 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
         UserError: the parts of the data, or they and the model, do not fit together.
     """
     if config.train.data is not None:
-        yield _prepared(config, run, Path(config.train.data))
+        data = _prepared(config, run, Path(config.train.data))
+        yield replace(data, queue=None) if config.train.rollouts.tasks else data
+        return
+    if config.train.rollouts.tasks:
+        assert config.train.from_model is not None
+        tokenizer = Tokenizer.load(run if (run / "config.toml").exists() else Path(config.train.from_model))
+        yield Data(None, [], None, tokenizer, "rollouts")
         return
     begun = (run / "config.toml").exists()
     # A run that has begun has its own, which stays when the one that it was made from changes.

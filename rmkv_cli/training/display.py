@@ -36,17 +36,21 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's record as metrics.jsonl has it."""
-        losses = {name: record[name] for name in ("loss", "kl", "align") if name in record}
+        losses = {name: record[name] for name in ("loss", "kl", "align", "reward", "entropy") if name in record}
         if not losses:
             self.unsupervised += 1
             if self.unsupervised & (self.unsupervised - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
                 steps = plural(self.unsupervised, "such step")
                 self.say(f"step {record['step']:,}: no token is supervised, so the weights stay ({steps} so far)")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items()) or "loss none"
+        wait = f"data wait {record['data_wait']:.0%}"
+        if "reward" in record:
+            written, learned = (amount(record[f"{what}_tokens_per_second"]) for what in ("written", "learned"))
+            wait = f"writing {written} tokens/s, {record['data_wait']:.0%} of the time; learning {learned} tokens/s"
         figures = (
             f"step {record['step']:,}  {shown}  lr {record['learning_rate']:.1e}  "
             f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "
-            f"data wait {record['data_wait']:.0%}" + (f"  mfu {record['mfu']:.0%}" if "mfu" in record else "")
+            f"{wait}" + (f"  mfu {record['mfu']:.0%}" if "mfu" in record else "")
         )
         self.figures.plain = figures
         self.bar.update(self.task, completed=record["tokens"])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rmkv_cli.config import Config, dump_toml, load_mix
-from rmkv_cli.data.lanes import EndOfData, Lanes
+from rmkv_cli.data.lanes import EndOfData
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import report_on, write_sample
 from rmkv_cli.files import whole_directory, write_text
@@ -43,10 +43,10 @@ from rmkv_cli.training.length import with_length
 from rmkv_cli.training.loggers import Log, open_loggers
 from rmkv_cli.training.memory import memory_errors_explained, require_memory
 from rmkv_cli.training.metrics import Metrics, best_validation, read_metrics
-from rmkv_cli.training.optimizer import most_segments
+from rmkv_cli.training.optimizer import longest_rows
 from rmkv_cli.training.teacher import require_tokenizer_of_teacher, with_teacher
 from rmkv_cli.training.tensors import finish_writing
-from rmkv_cli.training.trainer import Trainer
+from rmkv_cli.training.trainer import Trainer, make_trainer
 
 MEMORY = "memory.safetensors"
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit codes
@@ -87,11 +87,12 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
     """Be rank 0, or the only one: `train`."""
     config = with_teacher(with_source(checked(config, run, resume=resume, allow_noncausal=allow_noncausal), run))
     require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
+    if config.train.rollouts.tasks and ranks.count > 1:
+        raise UserError("train.rollouts takes a single process: leave out --nproc, and torchrun")
     with locked(run), open_data(config, run) as data:
         require_tokenizer_of_teacher(config, data.tokenizer)
-        require_memory(config, most_segments(config.train, data.phases), ranks.device, ranks.count)
-        lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
-        trainer = Trainer(config, lanes, ranks, ranks.share(data.phases), data.held_out)
+        require_memory(config, longest_rows(config, data.phases), ranks.device, ranks.count)
+        trainer = make_trainer(config, ranks, data)
         if (source := source_of(config, run)) is not None:
             _on_all(trainer, "start_from", source)
         if resume:
@@ -99,7 +100,7 @@ def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal
             keep_config(config, run)
         else:
             data.tokenizer.save(run / "tokenizer.json")
-            if config.train.data is None:
+            if config.train.mix is not None and config.train.data is None:
                 record_files(load_mix(run / MIX), run)
             write_text(run / "config.toml", dump_toml(config))  # last: with it the run can be gone on with
         metrics = Metrics(run / "metrics.jsonl", trainer.step)
@@ -202,12 +203,10 @@ class _Job:
         All that the next steps change is copied before this returns.
         """
         trainer, config = self.trainer, self.trainer.config.train
-        assert trainer.lanes is not None
-        lanes = trainer.lanes.state_dict()
         progress = {
             "step": trainer.step,
             "tokens": trainer.tokens,
-            "lanes": lanes,
+            "lanes": trainer.source.state_dict(),
             "data": self.data.hash,
             "optimizer": trainer.config.train.optimizer,
             "watch": trainer.watch.state_dict(),
@@ -318,8 +317,7 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     optimizer = trainer.config.train.optimizer
     if (begun := saved.get("optimizer", optimizer)) != optimizer:
         raise UserError(f"{run / 'config.toml'}: train.optimizer: {checkpoint} holds what '{begun}' keeps; leave it so")
-    assert trainer.lanes is not None
-    trainer.lanes.load_state_dict(saved["lanes"])
+    trainer.source.load_state_dict(saved["lanes"])
     _on_all(trainer, "load", checkpoint, saved["step"], saved["tokens"], saved["watch"])
     _, best = best_validation(record for record in records if record["step"] <= saved["step"])
     go_back(run, checkpoint, trainer.config.train.keep_last, best)

@@ -34,6 +34,17 @@ class Lesson:
     """Sum of KL(teacher ‖ student) over the tokens that count, in nats; `row_loss` fills it in."""
 
 
+@dataclass
+class Credit:
+    """The weight of each token of some rows in the loss, as policy gradients have it."""
+
+    weights: Tensor
+    """(B, T): factors of the cross-entropy, of either sign."""
+    losses: Tensor = field(init=False)
+    """(B, T): the tokens' cross-entropy in nats, without the factors; 0 where a token does not count. `row_loss` fills
+    it in."""
+
+
 def compiled_segment(model: RMKV) -> Segment:
     """Return the model's `segment` as one compiled graph for each shape, which training has few of."""
     compiled: Segment = torch.compile(model.segment, fullgraph=True, dynamic=False)
@@ -51,6 +62,7 @@ def row_loss(
     z_loss: float = 0.0,
     segment: Segment | None = None,
     lesson: Lesson | None = None,
+    credit: Credit | None = None,
 ) -> tuple[Tensor, State]:
     """Return the summed cross-entropy in nats of rows (B, T), and the state after them without its graph.
 
@@ -62,6 +74,8 @@ def row_loss(
 
     With a `lesson`, only the gradient changes: it is that of (1 - share) * cross-entropy + share * temperature² * KL
     (Hinton et al., 2015). KL(teacher ‖ student) is computed from the logits divided by the temperature.
+
+    With `credit`, each token's cross-entropy is multiplied by its weight.
 
     With `replay` only the states between segments are kept for the backward pass; what happens inside any but the last
     is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations are one
@@ -80,7 +94,10 @@ def row_loss(
             outputs.append(hidden)
     hidden = torch.cat(outputs, dim=1).flatten(0, 1)
     del outputs
-    return cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss, lesson), state.detach()
+    loss = cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss, lesson, credit)
+    if credit:
+        credit.losses = credit.losses.view_as(targets)
+    return loss, state.detach()
 
 
 def replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
@@ -109,22 +126,33 @@ def replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, lesson: Lesson | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss: float = 0.0,
+    lesson: Lesson | None = None,
+    credit: Credit | None = None,
 ) -> Tensor:
     """Return the sum of the cross-entropies of hidden (N, D) times the head's weight (V, D).
 
-    Targets (N,) of -100 do not count; `z_loss` and `lesson` are as in `row_loss`.
+    Targets (N,) of -100 do not count; `z_loss`, `lesson` and `credit` are as in `row_loss`.
 
     A chunk of tokens at a time gives its losses and the gradients at once, so that logits exist for one chunk alone.
     """
-    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, z_loss, lesson)
+    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, z_loss, lesson, credit)
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, lesson: Lesson | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        lesson: Lesson | None,
+        credit: Credit | None,
     ) -> Tensor:
         loss = wide(hidden.new_zeros(()))
         divergence = loss.clone()
@@ -132,20 +160,25 @@ class _CrossEntropy(torch.autograd.Function):
         for_weight = torch.zeros_like(weight, dtype=widened(weight.dtype)) if ctx.needs_input_grad[1] else None
         size = max(1, LOGITS // len(weight))
         share = lesson.share if lesson else 0.0
+        losses = []
         for i in range(0, len(hidden), size):
             h, target = hidden[i : i + size], targets[i : i + size, None]
             counts = target != IGNORED
             target = target.clamp(min=0)
             logits = wide(h @ weight.T)
             log_Z = logits.logsumexp(1, keepdim=True)
-            loss += torch.where(counts, log_Z - logits.gather(1, target), 0.0).sum()
+            losses.append(torch.where(counts, log_Z - logits.gather(1, target), 0.0))
+            factor = counts.to(logits.dtype)
+            if credit:
+                factor = factor * credit.weights.flatten()[i : i + size, None]
+            loss += (losses[-1] * factor).sum()
             pull = None
             if lesson:
                 part, pull = _distilled(logits, lesson.head(lesson.hidden.flatten(0, 1)[i : i + size]), lesson, counts)
                 divergence += part
             # d/dlogits of log Z is the softmax, and of z log²Z it is 2 z log Z times that.
-            gradient = logits.sub_(log_Z).exp_().mul_(counts * (1 - share + 2 * z_loss * log_Z))
-            gradient.scatter_add_(1, target, -(1 - share) * counts.to(logits.dtype))
+            gradient = logits.sub_(log_Z).exp_().mul_(factor * (1 - share) + counts * (2 * z_loss * log_Z))
+            gradient.scatter_add_(1, target, -(1 - share) * factor)
             gradient = (gradient if pull is None else gradient.add_(pull)).to(weight.dtype)
             if for_hidden is not None:
                 torch.mm(gradient, weight, out=for_hidden[i : i + size])
@@ -154,17 +187,20 @@ class _CrossEntropy(torch.autograd.Function):
             del logits, gradient, pull  # before the next chunk is made
         if lesson:
             lesson.divergence = divergence
+        if credit:
+            credit.losses = torch.cat(losses)[:, 0]
         ctx.gradients = for_hidden, for_weight
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         for_hidden, for_weight = ctx.gradients
         del ctx.gradients  # which are scaled in place, once
         return (
             None if for_hidden is None else for_hidden.mul_(scale),
             None if for_weight is None else for_weight.mul_(scale),
+            None,
             None,
             None,
             None,

@@ -7,7 +7,7 @@ from torch import Tensor
 from rmkv_cli.config import TrainConfig
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.training.align import row_alignment
-from rmkv_cli.training.loss import Lesson, compiled_segment, row_loss
+from rmkv_cli.training.loss import Credit, Lesson, compiled_segment, row_loss
 from rmkv_cli.training.teacher import Teacher
 
 
@@ -29,27 +29,38 @@ class Objective:
     """The objective of each kind of stage."""
 
     def __init__(self, model: RMKV, config: TrainConfig, teacher: Teacher | None) -> None:
-        self.teacher = teacher
-        self._model, self._config = model, config
+        self.model, self.config, self.teacher = model, config, teacher
         self._segment = compiled_segment(model) if config.compile else None
 
     def __call__(
-        self, ids: Tensor, targets: Tensor, documents: Tensor, state: State, carried: Any, stage: str
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        documents: Tensor,
+        state: State,
+        carried: Any,
+        stage: str,
+        credit: Credit | None = None,
     ) -> Outcome:
         """Return the outcome of rows (B, T) in a stage of kind `stage`; arguments as in `row_loss`.
 
         A stage that does not use the teacher resets the teacher's carried state.
         """
-        row, config = (ids, targets, documents, state), self._config
-        how: dict[str, Any] = {"replay": config.replay, "z_loss": config.z_loss, "segment": self._segment}
+        row, config = (ids, targets, documents, state), self.config
+        how: dict[str, Any] = {
+            "replay": config.replay,
+            "z_loss": config.z_loss,
+            "segment": self._segment,
+            "credit": credit,
+        }
         nothing = state.memory.new_zeros(())
         if self.teacher is None or stage == "extend":
-            loss, state = row_loss(self._model, *row, **how)
+            loss, state = row_loss(self.model, *row, **how)
             return Outcome(loss, nothing, state, self.teacher and self.teacher.start(len(ids)))
         taught = self.teacher.read(ids, documents, carried, layers=stage == "align")
         if stage == "align":
-            loss, state = row_alignment(self._model, *row, taught.layers, replay=config.replay)
+            loss, state = row_alignment(self.model, *row, taught.layers, replay=config.replay)
             return Outcome(loss, nothing, state, taught.carried)
         lesson = Lesson(taught.hidden, self.teacher.head, config.teacher.share, config.teacher.temperature)
-        loss, state = row_loss(self._model, *row, **how, lesson=lesson)
+        loss, state = row_loss(self.model, *row, **how, lesson=lesson)
         return Outcome(loss, lesson.divergence, state, taught.carried)

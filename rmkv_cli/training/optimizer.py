@@ -127,6 +127,13 @@ def most_segments(config: TrainConfig, phases: Sequence[Phase], *, taught: bool 
     return max((_segments_range(config, phases, progress)[1] for progress in whole), default=0)
 
 
+def longest_rows(config: Config, phases: Sequence[Phase], *, taught: bool = False) -> int:
+    """Return the number of segments in the longest rows, as `most_segments`; with roll-outs, an estimate."""
+    if config.train.rollouts.tasks:
+        return math.ceil(config.train.rollouts.longest / config.model.segment_length)
+    return most_segments(config.train, phases, taught=taught)
+
+
 def mean_segments(config: TrainConfig, phases: Sequence[Phase]) -> float:
     """Return how many segments the rows have in the mean over all steps: the harmonic one over the tokens, of which a
     share takes the more steps the shorter its rows are."""

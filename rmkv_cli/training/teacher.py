@@ -138,6 +138,8 @@ class TransformersTeacher:
     def read(self, ids: Tensor, documents: Tensor, carried: Context, *, layers: bool = False) -> Taught:
         """See `Teacher`."""
         T, kept = ids.shape[1], carried.tokens.shape[1]
+        if self.context < T:
+            raise UserError(f"a row has {T:,} tokens, more than the teacher's {self.context:,}; lower max_tokens")
         earlier = int((carried.documents == documents[:, :1]).sum(1).max())
         before = min(earlier, self.context - T)
         tokens = torch.cat([carried.tokens, ids], dim=1)
@@ -252,7 +254,7 @@ def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
     Raises:
         UserError: the teacher cannot be loaded or does not fit the config.
     """
-    teacher, model = config.train.teacher, config.model
+    teacher, model, rollouts = config.train.teacher, config.model, config.train.rollouts.tasks
     if teacher.model is None:
         return None
     folder = _find(teacher.model)
@@ -273,7 +275,7 @@ def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
     if longest > context:
         raise UserError(
             f"train.teacher: rows of up to {longest} tokens are longer than the teacher's {context}: lower "
-            f"segments_max to {context // model.segment_length}"
+            + ("rollouts.max_tokens" if rollouts else f"segments_max to {context // model.segment_length}")
         )
     layers = [x for x in getattr(transformer.base_model, "layers", ()) if hasattr(x, "self_attn")]
     shape = len(layers), transformer.config.hidden_size

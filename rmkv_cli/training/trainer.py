@@ -21,12 +21,15 @@ from rmkv_cli.model.adapters import MARK, attach_configured, blank_copy
 from rmkv_cli.model.groups import freeze
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import fault
+from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.ahead import Ahead, unpacked
+from rmkv_cli.training.data import Data
 from rmkv_cli.training.distribution import Ranks, part, parted_like, whole
 from rmkv_cli.training.faults import BadStepError, Watch
 from rmkv_cli.training.interrupt import Interrupt
 from rmkv_cli.training.objective import Objective
-from rmkv_cli.training.optimizer import learning_rate, make_optimizers, most_segments, row_segments
+from rmkv_cli.training.optimizer import learning_rate, longest_rows, make_optimizers, row_segments
+from rmkv_cli.training.rollouts import Rollouts, learn
 from rmkv_cli.training.stages import CurrentStage, stage_at
 from rmkv_cli.training.teacher import load_teacher
 from rmkv_cli.training.tensors import begin_writing, read_tensors
@@ -43,10 +46,11 @@ class Trainer:
 
     Args:
         config: the run's.
-        lanes: all of the job's; rank 0 alone has them.
+        lanes: all of the job's; rank 0 alone has them, and nobody where the model writes its own rows.
         ranks: which of the processes this one is.
         phases: of the mix.
         held_out: documents for validation, which every rank has; None if there are none.
+        tokenizer: the model's, for roll-outs.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Trainer:
         ranks: Ranks,
         phases: Sequence[Phase] = (),
         held_out: Documents | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.ranks, self.device = config, ranks, ranks.device
@@ -75,11 +80,16 @@ class Trainer:
         self.state = self.working.model.initial_state(self._lanes_here)
         """The state of this rank's lanes after the last step."""
         with ranks.together():
-            longest = config.model.segment_length * most_segments(config.train, phases, taught=True)
+            longest = config.model.segment_length * longest_rows(config, phases, taught=True)
             teacher = load_teacher(config, self.device, longest)
         self.objective = Objective(self.working.model, config.train, teacher)
         self.teacher_state = teacher.start(self._lanes_here) if teacher else None
         """The teacher's carried state of this rank's lanes."""
+        self.rollouts: Rollouts | None = None
+        """Where the rows come from that the model writes itself."""
+        if config.train.rollouts.tasks:
+            assert tokenizer is not None
+            self.rollouts = Rollouts(config.train, tokenizer, self.working.model, keep_all=teacher is not None)
         self.optimizers = make_optimizers(self.model, config.train)
         self.lanes = Ahead(lanes, pinned=self.device == "cuda" and ranks.count == 1) if lanes is not None else None
         self.phases, self.held_out = phases, held_out
@@ -97,7 +107,7 @@ class Trainer:
 
     @property
     def _lanes_here(self) -> int:
-        return self.config.train.batch_size // self.ranks.count
+        return 1 if self.config.train.rollouts.tasks else self.config.train.batch_size // self.ranks.count
 
     def _enter(self, stage: CurrentStage) -> None:
         """Make the stage current: only its trainable parameters take gradients."""
@@ -105,6 +115,13 @@ class Trainer:
         for model in (self.model, self.working.model):
             freeze(model, stage.train.trainable)
         self.working.take_weights(frozen=True)  # parameters frozen now may have been trained before
+
+    @property
+    def source(self) -> Rollouts | Ahead:
+        """What the rows of rank 0 come from."""
+        source = self.rollouts or self.lanes
+        assert source is not None
+        return source
 
     @property
     def finished(self) -> bool:
@@ -127,18 +144,19 @@ class Trainer:
         if stage.number != self.stage.number:
             self._enter(stage)
         self.watch.enter(stage.number)
-        S, ahead = self.config.model.segment_length, segments is None
-        segments = segments or row_segments(config, self.phases, self.step, self.tokens / config.tokens)
-        read = config.batch_size * segments * S
-        tokens = self.tokens + read
-        then = None
-        if ahead and tokens < config.tokens:
-            then = S * row_segments(config, self.phases, self.step + 1, tokens / config.tokens)
-        rows, counted = self._read(segments * S, then)
+        self.working.take_weights()
+        answered = self.rollouts.next(self.step) if self.rollouts else None
+        rows, counted, read = answered.size if answered else self._next_rows(segments)
         waited = time.perf_counter() - began
+        tokens = self.tokens + read
         rate = learning_rate(stage.train, stage.progress(tokens / config.tokens))
         self._seed()
-        figures, state, teacher_state = self._accumulate(rows, max(1, counted))
+        self.working.model.train()
+        if answered:
+            figures, state, teacher_state = learn(answered, self.objective), self.state, self.teacher_state
+        else:
+            figures, state, teacher_state = self._accumulate(rows, max(1, counted))
+        self.working.give_gradients()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
         value, divergence = figures.tolist()
@@ -149,8 +167,10 @@ class Trainer:
             **({("align" if stage.kind == "align" else "loss"): value} | taught if counted else {}),
             "learning_rate": rate,
             "grad_norm": norm.item(),
-            "segments": segments,
+            "segments": -(-rows.shape[2] // self.config.model.segment_length),
         }
+        if answered:
+            record = {key: x for key, x in record.items() if key != "loss"} | answered.record
         # Rank 0 alone decides, because the others may round otherwise.
         fault = self.watch.fault(value, record["grad_norm"]) if self.ranks.first else None
         bad, asked = self.ranks.most(fault is not None, self.interrupt.signal or 0)
@@ -179,6 +199,20 @@ class Trainer:
         flops = training_flops_per_token(self.config.model) * tokens_per_second
         peak = device_peak(self.device, self.config.train.precision)
         return {"flops_per_second": flops} | ({"mfu": flops / (peak * self.ranks.count)} if peak else {})
+
+    def _next_rows(self, segments: int | None) -> tuple[Tensor, int, int]:
+        """Return the next rows of this rank's lanes, packed, and over all ranks: how many targets count, and tokens.
+
+        The rows have as many segments as is their turn, or `segments`.
+        """
+        config, S, ahead = self.config.train, self.config.model.segment_length, segments is None
+        segments = segments or row_segments(config, self.phases, self.step, self.tokens / config.tokens)
+        read = config.batch_size * segments * S
+        tokens = self.tokens + read
+        then = None
+        if ahead and tokens < config.tokens:
+            then = S * row_segments(config, self.phases, self.step + 1, tokens / config.tokens)
+        return *self._read(segments * S, then), read
 
     def _read(self, length: int, then: int | None) -> tuple[Tensor, int]:
         """Return the next rows of this rank's lanes, packed, and how many targets count over all ranks."""
@@ -209,8 +243,6 @@ class Trainer:
         """
         size, lanes = self.config.train.micro_batch_size, rows.shape[1]
         figures, states, carried = [], [], []
-        self.working.model.train()
-        self.working.take_weights()
         given = rows[:2].to(self.device, non_blocking=True)
         for start in range(0, lanes, size):
             ids, targets = given[:, start : start + size].long()
@@ -223,7 +255,6 @@ class Trainer:
             states.append(outcome.state)
             carried.append(outcome.carried)
             del loss, outcome  # frees the graph, which keeps the states alive
-        self.working.give_gradients()
         after = None if self.teacher_state is None else type(self.teacher_state).join(carried)
         return self.ranks.sum(torch.stack(figures).double().sum(0)), State.join(states), after
 
@@ -350,3 +381,9 @@ class Trainer:
         if like is not None and like.shape == shape:
             return torch.empty_like(like, dtype=dtype)
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+
+def make_trainer(config: Config, ranks: Ranks, data: Data) -> Trainer:
+    """Return the trainer of rank 0, at its first step."""
+    lanes = None if data.queue is None else Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
+    return Trainer(config, lanes, ranks, ranks.share(data.phases), data.held_out, data.tokenizer)

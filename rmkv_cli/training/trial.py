@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from rmkv_cli.config import Config
-from rmkv_cli.data.lanes import EndOfData, Lanes
+from rmkv_cli.data.lanes import EndOfData
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_new, whole_directory
 from rmkv_cli.model.pretrained import total_memory
@@ -23,9 +23,9 @@ from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_b
 from rmkv_cli.training.distribution import Ranks, resolve_device
 from rmkv_cli.training.folder import checked
 from rmkv_cli.training.memory import estimated_memory, memory_errors_explained, peak_memory, require_memory
-from rmkv_cli.training.optimizer import mean_segments, most_segments
+from rmkv_cli.training.optimizer import longest_rows, mean_segments, most_segments
 from rmkv_cli.training.teacher import require_tokenizer_of_teacher, with_teacher
-from rmkv_cli.training.trainer import Trainer
+from rmkv_cli.training.trainer import Trainer, make_trainer
 
 WARM_UP = 3  # steps before those that are profiled
 DEAREST = 10  # operations that are told
@@ -50,12 +50,13 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
             advance(1)
             rate = trainer.train_step(round(mean))["tokens_per_second"]
             advance(1)
+        of_rollouts = trainer.tokens / 2 if trainer.rollouts else 0
     hours = train.tokens / rate / 3600
     checkpoint = checkpoint_bytes(config)
     return {
         "parameters": trainer.model.count_parameters(),
         "tokens": train.tokens,
-        "steps": round(train.tokens / (train.batch_size * config.model.segment_length * mean)),
+        "steps": round(train.tokens / (of_rollouts or train.batch_size * config.model.segment_length * mean)),
         "tokens_per_second": rate,
         "hours": hours,
         **({} if price is None else {"cost": hours * price}),
@@ -140,11 +141,10 @@ def _trial(config: Config) -> Iterator[Trainer]:
         config = with_teacher(with_source(config, run))
         data = stack.enter_context(open_data(config, run))
         require_tokenizer_of_teacher(config, data.tokenizer)
-        require_memory(config, most_segments(config.train, data.phases), device)
-        lanes = Lanes(data.queue, config.train.batch_size, data.tokenizer.eod)
+        require_memory(config, longest_rows(config, data.phases), device)
         with memory_errors_explained(config):
             try:
-                trainer = Trainer(config, lanes, Ranks(device), data.phases)
+                trainer = make_trainer(config, Ranks(device), data)
                 if (source := source_of(config, run)) is not None:
                     trainer.start_from(source)
                 yield trainer

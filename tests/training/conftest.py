@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 from compare_runs import stop_at
+from small_exercises import RECALL
 
 from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.evaluation import sample
+from rmkv_cli.model import find_model
 from rmkv_cli.tokenizer import train_tokenizer
 from rmkv_cli.training import train
 
@@ -93,6 +95,26 @@ def streamed(make_config, tokenizer, data, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     places = {"data": None, "mix": str(data.parent / "mix.toml"), "tokenizer": str(tmp_path / "tokenizer.json")}
     return lambda **keys: make_config(**places | {"tokens": 1500} | keys)
+
+
+@pytest.fixture(scope="session")
+def answerer(make_config, tokenizer, tmp_path_factory):
+    """A model that has learned the form of the answers: right now and then."""
+    folder = tmp_path_factory.mktemp("answerer")
+    prepare(MixConfig(tokens=3000, sources=[RECALL | {"segments": [0]}]), folder, tokenizer, folder / "data", workers=1)
+    return find_model(train(make_config(data=str(folder / "data"), tokens=2000), folder / "run").run)
+
+
+@pytest.fixture
+def answering(make_config, answerer):
+    """A function that makes the config of a run of 9 steps or so."""
+
+    def make(*tasks, samples=4, max_tokens=6, **keys):
+        rollouts = {"tasks": tasks or [RECALL], "samples": samples, "max_tokens": max_tokens}
+        keys = {"data": None, "from_model": str(answerer), "batch_size": 8, "tokens": 3000} | keys
+        return make_config(rollouts=rollouts, **keys)
+
+    return make
 
 
 @pytest.fixture(scope="module")

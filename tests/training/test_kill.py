@@ -59,7 +59,9 @@ def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "tokens", "kills"), [("make_config", 6000, 6), ("streamed", 4000, 3)])
+@pytest.mark.parametrize(
+    ("way", "tokens", "kills"), [("make_config", 6000, 6), ("streamed", 4000, 3), ("answering", 6000, 4)]
+)
 def test_killed_many_times_it_ends_as_if_it_had_not_been(forker, way, tokens, kills, request, tmp_path):
     file = tmp_path / "config.toml"
     config = request.getfixturevalue(way)(tokens=tokens, checkpoint_every=5, eval_every=20)

@@ -1,0 +1,213 @@
+"""Roll-outs: the model answers exercises, and each answer becomes a row of a training step with its advantage."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmkv_cli.config import TrainConfig
+from rmkv_cli.data.exercises import Exercise, levels, make_exercise
+from rmkv_cli.data.lanes import IGNORED
+from rmkv_cli.errors import UserError
+from rmkv_cli.generation.decoder import Decoder
+from rmkv_cli.generation.generate import together
+from rmkv_cli.generation.prompt import read_tokens
+from rmkv_cli.generation.sampling import SamplingConfig
+from rmkv_cli.generation.text import Text
+from rmkv_cli.model import RMKV
+from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.training.loss import Credit
+from rmkv_cli.training.objective import Objective
+
+MEMORY = 0.9  # how much of a level's solve rate stays when one of its exercises has been answered
+AGREEMENT = 1e-4  # largest difference of a token's ln p between decoding and training, in float32
+LEAST = 0.05  # the smallest relative frequency of a level
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers of a step, those that teach as rows, the shortest first."""
+
+    rows: Tensor
+    """(3, N, T) int32: inputs, targets and documents, as `ahead.packed` returns them. Only the answers' tokens have
+    targets, the token that ends an answer included."""
+    advantages: Tensor
+    """(N,): each answer's score minus the mean score of all answers to its prompt; 0 for an answer that was cut."""
+    logprobs: Tensor
+    """(N, T): ln p of each target when it was drawn; 0 where there is none."""
+    counted: int
+    """Number of tokens of all complete answers, and of cut ones that teach; 0 if no answer teaches."""
+    read: int
+    """Number of tokens of all prompts and answers."""
+    record: dict[str, Any]
+    """Figures for metrics.jsonl."""
+
+    @property
+    def size(self) -> tuple[Tensor, int, int]:
+        """Rows, number of tokens that count, and number of tokens read."""
+        return self.rows, self.counted, self.read
+
+
+class Rollouts:
+    """An endless, seeded source of exercises, which the model answers itself.
+
+    The advantage is that of Dr. GRPO (Liu et al., 2025): the score minus the group's mean, not divided by its
+    deviation, and the loss is not normalized by each answer's length. Levels whose exercises are always or never solved
+    teach nothing. A level is drawn in proportion to the probability, at its recent solve rate, that a group's scores
+    differ.
+
+    Args:
+        config: of the training.
+        tokenizer: the model's.
+        model: the one that learns, whose present weights write the answers.
+        keep_all: whether answers teach that have no advantage, because there is a teacher.
+    """
+
+    def __init__(self, config: TrainConfig, tokenizer: Tokenizer, model: RMKV, *, keep_all: bool) -> None:
+        self._config, self._tokenizer, self._model, self._keep_all = config, tokenizer, model, keep_all
+        self._decoder = Decoder(model, config.micro_batch_size)
+        self._levels = [(task, level) for task in config.rollouts.tasks for level in levels(task)]
+        self._shares = [task.weight / len(levels(task)) for task, _ in self._levels]
+        self._rates = [0.5] * len(self._levels)
+        for task, level in self._levels:  # whatever is wrong with a task is found before the first step
+            make_exercise(task, level, tokenizer, np.random.default_rng(config.seed))
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return the recent solve rate of each level, all that `load_state_dict` needs."""
+        return {"rates": list(self._rates)}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Continue with the solve rates that `state_dict` returned."""
+        self._rates = list(state["rates"])
+
+    def next(self, step: int) -> Answered:
+        """Return the answers of a step. They depend on the seed, the step, the weights and the solve rates alone."""
+        began = time.perf_counter()
+        groups = self._answered(step)
+        kept: list[tuple[Exercise, Text, float]] = []
+        scores: list[list[float]] = []
+        counted = cut = 0
+        for index, exercise, texts in groups:
+            complete = [exercise.length is not None or text.end is not None for text in texts]
+            found = [whole * exercise.score(text.ids, text.text) for text, whole in zip(texts, complete, strict=True)]
+            mean = sum(found) / max(1, sum(complete))
+            for text, score, whole in zip(texts, found, complete, strict=True):
+                advantage = score - mean if whole else 0.0
+                counted += len(text.logprobs) * (whole or self._keep_all)
+                if advantage or self._keep_all:
+                    kept.append((exercise, text, advantage))
+            self._rates[index] = MEMORY * self._rates[index] + (1 - MEMORY) * sum(found) / len(found)
+            scores.append(found)
+            cut += complete.count(False)
+        kept.sort(key=lambda answer: len(answer[0].prompt) + len(answer[1].logprobs))
+        rows, logprobs = _rows(kept)
+        written = [text for *_, texts in groups for text in texts]
+        drawn = sum(len(text.logprobs) for text in written)
+        index, exercise, (first, *_) = groups[0]
+        every = [score for group in scores for score in group]
+        record = {
+            "reward": float(np.mean(every)),
+            "solved": float(np.mean([max(group) == 1 for group in scores])),
+            "cut": cut / len(written),
+            "entropy": -sum(sum(text.logprobs) for text in written) / drawn,
+            "answer_tokens": drawn / len(written),
+            "written_tokens_per_second": drawn / (time.perf_counter() - began),
+            "level": self._levels[index][1],
+            "rollout": {"prompt": exercise.question, "answer": first.text, "score": scores[0][0]},
+        }
+        read = drawn + sum(len(exercise.prompt) * len(texts) for _, exercise, texts in groups)
+        return Answered(rows, torch.tensor([x for *_, x in kept]), logprobs, counted if kept else 0, read, record)
+
+    def _answered(self, step: int) -> list[tuple[int, Exercise, list[Text]]]:
+        """Return a step's exercises, each with the index of its level and its answers."""
+        config, seed = self._config, [self._config.seed, step]
+        samples = config.rollouts.samples
+        chosen = np.random.default_rng(seed).choice(
+            len(self._levels), config.batch_size // samples, p=self._frequencies()
+        )
+        groups: list[tuple[int, Exercise, list[Text]]] = []
+
+        def texts() -> Iterator[Text]:
+            for number, index in enumerate(chosen):
+                task, level = self._levels[index]
+                exercise = make_exercise(task, level, self._tokenizer, np.random.default_rng([*seed, number]))
+                prompt = read_tokens(self._model, exercise.prompt)  # once; its state is branched
+                groups.append((int(index), exercise, []))
+                for sample in range(samples):
+                    drawn = np.random.SeedSequence([*seed, number, sample]).generate_state(1, np.uint64)[0]
+                    how = SamplingConfig(temperature=1.0, top_p=1.0, seed=int(drawn >> np.uint64(1)))
+                    longest, ends = exercise.length or config.rollouts.max_tokens, () if exercise.length else None
+                    text = Text(self._tokenizer, prompt, how, longest, (), ends, scores=0, answer=not exercise.length)
+                    groups[-1][2].append(text)
+                    yield text
+
+        for text in together(self._decoder, texts()):
+            if text.fault is not None:
+                raise text.fault
+        return groups
+
+    def _frequencies(self) -> list[float]:
+        """Return the probability of each level."""
+        k = self._config.rollouts.samples
+        weights = [
+            share * max(LEAST, 1 - rate**k - (1 - rate) ** k)
+            for share, rate in zip(self._shares, self._rates, strict=True)
+        ]
+        return [weight / sum(weights) for weight in weights]
+
+
+def learn(answered: Answered, objective: Objective) -> Tensor:
+    """Accumulate the gradients of a step's answers; return figures (2,) as `Trainer` has them.
+
+    Each row is a document of its own, read from its beginning. The largest difference between the log probabilities
+    of decoding and training is added to the step's record.
+
+    Raises:
+        UserError: in float32, that difference is larger than AGREEMENT.
+    """
+    size, device = objective.config.micro_batch_size, objective.model.memory.device
+    began, read = time.perf_counter(), 0
+    divisor, teacher = max(1, answered.counted), objective.teacher
+    figures, gap = torch.zeros(2, dtype=torch.float64, device=device), 0.0
+    for start in range(0, len(answered.advantages), size):
+        part = slice(start, start + size)
+        (ends,) = (answered.rows[1, part] != IGNORED).any(0).nonzero(as_tuple=True)
+        length = int(ends[-1]) + 1
+        read += answered.rows[1, part].shape[0] * length
+        ids, targets, documents = answered.rows[:, part, :length].long()
+        logprobs = answered.logprobs[part, :length].to(device)
+        credit = Credit(answered.advantages[part, None].expand_as(ids).to(device))
+        row = ids.to(device), targets.to(device), documents, objective.model.initial_state(len(ids))
+        outcome = objective(*row, teacher and teacher.start(len(ids)), "distil", credit)
+        loss = outcome.loss / divisor
+        loss.backward()
+        figures += torch.stack([loss.detach(), outcome.divergence / divisor])
+        gap = max(gap, (credit.losses + logprobs).abs().max().item())
+        del loss, outcome  # frees the graph
+    rate = read / (time.perf_counter() - began)
+    answered.record.update(logprob_gap=gap, learned_tokens_per_second=rate)
+    if gap > AGREEMENT and objective.model.dtype == torch.float32:
+        raise UserError(
+            f"a token's log probability differs by {gap:.1e} between decoding and training (at most {AGREEMENT} is "
+            "expected in float32): please report it, with the run's config.toml"
+        )
+    return figures
+
+
+def _rows(answers: Sequence[tuple[Exercise, Text, float]]) -> tuple[Tensor, Tensor]:
+    """Return the rows and log probabilities of `Answered`."""
+    longest = max((len(exercise.prompt) + len(text.logprobs) - 1 for exercise, text, _ in answers), default=0)
+    rows = torch.zeros(3, len(answers), longest, dtype=torch.int32)
+    rows[1] = IGNORED
+    logprobs = torch.zeros(len(answers), longest)
+    for row, (exercise, text, _) in enumerate(answers):
+        drawn = text.ids if text.end is None else [*text.ids, text.end]
+        first, stop = len(exercise.prompt) - 1, len(exercise.prompt) + len(drawn) - 1
+        rows[0, row, :stop] = torch.tensor([*exercise.prompt, *drawn[:-1]])
+        rows[1, row, first:stop] = torch.tensor(drawn)
+        logprobs[row, first:stop] = torch.tensor(text.logprobs)
+    return rows, logprobs

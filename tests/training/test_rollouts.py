@@ -126,7 +126,7 @@ def test_a_disagreement_of_decoding_and_training_stops_the_run(answering):
     rollouts, model = rollouts_of(config), RMKV.from_pretrained(config.train.from_model)
     answered = next(found for step in range(9) if (found := rollouts.next(step)).rows.shape[1])
     answered.logprobs[0, (answered.rows[1, 0] != IGNORED).nonzero()[0]] += 1e-3
-    line = r"a token's log probability differs by 1\.0e-03 between decoding and training"
+    line = r"a token's log probability differs by 1.0e-03 between decoding and training"
     with pytest.raises(UserError, match=line):
         learn(answered, Objective(model, config.train, None))
 

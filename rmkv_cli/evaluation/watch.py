@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.model import RMKV, AssociativeStore, AttentionPooling, RecurrentMemoryCell, RMKVBlock, State
+from rmkv_cli.model.adapters import LoRACell
 from rmkv_cli.model.cells import MinimalRNNCell, matrices
 
 
@@ -116,8 +117,8 @@ def keep_gate(cell: RecurrentMemoryCell, x: Tensor, hidden: Tensor) -> Tensor:
     weight = next(inner.parameters())
     x, hidden = x.to(weight.dtype), hidden.to(weight.dtype)
     if not isinstance(inner, MinimalRNNCell):  # in both others it is torch's second gate
-        of_x, of_h = matrices(inner)
-        second = slice(inner.hidden_size, 2 * inner.hidden_size)
+        of_x, of_h = inner.merged_weights().values() if isinstance(inner, LoRACell) else matrices(inner)
+        second = slice(hidden.shape[1], 2 * hidden.shape[1])
         given = F.linear(x, of_x[second], inner.bias_ih[second])
         return given + F.linear(hidden, of_h[second], inner.bias_hh[second])
     return inner.linear(torch.cat([hidden, x], dim=-1)).chunk(2, dim=-1)[0]

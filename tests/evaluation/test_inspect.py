@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_documents import EOD, make_documents, random_documents
-from small_model import make_model
+from small_model import CELLS, make_model, with_adapter
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import inspect_memory
 from rmkv_cli.evaluation.inspect import TOP
 from rmkv_cli.evaluation.watch import attention_weights, effective_rank, keep_gate, watch
 from rmkv_cli.model import reset_memory
+from rmkv_cli.model.adapters import merged
 from rmkv_cli.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(iter(["the cat"]), 263)
@@ -37,7 +38,7 @@ def test_effective_ranks():
     assert effective_rank(torch.stack([torch.zeros(2, 2), torch.eye(2)])).tolist() == pytest.approx([0, 2])
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "minimal"])
+@pytest.mark.parametrize("kind", CELLS)
 def test_the_keep_gate_is_what_the_cell_keeps_when_its_candidate_is_nothing(kind):
     cell = make_model(memory={"cell": kind}).blocks[0].cell
     with torch.no_grad():
@@ -51,6 +52,14 @@ def test_the_keep_gate_is_what_the_cell_keeps_when_its_candidate_is_nothing(kind
     after, state_after = cell(x, hidden, state if kind == "lstm" else None)
     kept = state_after / state if kind == "lstm" else after / hidden
     torch.testing.assert_close(keep_gate(cell, x[0], hidden[0]).sigmoid(), kept[0])
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_an_adapted_cell_has_the_keep_gate_of_the_merged_one(kind):
+    model = with_adapter(make_model(memory={"cell": kind}))
+    x, hidden = torch.randn(2, 3, 12, dtype=torch.float64)
+    found, expected = (keep_gate(each.blocks[0].cell, x, hidden) for each in (model, merged(model)))
+    torch.testing.assert_close(found, expected)
 
 
 def test_attention_is_that_of_the_model():

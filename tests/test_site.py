@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rmkv_cli.config import Config, DataRecipe, Filters, QuantizationConfig, Sampling, Section, Slot, Stage, Writer
-from rmkv_cli.config.load import SOURCES, MixConfig
+from rmkv_cli.config.load import EXERCISES, SOURCES, MixConfig
 from rmkv_cli.config.mix import Phase
 
 ROOT = Path(__file__).parents[1]
@@ -104,14 +104,25 @@ def test_every_key_of_the_config_is_in_its_reference():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
     documented = {row[0].strip("`") for row in rows}
     recipe = [DataRecipe, Writer, Slot, Sampling, Filters]
-    kinds = [*sections(), Stage, MixConfig, Phase, *SOURCES.values(), QuantizationConfig, *recipe]
-    headings = {"model", "train", "memory", "rope", "adapter", "quantization", "teacher", "stages", "phases", "sources"}
-    headings |= {"kind", "writer", "slots", "sampling", "filters"}
+    kinds = [*sections(), Stage, MixConfig, Phase, *SOURCES.values(), *EXERCISES.values(), QuantizationConfig, *recipe]
+    headings = {
+        "model",
+        "train",
+        "memory",
+        "rope",
+        "adapter",
+        "quantization",
+        "teacher",
+        "stages",
+        "phases",
+        "sources",
+    } | {"rollouts", "tasks"}
+    headings |= {"kind", "writer", "slots", "sampling", "filters", "rollouts", "tasks"}
     keys = {key for kind in kinds for key in kind.model_fields}
     assert len(keys) > 80
     assert keys - headings == documented - headings
     assert all(row[-1] for row in rows)
-    assert all(f'kind = "{kind}"' in page for kind in SOURCES)
+    assert all(f'kind = "{kind}"' in page for kind in [*SOURCES, *EXERCISES])
 
 
 @pytest.mark.parametrize("name", ["cli", "config"])

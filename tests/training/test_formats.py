@@ -21,6 +21,9 @@ from rmkv_cli.training.trainer import Trainer
 PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
 ONLY_ON_A_GPU = {"mfu"}
 WITH_A_TEACHER = {"kl", "align"}
+WITH_ROLLOUTS = {"reward", "solved", "cut", "entropy", "answer_tokens", "logprob_gap", "level", "rollout"} | {
+    f"{what}_tokens_per_second" for what in ("written", "learned")
+}
 
 
 def named(heading):
@@ -124,12 +127,19 @@ def test_the_records_of_a_run(make_config, tmp_path, break_at):
     validations = [record for record in records(run) if "validation" in record]
     steps = [record for record in records(run) if "loss" in record]
     assert len(bad) + len(validations) + len(steps) == len(records(run))
-    assert keys(steps) == named("A step") - ONLY_ON_A_GPU - WITH_A_TEACHER
+    assert keys(steps) == named("A step") - ONLY_ON_A_GPU - WITH_A_TEACHER - WITH_ROLLOUTS
     assert keys(bad) == named("A bad step")
     assert keys(validations) == named("A validation")
     for key in ("validation", "sample"):
         (told,) = re.findall(rf"^\| `{key}` \| (.*) \|$", PAGE, re.MULTILINE)
         assert keys(record[key] for record in validations) == set(re.findall(r"`(.*?)`", told))
+
+
+def test_the_records_of_rollouts(answering, tmp_path):
+    steps = records(train(answering(tokens=800), tmp_path / "run").run)
+    assert keys(steps) == named("A step") - ONLY_ON_A_GPU - WITH_A_TEACHER - {"loss"}
+    for record in steps:
+        assert record["rollout"].keys() == {"prompt", "answer", "score"}
 
 
 def test_the_files_of_a_mix(data):

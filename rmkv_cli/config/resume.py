@@ -28,7 +28,7 @@ FIXED = {
     "optimizer": f"its stored moments are of no use to another one; {_ANOTHER_RUN}",
     "trainable": f"the optimizer's state is of the parameters trained so far; {_ANOTHER_RUN}",
     "stages": f"the learning rate, the rows and the trainable parameters follow from the stages; {_ANOTHER_RUN}",
-    "rollouts": f"the exercises of each step follow from them; {_ANOTHER_RUN}",
+    "rollouts": f"the exercises of each step follow from their settings; {_ANOTHER_RUN}",
     "adapter": f"the adapter that is trained has this shape; {_ANOTHER_RUN}",
     "seed": "the order of the data and the lengths of the rows follow from it",
     "eval_tokens": "validations of a run are compared, so they measure the same tokens; `rmkv eval` measures others",

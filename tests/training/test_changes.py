@@ -76,9 +76,9 @@ def test_each_key_that_may_not_change_says_why_and_the_run_is_as_before(make_con
         "optimizer": "muon", "trainable": '["norms"]', "seed": 9, "eval_tokens": 9,
         "stages": '[{kind="extend", share=1}]',
     }  # fmt: skip
-    assert values.keys() | {"adapter"} == FIXED.keys()
+    assert values.keys() | {"adapter", "rollouts"} == FIXED.keys()
     sets = [word for key, value in values.items() for word in ("--set", f"train.{key}={value}")]
-    more = ["train.adapter.rank=3", "train.tokens=200", "model.memory.slots=4"]
+    more = ["train.adapter.rank=3", "train.rollouts.samples=2", "train.tokens=200", "model.memory.slots=4"]
     sets += [word for key in more for word in ("--set", key)]
     capsys.readouterr()
     lines = errors_of(monkeypatch, capsys, "train", "--resume", "--run", run, *sets)

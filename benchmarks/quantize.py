@@ -56,6 +56,7 @@ ROWS: dict[str, list[object]] = {  # options of `rmkv quantize`
     "int4": ["--bits", 4, "--group-size", 32],
 }
 QUANTIZED = ("int8", "int4")
+KEEP = {(SMALL, "int4"): ["--keep", "feed_forward.down"]}  # whose 393 columns no group size divides
 LLAMA = "llama.cpp, Q4_1"
 
 RECALL = ["--set", "pairs=[16]", "--set", "segments=[1,3]", "--examples", 128]
@@ -80,7 +81,7 @@ def prepare(wheel: Path | None) -> None:
     for model in MODELS:
         for row, options in ROWS.items():
             if not (folder := folder_of(model, row)).exists():
-                rmkv("quantize", SOURCES[model], "--out", folder, *options)
+                rmkv("quantize", SOURCES[model], "--out", folder, *options, *KEEP.get((model, row), []))
 
 
 def folder_of(model: str, row: str) -> Path:

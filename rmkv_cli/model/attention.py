@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
-from rmkv_cli.model.precision import widened
+from rmkv_cli.model.precision import wide, widened
 
 
 class QKVBlock(nn.Module):
@@ -55,15 +55,14 @@ class QKVBlock(nn.Module):
     def _one_token(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
         """Return what `forward` does for a single token per text, in less time on a CPU.
 
-        Query heads that share keys become rows of one product, so that keys are not copied for each of them. In
-        bfloat16 PyTorch multiplies a single row several times slower than two.
+        Query heads that share keys become rows of one product, so that keys are not copied for each of them. A single
+        row per head is computed in float32: PyTorch multiplies it by bfloat16 keys more slowly than it converts them.
         """
         rows = q.view(len(q), k.shape[1], -1, self.head_width)
-        count = rows.shape[2]
-        if count == 1 and q.dtype == torch.bfloat16:
-            rows = rows.expand(-1, -1, 2, -1)
+        if rows.shape[2] == 1:
+            rows, k, v, mask = (wide(x) for x in (rows, k, v, mask))
         y = F.scaled_dot_product_attention(rows, k, v, mask, dropout, scale=self.head_width**-0.5)
-        return y[:, :, :count].reshape(len(q), 1, -1)
+        return y.reshape(len(q), 1, -1).to(q.dtype)
 
 
 class AttentionPooling(nn.Module):

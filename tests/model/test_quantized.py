@@ -84,7 +84,7 @@ def test_a_quantized_file_is_not_mapped_and_its_integers_are_aligned(bits, tmp_p
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (192, 32), (65, 96), (8, 160)])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (192, 32), (64, 256), (65, 96), (8, 160)])
 def test_kernels_compute_what_the_dequantized_matrix_does(bits, rows, columns):
     layer = torch.nn.Linear(columns, rows)
     how = QuantizationConfig(bits=bits)
@@ -99,6 +99,19 @@ def test_kernels_compute_what_the_dequantized_matrix_does(bits, rows, columns):
         x = torch.randn(count, columns, dtype=torch.bfloat16)
         y = integers(x).float()
         torch.testing.assert_close(y, x.float() @ expected.T + layer.bias.float(), atol=0.02, rtol=0.02)
+
+
+def test_every_integer_of_8_bits_survives_the_order_of_the_kernel():
+    layer = QuantizedLinear(torch.nn.Linear(32, 64, bias=False), QuantizationConfig(bits=8))
+    integers = torch.arange(64 * 32).view(64, 32).to(torch.int8)
+    layer.weight, layer.scale = integers.clone(), torch.rand(64, 1).bfloat16()
+    layer.prepare()
+    assert torch.equal(layer.all_integers(), integers)
+    rows = torch.tensor([[40], [3]])
+    assert torch.equal(layer.integers(rows), integers[rows])
+    assert torch.equal(layer.state_dict()["weight"], integers)
+    expected = torch.eye(32).double() @ (integers * layer.scale.double()).T
+    torch.testing.assert_close(layer(torch.eye(32).bfloat16()[:16]).double(), expected[:16], atol=0, rtol=2**-8)
 
 
 @pytest.mark.parametrize("way", WAYS[:2], ids=str)

@@ -49,8 +49,8 @@ def SILENT(*_: object) -> None:  # noqa: N802
 def decode(session: object, tokens: object) -> None:
     """Read tokens after those in the cache."""
     ids = list(tokens)
-    batch = llama.llama_batch_get_one((llama.llama_token * len(ids))(*ids), len(ids))
-    if llama.llama_decode(session, batch):
+    array = (llama.llama_token * len(ids))(*ids)  # the batch holds a pointer alone
+    if llama.llama_decode(session, llama.llama_batch_get_one(array, len(ids))):
         sys.exit("llama_decode failed")
 
 

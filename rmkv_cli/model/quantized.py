@@ -108,8 +108,8 @@ class Quantized(nn.Module):
         """Arrange weights for PyTorch's 4-bit kernel on the CPU.
 
         An integer of 8 bits is 16 h + l, with h and l of 4 bits. The kernel multiplies [h l] by [x x] with the scales
-        16 s and s, which is exact and takes 20 to 40% less time than PyTorch's 8-bit kernel. Where a machine's kernel
-        has another order than AVX-512's, weights keep theirs.
+        16 s and s, which is exact and, for up to 4 rows of x, faster than PyTorch's 8-bit kernel: for one row it takes
+        a fifth to a third less time. Where a machine's kernel has another order than AVX-512's, weights keep theirs.
         """
         unfit = self.rows % BLOCK or self.columns % GROUPS[-1]
         if unfit or self._kernel is not None or not _kernel_order_known():

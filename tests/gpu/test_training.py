@@ -82,3 +82,15 @@ def test_a_killed_run_resumes_to_the_same_losses(tmp_path, device):
     one, other = ({r["step"]: r["loss"] for r in curve(run) if "loss" in r} for run in (whole, killed))
     assert one.keys() == other.keys()
     assert list(other.values()) == pytest.approx(list(one.values()), rel=0 if device == "cpu" else 1e-3)
+
+
+def test_rollouts_have_the_log_probabilities_that_training_computes(tmp_path, device):
+    data = make_data(tmp_path / "mix")
+    source = train_small_run(data, tmp_path / "run", device=device)
+    tasks = [{"kind": "spelling", "letters": [3]}, {"kind": "recall", "segments": [2], "segment_length": 8}]
+    keys = {"from_model": str(source), "batch_size": 8, "tokens": 3000, "rollouts": {"tasks": tasks, "max_tokens": 16}}
+    teacher = {"model": str(source), "precision": "fp32"}  # so that every answer teaches
+    run = train_small_run(data, tmp_path / "answers", device=device, teacher=teacher, **keys)
+    gaps = [record["logprob_gap"] for record in curve(run) if "logprob_gap" in record]
+    assert len(gaps) > 2
+    assert 0 < max(gaps) < 1e-4

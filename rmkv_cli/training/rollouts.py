@@ -36,7 +36,8 @@ class Answered:
     """(3, N, T) int32: inputs, targets and documents, as `ahead.packed` returns them. Only the answers' tokens have
     targets, the token that ends an answer included."""
     advantages: Tensor
-    """(N,): each answer's score minus the mean score of all answers to its prompt; 0 for an answer that was cut."""
+    """(N,): each answer's score minus the mean score of the complete answers to its prompt; 0 for an answer that was
+    cut."""
     logprobs: Tensor
     """(N, T): ln p of each target when it was drawn; 0 where there is none."""
     counted: int
@@ -124,21 +125,20 @@ class Rollouts:
 
     def _answered(self, step: int) -> list[tuple[int, Exercise, list[Text]]]:
         """Return a step's exercises, each with the index of its level and its answers."""
-        config, seed = self._config, [self._config.seed, step]
+        config, root = self._config, np.random.SeedSequence([self._config.seed, step])
         samples = config.rollouts.samples
-        chosen = np.random.default_rng(seed).choice(
+        chosen = np.random.default_rng(root).choice(
             len(self._levels), config.batch_size // samples, p=self._frequencies()
         )
         groups: list[tuple[int, Exercise, list[Text]]] = []
 
         def texts() -> Iterator[Text]:
-            for number, index in enumerate(chosen):
+            for index, seed in zip(chosen, root.spawn(len(chosen)), strict=True):
                 task, level = self._levels[index]
-                exercise = make_exercise(task, level, self._tokenizer, np.random.default_rng([*seed, number]))
+                exercise = make_exercise(task, level, self._tokenizer, np.random.default_rng(seed))
                 prompt = read_tokens(self._model, exercise.prompt)  # once; its state is branched
                 groups.append((int(index), exercise, []))
-                for sample in range(samples):
-                    drawn = np.random.SeedSequence([*seed, number, sample]).generate_state(1, np.uint64)[0]
+                for drawn in seed.generate_state(samples, np.uint64):
                     how = SamplingConfig(temperature=1.0, top_p=1.0, seed=int(drawn >> np.uint64(1)))
                     longest, ends = exercise.length or config.rollouts.max_tokens, () if exercise.length else None
                     text = Text(self._tokenizer, prompt, how, longest, (), ends, scores=0, answer=not exercise.length)

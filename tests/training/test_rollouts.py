@@ -75,6 +75,17 @@ def test_advantages_are_scores_less_the_mean_of_their_group(answering):
     assert (answered.rows[1] != IGNORED).sum(1).tolist() == [1] * len(answered.advantages)
 
 
+def test_exercises_do_not_depend_on_the_draw_of_their_levels(answering):
+    rollouts = rollouts_of(answering({"kind": "spelling", "letters": [2, 3]}, batch_size=4, max_tokens=1))
+    first_letters = {2: set(), 3: set()}
+    for step in range(60):
+        word = rollouts.next(step).record["rollout"]["prompt"].split('"')[1]
+        first_letters[len(word)].add(word[0])
+    for letters in first_letters.values():
+        assert letters & set("bdfgkl")
+        assert letters & set("mnprstvz")
+
+
 def test_groups_of_equal_scores_teach_nothing(answering):
     answered = rollouts_of(answering({"kind": "spelling", "letters": [40]})).next(0)
     assert answered.record["reward"] == 0

@@ -67,6 +67,12 @@ def test_the_tables_of_the_conversion_are_the_benchmark_s(tables):
     assert shown in (ROOT / "docs/convert.md").read_text(encoding="utf-8")
 
 
+def test_the_table_of_reinforcement_is_the_benchmark_s(tables):
+    shown = tables("reinforce.py")
+    assert "| recall" in shown
+    assert shown in (ROOT / "docs/reinforcement.md").read_text(encoding="utf-8")
+
+
 def test_each_message_and_fault_has_a_test_with_the_words_that_are_seen():
     lines = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "::" in line]

@@ -68,7 +68,7 @@ REINFORCEMENT = {
     "train.log_every": 1,
 }
 SHORT = {
-    "train.learning_rate": 1.5e-3,
+    "train.learning_rate": 1e-3,
     "train.batch_size": 512,
     "train.rollouts.samples": 8,
     "train.rollouts.max_tokens": 32,

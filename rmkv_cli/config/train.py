@@ -63,7 +63,8 @@ class RolloutsConfig(Section):
     samples: int = Field(8, ge=1, le=1 << 16)
     """Answers to each prompt; batch_size / samples prompts are answered in a step."""
     max_tokens: int = Field(512, ge=1)
-    """Maximum number of tokens of an answer. Answers that are cut there get no reward and teach nothing."""
+    """Maximum number of tokens of an answer. Answers that are cut there get no reward; they teach only with a
+    teacher."""
 
     @property
     def longest(self) -> int:

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rmkv_cli.config import MixConfig, dump_toml
 from rmkv_cli.evaluation.beside import Beside
@@ -199,12 +200,17 @@ def _samples(runs: Sequence[Run]) -> Iterator[str]:
             continue
         yield "The beginning of a held-out document:"
         yield code(str(told[-1]["sample"].get("prompt")), "text")
-        last = len(told) - 1
-        for i in sorted({round(last * j / (MOST_SAMPLES - 1)) for j in range(MOST_SAMPLES)}):
-            yield f"Continued after {told[i]['tokens']:,} tokens, step {told[i]['step']:,}:"
-            yield code(str(told[i]["sample"].get("text")), "text")
-        if last >= MOST_SAMPLES:
-            yield f"metrics.jsonl has all {last + 1:,} of them."
+        for record in _over_time(told):
+            yield f"Continued after {record['tokens']:,} tokens, step {record['step']:,}:"
+            yield code(str(record["sample"].get("text")), "text")
+        if len(told) > MOST_SAMPLES:
+            yield f"metrics.jsonl has all {len(told):,} of them."
+
+
+def _over_time(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return at most MOST_SAMPLES of the records, evenly spaced from the first to the last."""
+    last = len(records) - 1
+    return [records[i] for i in sorted({round(last * j / (MOST_SAMPLES - 1)) for j in range(MOST_SAMPLES)}) if records]
 
 
 def _answers(runs: Sequence[Run]) -> Iterator[str]:
@@ -213,11 +219,9 @@ def _answers(runs: Sequence[Run]) -> Iterator[str]:
         found = run.answers()
         if len(runs) > 1 and found:
             yield f"**{escape(run.name)}**"
-        for i in sorted(
-            {round((len(found) - 1) * j / (MOST_SAMPLES - 1)) for j in range(MOST_SAMPLES if found else 0)}
-        ):
-            answer = found[i]["rollout"]
-            yield f"Step {found[i]['step']:,}, {escape(str(found[i].get('level')))}, score {answer.get('score')}:"
+        for record in _over_time(found):
+            answer, level = record["rollout"], escape(str(record.get("level")))
+            yield f"Step {record['step']:,}, {level}, score {answer.get('score')}:"
             yield code(f"{str(answer.get('prompt'))[-MOST_PROMPT:]}\n\n{answer.get('answer')}", "text")
 
 

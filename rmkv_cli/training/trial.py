@@ -50,13 +50,13 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
             advance(1)
             rate = trainer.train_step(round(mean))["tokens_per_second"]
             advance(1)
-        of_rollouts = trainer.tokens / 2 if trainer.rollouts else 0
+    read = trainer.tokens / 2 if trainer.rollouts else train.batch_size * config.model.segment_length * mean
     hours = train.tokens / rate / 3600
     checkpoint = checkpoint_bytes(config)
     return {
         "parameters": trainer.model.count_parameters(),
         "tokens": train.tokens,
-        "steps": round(train.tokens / (of_rollouts or train.batch_size * config.model.segment_length * mean)),
+        "steps": round(train.tokens / read),
         "tokens_per_second": rate,
         "hours": hours,
         **({} if price is None else {"cost": hours * price}),
@@ -73,9 +73,10 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
 def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = False) -> dict[str, Any]:
     """Profile N steps with rows of the run's mean length; return the trace's path and the most expensive operations.
 
-    A step is of one micro-batch: the others do the same, and a trace of many would fill the memory. The trace, for
-    chrome://tracing or ui.perfetto.dev, is run/profile/trace.json.gz. Nothing else is left: a run may be there before,
-    and can begin there after. Of an operation are told, for each step, calls and milliseconds without
+    A step is of one micro-batch: the others do the same, and a trace of many would fill the memory. With roll-outs,
+    whose answers come in groups, it is whole. The trace, for chrome://tracing or ui.perfetto.dev, is
+    run/profile/trace.json.gz. Nothing else is left: a run may be there before, and can begin there after. Of an
+    operation are told, for each step, calls and milliseconds without
     those of the operations that it calls, on the GPU where there is one.
 
     Raises:
@@ -85,7 +86,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     require_new(folder)
     config = checked(config, run, resume=(run / "config.toml").exists(), allow_noncausal=allow_noncausal)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler writes notes of its own to stderr
-    rows = config.train.micro_batch_size
+    rows = config.train.batch_size if config.train.rollouts.tasks else config.train.micro_batch_size
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
     with _trial(config) as trainer:
         segments = round(_segments(trainer)[1])

@@ -14,7 +14,7 @@ from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Tokenizer
-from rmkv_cli.training import dry_run, train
+from rmkv_cli.training import dry_run, profile, train
 from rmkv_cli.training.metrics import read_metrics
 from rmkv_cli.training.objective import Objective
 from rmkv_cli.training.rollouts import Answered, Rollouts, learn
@@ -180,6 +180,11 @@ def test_a_dry_run_answers_two_steps_and_leaves_nothing(answering, tmp_path):
     report = dry_run(answering(), tmp_path / "run")
     assert report["steps"] > 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_has_whole_groups_of_answers(answering, tmp_path):
+    report = profile(answering(samples=8, micro_batch_size=4), tmp_path / "run", 1)
+    assert report["rows"] == 8
 
 
 def test_with_data_it_validates_on_their_held_out_documents(answering, data, tmp_path):

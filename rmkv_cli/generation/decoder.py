@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmkv_cli.model import RMKV, RMKVBlock, State, reading
-from rmkv_cli.model.block import Layer
+from rmkv_cli.model.block import LayerState
+from rmkv_cli.model.context import TAPS, SegmentContext, make_recent_mask
 from rmkv_cli.model.positions import rotation
-from rmkv_cli.model.precision import wide
-from rmkv_cli.model.view import TAPS, View, recent_of
+from rmkv_cli.model.precision import widen
 
 GRAPHS = 8  # compiled batch sizes; PyTorch's recompile_limit, beyond which it runs a function uncompiled
 
@@ -34,14 +34,14 @@ class Decoder:
         self._first = config.memory.slots + config.lookback  # where the open segment's keys begin
         K = self._first + self._length
         self._blocks: list[RMKVBlock] = []
-        self._layers: list[Layer] = []
+        self._layers: list[LayerState] = []
         for block in model.blocks:
             assert isinstance(block, RMKVBlock)
             has_store = block.store is not None
-            layer = Layer(
+            layer = LayerState(
                 memory=like.new_empty(0),
                 cell=None,
-                store=wide(like.new_zeros(B, G, d, d)) if has_store else None,
+                store=widen(like.new_zeros(B, G, d, d)) if has_store else None,
                 recent=like.new_zeros(B, H + G, TAPS, d) if has_store else None,
                 keys=like.new_zeros(B, G, K, d),
                 values=like.new_zeros(B, G, K, d),
@@ -192,17 +192,17 @@ class Decoder:
         config, position, filled = model.config, self._position[:B], self._filled[:B, None, None]
         place = filled[..., None] + self._first
         turns = tuple(x[self._offset[:B], None, None] for x in self._turns)
-        view = View(
-            ends=False,
+        context = SegmentContext(
+            ends_segment=False,
             mixed=False,
             has_memory=self._mask[:B, 0],  # which counts at a segment's end alone, like the next
             mask=self._mask[:B].scatter_(3, place, 0.0)[..., :end],
             pooling_mask=self._mask[:B, 0],
             rope=(turns[0], turns[1]) if config.position == "rotary" else None,
             rope_shift=None,
-            wrote_store=None,
-            recent=recent_of(position, self._mask.dtype),
-            place=(
+            has_store=None,
+            recent_mask=make_recent_mask(position, self._mask.dtype),
+            write_index=(
                 place.expand(-1, config.key_value_heads, 1, config.head_width),
                 filled.expand(-1, 1, config.hidden_size),
             ),
@@ -211,8 +211,8 @@ class Decoder:
         for block, layer in zip(self._blocks, self._layers, strict=True):
             store, recent = (None if x is None else x[:B] for x in (layer.store, layer.recent))
             keys, values = layer.keys[:B, :, :end], layer.values[:B, :, :end]
-            lanes = Layer(layer.memory, None, store, recent, keys, values, layer.stream[:B])
-            x, after = block(x, layer.memory, lanes, view)
+            lanes = LayerState(layer.memory, None, store, recent, keys, values, layer.stream[:B])
+            x, after = block(x, layer.memory, lanes, context)
             if store is not None and recent is not None:
                 store.copy_(after.store)
                 recent.copy_(after.recent)

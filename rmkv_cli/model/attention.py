@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmkv_cli.config import ModelConfig
-from rmkv_cli.model.precision import wide, widened
+from rmkv_cli.model.precision import wide_dtype, widen
 
 
 class QKVBlock(nn.Module):
@@ -60,7 +60,7 @@ class QKVBlock(nn.Module):
         """
         rows = q.view(len(q), k.shape[1], -1, self.head_width)
         if rows.shape[2] == 1:
-            rows, k, v, mask = (wide(x) for x in (rows, k, v, mask))
+            rows, k, v, mask = (widen(x) for x in (rows, k, v, mask))
         y = F.scaled_dot_product_attention(rows, k, v, mask, dropout, scale=self.head_width**-0.5)
         return y.reshape(len(q), 1, -1).to(q.dtype)
 
@@ -77,4 +77,4 @@ class AttentionPooling(nn.Module):
         # Plain products, because no fused attention kernel takes a head as wide as the model.
         scores = torch.baddbmm(mask, self.queries.expand(len(x), -1, -1), x.mT, alpha=x.shape[-1] ** -0.5)
         # The softmax needs unrounded weights for its gradient, a difference of nearly equal numbers.
-        return scores.softmax(-1, dtype=widened(x.dtype)).to(x.dtype) @ x
+        return scores.softmax(-1, dtype=wide_dtype(x.dtype)).to(x.dtype) @ x

@@ -1,4 +1,4 @@
-"""One layer: tokens attend to slots, look-back and each other, and use the store; a segment's end updates the slots."""
+"""One layer: attention to slots, look-back and tokens, the store, and the slots' update at a segment's end."""
 
 from dataclasses import dataclass, replace
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.model.attention import AttentionPooling, QKVBlock
 from rmkv_cli.model.cells import RecurrentMemoryCell
+from rmkv_cli.model.context import SegmentContext
 from rmkv_cli.model.feed_forward import FeedForward
 from rmkv_cli.model.norm import make_norm
 from rmkv_cli.model.positions import rotate
-from rmkv_cli.model.precision import wide
+from rmkv_cli.model.precision import widen
 from rmkv_cli.model.store import AssociativeStore
-from rmkv_cli.model.view import View
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer's part of the state (see `State`)."""
+class LayerState:
+    """One layer's part of `State`, which describes the fields."""
 
     memory: Tensor
     cell: Tensor | None
@@ -30,9 +30,11 @@ class Layer:
 
 
 class RMKVBlock(nn.Module):
-    """A layer of RMKV: attention over memory and tokens, pooling, the memory's cell, and the feed-forward if any.
+    """A layer of RMKV: attention over memory and tokens, pooling, the memory's cell, and an optional feed-forward.
 
-    Its index, from 0, tells whether it has a store.
+    Args:
+        config: the model's config.
+        index: the layer's index from 0; the first `config.stores` layers have a store.
     """
 
     def __init__(self, config: ModelConfig, index: int = 0) -> None:
@@ -47,82 +49,89 @@ class RMKVBlock(nn.Module):
         self.feed_forward = FeedForward(config) if config.intermediate_size else None
         self.feed_forward_norm = make_norm(config) if config.intermediate_size else None
 
-    def forward(self, x: Tensor, fresh: Tensor, layer: Layer, view: View) -> tuple[Tensor, Layer]:
-        """Read T tokens of one segment: x (B, T, D) -> x'' (B, T, D), and the layer's new part of the state.
+    def forward(
+        self, x: Tensor, initial_memory: Tensor, layer: LayerState, context: SegmentContext
+    ) -> tuple[Tensor, LayerState]:
+        """Read T tokens of one segment; return the new token stream, (B, T, D), and the layer's new state.
 
         Slots and tokens go through norm, projections and attention together.
 
         Args:
             x: the token stream, (B, T, D).
-            fresh: the learned memory that a document starts with, (m, D).
-            layer: what earlier tokens and segments left.
-            view: who sees whom.
+            initial_memory: the learned slots that a document starts with, (m, D).
+            layer: the layer's state before these tokens.
+            context: masks and rotations of the call.
         """
         T = x.shape[1]
         memory, slots = layer.memory, []
-        if view.place is None and self.slots:
-            start = wide(fresh)
-            memory = torch.where(view.has_memory, layer.memory, start)
-            slots = [torch.where(view.has_memory, start, layer.memory), memory] if view.mixed else [memory]
+        if context.write_index is None and self.slots:
+            initial = widen(initial_memory)
+            memory = torch.where(context.has_memory, layer.memory, initial)
+            slots = [torch.where(context.has_memory, initial, layer.memory), memory] if context.mixed else [memory]
         h = self.norm(torch.cat([*(each.to(x.dtype) for each in slots), x], dim=1) if slots else x)
         n = h.shape[1] - T
         qk, v = self.attention.project(h)
-        turned = (qk if view.rope is None else rotate(qk, view.rope)).transpose(1, 2)
-        q, k = turned.split_with_sizes(self.attention.heads[:2], dim=1)  # (B, H, n + T, d), (B, G, n + T, d)
-        keys, values = _join(layer.keys, k, n, view), _join(layer.values, v.transpose(1, 2), n, view)
-        asking = self.slots if view.ends and self.cell is not None else 0
-        heads = self.attention(q[:, :, n - asking :] if n > asking else q, keys, values, view.mask)
+        rotated = (qk if context.rope is None else rotate(qk, context.rope)).transpose(1, 2)
+        q, k = rotated.split_with_sizes(self.attention.heads[:2], dim=1)  # (B, H, n + T, d), (B, G, n + T, d)
+        keys, values = _extend(layer.keys, k, n, context), _extend(layer.values, v.transpose(1, 2), n, context)
+        updated = self.slots if context.ends_segment and self.cell is not None else 0  # slots among the queries
+        heads = self.attention(q[:, :, n - updated :] if n > updated else q, keys, values, context.mask)
         store, recent = layer.store, layer.recent
         if self.store is not None and store is not None and recent is not None:
-            of_slots, heads = heads.split_with_sizes([asking, T], dim=1)
+            slot_heads, heads = heads.split_with_sizes([updated, T], dim=1)
             gates = self.store.gates(torch.cat([h[:, n:], heads], dim=2).to(self.store.gates.weight.dtype))
-            found, store, recent = self.store(store, recent, qk[:, n:], v[:, n:], gates, view)
-            heads = torch.cat([of_slots, heads + found], dim=1) if asking else heads + found
-        for_slots, y = self.attention.out(heads).split_with_sizes([asking, T], dim=1)
+            retrieved, store, recent = self.store(store, recent, qk[:, n:], v[:, n:], gates, context)
+            heads = torch.cat([slot_heads, heads + retrieved], dim=1) if updated else heads + retrieved
+        slot_output, y = self.attention.out(heads).split_with_sizes([updated, T], dim=1)
         residual = x + y
-        read = y if self.published else residual
-        if view.place is not None:
-            stream = _put(layer.stream, 1, view.place[1], read)
+        pooled = y if self.published else residual
+        if context.write_index is not None:
+            stream = _write(layer.stream, 1, context.write_index[1], pooled)
         else:
-            stream = torch.cat([layer.stream, read], dim=1) if layer.stream.shape[1] else read
-            remembered = self.lookback if view.ends else layer.keys.shape[2] + T
+            stream = torch.cat([layer.stream, pooled], dim=1) if layer.stream.shape[1] else pooled
+            remembered = self.lookback if context.ends_segment else layer.keys.shape[2] + T
             keys, values = (each[:, :, each.shape[2] - remembered :] for each in (keys, values))
-            if view.ends:  # copies, so that the state does not hold on to the whole segment
+            if context.ends_segment:  # copies, so that the state does not keep the whole segment alive
                 keys, values = (each.clone(memory_format=torch.contiguous_format) for each in (keys, values))
-                keys = keys if view.rope_shift is None else rotate(keys, view.rope_shift)
+                keys = keys if context.rope_shift is None else rotate(keys, context.rope_shift)
         layer = replace(layer, store=store, recent=recent, keys=keys, values=values, stream=stream)
-        if view.ends:
-            layer = self._close(memory, for_slots, layer, view)
+        if context.ends_segment:
+            layer = self._update_memory(memory, slot_output, layer, context)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return residual, layer
         return residual + self.feed_forward(self.feed_forward_norm(residual)), layer
 
-    def _close(self, memory: Tensor, for_slots: Tensor, layer: Layer, view: View) -> Layer:
-        """Update the slots (B, m, D) from the segment's stream and from what attention found for them (B, m, D)."""
+    def _update_memory(
+        self, memory: Tensor, slot_output: Tensor, layer: LayerState, context: SegmentContext
+    ) -> LayerState:
+        """Return the layer's state at the segment's end.
+
+        The cell updates the slots, (B, m, D), from the pooled stream and the slots' attention output, (B, m, D).
+        """
         stream = layer.stream.new_zeros(len(layer.stream), 0, layer.stream.shape[2])
         if self.pooling is None or self.cell is None:
             return replace(layer, stream=stream)
-        cell = None if layer.cell is None else torch.where(view.has_memory, layer.cell, 0.0)
-        p = self.pooling(layer.stream, view.pooling_mask)
+        cell = None if layer.cell is None else torch.where(context.has_memory, layer.cell, 0.0)
+        p = self.pooling(layer.stream, context.pooling_mask)
         if self.published:
-            memory, cell = self.cell(p, wide(for_slots), cell)
+            memory, cell = self.cell(p, widen(slot_output), cell)
         else:
-            memory, cell = self.cell(p + for_slots, memory, cell)
+            memory, cell = self.cell(p + slot_output, memory, cell)
         return replace(layer, memory=memory, cell=cell, stream=stream)
 
 
-def _join(kept: Tensor, new: Tensor, n: int, view: View) -> Tensor:
-    """Return the keys or values to attend to, (B, G, K, d): those kept, and the new ones of n slots and of tokens."""
-    if view.place is not None:
-        return _put(kept, 2, view.place[0], new)
+def _extend(remembered: Tensor, new: Tensor, n: int, context: SegmentContext) -> Tensor:
+    """Return the keys or values to attend to, (B, G, K, d): new ones of n slots, the remembered, new ones of tokens."""
+    if context.write_index is not None:
+        return _write(remembered, 2, context.write_index[0], new)
     slots, tokens = new.split_with_sizes([n, new.shape[2] - n], dim=2)
-    return torch.cat([slots, kept, tokens], dim=2)
+    return torch.cat([slots, remembered, tokens], dim=2)
 
 
-def _put(buffer: Tensor, dimension: int, place: Tensor, new: Tensor) -> Tensor:
-    """Put new entries into a buffer, in place, and return it."""
+def _write(buffer: Tensor, dimension: int, index: Tensor, new: Tensor) -> Tensor:
+    """Write new entries into a buffer in place and return it."""
     if buffer.dtype != torch.bfloat16:
-        return buffer.scatter_(dimension, place, new)
-    # On a CPU scatter_ converts all of a bfloat16 buffer to float32 and back.
-    buffer.view(torch.int16).scatter_(dimension, place, new.view(torch.int16))
+        return buffer.scatter_(dimension, index, new)
+    # On a CPU, scatter_ would convert the whole bfloat16 buffer to float32 and back.
+    buffer.view(torch.int16).scatter_(dimension, index, new.view(torch.int16))
     return buffer

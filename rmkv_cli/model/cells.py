@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rmkv_cli.config import ModelConfig
-from rmkv_cli.model.precision import wide
+from rmkv_cli.model.precision import widen
 from rmkv_cli.model.quantized import QuantizedCell
 
 
@@ -66,7 +66,7 @@ class RecurrentMemoryCell(nn.Module):
         if next(self.cell.parameters()).dtype == hidden.dtype:
             new = self.cell(x, state)
         else:  # transformers' model.to(dtype) narrows these weights as well
-            weights = {name: wide(weight) for name, weight in self.cell.named_parameters()}
+            weights = {name: widen(weight) for name, weight in self.cell.named_parameters()}
             new = functional_call(self.cell, weights, (x, state))
         if isinstance(new, Tensor):
             return new.view_as(hidden), None

@@ -9,12 +9,12 @@ import torch
 
 from rmkv_cli.config import Config, ModelConfig, TrainConfig
 from rmkv_cli.model.adapters import MARK, attach_configured
+from rmkv_cli.model.context import CHUNK
 from rmkv_cli.model.groups import PARTS, is_trained, part_of
 from rmkv_cli.model.model import RMKV
 from rmkv_cli.model.pretrained import find_model
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.model.tensors import open_tensors
-from rmkv_cli.model.view import CHUNK
 
 TRAINED = 3  # forward passes' worth of work in a training step: forward, and twice that for the backward pass
 ADAPTERS = "adapters"

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from rmkv_cli.config import ModelConfig
 from rmkv_cli.model import adapter_file, pretrained
 from rmkv_cli.model.block import RMKVBlock
+from rmkv_cli.model.context import TAPS, SegmentContext, make_context
 from rmkv_cli.model.norm import make_norm
 from rmkv_cli.model.positions import sinusoids
-from rmkv_cli.model.precision import wide
+from rmkv_cli.model.precision import widen
 from rmkv_cli.model.quantized import Quantized, put_in
-from rmkv_cli.model.state import State, copied
+from rmkv_cli.model.state import State, contiguous_copy
 from rmkv_cli.model.store import AssociativeStore
-from rmkv_cli.model.view import TAPS, View, view_of
 
 NONE = -1  # no document
 
@@ -99,7 +99,7 @@ class RMKV(nn.Module):
             self._require_positions(document_ids, state)
         outputs = []
         for (start, stop), several in zip(spans, mixed, strict=True):
-            tokens, documents = (copied(x[:, start:stop]) for x in (input_ids, document_ids))
+            tokens, documents = (contiguous_copy(x[:, start:stop]) for x in (input_ids, document_ids))
             output, state = (read or self.segment)(tokens, state, documents, several)
             outputs.append(output)
         return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
@@ -136,38 +136,42 @@ class RMKV(nn.Module):
         if self.through_layers and state.filled:
             raise ValueError("memory.carry = 'layers' reads whole segments: it cannot go on inside one")
         filled = state.filled + input_ids.shape[1]
-        # A memory that goes through layers is needed after a text's last, shorter segment as well.
-        ends = filled == self.config.segment_length or self.through_layers
+        # A memory carried through layers is also needed after a text's last, shorter segment.
+        ends_segment = filled == self.config.segment_length or self.through_layers
         position, offset = _counts(document_ids, state)
         documents = torch.cat([state.documents, document_ids], dim=1)
-        last = copied(document_ids[:, -1])
+        last = contiguous_copy(document_ids[:, -1])
         x = self.dropout(self.embed(input_ids, position))
 
-        def view(owner: Tensor) -> View:
+        def context_for(owner: Tensor) -> SegmentContext:
             known = documents, owner, state.store_owner, position, offset, filled
-            return view_of(self.config, x.dtype, document_ids, *known, ends=ends, mixed=mixed)
+            return make_context(self.config, x.dtype, document_ids, *known, ends_segment=ends_segment, mixed=mixed)
 
         layers = list(state.layers())
-        seen, fresh = view(state.owner), self.memory.unbind()
+        context, initial = context_for(state.owner), self.memory.unbind()
         for i, block in enumerate(self.blocks):
-            if self.through_layers and i == 1:  # the memory that came up is the last document's
-                seen = view(last)
+            if self.through_layers and i == 1:  # the first layer has written the memory, for the last document
+                context = context_for(last)
             if self.through_layers and i:
                 layers[i] = replace(layers[i], memory=layers[i - 1].memory, cell=layers[i - 1].cell)
-            x, layers[i] = block(x, fresh[0 if self.through_layers else i], layers[i], seen)
+            x, layers[i] = block(x, initial[0 if self.through_layers else i], layers[i], context)
         if self.through_layers:
             layers[0] = replace(layers[0], memory=layers[-1].memory, cell=layers[-1].cell)
 
+        if ends_segment:
+            documents = contiguous_copy(documents[:, documents.shape[1] - self.config.lookback :])
         after = State.of_layers(
             layers,
             memories=len(self.memory),
-            documents=copied(documents[:, documents.shape[1] - self.config.lookback :]) if ends else documents,
+            documents=contiguous_copy(documents[:, documents.shape[1] - self.config.lookback :])
+            if ends_segment
+            else documents,
             # Each a tensor of its own, since a compiled segment is compiled anew where two are one.
-            owner=last.clone() if ends else state.owner,
+            owner=last.clone() if ends_segment else state.owner,
             store_owner=last.clone(),
             document=last,
             position=position[:, -1] + 1,
-            offset=torch.zeros_like(last) if ends else offset[:, -1] + 1,
+            offset=torch.zeros_like(last) if ends_segment else offset[:, -1] + 1,
             filled=filled % self.config.segment_length,
         )
         return self.norm(x), after
@@ -178,7 +182,7 @@ class RMKV(nn.Module):
         B, D, H, G = batch_size, config.hidden_size, config.num_attention_heads, config.key_value_heads
         d = config.head_width
         empty = tuple(torch.zeros(B, G, config.lookback, d, device=device, dtype=dtype) for _ in self.blocks)
-        memory = wide(self.memory.detach())[:, None].repeat(1, B, 1, 1)
+        memory = widen(self.memory.detach())[:, None].repeat(1, B, 1, 1)
         starts = [store.start.detach() for block in self.blocks if isinstance(store := block.store, AssociativeStore)]
         none = torch.full((B,), NONE, device=device)
         return State(

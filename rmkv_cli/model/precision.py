@@ -1,4 +1,4 @@
-"""The precision policy: what a model computes in its `dtype`, bfloat16 or float32, and what stays in float32."""
+"""Precision policy: which parameters take the model's `dtype`, float32 or bfloat16, and which stay in float32."""
 
 import torch
 from torch import Tensor, nn
@@ -7,25 +7,25 @@ from torch import Tensor, nn
 def is_narrow(name: str) -> bool:
     """Return whether the parameter of this name takes the model's `dtype`.
 
-    Slots, cells and stores stay in float32, because their updates are smaller than bfloat16 resolves. Everything else
-    that the token stream passes through is narrow: embeddings, norms, pooling, attention, feed-forward.
+    Everything that the token stream passes through does: embeddings, norms, pooling, attention and feed-forward. Slots,
+    cells and stores stay in float32, because bfloat16 cannot resolve their small updates.
     """
     return name != "memory" and ".cell." not in name and ".store." not in name
 
 
-def widened(dtype: torch.dtype) -> torch.dtype:
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type of slots, cells and stores in a model that computes in `dtype`: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """Return the type of the parameter of this name in a model that computes in `dtype`."""
-    return dtype if is_narrow(name) else widened(dtype)
+    return dtype if is_narrow(name) else wide_dtype(dtype)
 
 
-def wide(x: Tensor) -> Tensor:
+def widen(x: Tensor) -> Tensor:
     """Return a tensor in the type that slots, cells and stores compute in."""
-    return x.to(widened(x.dtype))
+    return x.to(wide_dtype(x.dtype))
 
 
 def to_precision(model: nn.Module, dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.model.block import Layer
+from rmkv_cli.model.block import LayerState
 from rmkv_cli.model.state_file import fault
 from rmkv_cli.model.tensors import open_tensors, save_tensors
 
@@ -17,7 +17,7 @@ STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers tha
 NARROW = ("recent", "keys", "values", "stream")  # of the type that the model computes in
 
 
-def copied(x: Tensor) -> Tensor:
+def contiguous_copy(x: Tensor) -> Tensor:
     """Return a copy that holds on to nothing else, and whose strides follow from its shape, as compiled code asks."""
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -59,7 +59,7 @@ class State:
     filled: int
     """Tokens in the open segment; 0 at a segment's boundary."""
 
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[LayerState]:
         """Return each layer's part; a memory that goes through the layers stands in all of them."""
 
         def each(stacked: Tensor | None) -> list[Tensor | None]:
@@ -72,10 +72,10 @@ class State:
         parts = zip(
             memories, cells, each(self.store), each(self.recent), self.keys, self.values, self.stream, strict=True
         )
-        return [Layer(*part) for part in parts]
+        return [LayerState(*part) for part in parts]
 
     @classmethod
-    def of_layers(cls, layers: list[Layer], memories: int, **rest: Any) -> "State":
+    def of_layers(cls, layers: list[LayerState], memories: int, **rest: Any) -> "State":
         """Return the state of these layers, the first `memories` of which tell the memory, and the `rest` of fields."""
 
         def stacked(parts: list[Tensor | None]) -> Tensor | None:
@@ -196,7 +196,7 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write the state atomically to a safetensors file with a checksum."""
-        copies = {name: copied(x) for name, x in self.tensors().items()}
+        copies = {name: contiguous_copy(x) for name, x in self.tensors().items()}
         save_tensors(copies, path, {"format": "pt"})
 
     @classmethod

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.model import RMKV, RMKVBlock, State
-from rmkv_cli.model.precision import wide
-from rmkv_cli.model.state import copied
+from rmkv_cli.model.precision import widen
+from rmkv_cli.model.state import contiguous_copy
 from rmkv_cli.training.loss import Segment, replayed
 
 
@@ -37,20 +37,20 @@ def row_alignment(
     counts = (targets != IGNORED).to(torch.float32)
     weights = []
     for _, wanted in layers:
-        square = (wide(wanted).square().sum(2) * counts).sum(1, keepdim=True)
+        square = (widen(wanted).square().sum(2) * counts).sum(1, keepdim=True)
         weights.append(counts * counts.sum(1, keepdim=True) / square.clamp(min=1e-30) / len(layers))
-    state = state.map(lambda x, _: copied(x.detach()).requires_grad_(x.is_floating_point()))
+    state = state.map(lambda x, _: contiguous_copy(x.detach()).requires_grad_(x.is_floating_point()))
 
     def read(ids: Tensor, before: State, documents: Tensor, mixed: bool, *, part: slice) -> tuple[Tensor, State]:
         with _taught(model, [x[:, part] for x, _ in layers]) as outputs:
             _, after = model.segment(ids, before, documents, mixed)
         distances = [
-            (wide(y) - wide(wanted[:, part])).square().sum(2) * weight[:, part]
+            (widen(y) - widen(wanted[:, part])).square().sum(2) * weight[:, part]
             for y, (_, wanted), weight in zip(outputs, layers, weights, strict=True)
         ]
         return torch.stack(distances).sum(0), after
 
-    T, total = input_ids.shape[1], wide(state.memory.new_zeros(()))
+    T, total = input_ids.shape[1], widen(state.memory.new_zeros(()))
     for start, stop in model.spans(T, state.filled):
         part = slice(start, stop)
         how: Segment = partial(read, part=part)

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.cost import LOGITS
-from rmkv_cli.model.precision import wide, widened
-from rmkv_cli.model.state import copied
+from rmkv_cli.model.precision import wide_dtype, widen
+from rmkv_cli.model.state import contiguous_copy
 
 Segment = Callable[[Tensor, State, Tensor, bool], tuple[Tensor, State]]
 """`RMKV.segment`, or what takes its place."""
@@ -86,7 +86,7 @@ def row_loss(
     read = replayed(segment, preserve_rng_state=model.config.dropout > 0)
     last = max(start for start, _ in model.spans(input_ids.shape[1], state.filled))  # whose gradient is needed at once
     # PyTorch replays only what has an input that needs a gradient; and a compiled segment is one for all.
-    state = state.map(lambda x, _: copied(x.detach()).requires_grad_(x.is_floating_point()))
+    state = state.map(lambda x, _: contiguous_copy(x.detach()).requires_grad_(x.is_floating_point()))
     outputs = []
     for part, how in ((slice(0, last), read if replay else segment), (slice(last, None), segment)):
         if part.stop != 0:
@@ -154,10 +154,10 @@ class _CrossEntropy(torch.autograd.Function):
         lesson: Lesson | None,
         credit: Credit | None,
     ) -> Tensor:
-        loss = wide(hidden.new_zeros(()))
+        loss = widen(hidden.new_zeros(()))
         divergence = loss.clone()
         for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for_weight = torch.zeros_like(weight, dtype=widened(weight.dtype)) if ctx.needs_input_grad[1] else None
+        for_weight = torch.zeros_like(weight, dtype=wide_dtype(weight.dtype)) if ctx.needs_input_grad[1] else None
         size = max(1, LOGITS // len(weight))
         share = lesson.share if lesson else 0.0
         losses = []
@@ -165,7 +165,7 @@ class _CrossEntropy(torch.autograd.Function):
             h, target = hidden[i : i + size], targets[i : i + size, None]
             counts = target != IGNORED
             target = target.clamp(min=0)
-            logits = wide(h @ weight.T)
+            logits = widen(h @ weight.T)
             log_Z = logits.logsumexp(1, keepdim=True)
             losses.append(torch.where(counts, log_Z - logits.gather(1, target), 0.0))
             factor = counts.to(logits.dtype)
@@ -214,7 +214,7 @@ def _distilled(logits: Tensor, taught: Tensor, lesson: Lesson, counts: Tensor) -
     """
     known = min(logits.shape[1], taught.shape[1])
     log_q = (logits / lesson.temperature).log_softmax(1)
-    log_p = (wide(taught[:, :known]) / lesson.temperature).log_softmax(1)
+    log_p = (widen(taught[:, :known]) / lesson.temperature).log_softmax(1)
     p = log_p.exp()
     divergence = log_p.sub_(log_q[:, :known]).mul_(p).sum(1, keepdim=True)
     pull = log_q.exp_()

@@ -6,8 +6,8 @@ from small_model import make_model
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import reset_memory
+from rmkv_cli.model.context import make_context
 from rmkv_cli.model.store import AssociativeStore, _Convolution
-from rmkv_cli.model.view import view_of
 
 H, D = 2, 8
 
@@ -38,22 +38,22 @@ def gates(write):
     )
 
 
-def view(documents, position=0, owner=0):
-    """What tokens see whose documents these are, the first at this position of its own."""
+def make(documents, position=0, owner=0):
+    """Return the context of tokens of these documents; the first token is at this position of its document."""
     documents = torch.tensor([documents])
     first = (documents == documents[:, :1]).sum()
     positions = torch.tensor([[*range(position, position + first), *range(documents.shape[1] - first)]])
     config = ModelConfig(hidden_size=H * D, num_attention_heads=H, memory=MemoryConfig(store=1), lookback=0)
     mixed = bool((documents[:, 0] != documents[:, -1]).any())
     known = documents, documents, torch.tensor([owner]), torch.tensor([owner]), positions, positions, documents.shape[1]
-    return view_of(config, torch.float64, *known, ends=False, mixed=mixed)
+    return make_context(config, torch.float64, *known, ends_segment=False, mixed=mixed)
 
 
 def go(store, W, q, k, v, write):
     """Read and write tokens of the document that wrote W; return what they find, (1, H, T, D), and W'."""
     T = k.shape[2]
     qk, v = torch.cat([q, k], dim=1).transpose(1, 2), v.transpose(1, 2)
-    found, written = store.write_and_read(W, qk, v, gates(write), view([0] * T))
+    found, written = store.write_and_read(W, qk, v, gates(write), make([0] * T))
     return found.view(1, T, H, D).transpose(1, 2), written
 
 
@@ -109,10 +109,10 @@ def test_a_key_tells_up_to_three_tokens_before_it_in_its_document(store):
     store.taps.copy_(torch.tensor([1.0, 10, 100, 1000])[:, None, None, None].expand_as(store.taps))
     x = torch.arange(1.0, 8, dtype=torch.float64)[None, :, None, None].expand(1, 7, 2 * H, D)
     nothing = torch.zeros(1, 2 * H, 4, D, dtype=torch.float64)
-    qk, recent = store.convolve(x[:, :6], nothing, view([0, 0, 0, 0, 1, 1]))
+    qk, recent = store.convolve(x[:, :6], nothing, make([0, 0, 0, 0, 1, 1]))
     assert qk[0, :, 0, 0].tolist() == [1, 12, 123, 1234, 5, 56]
     assert qk[0, :, H, 0].tolist() == [0, 1, 12, 123, 0, 5]
-    qk, _ = store.convolve(x[:, 6:], recent, view([1], position=2))
+    qk, _ = store.convolve(x[:, 6:], recent, make([1], position=2))
     assert qk[0, :, 0, 0].tolist() == [567]
     assert qk[0, :, H, 0].tolist() == [56]
 

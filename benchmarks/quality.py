@@ -33,7 +33,7 @@ from rmkv_cli.config import Config, MixConfig, RecallSource, load_config
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.data.manifest import Manifest
-from rmkv_cli.data.tasks import TextHaystack, make_example, over_and_over
+from rmkv_cli.data.tasks import TextHaystack, cycle_documents, make_example
 from rmkv_cli.model import RMKV, reading
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.loss import Segment, compiled_segment, row_loss
@@ -235,7 +235,7 @@ def recall(
     (task,) = (source for source in mix.sources if isinstance(source, RecallSource))
     accuracy = {}
     for segments in distances:
-        rng, noise = np.random.default_rng([0, segments]), TextHaystack(over_and_over(text))
+        rng, noise = np.random.default_rng([0, segments]), TextHaystack(cycle_documents(text))
         right = []
         for _ in range(EXAMPLES):
             example = make_example(task, tokenizer, noise, rng, PAIRS, segments)

@@ -33,7 +33,7 @@ from convert import peak
 from tuning import rmkv
 
 from rmkv_cli.config import load_config, preset_path
-from rmkv_cli.files import whole_directory
+from rmkv_cli.files import atomic_directory
 from rmkv_cli.generation import Decoder
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def prepare(wheel: Path | None) -> None:
     convert.prepare(wheel)
     if not SOURCES[LARGE].exists():
         torch.manual_seed(0)
-        with whole_directory(SOURCES[LARGE]) as folder:
+        with atomic_directory(SOURCES[LARGE]) as folder:
             write_model(folder, RMKV(load_config(preset_path(LARGE)).model), Tokenizer.load(quality.TOKENIZER))
     for model in MODELS:
         for row, options in ROWS.items():

@@ -1,1 +1,1 @@
-"""RMKV: a causal language model with a fixed recurrent memory, and the toolkit for its whole life."""
+"""RMKV, a causal language model with a fixed-size recurrent memory, and the tools to train, evaluate and serve it."""

@@ -1,10 +1,10 @@
-"""Provide the `rmkv` command, also as `python -m rmkv_cli` (torchrun needs a module)."""
+"""Entry point of the `rmkv` command and of `python -m rmkv_cli`, the form that torchrun needs."""
 
 from rmkv_cli.cli.signals import handle_signals
 
 
 def main() -> None:
-    """Run `rmkv`; signals end it from the first import on."""
+    """Run `rmkv`; install the signal handlers before the slow imports."""
     handle_signals()
     from rmkv_cli.cli.main import main
 

@@ -1,21 +1,21 @@
-"""The one exception that users see, what errors say, and how the nearest right word is found."""
+"""Errors that users see: their exception class, one-line messages and spelling suggestions."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend: the message is one clear line (or one line an error) and the exit code is 2.
+    """An error that the user can fix: reported as one line (or one line per error) with exit code 2.
 
-    It says what is wrong, where (file, line, key), and what would be right.
+    The message says what is wrong, where (file, line, key) and what to do next.
     """
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says; of the system's errors, where and why."""
+    """Return an error's message; for an operating-system error, the file and the reason."""
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror.lower()}"
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror.lower()}"
     return str(error)
 
 
@@ -24,23 +24,23 @@ OUT_OF_THREADS = ("can't start new thread", "thread pool has not been initialize
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line that says what the user can fix, or None if the error is a bug.
+    """Return a one-line message for an error that the user can fix, or None if the error is a bug.
 
-    Libraries have no exception class for exhausted resources: PyTorch raises a RuntimeError, and a tokenizer's thread
-    pool panics.
+    Libraries have no exception class for exhausted resources: PyTorch raises a RuntimeError, and the tokenizers
+    library's thread pool panics.
     """
     if isinstance(error, UserError | OSError):
         return one_line(error)
-    said = str(error)
-    if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
-        return "memory is exhausted: use a smaller model, smaller batches or shorter texts, or free some memory"
-    if any(words in said for words in OUT_OF_THREADS):
-        return "no more threads can be started: raise the limit (`ulimit -u`; in a container, its pids limit)"
+    message = str(error)
+    if isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY):
+        return "out of memory: use a smaller model, smaller batches or shorter texts, or free some memory"
+    if any(words in message for words in OUT_OF_THREADS):
+        return "cannot start a new thread: raise the process limit (`ulimit -u`; in a container, the pids limit)"
     return None
 
 
 def pip_install(extra: str) -> str:
-    """Return the command that installs an extra of rmkv from a checkout, as no package index has rmkv."""
+    """Return the command that installs an extra of rmkv from a checkout; rmkv is not on a package index."""
     return f"pip install -c constraints.txt -e '.[{extra}]' (in the checkout's folder)"
 
 

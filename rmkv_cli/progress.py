@@ -1,4 +1,4 @@
-"""How long work shows itself: a bar with rate and time left on a terminal, plain lines elsewhere, on stderr."""
+"""Progress on stderr: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,16 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-PLAIN_INTERVAL = 5.0  # seconds between lines where there is no terminal
+PLAIN_INTERVAL = 5.0
+"""Seconds between progress lines when stderr is not a terminal."""
 
 
 def stderr() -> Console:
-    """Return a console for messages and progress, which are shown as they are; stdout is for results alone."""
+    """Return a console that prints messages and progress literally to stderr; stdout is reserved for results."""
     return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def amount(number: float) -> str:
-    """Return a number as people read it: 12,345, 1.2M, 3.4G."""
+    """Return a number in short form: 12,345, 1.2M, 3.4G."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -25,7 +26,7 @@ def amount(number: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 token, 2,000 tokens."""
+    """Return a number with its noun in the singular or plural: 1 token, 2,000 tokens."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
@@ -40,7 +41,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    """Show the progress of `total` units (None: unknown); yields a function that advances it by that many units."""
+    """Show progress towards `total` units (None: unknown); yield a function that advances it by a number of units."""
     console = stderr()
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))

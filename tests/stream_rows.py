@@ -9,7 +9,7 @@ from pathlib import Path
 from rmkv_cli.config import load_mix, mix_path
 from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.data.stream import Stream
-from rmkv_cli.files import whole_file
+from rmkv_cli.files import atomic_file
 from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -24,7 +24,7 @@ def main():
             row = lanes.next(300)
             arrays = (row.input_ids, row.targets, row.document_ids)
             rows.append(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
-            with whole_file(file) as aside:
+            with atomic_file(file) as aside:
                 aside.write_bytes(pickle.dumps((rows, lanes.state_dict())))
 
 

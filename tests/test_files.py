@@ -12,21 +12,21 @@ from safetensors.torch import save_file
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import (
+    atomic_directory,
+    atomic_file,
     read_json,
     read_whole,
     require_file,
     require_new,
     require_writable,
     sha256,
-    whole_directory,
-    whole_file,
     write_text,
 )
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
     path = tmp_path / "deep" / "file"
-    with whole_file(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole"
@@ -37,7 +37,7 @@ def test_the_umask_decides_who_may_read_a_file_whatever_writes_it(tmp_path, mask
     before = os.umask(mask)
     try:
         write_text(tmp_path / "text", "x")
-        with whole_file(tmp_path / "tensors") as aside:
+        with atomic_file(tmp_path / "tensors") as aside:
             save_file({"x": torch.zeros(1)}, aside)  # by itself, with mode 0600
     finally:
         os.umask(before)
@@ -49,7 +49,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     write_text(path, "old")
 
     def fail_half_way():
-        with whole_file(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_text("half")
             raise RuntimeError
 
@@ -66,7 +66,7 @@ def test_the_system_s_errors_name_what_was_to_be_written(tmp_path):
         with whole(tmp_path / "new") as aside:
             (aside / name).write_text("x")
 
-    for whole, name, said in ((whole_file, "file", "new/file"), (whole_directory, "sub/file", "new/sub/file")):
+    for whole, name, said in ((atomic_file, "file", "new/file"), (atomic_directory, "sub/file", "new/sub/file")):
         with pytest.raises(OSError, match=f"{tmp_path}/{said}'"):
             fail_inside(whole, name)
 
@@ -78,13 +78,13 @@ def test_a_folder_appears_whole_and_leftovers_of_a_kill_are_cleared(tmp_path):
     for pid in (ended.pid, os.getpid()):  # a killed container's process had perhaps the number of this one
         (tmp_path / f".folder.{pid}.part").mkdir()
         (tmp_path / f".folder.{pid}.part" / "leftover").touch()
-    with whole_directory(path) as aside:
+    with atomic_directory(path) as aside:
         assert not list(aside.iterdir())
         (aside / "sub").mkdir()
         (aside / "sub" / "file").write_text("x")
         assert not path.exists()
     assert [p.name for p in path.rglob("*")] == ["sub", "file"]
-    with pytest.raises(RuntimeError), whole_directory(tmp_path / "other"):
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "other"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == [path]
 
@@ -94,7 +94,7 @@ def test_two_processes_that_write_a_folder_leave_each_others_work_alone(tmp_path
     others = [tmp_path / f".folder.{os.getppid()}.part", tmp_path / f".folder.5.{os.getpid()}.part"]
     for other in others:
         other.mkdir()
-    writing = whole_directory(path)
+    writing = atomic_directory(path)
     (writing.__enter__() / "second").touch()
     write_text(path / "first", "the other process ended before")
     with pytest.raises(UserError, match="folder: already exists"):

@@ -9,7 +9,7 @@ import typer
 from rmkv_cli.cli.options import Json, MixName, at_least, print_json, read_mix
 from rmkv_cli.config import load_config, preset_path
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import HEAD, require_file, require_new, why_no_text
+from rmkv_cli.files import HEAD, require_file, require_new, text_fault
 
 app = typer.Typer(no_args_is_help=True, help="Train, use and look into tokenizers.")
 SHOWN = 2_000  # characters of a file whose split is shown
@@ -155,7 +155,7 @@ def _text(text: str | None, file: Path | None) -> str:
     if file is not None:
         require_file(file)
     data = file.read_bytes() if file is not None else sys.stdin.buffer.read()
-    if what := why_no_text(data[:HEAD]):
+    if what := text_fault(data[:HEAD]):
         raise UserError(f"{file or 'stdin'}: {what}")
     try:
         return data.decode()

@@ -11,7 +11,7 @@ from rmkv_cli.data.mixer import NOTHING_SUPERVISED, Mixer, Reader, nothing_super
 from rmkv_cli.data.shards import ShardWriter
 from rmkv_cli.data.tasks import require_vocabulary
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.files import atomic_directory, require_new
 from rmkv_cli.progress import progress, stderr
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ def prepare(mix: MixConfig, base: Path, tokenizer: Tokenizer, out: Path, workers
     require_new(out)
     require_room(mix, tokenizer)
     try:
-        with whole_directory(out) as folder:
+        with atomic_directory(out) as folder:
             manifest = _write(pinned(mix), base, tokenizer, folder, workers)
     except OSError as error:
         if error.filename or not error.errno:
@@ -45,7 +45,7 @@ def hold_out(mix: MixConfig, base: Path, tokenizer: Tokenizer, tokens: int, out:
 
     They are mixed by the same weights; each comes once. Errors as in `prepare`.
     """
-    with whole_directory(out) as folder:
+    with atomic_directory(out) as folder:
         return _write(mix.model_copy(update={"tokens": tokens}), base, tokenizer, folder, workers, "validation")
 
 

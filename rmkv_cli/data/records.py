@@ -20,7 +20,7 @@ from rmkv_cli.data.columnar import arrow_blocks, parquet_blocks
 from rmkv_cli.data.csv_blocks import csv_blocks
 from rmkv_cli.data.texts import decode, decoded, read_text
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import HEAD, why_no_file, why_no_text
+from rmkv_cli.files import HEAD, file_fault, text_fault
 
 RECORDS = {".jsonl", ".csv", ".parquet", ".arrow"}
 TEXTS = {".txt", ".md", ".py", ".tex", ".html"}  # of the files of a hub; a local one is text whatever its name
@@ -73,7 +73,7 @@ def read_blocks(
             kind = suffix(name)
             head = stream.read(HEAD)
             stream.seek(0)
-            if what := (why_no_file if kind in (".parquet", ".arrow") else why_no_text)(head):
+            if what := (file_fault if kind in (".parquet", ".arrow") else text_fault)(head):
                 yield START, [BadRecord(name, what)]
                 return
             match kind:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rmkv_cli.data.problems import problems
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.files import atomic_directory, require_new
 
 SKIPPED = {
     *("test", "tests", "idlelib", "turtledemo", "lib2to3", "encodings", "ensurepip", "pydoc_data"),
@@ -54,7 +54,7 @@ def make_sample(out: Path) -> dict[str, int]:
         UserError: `out` exists, or this Python came without its library's sources.
     """
     require_new(out)
-    with whole_directory(out) as folder:
+    with atomic_directory(out) as folder:
         prose, code = [], []
         for path in _modules():
             words, rest = split_docstrings(path.read_bytes())

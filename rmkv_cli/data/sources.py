@@ -15,7 +15,7 @@ from rmkv_cli.data.order import Place, ordered
 from rmkv_cli.data.records import RECORDS, File, describe, suffix, unzipped
 from rmkv_cli.data.texts import Part, decoded
 from rmkv_cli.errors import UserError, did_you_mean
-from rmkv_cli.files import HEAD, why_no_text
+from rmkv_cli.files import HEAD, text_fault
 from rmkv_cli.progress import plural, stderr
 from rmkv_cli.tokenizer import CONTINUED, Piece, Token, Tokenizer
 
@@ -172,7 +172,7 @@ def text_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
         before = 0
         try:
             stream = unzipped(path.name, raw)
-            if what := why_no_text(stream.read(HEAD)):
+            if what := text_fault(stream.read(HEAD)):
                 raise ValueError(what)
             stream.seek(0)
             for text in tokenizer.parts(decoded(stream), LONG):

@@ -11,7 +11,7 @@ import numpy as np
 from rmkv_cli.errors import UserError, pip_install
 from rmkv_cli.evaluation.inspect import MemoryReport
 from rmkv_cli.evaluation.tasks import TaskReport
-from rmkv_cli.files import whole_file
+from rmkv_cli.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,5 +99,5 @@ def _picture(png: Path, width: float, height: float) -> Iterator["Figure"]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
-    with whole_file(png) as aside:
+    with atomic_file(png) as aside:
         figure.savefig(aside, dpi=150, format="png")

@@ -17,8 +17,8 @@ from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.tasks import (
     Example,
     TextHaystack,
+    cycle_documents,
     make_example,
-    over_and_over,
     plain_haystack,
     require_vocabulary,
     row_axis,
@@ -118,7 +118,7 @@ def task_accuracy(
 
 def _shuffled(text: Sequence[NDArray[Any]], seed: int, tokenizer: Tokenizer) -> TextHaystack:
     order = np.random.default_rng(seed).permutation(len(text))
-    return TextHaystack(over_and_over([text[i] for i in order], int(tokenizer.roles.begin is not None)))
+    return TextHaystack(cycle_documents([text[i] for i in order], int(tokenizer.roles.begin is not None)))
 
 
 def _ask(model: RMKV, examples: list[Example], tokenizer: Tokenizer, advance: Callable[[float], None]) -> Integers:

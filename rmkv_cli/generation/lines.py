@@ -8,7 +8,7 @@ from typing import Any
 
 from rmkv_cli.data.chat import pieces_of, read_messages
 from rmkv_cli.errors import UserError, one_line
-from rmkv_cli.files import HEAD, LARGE, require_file, require_new, sha256, why_no_text, write_text
+from rmkv_cli.files import HEAD, LARGE, require_file, require_new, sha256, text_fault, write_text
 from rmkv_cli.generation.decoder import Decoder
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.hashes import model_hash
@@ -28,7 +28,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     require_file(path, LARGE)
     with path.open("rb") as begun:
-        if what := why_no_text(begun.read(HEAD)):
+        if what := text_fault(begun.read(HEAD)):
             raise UserError(f"{path}: {what}")
     lines, wrong = [], []
     with path.open(encoding="utf-8-sig") as file:

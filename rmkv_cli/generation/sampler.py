@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.tokenizer.special import OWN
+from rmkv_cli.tokenizer.special import RMKV_ROLES
 
 NONE = -1
 """Placeholder for a token that cannot be drawn, because the logits are not finite."""
@@ -26,7 +26,7 @@ class Sampler:
     or on other texts.
     """
 
-    def __init__(self, lanes: int, vocab_size: int, logits: Tensor, never: Sequence[int] = OWN.never) -> None:
+    def __init__(self, lanes: int, vocab_size: int, logits: Tensor, never: Sequence[int] = RMKV_ROLES.never) -> None:
         """Allocate the buffers.
 
         Args:

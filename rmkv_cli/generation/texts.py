@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import HEAD, why_no_text
+from rmkv_cli.files import HEAD, text_fault
 from rmkv_cli.tokenizer import in_parts
 
 READ = 1 << 13  # bytes of one read, and characters of a piece
@@ -36,7 +36,7 @@ def _decoded(file: BinaryIO, name: str, advance: Callable[[float], None]) -> Ite
     lines = io.IncrementalNewlineDecoder(None, translate=True)
     offset = 0
     while data := file.read(READ):
-        if not offset and (what := why_no_text(data[:HEAD])):
+        if not offset and (what := text_fault(data[:HEAD])):
             raise UserError(f"{name}: {what}")
         text = lines.decode(_decode(decoder, data, offset, name))
         yield text if offset else text.removeprefix("\ufeff")

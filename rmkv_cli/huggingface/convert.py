@@ -11,7 +11,7 @@ from torch import Tensor
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.data.snapshot import find_snapshot
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import read_json, require_new, whole_directory
+from rmkv_cli.files import atomic_directory, read_json, require_new
 from rmkv_cli.huggingface.check import Check, check_logits
 from rmkv_cli.huggingface.families import Wiring, read_family, weight_names
 from rmkv_cli.huggingface.shards import Shards, open_shards
@@ -87,7 +87,7 @@ def import_transformer(source: str, out: Path, wiring: Wiring, check: bool) -> I
             # replace it.
             new["memory"][:, 0] = lone_token(config, read, sink, widest)
         assign(model, {name: read(name) for name in names} | new)
-        with whole_directory(out) as aside:
+        with atomic_directory(out) as aside:
             model.save_pretrained(aside)
             write_foreign_tokenizer(folder, aside)
             write_checksums(aside)

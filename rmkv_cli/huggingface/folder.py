@@ -8,7 +8,7 @@ import torch
 
 from rmkv_cli.config import MemoryConfig, ModelConfig, RopeConfig, parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import read_json, require_new, whole_directory
+from rmkv_cli.files import atomic_directory, read_json, require_new
 from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.huggingface.card import model_card
 from rmkv_cli.huggingface.code import CONFIGURATION, MODELING, exported_modules
@@ -64,7 +64,7 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
     }
     ends = [token.id for token in roles.answer_ends]
     never = [*roles.never, *range(tokenizer.vocab_size, config.vocab_size)]
-    with whole_directory(out) as aside:
+    with atomic_directory(out) as aside:
         _write_json(aside / CONFIG, described)
         write_tokenizer(aside, tokenizer, config.max_position_embeddings if config.position == "learned" else None)
         generation = ids | {"eos_token_id": ends, "suppress_tokens": never} | sampling_defaults()
@@ -87,7 +87,7 @@ def import_folder(folder: Path, out: Path) -> None:
         model = RMKV(config)
     assign(model, read_weights(folder, model, CONFIG, prefix=PREFIX, dtype=_dtype(folder / WEIGHTS)))
     tokenizer = read_tokenizer(folder)
-    with whole_directory(out) as aside:
+    with atomic_directory(out) as aside:
         write_model(aside, model, tokenizer)
         write_checksums(aside)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_file, whole_file
+from rmkv_cli.files import atomic_file, require_file
 
 Layout: TypeAlias = dict[str, tuple[torch.dtype | str, tuple[int, ...]]]
 """Type and shape of each tensor by name; unsupported types keep the file's name for them."""
@@ -100,7 +100,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     if metadata is not None:
         metadata = {**metadata, CHECKSUM: content_hash(tensors, _canonical(metadata))}
     try:
-        with whole_file(path) as aside:
+        with atomic_file(path) as aside:
             save_file(dict(tensors), aside, dict(metadata or {"format": "pt"}))
     except SafetensorError as error:
         raise UserError(f"{path}: cannot be written: {error}") from None

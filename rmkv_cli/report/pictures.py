@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmkv_cli.evaluation.pictures import heat_map_size, paint_heat_map
 from rmkv_cli.evaluation.tasks import TaskReport
-from rmkv_cli.files import whole_file
+from rmkv_cli.files import atomic_file
 from rmkv_cli.markdown import escape
 from rmkv_cli.report.run import Points, Run
 from rmkv_cli.training.curve import smooth
@@ -42,7 +42,7 @@ class Picture:
 
     def write_png(self, folder: Path) -> None:
         """Write it for a white ground into a folder."""
-        with whole_file(folder / f"{self.name}.png") as aside, _any_script():
+        with atomic_file(folder / f"{self.name}.png") as aside, _any_script():
             self.figure.savefig(aside, dpi=150, format="png")
 
     def svg(self) -> str:

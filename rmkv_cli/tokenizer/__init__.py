@@ -1,5 +1,4 @@
-"""BPE tokenizers in which untrusted text cannot forge special tokens: rmkv's own, which are lossless, and pretrained
-models'."""
+"""BPE tokenizers whose special tokens untrusted text cannot forge: rmkv's lossless ones and pretrained models'."""
 
 from rmkv_cli.tokenizer.parts import in_parts
 from rmkv_cli.tokenizer.special import BARE, CONTINUED, Piece, Special, Token

@@ -22,7 +22,7 @@ PROSE = (
     "The quick brown fox. It's 2024-01-02, isn't it?  Yes: 12,345 times!\n\n  def f(x):\r\n\treturn [x] ** 2\n"
     "Naïve café, 日本語の文章。 Привет мир\n\n\n-- and so on ...\n#1 end"
 )
-"""Text whose parts must encode to the same tokens as the whole."""
+"""Test text: a tokenizer divides at `ANYWHERE` if the parts of this text have the same tokens as the whole."""
 _TAG = re.compile(r"<[^<>\s]{2,}>|\[/?[A-Z_]{2,}\]")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -149,7 +149,7 @@ def _begin(library: tokenizers.Tokenizer, tokens: Mapping[int, Token]) -> Token 
 def _untrusted(
     whole: tokenizers.Tokenizer, described: Mapping[str, Any], tokens: Mapping[int, Token]
 ) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]:
-    """Return tokenizers that never parse special tokens in text: for the three places of `Foreign.libraries`."""
+    """Return tokenizers that never parse special tokens in text, for the three places of `Foreign.libraries`."""
     made: list[tuple[dict[str, Any], tokenizers.Tokenizer]] = []
     for place in range(3):
         parts = {key: _without_space(described[key], place) for key in ("normalizer", "pre_tokenizer")}

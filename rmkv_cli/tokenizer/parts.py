@@ -1,4 +1,4 @@
-"""Cut a text where the tokenizer cuts it anyway, so that it can be tokenized in parts."""
+"""Divide a text at token boundaries, so that it can be tokenized in parts."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -25,20 +25,20 @@ def in_parts(
     `longest` characters, which may change tokens. An empty text has no parts. `places` matches the tokenizer's
     boundaries; the default is for rmkv's own tokenizers.
     """
-    rest, looked = "", length
+    rest, searched = "", length
     for text in texts:
         rest += text
         begin = 0
-        while looked < len(rest):
-            if place := places.search(rest, looked, begin + longest):
+        while searched < len(rest):
+            if place := places.search(rest, searched, begin + longest):
                 end = place.start()
             elif len(rest) - begin >= longest:
                 end = begin + longest
             else:
                 break
             yield rest[begin:end]
-            begin, looked = end, end + length
+            begin, searched = end, end + length
         rest = rest[begin:]
-        looked = max(length, len(rest))
+        searched = max(length, len(rest))
     if rest:
         yield rest

@@ -26,7 +26,7 @@ class Special(Token, Enum):
     PAD = "<pad>", 0
     UNK = "<unk>", 1
     EOD = "<eod>", 2
-    """The end of a document. Each document also begins with it."""
+    """The end of a document. Each document also begins with this token."""
     START = "<start>", 3
     END = "<end>", 4
     """START and END enclose a prompt."""
@@ -37,10 +37,10 @@ class Special(Token, Enum):
 
 
 Piece: TypeAlias = str | Token
-"""A plain str is untrusted text and never becomes a special token, whatever it spells; a `Token` is that token."""
+"""Piece of a document. A plain str is untrusted text and never becomes a special token, even if it spells one."""
 
 BARE = Token("", -1)
-"""First piece of a document to which the tokenizer adds no beginning of its own."""
+"""First piece of a document that already has its beginning, so that the tokenizer adds none."""
 CONTINUED = Token("", -2)
 """First piece of a later part of a document, whose text continues that of the previous part."""
 
@@ -60,11 +60,12 @@ class Roles:
     never: tuple[int, ...]
     """Ids that are never generated."""
     pad: Token | None = None
+    """The padding token, if any."""
     thinking: tuple[Token, Token] | None = None
     """The tokens that enclose a thought, if the tokenizer has them."""
 
 
-OWN = Roles(
+RMKV_ROLES = Roles(
     begin=Special.EOD,
     eod=Special.EOD,
     ends=(Special.EOD,),

@@ -13,7 +13,7 @@ class Stream:
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], spaced: bool = False) -> None:
-        """Begin a text; `token_bytes` returns a token's bytes. If `spaced`, drop a space at the beginning."""
+        """Start a text; `token_bytes` returns a token's bytes. If `spaced`, drop a space at the beginning."""
         self._token_bytes, self._spaced = token_bytes, spaced
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

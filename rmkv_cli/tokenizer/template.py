@@ -30,7 +30,7 @@ NOT_BY_TURNS = (
 )
 _MARKS = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 MARKS = "".join(map(chr, _MARKS))
-"""Private-use characters; one that the conversation lacks marks text that comes from messages."""
+"""Private-use characters. One that does not occur in the conversation marks text that comes from messages."""
 
 
 class Message(NamedTuple):
@@ -167,7 +167,7 @@ class Template:
     def conversation(
         self, messages: Sequence[Message], train: Sequence[bool], answers_only: bool
     ) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
-        """Return the pieces of a training conversation, and flags of what is learned, the document's end included last.
+        """Return the pieces of a training conversation, and flags that say which are learned.
 
         The token that ends an answer is learned with it. A token boundary is forced at the beginning of each answer, as
         in generation.
@@ -178,7 +178,7 @@ class Template:
             answers_only: whether only the assistant's messages are learned.
 
         Returns:
-            n pieces, and n + 1 flags or, if all would be true, None.
+            n pieces, and n + 1 flags (the last is for the document's end) or, if all would be true, None.
 
         Raises:
             ValueError: the template refuses the conversation, or does not render turn by turn although that is needed.
@@ -225,11 +225,11 @@ class Template:
                 raise ValueError(NOT_BY_TURNS)
 
     def _end(self, text: str, start: int) -> re.Match[str] | None:
-        """Return the match of the first token from `start` on that ends an answer."""
+        """Return the match of the first token at or after `start` that ends an answer."""
         return next((match for match in self._spelt.finditer(text, start) if match[0] in self._ends), None)
 
     def _after_earlier(self, messages: list[dict[str, str]], now: datetime, prompt: bool = False) -> str:
-        """Return the rendering of messages that begin with `EARLIER`, from the end of `EARLIER`'s answer on."""
+        """Return what a template renders after the answer in `EARLIER`, with which the messages begin."""
         before, whole = self._render(messages[:1], now, prompt=True), self._render(messages, now, prompt)
         end = self._end(whole, len(before))
         if not whole.startswith(before) or end is None:
@@ -247,8 +247,8 @@ class Template:
                 **self._named,
             )
         except Exception as error:  # a template is a program: anything can go wrong in it
-            said = " ".join(str(error).split())
-            raise ValueError(f"the chat template refuses this conversation: {said}") from None
+            message = " ".join(str(error).split())
+            raise ValueError(f"the chat template refuses this conversation: {message}") from None
 
     def _guarded(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], str]:
         """Return messages whose contents spell no special token, and the character inserted to break them up."""
@@ -257,7 +257,7 @@ class Template:
         if mark is None:
             raise ValueError("the conversation uses all of Unicode's private characters")
 
-        def broken(text: str) -> str:
+        def break_up(text: str) -> str:
             text = self._spelt_in_any_case.sub(lambda match: match[0][0] + mark + match[0][1:], text)
             lower = text.lower()  # the edge of a message and the adjacent text could also form a token
             sizes = range(1, min(len(lower) + 1, self._longest))
@@ -266,20 +266,20 @@ class Template:
             tail = any(lower[-size:] in self._heads for size in sizes)
             return mark * head + text + mark * tail
 
-        def said(message: Message) -> str:
+        def content(message: Message) -> str:
             if message.thought is None:
-                return broken(message.content)
+                return break_up(message.content)
             opened, closed = message.thought
-            thinks, thought = message.content[:opened], message.content[opened:closed]
+            space, thought = message.content[:opened], message.content[opened:closed]
             open_token = self._spelt.match(thought)
             close_token = self._spelt.match(message.content, closed)
             assert open_token is not None
             assert close_token is not None
-            inside = broken(thought[open_token.end() :])
-            return thinks + open_token[0] + inside + close_token[0] + broken(message.content[close_token.end() :])
+            inside = break_up(thought[open_token.end() :])
+            return space + open_token[0] + inside + close_token[0] + break_up(message.content[close_token.end() :])
 
         return [
-            {"role": message.role if message.role in ROLES else broken(message.role), "content": said(message)}
+            {"role": message.role if message.role in ROLES else break_up(message.role), "content": content(message)}
             for message in messages
         ], mark
 

@@ -1,4 +1,4 @@
-"""Tokenizer: converts text to ids and back."""
+"""The tokenizer, which converts text to ids and back."""
 
 import hashlib
 import itertools
@@ -14,9 +14,9 @@ import tokenizers
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_whole, write_text
 from rmkv_cli.tokenizer.foreign import CONFIG, GENERATION, MAP, Foreign, read_foreign
-from rmkv_cli.tokenizer.own import is_own, own_bytes
 from rmkv_cli.tokenizer.parts import in_parts
-from rmkv_cli.tokenizer.special import BARE, CONTINUED, OWN, Piece, Roles, Special, Token
+from rmkv_cli.tokenizer.rmkv_format import is_rmkv_tokenizer, rmkv_token_bytes
+from rmkv_cli.tokenizer.special import BARE, CONTINUED, RMKV_ROLES, Piece, Roles, Special, Token
 from rmkv_cli.tokenizer.stream import Stream
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILE, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 FILES = FILE, CONFIG, MAP, GENERATION, TEMPLATE
-"""Files of a pretrained model's tokenizer. One of rmkv's own tokenizers has only the first."""
+"""Files of a pretrained model's tokenizer. An rmkv tokenizer has only the first."""
 LARGEST = 1 << 30  # bytes of a file; the largest vocabulary of `train_tokenizer`, 2^24, takes less
 PART, BATCH = 1 << 16, 1 << 19  # characters; encoding takes 130 bytes of memory per byte of text
 PROBE = "".join(map(chr, range(256))) + " Ünïcödé, 日本語 \U0001f600  <eod>\r\n\t"
@@ -61,7 +61,7 @@ class Tokenizer:
         self._library = library
         self._files = dict(files or {})
         self.foreign = foreign
-        self.roles: Roles = OWN
+        self.roles: Roles = RMKV_ROLES
         """Roles of its special tokens."""
         self.tokens: Mapping[int, Token] = {special.id: special for special in Special}
         """Its special tokens by id."""
@@ -69,7 +69,7 @@ class Tokenizer:
         """Its chat template. None: conversations are in rmkv's own format (see `rmkv_cli.data.chat`)."""
         self._libraries = library, library, library
         if foreign is None:
-            self._bytes = own_bytes(library)
+            self._bytes = rmkv_token_bytes(library)
             if self.decode(self.encode(PROBE)) != PROBE:
                 raise UserError(
                     "does not decode its own encoding to the same text; `rmkv tokenizer train` makes one that does"
@@ -97,8 +97,9 @@ class Tokenizer:
         data = read_whole(file, LARGEST)
         try:
             library = _library(text := data.decode("utf-8"))
-            beside = [TEMPLATE] if is_own(library) else FILES[1:]  # beside rmkv's own, other programs wrote the rest
-            found = {name: read_whole(file.parent / name) for name in beside if (file.parent / name).is_file()}
+            # The other files beside an rmkv tokenizer were written for other programs.
+            names = [TEMPLATE] if is_rmkv_tokenizer(library) else FILES[1:]
+            found = {name: read_whole(file.parent / name) for name in names if (file.parent / name).is_file()}
             return cls._of(library, {FILE: text} | {name: content.decode("utf-8") for name, content in found.items()})
         except (UserError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: {error}") from None
@@ -112,7 +113,7 @@ class Tokenizer:
     def _of(cls, library: tokenizers.Tokenizer, files: Mapping[str, str]) -> "Tokenizer":
         """Return the tokenizer for these files; `library` was read from the first."""
         template = files.get(TEMPLATE)
-        if is_own(library) or not files.keys() & {CONFIG, MAP}:
+        if is_rmkv_tokenizer(library) or not files.keys() & {CONFIG, MAP}:
             return cls(library, None, template, {} if template is None else {TEMPLATE: template})
         config, generation, names = (_object(name, files.get(name, "{}")) for name in (CONFIG, GENERATION, MAP))
         foreign = read_foreign(library, files[FILE], names | config, generation)
@@ -261,11 +262,11 @@ class Tokenizer:
         try:
             for batch in self._batches(texts):
                 for place in {place for *_, place in batch}:
-                    own = [(number, part) for number, part, its in batch if its == place]
-                    found = self._libraries[place].encode_batch_fast(
-                        [part for _, part in own], add_special_tokens=False
+                    parts = [(number, part) for number, part, part_place in batch if part_place == place]
+                    encodings = self._libraries[place].encode_batch_fast(
+                        [part for _, part in parts], add_special_tokens=False
                     )
-                    for (number, _), encoding in zip(own, found, strict=True):
+                    for (number, _), encoding in zip(parts, encodings, strict=True):
                         encoded[number].extend(encoding.ids)
         except TypeError:  # the library's reaction to a lone surrogate
             for text, _ in texts:
@@ -295,7 +296,7 @@ class Tokenizer:
             UserError: the id is out of range.
         """
         if not 0 <= token < len(self._bytes):
-            raise UserError(f"{token} is no token of this tokenizer; its ids are 0 to {len(self._bytes) - 1}")
+            raise UserError(f"{token} is not a token id of this tokenizer; its ids are 0 to {len(self._bytes) - 1}")
         return self._bytes[token]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -339,7 +340,7 @@ def require_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"character {error.start + 1} of the text is a lone surrogate ({text[error.start]!a}), which is no valid "
+            f"character {error.start + 1} of the text is a lone surrogate ({text[error.start]!a}), which is not valid "
             "Unicode"
         ) from None
 
@@ -352,7 +353,7 @@ def _library(text: str) -> tokenizers.Tokenizer:
 
 
 def default_template(config: Mapping[str, Any]) -> str | None:
-    """Return the chat template in a tokenizer_config.json; of several, the one named default."""
+    """Return the chat template in a tokenizer_config.json; if there are several, the one named default."""
     found = config.get("chat_template")
     if isinstance(found, list):
         found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}.get("default")

@@ -1,4 +1,4 @@
-"""Training a tokenizer from a stream of texts."""
+"""Train a tokenizer on a stream of texts."""
 
 import re
 import threading
@@ -9,23 +9,24 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
-from rmkv_cli.tokenizer.native import interruptible
+from rmkv_cli.tokenizer.interruptible import interruptible
 from rmkv_cli.tokenizer.special import Special
 from rmkv_cli.tokenizer.tokenizer import Tokenizer
 
-SMALLEST, LARGEST = len(Special) + 256, 2**24  # the library takes memory for all of them at once
+SMALLEST, LARGEST = len(Special) + 256, 2**24  # the library allocates memory for the whole vocabulary at once
 LONGEST_WORD = 1024
-"""Most bytes of a word that training does not cut. The library's training is quadratic in a word's length, but ordinary
-text has lines of hundreds of dashes."""
+"""Maximum bytes of a word that training keeps in one piece. The library's training takes time quadratic in a word's
+length, but ordinary text has lines of hundreds of dashes."""
 _SPACES = re.compile(r"\s{256,}")
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """Return byte-level BPE of at most `vocab_size` ids, fewer where the texts are too short to fill them.
+    """Return a byte-level BPE tokenizer of at most `vocab_size` ids, or fewer if the texts are too short.
 
-    The texts are read once and not kept: only the counts of their distinct words are. The same texts give the same
-    tokenizer. Nothing is normalised and all 256 bytes are in the vocabulary, so that no text is lost. Training cuts
-    words longer than LONGEST_WORD, as in base64 or languages without spaces, and prints a note. The tokenizer does not.
+    The texts are read once; only the counts of their distinct words stay in memory. The same texts give the same
+    tokenizer. Nothing is normalised and all 256 bytes are in the vocabulary, so the tokenizer is lossless. Training
+    cuts words longer than LONGEST_WORD, as in base64 or languages without spaces, and prints a note. The tokenizer
+    does not cut them.
 
     Raises:
         UserError: `vocab_size` has no room for the bytes and the special tokens, or is above 2^24.
@@ -35,7 +36,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
             f"a vocabulary of {vocab_size} is too small: 256 bytes and {len(Special)} special tokens make {SMALLEST}"
         )
     if vocab_size > LARGEST:
-        raise UserError(f"a vocabulary of {vocab_size} is too large: {LARGEST:,} is the most")
+        raise UserError(f"a vocabulary of {vocab_size} is too large: the maximum is {LARGEST:,}")
     library = tokenizers.Tokenizer(models.BPE())
     words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     library.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.FixedLength(LONGEST_WORD)])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import whole_directory
+from rmkv_cli.files import atomic_directory
 from rmkv_cli.generation.sampling import sampling_defaults
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.adapter_file import save_adapter
@@ -52,7 +52,7 @@ def save_checkpoint(
     """
     path = checkpoint_path(run, step)
     with ExitStack() as stack:
-        aside = stack.enter_context(whole_directory(path))
+        aside = stack.enter_context(atomic_directory(path))
         write = fill(aside)
         whole = stack.pop_all()
 

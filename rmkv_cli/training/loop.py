@@ -16,7 +16,7 @@ from rmkv_cli.config import Config, dump_toml, load_mix
 from rmkv_cli.data.lanes import EndOfData
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import report_on, write_sample
-from rmkv_cli.files import whole_directory, write_text
+from rmkv_cli.files import atomic_directory, write_text
 from rmkv_cli.generation import save_start
 from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
@@ -290,7 +290,7 @@ class _Job:
         shutil.rmtree(path, ignore_errors=True)  # the same step, come to again
         norms = _on_all(trainer, "gradient_norms")
         rows = {name: torch.from_numpy(x) for name, x in vars(error.rows).items()}
-        with whole_directory(path) as aside:
+        with atomic_directory(path) as aside:
             self.fill(aside)()
             save_tensors(rows, aside / "rows.safetensors")
             report = error.record | {"gradient_norms": norms}

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.files import atomic_directory, require_new
 from rmkv_cli.model import RMKV, find_model, reading
 from rmkv_cli.model.adapter_file import is_adapter, load_adapter, warn_of_another_base
 from rmkv_cli.model.adapters import merged
@@ -83,6 +83,6 @@ def average(models: Sequence[Path], out: Path) -> None:
 
 
 def _write(out: Path, model: RMKV, tokenizer: Tokenizer) -> None:
-    with whole_directory(out) as aside:
+    with atomic_directory(out) as aside:
         write_model(aside, model, tokenizer)
         write_checksums(aside)

@@ -13,7 +13,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import held_out_text, measure, task_accuracy
-from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.files import atomic_directory, require_new
 from rmkv_cli.generation import Decoder
 from rmkv_cli.markdown import table
 from rmkv_cli.model import RMKV, find_model
@@ -87,7 +87,7 @@ def quantize_folder(
     model = RMKV.from_pretrained(folder)
     before = compare("before", model, folder)
     quantize(model, how)
-    with whole_directory(out) as aside:
+    with atomic_directory(out) as aside:
         write_model(aside, model, tokenizer)
         del model
         after = compare("after", RMKV.from_pretrained(aside, dtype=torch.bfloat16), aside)

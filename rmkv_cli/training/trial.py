@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity
 from rmkv_cli.config import Config
 from rmkv_cli.data.lanes import EndOfData
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, whole_directory
+from rmkv_cli.files import atomic_directory, require_new
 from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import progress
 from rmkv_cli.training.begin import source_of, with_source
@@ -100,7 +100,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
                 for _ in range(steps):
                     trainer.train_step(segments)
                     advance(1)
-    with whole_directory(folder) as aside:
+    with atomic_directory(folder) as aside:
         profiler.export_chrome_trace(str(aside / "trace.json.gz"))
     operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     times = [(event.self_device_time_total if gpu else event.self_cpu_time_total, event) for event in operations]

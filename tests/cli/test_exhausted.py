@@ -90,7 +90,7 @@ def test_memory_that_cannot_be_had_is_one_line(folder, monkeypatch, capsys):
     line = error_of(
         monkeypatch, capsys, "generate", "--model", "model", "--file", "lines.jsonl", "--out", "out", *lanes
     )
-    assert line.startswith("error: memory is exhausted: ")
+    assert line.startswith("error: out of memory: ")
     assert not (folder / "out").exists()
 
 
@@ -103,5 +103,5 @@ def test_a_thread_that_cannot_be_started_is_one_line(folder, monkeypatch, capsys
         line = error_of(monkeypatch, capsys, *arguments)
     finally:
         threading.stack_size(size)
-    assert line.startswith("error: no more threads can be started: ")
+    assert line.startswith("error: cannot start a new thread: ")
     assert not (folder / "data").exists()

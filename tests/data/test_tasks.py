@@ -11,8 +11,8 @@ from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource,
 from rmkv_cli.data.tasks import (
     RandomHaystack,
     TextHaystack,
+    cycle_documents,
     make_example,
-    over_and_over,
     plain_haystack,
     require_vocabulary,
     row_axis,
@@ -97,7 +97,7 @@ class TestRecall:
 
     def test_with_text_the_tokens_are_the_vocabularys_last(self, tokenizer):
         task = RecallSource(text="book", keys=3, values=4, segment_length=S)
-        noise = TextHaystack(over_and_over([np.arange(50, 90)]))
+        noise = TextHaystack(cycle_documents([np.arange(50, 90)]))
         example = make_example(task, tokenizer, noise, np.random.default_rng(0), 3, 5)
         last = tokenizer.vocab_size
         assert example.tokens[6 : 6 + 5 * S].tolist() == [51 + i % 39 for i in range(5 * S)]  # without its first token
@@ -288,7 +288,7 @@ class TestHaystacks:
         assert abs(counts[7:12] / 10_000 - 1).max() < 0.05
 
     def test_text_goes_on_where_it_stopped_over_documents_and_from_the_start_again(self):
-        noise = TextHaystack(over_and_over([np.array([2, 10, 11], np.uint16), np.array([2]), np.array([2, 12])]))
+        noise = TextHaystack(cycle_documents([np.array([2, 10, 11], np.uint16), np.array([2]), np.array([2, 12])]))
         rng = np.random.default_rng(0)
         assert [noise.take(rng, n).tolist() for n in (1, 0, 4, 2)] == [[10], [], [11, 12, 10, 11], [12, 10]]
         assert noise.take(rng, 5).dtype == np.int64
@@ -296,16 +296,16 @@ class TestHaystacks:
     def test_text_goes_on_at_a_place_that_was_noted(self):
         documents = [np.array([2, 10, 11]), np.array([2]), np.array([2, 12])]
         rng = np.random.default_rng(0)
-        whole = TextHaystack(over_and_over(documents)).take(rng, 20).tolist()
+        whole = TextHaystack(cycle_documents(documents)).take(rng, 20).tolist()
         for n in range(9):
-            noise = TextHaystack(over_and_over(documents))
+            noise = TextHaystack(cycle_documents(documents))
             noise.take(rng, n)
-            again = TextHaystack(over_and_over(documents), noise.place)
+            again = TextHaystack(cycle_documents(documents), noise.place)
             assert again.take(rng, 20 - n).tolist() == noise.take(rng, 20 - n).tolist() == whole[n:]
 
     def test_text_without_a_token_is_refused(self):
         with pytest.raises(UserError, match="no text"):
-            TextHaystack(over_and_over([np.array([2])])).take(np.random.default_rng(0), 1)
+            TextHaystack(cycle_documents([np.array([2])])).take(np.random.default_rng(0), 1)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation.sampler import NONE, Sampler
 from rmkv_cli.generation.sampling import SamplingConfig
-from rmkv_cli.tokenizer.special import OWN
+from rmkv_cli.tokenizer.special import RMKV_ROLES
 
-FIRST = max(OWN.never) + 1  # of the ids that may be drawn; test vocabularies begin there
+FIRST = max(RMKV_ROLES.never) + 1  # of the ids that may be drawn; test vocabularies begin there
 LARGEST = torch.finfo(torch.float32).max
 # Probabilities 0.4, 0.3, 0.15, 0.1, 0.05, in another order.
 P = torch.tensor([[0.15, 0.4, 0.05, 0.3, 0.1]])

@@ -93,7 +93,7 @@ def test_a_lone_surrogate_is_refused_with_its_place():
 
 @pytest.mark.parametrize("token", [-1, TOKENIZER.vocab_size])
 def test_an_id_out_of_range_is_refused(token):
-    with pytest.raises(UserError, match=f"{token} is no token of this tokenizer; its ids are 0 to"):
+    with pytest.raises(UserError, match=f"{token} is not a token id of this tokenizer; its ids are 0 to"):
         TOKENIZER.decode([token])
 
 

@@ -11,7 +11,7 @@ from rmkv_cli.data.synthetic.filters import Evaluation, Rejected, Repetition, pa
 from rmkv_cli.data.synthetic.journal import Journal, open_journal
 from rmkv_cli.data.synthetic.requests import REFUSED, Answer, Request, Write, fill_in, make_requests
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import require_new, whole_file
+from rmkv_cli.files import atomic_file, require_new
 from rmkv_cli.progress import plural, progress, stderr
 
 SUSPICIOUS = 10
@@ -84,7 +84,7 @@ def generate_data(recipe: DataRecipe, base: Path, out: Path, write: Write, ident
         answers = _answers(todo, write, journal, out)
         report, rows = _rows(recipe, requests, answers | journal.answers, evaluation)
         report.answered_before = before
-        with whole_file(out) as aside:
+        with atomic_file(out) as aside:
             aside.write_bytes(b"".join(rows))
     return report
 

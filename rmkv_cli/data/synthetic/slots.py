@@ -8,7 +8,7 @@ from rmkv_cli.config import Slot
 from rmkv_cli.data.blocks import START, BadRecord
 from rmkv_cli.data.files import find_files
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import LARGE, read_whole, why_no_text
+from rmkv_cli.files import LARGE, read_whole, text_fault
 
 Draw = Callable[[int, random.Random], dict[str, str]]
 """Returns what fills a slot's fields in the request with this number."""
@@ -60,7 +60,7 @@ def _strings(value: object) -> list[str]:
 def _lines(path: Path) -> list[str]:
     data = read_whole(path, LARGE)
     try:
-        if what := why_no_text(data[:64]):
+        if what := text_fault(data[:64]):
             raise UserError(f"{path}: {what}")
         lines = [line.strip() for line in data.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:

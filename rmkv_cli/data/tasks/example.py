@@ -90,7 +90,7 @@ def scatter(noise: Integers, parts: Sequence[Sequence[int]], places: Integers) -
     return np.insert(noise, np.repeat(places, [len(part) for part in parts]), np.concatenate(parts))
 
 
-def over_and_over(
+def cycle_documents(
     documents: Sequence[NDArray[Any]], begin: int = 1
 ) -> Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]]:
     """Return a function that reads documents endlessly, without their first `begin` tokens.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
-from rmkv_cli.data.tasks.example import Example, Haystack, RandomHaystack, TextHaystack, over_and_over
+from rmkv_cli.data.tasks.example import Example, Haystack, RandomHaystack, TextHaystack, cycle_documents
 from rmkv_cli.data.tasks.facts import facts
 from rmkv_cli.data.tasks.needle import needle
 from rmkv_cli.data.tasks.symbols import alphabet, copy, recall
@@ -46,7 +46,7 @@ def plain_haystack(task: TaskSource, tokenizer: Tokenizer) -> Haystack:
     """Return the noise of a task that has no `text`: random tokens, or for needle and facts RULER's five sentences."""
     if isinstance(task, RecallSource | CopySource | ReverseSource):
         return RandomHaystack(alphabet(task, tokenizer.text_ids).noise, task.noise)
-    return TextHaystack(over_and_over([np.array(tokenizer.encode(FILLER * 50))], 0))
+    return TextHaystack(cycle_documents([np.array(tokenizer.encode(FILLER * 50))], 0))
 
 
 def make_example(

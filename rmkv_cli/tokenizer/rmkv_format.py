@@ -1,4 +1,4 @@
-"""Requirements for rmkv's own tokenizers."""
+"""Requirements of the tokenizers that rmkv trains."""
 
 import tokenizers
 
@@ -7,21 +7,21 @@ from rmkv_cli.tokenizer.foreign import BYTES, CONFIG
 from rmkv_cli.tokenizer.special import Special
 
 
-def is_own(library: tokenizers.Tokenizer) -> bool:
+def is_rmkv_tokenizer(library: tokenizers.Tokenizer) -> bool:
     """Return whether a tokenizer has rmkv's special tokens with their ids."""
     return all(library.token_to_id(special) == special.id for special in Special)
 
 
-def own_bytes(library: tokenizers.Tokenizer) -> list[bytes]:
-    """Return the bytes of each id of one of rmkv's own tokenizers, and set it to encode untrusted text completely.
+def rmkv_token_bytes(library: tokenizers.Tokenizer) -> list[bytes]:
+    """Return the bytes of each id of an rmkv tokenizer, and configure it to encode untrusted text completely.
 
     Raises:
-        UserError: it is not one of rmkv's own tokenizers.
+        UserError: it is not an rmkv tokenizer.
     """
-    if not is_own(library):
-        wanted = ", ".join(f"{special} = {special.id}" for special in Special)
+    if not is_rmkv_tokenizer(library):
+        expected = ", ".join(f"{special} = {special.id}" for special in Special)
         raise UserError(
-            f"lacks the special tokens with their ids ({wanted}); train a tokenizer with `rmkv tokenizer train`, or "
+            f"lacks the special tokens with their ids ({expected}); train a tokenizer with `rmkv tokenizer train`, or "
             f"copy the pretrained model's {CONFIG} to the same folder"
         )
     library.add_special_tokens(list(map(str, Special)))  # in an exported file <think> is not special

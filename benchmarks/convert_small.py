@@ -34,7 +34,7 @@ from rmkv_cli.config import ModelConfig, load_config
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.files import atomic_directory
-from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model import RMKV, inference
 from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -267,7 +267,7 @@ def run(row: str, seed: int) -> dict[str, Any]:
             how = ["--from", start, "--config", HERE / "small.toml", "--data", DATA]
             rmkv("train", *how, "--run", folder, *changes)
     model = RMKV.from_pretrained(folder)
-    with reading(model):
+    with inference(model):
         return {"row": row, "seed": seed} | figures(model)
 
 

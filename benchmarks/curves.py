@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import Config, load_config, load_mix
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.files import atomic_directory, atomic_file
-from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model import RMKV, inference
 from rmkv_cli.model.checkpoints import checkpoint_step, list_checkpoints
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -206,7 +206,7 @@ def _measure(model: nn.Module, config: Config, read: int, *, row: str, seed: int
         return
     window = config.train.segments_max * config.model.segment_length
     model.eval()
-    with reading(model) if isinstance(model, RMKV) else torch.inference_mode():
+    with inference(model) if isinstance(model, RMKV) else torch.inference_mode():
         figures = evaluate(lambda input_ids: peers.logits(model, input_ids, window))
     model.train()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -34,7 +34,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.tasks import TextHaystack, cycle_documents, make_example
-from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model import RMKV, inference
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.loss import Segment, compiled_segment, row_loss
 
@@ -155,7 +155,7 @@ def run(row: str, seed: int) -> dict[str, Any]:
     def logits(input_ids: torch.Tensor) -> torch.Tensor:
         return peers.logits(model, input_ids, window)
 
-    with reading(model):
+    with inference(model):
         figures = {"row": row, "seed": seed, "tokens": config.train.tokens, "parameters": peers.size(model)}
         documents, tokenizer = Documents.open(DATA, "validation"), Tokenizer.load(TOKENIZER)
         found = recall(logits, [documents[i] for i in of_text(documents)], tokenizer, Manifest.load(DATA).mix)

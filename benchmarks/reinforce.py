@@ -28,7 +28,7 @@ from rmkv_cli.data.exercises.words import spelling
 from rmkv_cli.generation import Decoder, SamplingConfig, Text
 from rmkv_cli.generation.generate import together
 from rmkv_cli.generation.prompt import read_tokens
-from rmkv_cli.model import RMKV, find_model, reading
+from rmkv_cli.model import RMKV, find_model, inference
 from rmkv_cli.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "reinforce" / "results.jsonl"
@@ -163,7 +163,7 @@ def measured(run: Path, name: str) -> dict[str, Any]:
     model, tokenizer = RMKV.from_pretrained(find_model(run)), Tokenizer.load(TOKENIZER)
     (task,) = RolloutsConfig.model_validate({"tasks": [TASKS[name].measured]}).tasks
     figures: dict[str, Any] = {}
-    with reading(model):
+    with inference(model):
         for level in levels(task):
             answers = answered(model, tokenizer, task, level)
             scores = [(text.end is not None or bool(e.length)) * e.score(text.ids, text.text) for e, text in answers]

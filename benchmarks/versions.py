@@ -21,7 +21,7 @@ from statistics import median
 import torch
 from work import SHAPES, config_of, make_batch, make_decoder, make_trainer
 
-from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model import RMKV, inference
 
 try:
     from rmkv_cli.model.precision import to_precision
@@ -63,7 +63,7 @@ def prepare(work: str) -> Callable[[], object]:
         prompt = torch.randint(config.model.vocab_size, (1, PROMPT * config.model.segment_length))
 
         def read() -> None:
-            with reading(model):
+            with inference(model):
                 model.head(model.hidden(prompt)[0][:, -1:])
 
         return read

@@ -4,7 +4,7 @@ import torch
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import RMKV
-from rmkv_cli.model.adapters import MARK, attach, select
+from rmkv_cli.model.adapters import ADAPTER_MARK, attach, select
 
 CELLS = ("gru", "lstm", "minimal")
 MEMORIES = (
@@ -75,6 +75,6 @@ def with_adapter(model, targets=(), rank=2, alpha=3.0, seed=1):
     torch.manual_seed(seed)
     attach(model, select(model, targets), rank, alpha)
     for name, parameter in model.named_parameters():
-        if MARK in name:
+        if ADAPTER_MARK in name:
             parameter.data = 0.3 * torch.randn_like(parameter)
     return model.requires_grad_(False)

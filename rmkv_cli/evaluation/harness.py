@@ -18,7 +18,7 @@ from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.reading import LOGITS, batches, going_on, require_fits, steps
 from rmkv_cli.generation import Decoder, SamplingConfig, Text, read_prompts, together
-from rmkv_cli.model import RMKV, State, reading
+from rmkv_cli.model import RMKV, State, inference
 from rmkv_cli.progress import progress
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ class HarnessModel(TemplateLM):
         ends = np.array([len(context) + len(continuation) for _, context, continuation in requests])
         require_fits(self.model, self.tokenizer.vocab_size, int(ends.max()) - 1)
         total = int(lengths.sum()) + sum(max(len(ids) - 1, 0) for ids in continuations)
-        with reading(self.model), progress("reading what is asked", total, "tokens") as advance:
+        with inference(self.model), progress("reading what is asked", total, "tokens") as advance:
             for batch in batches(lengths, self.batch_tokens, self.model):
                 for ended, hidden, state in self._read([contexts[i] for i in batch], advance):
                     rows = [(row, i) for row, ids in enumerate(ended) for i in asked[ids] if len(continuations[i])]

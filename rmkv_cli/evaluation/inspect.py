@@ -14,7 +14,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.measure import choose
 from rmkv_cli.evaluation.reading import require_fits, steps, token_losses
 from rmkv_cli.evaluation.watch import Watched, watch
-from rmkv_cli.model import RMKV, RMKVBlock, State, reading
+from rmkv_cli.model import RMKV, RMKVBlock, State, inference
 from rmkv_cli.tokenizer import Tokenizer
 
 CARRIED = ("memory", "cell", "store")  # the parts of a `State` that are memory: (L, B, ...), of layers that have one
@@ -137,7 +137,7 @@ def inspect_memory(
     forgotten[:, -1] = True
     fresh = model.initial_state(rows)
     nats = torch.zeros(rows, dtype=torch.float64, device=device)
-    with reading(model), watch(model, len(kinds)) as watched:
+    with inference(model), watch(model, len(kinds)) as watched:
         for text, length in zip(texts, lengths, strict=True):
             state = fresh
             for step in steps([text] * rows, np.full(rows, length), documents.eod, model):

@@ -13,7 +13,7 @@ from torch import Tensor
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.reading import Integers, batches, going_on, require_fits, steps, token_losses
-from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model import RMKV, inference
 from rmkv_cli.tokenizer import Tokenizer
 
 FIRST_BUCKET = 64  # positions 0 to 63; each further bucket ends at twice the position
@@ -138,7 +138,7 @@ def read_losses(
     by_bucket = torch.zeros(len(edges), dtype=torch.float64, device=device)
     counts = np.zeros(len(edges), np.int64)
     own = np.argsort(lengths, kind="stable")[part::parts]
-    with reading(model):
+    with inference(model):
         for batch in (own[indices] for indices in batches(lengths[own], batch_tokens, model)):
             state = model.initial_state(len(batch))
             texts = [documents.part(int(chosen[i]), 0, int(lengths[i]) + 1) for i in batch]

@@ -11,7 +11,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.measure import choose, token_sizes
 from rmkv_cli.evaluation.reading import going_on, require_fits, steps, token_losses
-from rmkv_cli.model import RMKV, State, reading, reset_memory, swap_memory
+from rmkv_cli.model import RMKV, State, inference, reset_memory, swap_memory
 from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -72,7 +72,7 @@ def memory_effect(
     totals = torch.zeros(3, dtype=torch.float64, device=model.memory.device)
     tokens = size = 0
     order = np.argsort(lengths, kind="stable")
-    with reading(model):
+    with inference(model):
         for batch in np.array_split(order, max(1, len(order) // max(2, batch_tokens // S))):
             texts = [documents.part(int(chosen[i]), 0, int(lengths[i]) + 1) for i in batch]
             states = [model.initial_state(len(batch))] * 3

@@ -25,7 +25,7 @@ from rmkv_cli.data.tasks import (
 )
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.reading import LOGITS, going_on, require_fits, steps
-from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model import RMKV, inference
 from rmkv_cli.tokenizer import Tokenizer
 
 Integers = NDArray[np.int64]
@@ -134,7 +134,7 @@ def _ask(model: RMKV, examples: list[Example], tokenizer: Tokenizer, advance: Ca
             row[start:stop] = True
     right = np.zeros_like(asked)
     state, device = model.initial_state(len(examples)), model.memory.device
-    with reading(model):
+    with inference(model):
         for step in steps(documents, lengths, tokenizer.eod, model, list(asked)):
             hidden, state = model.hidden(step.inputs, going_on(state, step))
             if len(step.targets):

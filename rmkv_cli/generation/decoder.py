@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmkv_cli.model import RMKV, RMKVBlock, State, reading
+from rmkv_cli.model import RMKV, RMKVBlock, State, inference
 from rmkv_cli.model.block import LayerState
 from rmkv_cli.model.context import TAPS, SegmentContext, make_recent_mask
 from rmkv_cli.model.positions import rotation
@@ -99,7 +99,7 @@ class Decoder:
     def step(self, tokens: Tensor) -> Tensor:
         """Read the next token of each of the B texts held, (B,); return the logits after them, (B, V) float32."""
         tokens = tokens.to(self._mask.device)
-        with reading(self._model):
+        with inference(self._model):
             full = [lane for lane in range(len(self)) if self._filled_of(lane) == self._length - 1]
             closed = [self._model.hidden(tokens[lane, None, None], self.state(lane)) for lane in full]
             if len(full) < len(self):

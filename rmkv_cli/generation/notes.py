@@ -10,7 +10,7 @@ from rmkv_cli.generation.hashes import model_hash, rounded_hash
 from rmkv_cli.generation.prompt import Prompt
 from rmkv_cli.generation.start import START, read_start
 from rmkv_cli.model import RMKV, State
-from rmkv_cli.model.state_file import expected_layout, fault
+from rmkv_cli.model.state_file import expected_layout, find_fault
 from rmkv_cli.model.tensors import Layout, TensorFile, difference, open_tensors, save_tensors
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
         tensors = {name.removeprefix(STATE): x.to(model.memory.device) for name, x in file.tensors().items()}
     logits, seen = tensors.pop("logits"), tensors.pop("seen")
     state = State.from_tensors(expand(tensors, types) if compression else tensors)
-    if wrong := fault(state):
+    if wrong := find_fault(state):
         raise UserError(f"{path}: {DAMAGED}: {wrong}")
     if metadata.get("tokens") != str(int(state.position)) or not logits.isfinite().all():
         raise UserError(f"{path}: {DAMAGED}: its count of tokens is wrong, or its logits are not finite")

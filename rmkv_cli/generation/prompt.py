@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.model import RMKV, State, reading
+from rmkv_cli.model import RMKV, State, inference
 from rmkv_cli.tokenizer import Piece, Tokenizer
 
 
@@ -144,7 +144,7 @@ def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[P
 
 def _read(model: RMKV, input_ids: Tensor, state: State | None) -> tuple[Tensor, State]:
     """Return the logits (B, V) after the last of the tokens (B, T), and the state."""
-    with reading(model):
+    with inference(model):
         hidden, state = model.hidden(input_ids, state)
         return model.head(hidden[:, -1]).float(), state
 

@@ -7,7 +7,7 @@ import torch
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.transformer import load_transformer, load_transformer_tokenizer, transformer_logits
-from rmkv_cli.model import RMKV, reading
+from rmkv_cli.model import RMKV, inference
 
 TEXT = "The river is 1,240 km long; it rises in the hills.\n\ndef length(x: list[int]) -> int:\n    return len(x)\n"
 TOLERANCE = 1e-3
@@ -32,7 +32,7 @@ def check_logits(source: Path, model: Path) -> Check:
     """
     ours = RMKV.from_pretrained(model, dtype=torch.float32)
     ids = torch.tensor([load_transformer_tokenizer(str(source))(TEXT)["input_ids"][: ours.config.segment_length]])
-    with reading(ours):
+    with inference(ours):
         logits = ours(ids)[0]
     del ours
     expected = transformer_logits(load_transformer(str(source)), ids)

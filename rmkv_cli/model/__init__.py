@@ -1,9 +1,9 @@
-"""The model: attention over memory and tokens, pooling, recurrent cells, and the state they carry."""
+"""The model: attention over memory and tokens, pooling, recurrent cells, and the state that they carry."""
 
 from rmkv_cli.model.attention import AttentionPooling, QKVBlock
 from rmkv_cli.model.block import RMKVBlock
 from rmkv_cli.model.cells import RecurrentMemoryCell
-from rmkv_cli.model.model import RMKV, reading, reset_memory, reset_recent, swap_memory
+from rmkv_cli.model.model import RMKV, inference, reset_memory, reset_recent, swap_memory
 from rmkv_cli.model.pretrained import find_model
 from rmkv_cli.model.state import State
 from rmkv_cli.model.store import AssociativeStore
@@ -17,7 +17,7 @@ __all__ = [
     "RecurrentMemoryCell",
     "State",
     "find_model",
-    "reading",
+    "inference",
     "reset_memory",
     "reset_recent",
     "swap_memory",

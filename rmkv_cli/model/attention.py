@@ -1,4 +1,4 @@
-"""Multi-head attention, and the pooling that summarises a segment for the memory."""
+"""Multi-head attention, and the pooling that summarizes a segment for the memory."""
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from rmkv_cli.model.precision import wide_dtype, widen
 
 
 class QKVBlock(nn.Module):
-    """Multi-head attention with one matrix for queries, keys and values, an explicit scale and a mask.
+    """Multi-head attention with a joint projection of queries, keys and values, an explicit scale and a mask.
 
-    Each of the G heads of keys and values serves H / G query heads (grouped-query attention: Ainslie et al., 2023).
+    Each of the G key-value heads serves H / G query heads (grouped-query attention: Ainslie et al., 2023).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -23,7 +23,7 @@ class QKVBlock(nn.Module):
         self.out = nn.Linear(H * d, D, bias=False)
         self.query_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.key_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else None
-        with torch.no_grad():  # keys start as queries, so similar tokens match from the first step, as the store needs
+        with torch.no_grad():  # keys start equal to queries: the store then matches similar tokens from the first step
             query, key, _ = self.qkv.weight.split([heads * d for heads in self.heads])
             key.copy_(query[: len(key)])
 
@@ -41,9 +41,10 @@ class QKVBlock(nn.Module):
         """Return the heads' outputs concatenated, (B, T, H * d), before the output projection `out`.
 
         Args:
-            q: (B, H, T, d).
-            k, v: (B, G, K, d).
-            mask: (B, 1, T, K), added to the scores: 0 where a key is seen, -inf where it is not.
+            q: queries, (B, H, T, d).
+            k: keys, (B, G, K, d).
+            v: values, (B, G, K, d).
+            mask: additive mask, (B, 1, T, K): 0 where a query sees a key, else -inf.
         """
         dropout = self.dropout if self.training else 0.0
         if q.shape[2] == 1 and q.device.type == "cpu":
@@ -53,10 +54,11 @@ class QKVBlock(nn.Module):
         return y.transpose(1, 2).flatten(2)
 
     def _one_token(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-        """Return what `forward` does for a single token per text, in less time on a CPU.
+        """Return the same as `forward` for one token per text, faster on a CPU.
 
-        Query heads that share keys become rows of one product, so that keys are not copied for each of them. A single
-        row per head is computed in float32: PyTorch multiplies it by bfloat16 keys more slowly than it converts them.
+        Query heads that share keys become rows of one product, which avoids a copy of the keys per head. A single row
+        per head is computed in float32, because PyTorch multiplies it by bfloat16 keys more slowly than it converts
+        them.
         """
         rows = q.view(len(q), k.shape[1], -1, self.head_width)
         if rows.shape[2] == 1:
@@ -66,15 +68,15 @@ class QKVBlock(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """P_j = sum over tokens i of softmax_i(q_j · x_i / sqrt(D)) x_i, with one learned query q_j a slot."""
+    """P_j = sum over tokens i of softmax_i(q_j · x_i / sqrt(D)) x_i, with one learned query q_j per slot."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(config.memory.slots, config.hidden_size))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return P (B, m, D) for tokens x (B, S, D) and a mask (B, 1, S) that is added to the scores."""
-        # Plain products, because no fused attention kernel takes a head as wide as the model.
+        """Return P, (B, m, D), for tokens x, (B, S, D), and an additive mask, (B, 1, S)."""
+        # Plain matrix products, because no fused attention kernel supports a head as wide as the model.
         scores = torch.baddbmm(mask, self.queries.expand(len(x), -1, -1), x.mT, alpha=x.shape[-1] ** -0.5)
-        # The softmax needs unrounded weights for its gradient, a difference of nearly equal numbers.
+        # The softmax's gradient is a difference of nearly equal numbers, so its weights must not be rounded.
         return scores.softmax(-1, dtype=wide_dtype(x.dtype)).to(x.dtype) @ x

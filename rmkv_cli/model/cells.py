@@ -1,4 +1,4 @@
-"""The recurrent cells that update each memory slot."""
+"""Recurrent cells that update the memory slots."""
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,13 @@ class MinimalRNNCell(nn.Module):
         self.linear = nn.Linear(2 * size, 2 * size)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Return h' (N, D) for x and h (N, D)."""
+        """Return h', (N, D), for x and h, both (N, D)."""
         gate, candidate = self.linear(torch.cat([hidden, x], dim=-1)).chunk(2, dim=-1)
         return torch.lerp(F.silu(candidate), hidden, torch.sigmoid(gate))
 
 
 class RecurrentMemoryCell(nn.Module):
-    """M' = cell(input, hidden), each slot on its own: GRU, LSTM (which carries a cell state as well) or MinimalRNN.
+    """M' = cell(input, hidden) for each slot by itself: GRU, LSTM (which also carries a cell state) or MinimalRNN.
 
     Keep-gate biases start as log(Uniform(1, horizon)), so that channels forget over 1 to about `horizon` segments
     ("chrono" initialisation: Tallec & Ollivier, 2018).
@@ -50,22 +50,23 @@ class RecurrentMemoryCell(nn.Module):
 
     @torch.no_grad()
     def _start_gate(self, index: int, bias: Tensor) -> None:
-        """Give gate number `index` of torch's cell this bias (D,); its two biases are added, so one becomes zero."""
+        """Set the bias, (D,), of gate number `index` of torch's cell, which adds two biases: the other becomes 0."""
         assert isinstance(self.cell, nn.GRUCell | nn.LSTMCell)
         gate = slice(index * len(bias), (index + 1) * len(bias))
         self.cell.bias_ih[gate] = bias
         self.cell.bias_hh[gate] = 0
 
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return M' (B, m, D) and the LSTM's cell state (B, m, D), else None, for input and hidden (B, m, D).
+        """Return M' and an LSTM's new cell state, else None, for input and hidden state; all are (B, m, D).
 
-        Hidden and the results are float32 at least, because a keep gate near 1 adds less than bfloat16 resolves.
+        The hidden state and the results are float32 at least: a keep gate near 1 makes changes that bfloat16 cannot
+        resolve.
         """
         x, h = x.flatten(0, 1).to(hidden.dtype), hidden.flatten(0, 1)
         state = h if cell is None else (h, cell.flatten(0, 1))
         if next(self.cell.parameters()).dtype == hidden.dtype:
             new = self.cell(x, state)
-        else:  # transformers' model.to(dtype) narrows these weights as well
+        else:  # transformers' model.to(dtype) also converts these weights
             weights = {name: widen(weight) for name, weight in self.cell.named_parameters()}
             new = functional_call(self.cell, weights, (x, state))
         if isinstance(new, Tensor):
@@ -74,5 +75,5 @@ class RecurrentMemoryCell(nn.Module):
 
 
 def matrices(cell: nn.GRUCell | nn.LSTMCell | QuantizedCell) -> tuple[Tensor, Tensor]:
-    """Return the matrices for x and h of PyTorch's cells, in floating point."""
+    """Return a PyTorch cell's matrices for x and for h, (gates * D, D), in floating point."""
     return cell.matrices(cell.bias_ih.dtype) if isinstance(cell, QuantizedCell) else (cell.weight_ih, cell.weight_hh)

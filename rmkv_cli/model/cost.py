@@ -1,4 +1,4 @@
-"""What a model costs: parameters by part, work per token, bytes of state and of training. No weights are allocated."""
+"""Costs of a model: parameters by part, operations per token, bytes of state and training. Allocates no weights."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rmkv_cli.config import Config, ModelConfig, TrainConfig
-from rmkv_cli.model.adapters import MARK, attach_configured
+from rmkv_cli.model.adapters import ADAPTER_MARK, attach_configured
 from rmkv_cli.model.context import CHUNK
 from rmkv_cli.model.groups import PARTS, is_trained, part_of
 from rmkv_cli.model.model import RMKV
@@ -16,59 +16,62 @@ from rmkv_cli.model.pretrained import find_model
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.model.tensors import open_tensors
 
-TRAINED = 3  # forward passes' worth of work in a training step: forward, and twice that for the backward pass
+TRAINING_PASSES = 3  # a training step costs three forward passes: one forward, and a backward pass of twice the cost
 ADAPTERS = "adapters"
-LOGITS = 2**24
-"""How many logits training computes at once."""
+MAX_LOGITS = 2**24
+"""Largest number of logits that training computes at once."""
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes that training takes at its peak, of tensors; activations are an estimate."""
+    """Peak memory of training, in bytes of tensors; activations are an estimate."""
 
     weights: int
-    """Those of trained weights in float32 with their copies in bfloat16; of frozen ones the copies."""
+    """Weights: trained ones in float32 and bfloat16, frozen ones in bfloat16 only."""
     gradients: int
-    """Summed in place over segments and micro-batches."""
+    """Gradients, summed in place over segments and micro-batches."""
     optimizer: int
+    """Moments of the optimizer."""
     states: int
-    """Of all lanes, before a step and after it, and those saved between the segments of a row."""
+    """States of all lanes before and after a step, and those saved between the segments of a row."""
     activations: int
-    """Those of one segment, or of a row without replay; the row's tokens, the head's vectors and logits."""
+    """Activations of one segment (without replay, of a row), the row's tokens, and the head's inputs and logits."""
     teacher: int
-    """The teacher's weights, if its folder is on this machine, and the logits of teacher and student."""
+    """Teacher's weights, if its folder is on this machine, and the logits of teacher and student."""
     set_aside: int
-    """Frozen weights in float32 beside their copies in bfloat16. A GPU has the copies alone: these are in the machine's
-    memory, and not in the total."""
+    """Frozen weights in float32, next to their bfloat16 copies. They stay in the host's memory, so the total excludes
+    them."""
 
     @property
     def total(self) -> int:
-        """The sum of all other parts."""
+        """Sum of all parts on the device."""
         return sum(asdict(self).values()) - self.set_aside
 
 
 def count_by_part(config: ModelConfig) -> dict[str, int]:
     """Return the number of parameters of each part; tied embeddings count once."""
     counts = dict.fromkeys(PARTS, 0)
-    for name, parameter in _meta(config).named_parameters():
+    for name, parameter in _meta_model(config).named_parameters():
         counts[part_of(name)] += parameter.numel()
     return counts
 
 
 def count_trained(config: ModelConfig, train: TrainConfig) -> dict[str, int]:
-    """Return the number of trained parameters of each part, and of the adapter."""
+    """Return the number of trained parameters of each part and of the adapter."""
     counts = dict.fromkeys([*PARTS, ADAPTERS], 0)
-    model = _meta(config)
+    model = _meta_model(config)
     attach_configured(model, train)
     for name, parameter in model.named_parameters():
-        part = ADAPTERS if MARK in name else part_of(name)
+        part = ADAPTERS if ADAPTER_MARK in name else part_of(name)
         counts[part] += parameter.numel() * is_trained(name, train.ever_trainable)
     return counts
 
 
 def touched_per_token(config: ModelConfig) -> int:
-    """Return how many parameters one token's forward pass reads: all but unused rows of tables and the memory's update,
-    which is done once a segment."""
+    """Return the number of parameters that one token's forward pass reads.
+
+    These are all parameters except unused rows of tables and the memory's update, which runs once per segment.
+    """
     counts = count_by_part(config)
     head = config.vocab_size * config.hidden_size
     rows = config.hidden_size * (1 + (config.position == "learned"))
@@ -76,10 +79,9 @@ def touched_per_token(config: ModelConfig) -> int:
 
 
 def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
-    """Return the floating-point operations of the forward pass for each token of a whole segment of one document, by
-    part.
+    """Return the forward pass's floating-point operations per token by part, in a whole segment of one document.
 
-    A multiplication and an addition count as two; masked scores count, since they are computed.
+    A multiplication and an addition count as two operations. Masked scores count, because they are computed.
     """
     D, F, S, m = config.hidden_size, config.intermediate_size, config.segment_length, config.memory.slots
     d, H, G = config.head_width, config.num_attention_heads, config.key_value_heads
@@ -88,8 +90,8 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     keys, C = m + config.lookback + S, min(S, CHUNK)
     # The slots' scores and output; the pooling; the cell.
     update = 4 * Q * m * keys + 2 * m * D * Q + 4 * D * m * S + 2 * gates * m * D * D
-    # The gates; W's writes, predictions and reads; products of keys, of queries and keys, and of these and the errors;
-    # the linear system.
+    # The gates; W's writes, predictions and reads; products of keys with keys, of queries with keys, and of both with
+    # the errors; the linear system.
     store = 2 * (D + Q) * (H + G) + (4 * KV + 2 * Q) * d + 4 * (KV + Q) * C
     store += 2 * (Q + KV) * d * config.memory.store_maps
     per_layer = {
@@ -98,12 +100,12 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
         "feed_forward": 6 * D * F,
         "memory": (2 * m * D * (Q + 2 * KV) + update * config.memory.updated) / S,
     }
-    work = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
-    return work | {"store": float(config.stores * store), "head": 2.0 * D * config.vocab_size}
+    per_token = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
+    return per_token | {"store": float(config.stores * store), "head": 2.0 * D * config.vocab_size}
 
 
 def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tokens: int) -> TrainingMemory:
-    """Return the bytes for training on `batch` rows of `row_tokens` at once; weights are float32."""
+    """Return the peak memory of training on micro-batches of `batch` rows of `row_tokens` tokens."""
     parts, trained_parts = count_by_part(config), count_trained(config, train)
     adapter = trained_parts.pop(ADAPTERS)
     parameters, trained = sum(parts.values()), sum(trained_parts.values())
@@ -115,21 +117,21 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
     )
     set_aside = 4 * (narrow - trained_narrow) * (train.precision == "bf16")
     segments = -(-row_tokens // S)
-    # Vectors and scores that are kept or in the making at the peak of a segment's backward pass. Their numbers are
-    # fitted to what models of many shapes take (tests/training/test_memory.py), to 10%; stores are float32.
+    # Vectors and scores in memory at the peak of a segment's backward pass. The coefficients are fitted to measurements
+    # of many shapes, to 10% (tests/training/test_memory.py); stores are float32.
     layer = element * (14.2 * D + 4.9 * F) + 109 * config.memory.slots * D / S
     store = D * (5.3 * element + 92)
-    a_token = config.num_hidden_layers * layer + config.stores * store
-    # Frozen matrices keep no input for a gradient, which is a tenth of what all keep; an adapter's keep it again.
+    per_token_bytes = config.num_hidden_layers * layer + config.stores * store
+    # Frozen matrices keep no inputs for gradients, a tenth of all activations; an adapter keeps them again.
     kept = 1.0 if adapter else 1 - 0.1 * (1 - trained / parameters)
-    segment = batch * min(S, row_tokens) * a_token * kept
-    others = 0 if train.replay else segments - 1  # segments whose forward pass alone is kept: 0.8 of it
+    segment = batch * min(S, row_tokens) * per_token_bytes * kept
+    others = 0 if train.replay else segments - 1  # segments that keep only their forward pass, 0.8 of the whole
     later = train.batch_size - batch  # lanes of other micro-batches, whose gradients and new states are kept
     gradients = 4 * (trained + adapter)
-    # The head comes between the two passes, when there are no gradients yet: a chunk of logits, its weight's gradient,
-    # what it reads, and the gradient of that, which stays.
+    # The head runs between the two passes, before there are other gradients. It needs a chunk of logits, its weight's
+    # gradient, its input, and the input's gradient, which stays.
     row = batch * row_tokens * D * element
-    logits = min(batch * row_tokens * config.vocab_size, LOGITS) * (8 - element)
+    logits = min(batch * row_tokens * config.vocab_size, MAX_LOGITS) * (8 - element)
     head = logits + 4 * config.vocab_size * D * (trained_parts["embeddings"] > 0) + 3 * row - 0.2 * segment
     return TrainingMemory(
         weights=4 * (parameters + adapter) - set_aside + 2 * (narrow + adapter) * (train.precision == "bf16"),
@@ -143,9 +145,9 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
 
 
 def teacher_bytes(config: ModelConfig, train: TrainConfig, tokens: int) -> int:
-    """Return the bytes that a teacher takes for rows with `tokens` tokens in all.
+    """Return the bytes that the teacher adds for a micro-batch of `tokens` tokens.
 
-    This counts its weights, unless they are still on the hub, and a chunk of logits and probabilities of both models.
+    They are its weights, if downloaded, and a chunk of logits and probabilities of both models.
     """
     teacher = train.teacher
     if teacher.model is None:
@@ -155,18 +157,18 @@ def teacher_bytes(config: ModelConfig, train: TrainConfig, tokens: int) -> int:
         for path in find_model(Path(teacher.model)).glob("*.safetensors"):
             with open_tensors(path, "damaged weights") as file:
                 weights += sum(math.prod(shape) for _, shape in file.layout.values())
-    return weights * (2 if teacher.precision == "bf16" else 4) + 16 * min(tokens * config.vocab_size, LOGITS)
+    return weights * (2 if teacher.precision == "bf16" else 4) + 16 * min(tokens * config.vocab_size, MAX_LOGITS)
 
 
 def optimizer_bytes(config: ModelConfig, train: TrainConfig) -> int:
-    """Return the bytes of the optimizer's moments: two per trained parameter (AdamW), for Muon's matrices one."""
+    """Return the bytes of the optimizer's moments: two per trained parameter, but one for Muon's matrices."""
     counts = count_trained(config, train)
     matrices = counts["attention"] + counts["feed_forward"]
     return 8 * sum(counts.values()) - 4 * matrices * (train.optimizer == "muon")
 
 
 def tuning_memory(config: Config, batch: int, row_tokens: int) -> dict[str, int]:
-    """Return the total of `training_memory` for each way to train a model, by the value of `train.trainable`."""
+    """Return the total of `training_memory` by the value of `train.trainable`."""
     ways = {"all": "all", "adapters": "adapters", "memory start": ["memory start"]}
     return {
         name: training_memory(
@@ -177,11 +179,11 @@ def tuning_memory(config: Config, batch: int, row_tokens: int) -> dict[str, int]
 
 
 def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
-    """Return all of the above as one JSON-able report; the state is the float32 one that generation carries."""
+    """Return all costs as a report for JSON. The state's size is that of generation, in float32."""
     model, train = config.model, config.train
     parts = count_by_part(model)
     flops = forward_flops_per_token(model)
-    boundary, most = state_bytes(model, 4)
+    at_boundary, at_most = state_bytes(model, 4)
     memory = training_memory(model, train, batch, row_tokens)
     # All segments of a row but its last are replayed; the head is not.
     replayed = (
@@ -195,10 +197,10 @@ def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
         "touched_per_token": touched_per_token(model),
         "flops_per_token": {
             "forward": sum(flops.values()),
-            "training": TRAINED * sum(flops.values()) + replayed,
+            "training": TRAINING_PASSES * sum(flops.values()) + replayed,
             "forward_by_part": flops,
         },
-        "state_bytes": {"at_boundary": boundary, "at_most": most},
+        "state_bytes": {"at_boundary": at_boundary, "at_most": at_most},
         "training_bytes": asdict(memory) | {"total": memory.total},
         "assumed": {
             "lanes": train.batch_size,
@@ -210,6 +212,6 @@ def describe(config: Config, batch: int, row_tokens: int) -> dict[str, Any]:
     }
 
 
-def _meta(config: ModelConfig) -> RMKV:
-    with torch.device("meta"):  # quantized, it has the same parameters, stored in less
+def _meta_model(config: ModelConfig) -> RMKV:
+    with torch.device("meta"):  # not quantized: integers would not count as parameters
         return RMKV(config.model_copy(update={"quantization": None}))

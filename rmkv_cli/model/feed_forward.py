@@ -1,4 +1,4 @@
-"""The gated feed-forward."""
+"""Gated feed-forward layer."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,5 +17,5 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, n: Tensor) -> Tensor:
-        """Return (B, T, D) for normalised tokens n (B, T, D)."""
+        """Return the layer's output, (B, T, D), for normalized tokens n, (B, T, D)."""
         return self.dropout(self.down(F.silu(self.gate(n)) * self.up(n)))

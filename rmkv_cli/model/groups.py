@@ -1,12 +1,12 @@
-"""Which part of a model each parameter belongs to, and which parameters `train.trainable` selects."""
+"""Assign each parameter to a part of the model, and select those that `train.trainable` names."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
-from rmkv_cli.model.adapters import MARK
+from rmkv_cli.model.adapters import ADAPTER_MARK
 
-PARTS = {  # by where a parameter's name begins, or what it contains
+PARTS = {  # prefixes of parameters' names, or, with a dot, substrings
     "embeddings": ("embedding", "unembedding", "position"),
     "attention": (".attention.",),
     "pooling": (".pooling.",),
@@ -16,7 +16,7 @@ PARTS = {  # by where a parameter's name begins, or what it contains
     "initial_memory": ("memory",),
     "norms": ("norm.", ".norm.", "_norm."),
 }
-_MEMORY = ("pooling", "cells", "initial_memory")  # the parts of the group "memory"; other groups are parts
+_MEMORY = ("pooling", "cells", "initial_memory")  # parts that form the group "memory"; every other part is a group
 
 
 def part_of(name: str) -> str:
@@ -26,14 +26,14 @@ def part_of(name: str) -> str:
 
 def group_of(name: str) -> str:
     """Return the group of `train.trainable` that the parameter of this name belongs to."""
-    if MARK in name:
+    if ADAPTER_MARK in name:
         return "adapters"
     part = part_of(name)
     return "memory" if part in _MEMORY else part
 
 
 def is_memory_start(name: str) -> bool:
-    """Return whether a document's memory starts with the parameter of this name: slots, or a layer's store."""
+    """Return whether the parameter of this name is an initial memory: the slots' or a store's."""
     return name == "memory" or name.endswith(".store.start")
 
 
@@ -46,7 +46,7 @@ def is_trained(name: str, trainable: str | Sequence[str]) -> bool:
 
 
 def freeze(model: nn.Module, trainable: str | Sequence[str]) -> None:
-    """Let the parameters that `train.trainable` selects take gradients, and no others."""
+    """Require gradients of the parameters that `train.trainable` selects, and of no others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name, trainable))
 

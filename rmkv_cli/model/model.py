@@ -1,4 +1,4 @@
-"""The model: embeddings, the segment loop with its carried state, and the head."""
+"""The model: embeddings, the loop over segments with its carried state, and the head."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from rmkv_cli.model.context import TAPS, SegmentContext, make_context
 from rmkv_cli.model.norm import make_norm
 from rmkv_cli.model.positions import sinusoids
 from rmkv_cli.model.precision import widen
-from rmkv_cli.model.quantized import Quantized, put_in
+from rmkv_cli.model.quantized import Quantized, insert_quantized
 from rmkv_cli.model.state import State, contiguous_copy
 from rmkv_cli.model.store import AssociativeStore
 
@@ -24,10 +24,10 @@ NONE = -1  # no document
 
 
 class RMKV(nn.Module):
-    """A causal language model that reads a text segment by segment and carries a fixed state along.
+    """A causal language model that reads text segment by segment and carries a state of fixed size.
 
-    One call over a whole text, calls over its pieces with the state handed on, and calls token by token give the same
-    logits. Tokens of different documents never see each other, nor a memory that another document wrote.
+    A call over a whole text, calls over its pieces that pass on the state, and calls token by token give the same
+    logits. Tokens see neither tokens nor memory of another document.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -37,7 +37,7 @@ class RMKV(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_position_embeddings, D) if config.position == "learned" else None
         self.through_layers = config.memory.carry == "layers"
-        # What a document's memory is before its first segment has ended; the slots' identities.
+        # The slots of a document before its first segment ends. They also distinguish the slots from each other.
         self.memory = nn.Parameter(torch.empty(1 if self.through_layers else layers, config.memory.slots, D))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(RMKVBlock(config, index) for index in range(layers))
@@ -46,27 +46,29 @@ class RMKV(nn.Module):
         for table in (self.embedding.weight, self.memory, *([self.position.weight] if self.position else [])):
             nn.init.normal_(table, std=0.02)
         if config.quantization is not None:
-            put_in(self, config.quantization)
+            insert_quantized(self, config.quantization)
 
     def forward(
         self, input_ids: Tensor, state: State | None = None, document_ids: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Read tokens; return logits (B, T, V) and the state after them.
+        """Read tokens; return logits, (B, T, V), and the state after them.
 
         Args:
-            input_ids: (B, T) int64.
-            state: what came before; fresh where none is given.
-            document_ids: (B, T) int64, >= 0 and non-decreasing along a row; where none are given, the state's document
-                goes on. A document that the state ends in goes on under the same id.
+            input_ids: the tokens, (B, T) int64.
+            state: the state before them; None: the initial state.
+            document_ids: each token's document, (B, T) int64, at least 0 and non-decreasing along a row. The id of the
+                state's last document continues that document, as None does.
 
         Raises:
-            ValueError: no tokens; document ids that decrease or are negative; a position beyond a learned table; or a
-                model whose memory goes through layers is asked to go on inside a segment.
+            ValueError: there are no tokens; document ids are negative or decrease; a position exceeds a learned table;
+                or a model that carries its memory through layers would have to continue inside a segment.
         """
         if document_ids is not None:
             before = state.document[:, None] if state else torch.full_like(document_ids[:, :1], NONE)
             if (torch.cat([before, document_ids], dim=1).diff() < 0).any() or (document_ids < 0).any():
-                raise ValueError("document_ids must be 0 or more and never decrease along a row, nor below the state's")
+                raise ValueError(
+                    "document_ids must be at least 0, non-decreasing along a row, and not below the state's"
+                )
         hidden, state = self.hidden(input_ids, state, document_ids)
         return self.head(hidden), state
 
@@ -77,16 +79,20 @@ class RMKV(nn.Module):
         document_ids: Tensor | None = None,
         read: Callable[..., tuple[Tensor, State]] | None = None,
     ) -> tuple[Tensor, State]:
-        """Return what the head reads, (B, T, D), and the state; arguments as in `forward`.
+        """Return the head's input, (B, T, D), and the state after the tokens.
 
-        `read` takes the place of `segment`. Whether a segment holds a document's border is looked up in document_ids:
-        if they are on the CPU, a GPU need not be waited for.
+        Args:
+            input_ids: as in `forward`, like `state`.
+            state: see `forward`.
+            document_ids: as in `forward`. Keep them on the CPU: their values are read here, and on a GPU that would
+                make the host wait.
+            read: a replacement for `segment`, such as one that recomputes activations.
         """
         if input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise ValueError(f"input_ids should be (B, T) int64, got {tuple(input_ids.shape)} {input_ids.dtype}")
+            raise ValueError(f"input_ids must be (B, T) int64, got {tuple(input_ids.shape)} {input_ids.dtype}")
         B, T = input_ids.shape
         if not T:
-            raise ValueError("input_ids holds no tokens")
+            raise ValueError("input_ids contains no tokens")
         state = state or self.initial_state(B)
         spans = list(self.spans(T, state.filled))
         if document_ids is None:
@@ -95,32 +101,32 @@ class RMKV(nn.Module):
             first, last = ([span[i] - i for span in spans] for i in range(2))
             mixed = (document_ids[:, first] != document_ids[:, last]).any(0).tolist()
             document_ids = document_ids.to(input_ids.device, non_blocking=True)
-        if not self.training:  # the data of a training are looked through before
+        if not self.training:  # training checks its data in advance
             self._require_positions(document_ids, state)
         outputs = []
-        for (start, stop), several in zip(spans, mixed, strict=True):
+        for (start, stop), is_mixed in zip(spans, mixed, strict=True):
             tokens, documents = (contiguous_copy(x[:, start:stop]) for x in (input_ids, document_ids))
-            output, state = (read or self.segment)(tokens, state, documents, several)
+            output, state = (read or self.segment)(tokens, state, documents, is_mixed)
             outputs.append(output)
         return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Return logits (..., V) for hidden (..., D)."""
+        """Return logits, (..., V), for the head's input, (..., D)."""
         layer = self.unembedding or self.embedding
         return layer(hidden) if isinstance(layer, Quantized) else F.linear(hidden, layer.weight)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the token stream is computed in."""
+        """Type that the token stream is computed in."""
         return self.norm.weight.dtype
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D), the embedding's own where they are tied."""
+        """Weight of the head, (V, D); the embedding's if they are tied."""
         return (self.unembedding or self.embedding).weight
 
     def spans(self, length: int, filled: int = 0) -> Iterator[tuple[int, int]]:
-        """Yield (start, stop) of each segment's part of `length` tokens, when `filled` tokens of one are read."""
+        """Yield (start, stop) of each segment's part of `length` tokens that follow `filled` tokens of a segment."""
         S = self.config.segment_length
         start = 0
         while start < length:
@@ -129,16 +135,16 @@ class RMKV(nn.Module):
             start = stop
 
     def segment(self, input_ids: Tensor, state: State, document_ids: Tensor, mixed: bool) -> tuple[Tensor, State]:
-        """Read tokens (B, T) that lie within one segment; return what the head reads, (B, T, D), and the state.
+        """Read tokens of one segment, (B, T); return the head's input, (B, T, D), and the state.
 
-        `mixed` means that some row has tokens of several documents.
+        `mixed` states whether some row has tokens of several documents.
         """
         if self.through_layers and state.filled:
-            raise ValueError("memory.carry = 'layers' reads whole segments: it cannot go on inside one")
+            raise ValueError("memory.carry = 'layers' needs whole segments: it cannot continue inside one")
         filled = state.filled + input_ids.shape[1]
         # A memory carried through layers is also needed after a text's last, shorter segment.
         ends_segment = filled == self.config.segment_length or self.through_layers
-        position, offset = _counts(document_ids, state)
+        position, offset = _positions(document_ids, state)
         documents = torch.cat([state.documents, document_ids], dim=1)
         last = contiguous_copy(document_ids[:, -1])
         x = self.dropout(self.embed(input_ids, position))
@@ -160,13 +166,11 @@ class RMKV(nn.Module):
 
         if ends_segment:
             documents = contiguous_copy(documents[:, documents.shape[1] - self.config.lookback :])
-        after = State.of_layers(
+        after = State.from_layers(
             layers,
             memories=len(self.memory),
-            documents=contiguous_copy(documents[:, documents.shape[1] - self.config.lookback :])
-            if ends_segment
-            else documents,
-            # Each a tensor of its own, since a compiled segment is compiled anew where two are one.
+            documents=documents,
+            # Clones, because a compiled segment is compiled again if two of its inputs are the same tensor.
             owner=last.clone() if ends_segment else state.owner,
             store_owner=last.clone(),
             document=last,
@@ -177,7 +181,7 @@ class RMKV(nn.Module):
         return self.norm(x), after
 
     def initial_state(self, batch_size: int) -> State:
-        """Return the state before any token, for `batch_size` texts."""
+        """Return the state of `batch_size` texts before any token."""
         config, device, dtype = self.config, self.memory.device, self.dtype
         B, D, H, G = batch_size, config.hidden_size, config.num_attention_heads, config.key_value_heads
         d = config.head_width
@@ -203,7 +207,7 @@ class RMKV(nn.Module):
         )
 
     def embed(self, input_ids: Tensor, position: Tensor) -> Tensor:
-        """Return the token stream's start (B, T, D) for tokens (B, T) at these positions of their documents (B, T)."""
+        """Return the embeddings, (B, T, D), of tokens, (B, T), at positions of their documents, (B, T)."""
         table = self.embedding
         x = table.dequantized(self.dtype, input_ids) if isinstance(table, Quantized) else table(input_ids)
         if self.config.position == "sinusoidal":  # scaled to the sinusoids' size, as in Vaswani et al. (2017)
@@ -213,32 +217,35 @@ class RMKV(nn.Module):
         return x + self.position(position)
 
     def _require_positions(self, document_ids: Tensor, state: State) -> None:
-        if self.position is not None and (_counts(document_ids, state)[0] >= len(self.position.weight)).any():
+        if self.position is not None and (_positions(document_ids, state)[0] >= len(self.position.weight)).any():
             raise ValueError(
                 f"a document is longer than the table of learned positions: max_position_embeddings = "
-                f"{len(self.position.weight)}; rotary and sinusoidal positions know no limit"
+                f"{len(self.position.weight)}; rotary and sinusoidal positions have no limit"
             )
 
     def count_parameters(self) -> int:
-        """Return the number of parameters, quantized ones included; tied ones count once."""
+        """Return the number of parameters, including quantized ones; tied ones count once."""
         integers = sum(layer.rows * layer.columns for layer in self.modules() if isinstance(layer, Quantized))
         return integers + sum(p.numel() for p in self.parameters())
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors into `directory`, each whole."""
+        """Write config.json and model.safetensors into `directory`, each atomically."""
         pretrained.save(self, self.config, Path(directory))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> "RMKV":
-        """Return the model of a model folder, of a checkpoint, or of a run (its newest whole checkpoint).
+        """Return the model in a model folder, a checkpoint, or a run (its newest intact checkpoint).
 
-        A folder that holds an adapter gives its base model with the adapter.
+        From an adapter's folder, load the base model with the adapter.
 
-        It computes in `dtype`, float32 or bfloat16: see `rmkv_cli.model.precision`. None means float32, or float64 if
-        all weights in the file are.
+        Args:
+            directory: the folder.
+            device: the device of the weights.
+            dtype: the type to compute in, float32 or bfloat16 (see `rmkv_cli.model.precision`); None: float32, or
+                float64 if all weights in the file are.
 
         Raises:
-            UserError: there is no model, its files do not fit together, or the memory is too small for it.
+            UserError: there is no model, its files do not match, or the device's memory is too small.
         """
         folder = pretrained.find_model(Path(directory))
         adapter = folder if adapter_file.is_adapter(folder) else None
@@ -253,10 +260,10 @@ class RMKV(nn.Module):
 
 
 @contextmanager
-def reading(model: RMKV) -> Iterator[None]:
-    """Run the model without gradients and without dropout; its training mode is restored at the end."""
+def inference(model: RMKV) -> Iterator[None]:
+    """Run the model without gradients and dropout; restore its training mode at the end."""
     training = model.training
-    if training:  # or not, since it takes a while to tell all the modules
+    if training:  # skipped otherwise, because setting the mode of every module takes time
         model.eval()
     try:
         with torch.inference_mode():
@@ -267,38 +274,37 @@ def reading(model: RMKV) -> Iterator[None]:
 
 
 def reset_memory(state: State) -> State:
-    """Return the state with its memory forgotten, as before a document's first segment.
+    """Return the state with its slots and stores reset, as at the start of a document.
 
-    The look-back is kept, and the recent tokens' queries and keys that the store's convolution reads.
+    The look-back stays, and so do the recent queries and keys that the store's convolution reads.
     """
-    nobody = torch.full_like(state.owner, NONE)
-    return replace(state, owner=nobody, store_owner=nobody)
+    none = torch.full_like(state.owner, NONE)
+    return replace(state, owner=none, store_owner=none)
 
 
 def reset_recent(state: State) -> State:
-    """Return the state with its memory kept, slots and store, and what was recent forgotten.
+    """Return the state with its slots and stores, but without the recent tokens.
 
-    The tokens that follow see neither the look-back nor the open segment's tokens, and at the segment's end the slots
-    take in the new ones alone; the store has taken in all of them. The position is kept.
+    The next tokens see neither the look-back nor the open segment, and at the segment's end the slots are updated from
+    the new tokens alone. The store has already read every token. The position stays.
     """
     recent = None if state.recent is None else torch.zeros_like(state.recent)
     return replace(state, documents=torch.full_like(state.documents, NONE), recent=recent)
 
 
 def swap_memory(state: State, order: Tensor) -> State:
-    """Return the state with each row's memory, its store included, taken from row order[b] of the batch; all else is
-    kept."""
+    """Return the state in which row b has the slots and stores of row order[b]; everything else stays."""
     cell, store = (None if x is None else x[:, order] for x in (state.cell, state.store))
     return replace(state, memory=state.memory[:, order], cell=cell, store=store)
 
 
-def _counts(document_ids: Tensor, state: State) -> tuple[Tensor, Tensor]:
-    """Return how many tokens of its own document stand before each token, of all and of its segment, both (B, T)."""
+def _positions(document_ids: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    """Return each token's position in its document and its offset in the document's part of the segment, (B, T)."""
     previous = torch.cat([state.document[:, None], document_ids[:, :-1]], dim=1)
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
     start = torch.where(document_ids != previous, index, NONE).cummax(dim=1).values
-    goes_on, since = start == NONE, index - start
+    continues, since = start == NONE, index - start
     return (
-        torch.where(goes_on, state.position[:, None] + index, since),
-        torch.where(goes_on, state.offset[:, None] + index, since),
+        torch.where(continues, state.position[:, None] + index, since),
+        torch.where(continues, state.offset[:, None] + index, since),
     )

@@ -1,4 +1,4 @@
-"""The norm before attention, feed-forward and head."""
+"""Norm of the residual stream, used before attention, feed-forward and head."""
 
 from torch import nn
 
@@ -6,6 +6,6 @@ from rmkv_cli.config import ModelConfig
 
 
 def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
-    """Return a new norm over the residual stream, of the kind in the config."""
+    """Return a new norm of the configured kind for the residual stream."""
     kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
     return kind(config.hidden_size, eps=config.norm_eps)

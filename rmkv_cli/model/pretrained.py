@@ -1,4 +1,4 @@
-"""Model folders: config.json and model.safetensors, found, checked, read and written."""
+"""Find, check, read and write model folders: config.json and model.safetensors."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rmkv_cli.config import ModelConfig, parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import read_json, sha256, write_text
-from rmkv_cli.model.adapters import MARK
+from rmkv_cli.model.adapters import ADAPTER_MARK
 from rmkv_cli.model.checkpoints import FOLDER, list_checkpoints
 from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.model.quantized import prepare
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from rmkv_cli.model.model import RMKV
 
 CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "checksums.json"
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # supported types of weights
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types of weights that can be loaded
 
 
 def save(model: nn.Module, config: ModelConfig, directory: Path) -> None:
-    """Write a model folder's config and weights, each file whole."""
+    """Write a model folder's config and weights, each file atomically."""
     described = {"model_type": "rmkv", "architectures": ["RMKV"], **config.model_dump()}
     write_text(directory / CONFIG, json.dumps(described, indent=2) + "\n")
     weights = {name: x.detach().contiguous() for name, x in model.state_dict().items()}
@@ -45,25 +45,24 @@ def read_weights(
 ) -> dict[str, Tensor]:
     """Return a model folder's weights by their names in `model`, each in the type of the precision policy.
 
-    The weights of an adapter that `model` has are no part of them.
-
-    The file is mapped, and each tensor is converted by itself: the file's own types take no memory of their own.
-    Integers are read instead of mapped, because the kernels need them aligned.
+    Weights of an adapter in `model` are not included. The file is mapped and converted tensor by tensor, so the stored
+    types need no memory of their own. A quantized model's file is read instead, because the integer kernels need
+    aligned memory.
 
     Args:
         directory: the folder.
-        model: the model that gets the weights; its own weights are not read and may be on the meta device.
+        model: the model that the weights are for; its own weights are not read and may be on the meta device.
         config: the file that describes `model`, for messages.
         device: the device of the returned weights.
         prefix: the prefix of the names in the file.
-        dtype: the type that the model computes in; None: float64 if all the file's tensors are, else float32.
+        dtype: the type that the model computes in; None: float64 if all tensors of the file are, else float32.
 
     Raises:
-        UserError: the file is absent or damaged, its tensors are not the model's or not floating-point numbers, or the
-            weights and the state of one text exceed the device's memory. All this is checked before any allocation.
+        UserError: the file is absent or damaged; a tensor is not one of the model's or not floating-point; or weights
+            and the state of one text exceed the device's memory. All of this is checked before anything is allocated.
     """
     path = directory / WEIGHTS
-    tensors = {f"{prefix}{name}": x for name, x in model.state_dict().items() if MARK not in name}
+    tensors = {f"{prefix}{name}": x for name, x in model.state_dict().items() if ADAPTER_MARK not in name}
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     buffers = {f"{prefix}{name}" for name, _ in model.named_buffers()}  # of quantized layers
     with open_tensors(path, "damaged or missing weights", mapped=not buffers) as file:
@@ -86,15 +85,17 @@ def read_weights(
             raise UserError(f"{directory}: {WEIGHTS} does not fit {config}: {wrong}")
         state = state_bytes(model.config, torch.promote_types(dtype, torch.float32).itemsize, dtype.itemsize)[1]
         needed = sum(math.prod(shape) * wanted[name].itemsize for name, shape in shapes.items()) + state
-        if needed > (there := total_memory(device)):
-            raise UserError(f"{path}: needs {needed / 1e9:,.1f} GB of memory, but the device has {there / 1e9:,.1f} GB")
+        if needed > (available := total_memory(device)):
+            raise UserError(
+                f"{path}: needs {needed / 1e9:,.1f} GB of memory, but the device has {available / 1e9:,.1f} GB"
+            )
         return {name.removeprefix(prefix): file.tensor(name).to(device, wanted[name]) for name in shapes}
 
 
 def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Move weights into a model on the meta device; the dict is empty afterwards."""
+    """Move weights into a model on the meta device, and empty the dict."""
     model.load_state_dict(weights, assign=True)
-    weights.clear()  # otherwise `prepare` would keep each matrix twice
+    weights.clear()  # a second reference would keep each matrix alive while `prepare` converts it
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     prepare(model)
@@ -108,40 +109,46 @@ def total_memory(device: str) -> int:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """Return the config of a model folder; raise `UserError` if it is absent or wrong."""
+    """Return the config of a model folder; raise `UserError` if it is absent or invalid."""
     path = directory / CONFIG
     if not path.exists():
         raise UserError(
-            f"{directory}: not a model folder (it has no {CONFIG}); name a model folder, a checkpoint or a run"
+            f"{directory}: not a model folder (it has no {CONFIG}); give a model folder, a checkpoint or a run"
         )
     data = read_json(path)
     if data.pop("model_type", None) != "rmkv":
-        raise UserError(f"{path}: not the config of an RMKV: its model_type is not 'rmkv'")
+        raise UserError(f"{path}: not the config of an RMKV model: its model_type is not 'rmkv'")
     data.pop("architectures", None)
     return parse(ModelConfig, data, str(path))
 
 
 def find_model(path: Path, *, training: bool = False) -> Path:
-    """Return the model folder that `path` means: itself, or a run's newest whole checkpoint.
+    """Return the model folder that `path` refers to: itself, or a run's newest intact checkpoint.
 
-    Damaged checkpoints are passed over, each with a line on stderr; `training` asks for the files that training goes on
-    from to be whole as well. Raises `UserError` if nothing is left.
+    Damaged checkpoints are skipped, each with a line on stderr.
+
+    Args:
+        path: a model folder, a checkpoint or a run.
+        training: whether the files that training resumes from must be intact as well.
+
+    Raises:
+        UserError: there is no such folder, or it contains no intact model.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; wants a model folder, a checkpoint or a run")
+        raise UserError(f"{path}: no such folder; give a model folder, a checkpoint or a run")
     if not (path / FOLDER).is_dir() and not (path / "config.toml").exists():
         if (path / CHECKSUMS).exists() and (damage := damaged_file(path, training)):
             raise UserError(f"{path}: {damage} is damaged (its checksum is wrong)")
         return path
-    saved = list_checkpoints(path)
-    if not saved:
-        raise UserError(f"{path}: has no checkpoint yet; go on with its training: rmkv train --resume --run {path}")
-    for checkpoint in saved:
+    checkpoints = list_checkpoints(path)
+    if not checkpoints:
+        raise UserError(f"{path}: has no checkpoint yet; resume its training first: rmkv train --resume --run {path}")
+    for checkpoint in checkpoints:
         damage = damaged_file(checkpoint, training)
         if damage is None:
             return checkpoint
-        stderr().print(f"{checkpoint}: {damage} is damaged; going back to the checkpoint before", style="yellow")
-    raise UserError(f"{path}: all its checkpoints are damaged; train again in another --run")
+        stderr().print(f"{checkpoint}: {damage} is damaged; falling back to the previous checkpoint", style="yellow")
+    raise UserError(f"{path}: all its checkpoints are damaged; start a new run with another --run")
 
 
 def write_checksums(directory: Path) -> None:
@@ -152,9 +159,9 @@ def write_checksums(directory: Path) -> None:
 
 
 def damaged_file(directory: Path, training: bool) -> str | None:
-    """Return the first file that is not as its recorded checksum says, the record itself if it is missing, or None.
+    """Return the first file that does not match its recorded checksum, checksums.json itself if absent, or None.
 
-    The folder `training` is looked at only where it is needed: it is twice as large as the model.
+    The folder `training` is checked only if `training` is set, because it is twice as large as the model.
     """
     record = directory / CHECKSUMS
     try:
@@ -167,8 +174,8 @@ def damaged_file(directory: Path, training: bool) -> str | None:
         if name.startswith("training/") and not training:
             continue
         file = directory / name
-        # Hashing a file larger than the memory would take minutes. Weights may be so large, and loading them reports
-        # that they do not fit. Any other file of that size is not genuine.
+        # Hashing a file larger than memory would take minutes. If it is the weights, loading them reports that they
+        # do not fit; any other file of that size is damaged.
         large = file.is_file() and file.stat().st_size > total_memory("cpu")
         if large and name == WEIGHTS:
             continue

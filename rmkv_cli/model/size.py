@@ -1,13 +1,15 @@
-"""Compute the size of a state from the model's config alone."""
+"""Compute the size of a state from the model's config."""
 
 from rmkv_cli.config import ModelConfig
 
 
 def state_bytes(config: ModelConfig, element_size: int, window_size: int | None = None) -> tuple[int, int]:
-    """Return the bytes of one sequence's state at a segment's boundary, and its maximum, before a segment's last token.
+    """Return the bytes of one sequence's state at a segment's boundary, and at most (before a segment's last token).
 
-    A number of slots and stores takes `element_size` bytes; one of keys, values and the token stream, which are of the
-    model's own type, `window_size`.
+    Args:
+        config: the model's config.
+        element_size: bytes per element of slots and stores.
+        window_size: bytes per element of keys, values and the token stream; None: `element_size`.
     """
     window_size = window_size or element_size
     D, S, m, lookback = config.hidden_size, config.segment_length, config.memory.slots, config.lookback

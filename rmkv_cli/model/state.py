@@ -1,4 +1,4 @@
-"""The state: all that the model carries through a text, fixed in size whatever the text's length."""
+"""The state: everything that the model carries through a text, of fixed size however long the text is."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -10,57 +10,58 @@ from torch import Tensor
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.model.block import LayerState
-from rmkv_cli.model.state_file import fault
+from rmkv_cli.model.state_file import find_fault
 from rmkv_cli.model.tensors import open_tensors, save_tensors
 
-STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers that have it, (L, B, ...)
-NARROW = ("recent", "keys", "values", "stream")  # of the type that the model computes in
+STACKED = ("memory", "cell", "store", "recent")  # one tensor for all layers that have one, (L, B, ...)
+NARROW = ("recent", "keys", "values", "stream")  # in the type that the model computes in
 
 
 def contiguous_copy(x: Tensor) -> Tensor:
-    """Return a copy that holds on to nothing else, and whose strides follow from its shape, as compiled code asks."""
+    """Return a copy with its own memory and contiguous strides, which compiled code relies on."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
 class State:
-    """What an RMKV carries. Reading returns a new state and leaves the old one as it was, so a state can be branched.
+    """Everything that an RMKV carries. Reading returns a new state and leaves the old one unchanged, as a branch.
 
-    Shapes: L layers (of which `memory` has one where it is carried through layers), the first K with a store, batch B,
-    m slots, H query heads and G heads of keys and values, of width d, n tokens remembered (the look-back, then the open
-    segment's), t tokens in the open segment.
+    Shapes: L layers (1 in `memory` and `cell` if the memory is carried through layers), the first K with a store, batch
+    B, m slots, H query heads and G key-value heads of width d, n remembered tokens (the look-back, then the open
+    segment), t tokens in the open segment.
     """
 
     memory: Tensor
-    """(L, B, m, D), the slots, written by earlier segments only."""
+    """Slots, written by earlier segments only, (L, B, m, D)."""
     cell: Tensor | None
-    """(L, B, m, D), the LSTM's cell state."""
+    """The LSTM's cell state, (L, B, m, D)."""
     store: Tensor | None
-    """(K, B, G, d, d): associative stores, written by all tokens so far."""
+    """Associative stores, written by all tokens so far, (K, B, G, d, d)."""
     recent: Tensor | None
-    """(K, B, H + G, 4, d), queries and keys of the last tokens read, for the store's short convolution."""
+    """Queries and keys of the last four tokens, for the stores' short convolution, (K, B, H + G, 4, d)."""
     keys: tuple[Tensor, ...]
-    """A layer: (B, G, n, d)."""
+    """Attention keys of remembered tokens, (B, G, n, d) per layer."""
     values: tuple[Tensor, ...]
+    """Attention values of remembered tokens, (B, G, n, d) per layer."""
     stream: tuple[Tensor, ...]
-    """A layer: (B, t, D), what the pooling will read at the segment's end."""
+    """Input of the pooling at the segment's end, (B, t, D) per layer."""
     documents: Tensor
-    """(B, n): each remembered token's document; -1: none."""
+    """Document of each remembered token, (B, n); -1: none."""
     owner: Tensor
-    """(B,): the document that wrote the slots; other documents see the fresh, learned ones."""
+    """Document that wrote the slots, (B,); other documents see the learned initial slots."""
     store_owner: Tensor
-    """(B,): the document that wrote the store; other documents read the learned start."""
+    """Document that wrote the store, (B,); other documents read the learned initial store."""
     document: Tensor
-    """(B,): the document of the last token read; -1: none yet."""
+    """Document of the last token, (B,); -1: none yet."""
     position: Tensor
-    """(B,): tokens of that document read so far."""
+    """Number of that document's tokens read so far, (B,)."""
     offset: Tensor
-    """(B,): those of them in the open segment."""
+    """Number of these in the open segment, (B,)."""
     filled: int
-    """Tokens in the open segment; 0 at a segment's boundary."""
+    """Number of tokens in the open segment; 0 at a segment's boundary."""
 
     def layers(self) -> list[LayerState]:
-        """Return each layer's part; a memory that goes through the layers stands in all of them."""
+        """Return each layer's part; a memory that is carried through layers is in every part."""
 
         def each(stacked: Tensor | None) -> list[Tensor | None]:
             parts: list[Tensor | None] = [] if stacked is None else list(stacked.unbind())
@@ -75,8 +76,8 @@ class State:
         return [LayerState(*part) for part in parts]
 
     @classmethod
-    def of_layers(cls, layers: list[LayerState], memories: int, **rest: Any) -> "State":
-        """Return the state of these layers, the first `memories` of which tell the memory, and the `rest` of fields."""
+    def from_layers(cls, layers: list[LayerState], memories: int, **others: Any) -> "State":
+        """Return the state with these layers, the first `memories` of which provide the memory, and `others`."""
 
         def stacked(parts: list[Tensor | None]) -> Tensor | None:
             present = [x for x in parts if x is not None]
@@ -90,11 +91,11 @@ class State:
             keys=tuple(layer.keys for layer in layers),
             values=tuple(layer.values for layer in layers),
             stream=tuple(layer.stream for layer in layers),
-            **rest,
+            **others,
         )
 
     def map(self, f: Callable[[Tensor, int], Tensor]) -> "State":
-        """Return the state with f(tensor, its batch dimension) in each tensor's place."""
+        """Return the state with each tensor replaced by f(tensor, its batch dimension)."""
 
         def each(value: Any, batch: int) -> Any:
             if isinstance(value, tuple):
@@ -104,39 +105,39 @@ class State:
         return State(**{x.name: each(getattr(self, x.name), int(x.name in STACKED)) for x in fields(self)})
 
     def flat(self) -> list[Tensor]:
-        """Return all tensors, as `replaced` takes them."""
+        """Return all tensors in the order that `with_tensors` expects."""
         values = (getattr(self, field.name) for field in fields(self))
         return [
             x for value in values for x in (value if isinstance(value, tuple) else [value]) if isinstance(x, Tensor)
         ]
 
-    def replaced(self, tensors: Sequence[Tensor]) -> "State":
-        """Return the state with these in the place of those that `flat` returns."""
-        rest = iter(tensors)
-        return self.map(lambda *_: next(rest))
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "State":
+        """Return the state with its tensors replaced by these, in the order of `flat`."""
+        replacements = iter(tensors)
+        return self.map(lambda *_: next(replacements))
 
     def to_precision(self, dtype: torch.dtype) -> "State":
-        """Return the state as a model that computes in `dtype` carries it: slots and stores are float32 at least."""
+        """Return the state in the types of a model that computes in `dtype`; slots and stores are float32 at least."""
         wide = torch.promote_types(dtype, torch.float32)
         types = dict.fromkeys(NARROW, dtype) | dict.fromkeys(("memory", "cell", "store"), wide)
         tensors = {name: x.to(types.get(name.partition(".")[0], x.dtype)) for name, x in self.tensors().items()}
         return State.from_tensors(tensors)
 
     def detach(self) -> "State":
-        """Return the state cut off from the graph that computed it."""
+        """Return the state detached from the autograd graph."""
         return self.map(lambda x, _: x.detach())
 
     def rows(self, start: int, count: int) -> "State":
-        """Return the state of `count` rows of the batch from row `start`."""
+        """Return the state of `count` rows of the batch, from row `start`."""
         return self.map(lambda x, batch: x.narrow(batch, start, count))
 
     def select(self, rows: Tensor) -> "State":
-        """Return the state of these rows of the batch (n,), in their order, any of them more than once."""
+        """Return the state of the given rows of the batch, (n,), in that order; rows can repeat."""
         return self.map(lambda x, batch: x.index_select(batch, rows))
 
     @classmethod
     def join(cls, states: "list[State]") -> "State":
-        """Return one state for the rows of all `states`, which must stand at the same place in their segments."""
+        """Return one state for the rows of all `states`, which must have equally many tokens in their open segments."""
         parts = [state.tensors() for state in states]
         joined = {
             name: torch.cat([part[name] for part in parts], dim=cls.batch_dimension(name))
@@ -146,7 +147,7 @@ class State:
         return cls.from_tensors(joined | {"filled": parts[0]["filled"]})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, as `from_tensors` takes them."""
+        """Return all tensors by name, as `from_tensors` expects them."""
         named: dict[str, Tensor] = {"filled": torch.tensor(self.filled)}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -158,9 +159,10 @@ class State:
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor]) -> "State":
-        """Return the state that `tensors` took apart; raises KeyError if one is missing.
+        """Return the state with these tensors, the inverse of `tensors`; raise KeyError if one is missing.
 
-        Inside a segment, older ones have keys and values of slots and learned slots before the tokens'.
+        States of earlier versions that end inside a segment have keys and values of slots before those of tokens, which
+        are dropped.
         """
         n, slots = named["documents"].shape[1], 2 * named["memory"].shape[2]
 
@@ -187,11 +189,11 @@ class State:
 
     @staticmethod
     def batch_dimension(name: str) -> int:
-        """Return which dimension of the tensor that `tensors` gives this name is the batch."""
+        """Return the batch dimension of the tensor of this name in `tensors`."""
         return int(name.split(".")[0] in STACKED)
 
     def size(self) -> int:
-        """Return the bytes of all tensors."""
+        """Return the size of all tensors in bytes."""
         return sum(x.nbytes for x in self.tensors().values())
 
     def save(self, path: Path) -> None:
@@ -201,15 +203,15 @@ class State:
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> "State":
-        """Return the state in a file, of any model (`load_notes` checks it against one).
+        """Return the state in a file, of whatever model (`load_notes` checks it against a model).
 
         Raises:
-            UserError: the file is absent or damaged, or holds no state or one that no text can produce.
+            UserError: the file is absent or damaged, or does not contain a state that a text can produce.
         """
         with open_tensors(path, "not a saved state") as file:
             try:
                 state = cls.from_tensors(file.tensors()).map(lambda x, _: x.to(device))
-                wrong = fault(state)
+                wrong = find_fault(state)
             except (KeyError, IndexError, RuntimeError) as error:  # a tensor is missing or has another shape
                 raise UserError(f"{path}: not a saved state: {error}") from None
         if wrong:

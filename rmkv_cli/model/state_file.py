@@ -1,4 +1,4 @@
-"""Check a loaded state: it must have the model's shapes and values that a text can produce."""
+"""Checks of a loaded state: the model's shapes, and values that a text can produce."""
 
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,20 @@ def expected_layout(fresh: "State", filled: int, slots: int = 0) -> Layout:
 
     Args:
         fresh: the model's state before any token.
-        filled: 0 to one less than the segment's length.
-        slots: of which, in older files, keys and values precede those of an open segment's tokens.
+        filled: the tokens in the open segment, fewer than a segment has.
+        slots: the slots whose keys and values precede the tokens' inside a segment, in files of earlier versions.
     """
-    grown = {"documents": (1, filled), "stream": (1, filled)}
-    grown |= dict.fromkeys(("keys", "values"), (2, filled + slots * (filled > 0)))
+    growing = {"documents": (1, filled), "stream": (1, filled)}
+    growing |= dict.fromkeys(("keys", "values"), (2, filled + slots * (filled > 0)))
     expected = {}
     for name, (dtype, shape) in layout(fresh.tensors()).items():
-        dimension, more = grown.get(name.partition(".")[0], (0, 0))
+        dimension, more = growing.get(name.partition(".")[0], (0, 0))
         expected[name] = dtype, (*shape[:dimension], shape[dimension] + more, *shape[dimension + 1 :]) if shape else ()
     return expected
 
 
-def fault(state: "State") -> str | None:
-    """Return the fault in a state's numbers, not finite ones or impossible counters, or None."""
+def find_fault(state: "State") -> str | None:
+    """Return the first fault in a state, a number that is not finite or an impossible counter, or None."""
     for name, x in state.tensors().items():
         if x.is_floating_point() and not x.isfinite().all():
             return f"'{name}' has numbers that are not finite"

@@ -126,7 +126,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(
             f"{checkpoint}: an older version of rmkv wrote its {TRAINING} folder, and this one cannot go on from it; "
-            f"use that version, or train again in another --run"
+            f"use that version, or start a new run with another --run"
         )
     try:
         progress: dict[str, Any] = torch.load(path, weights_only=True)

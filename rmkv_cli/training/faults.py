@@ -47,7 +47,7 @@ class Watch:
         if stage != self._stage:
             self.norms, self._stage = [], stage
 
-    def fault(self, loss: float, norm: float) -> str | None:
+    def find_fault(self, loss: float, norm: float) -> str | None:
         """Return what is wrong with a step of this loss and gradient norm, None if nothing is."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"not a finite number: loss {loss}, gradient norm {norm}"

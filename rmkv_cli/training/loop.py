@@ -306,7 +306,7 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
         if steps > 2 * trainer.config.train.checkpoint_every:  # by then the first checkpoint is whole
             raise UserError(
                 f"{run}: its checkpoints are gone, although it has trained for {steps:,} steps; restore one in "
-                f"{run / 'checkpoints'}, or train again in another --run"
+                f"{run / 'checkpoints'}, or start a new run with another --run"
             )
         stderr().print(f"{run}: was stopped before its first checkpoint; starting anew")
         return

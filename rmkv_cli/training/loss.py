@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.model import RMKV, State
-from rmkv_cli.model.cost import LOGITS
+from rmkv_cli.model.cost import MAX_LOGITS
 from rmkv_cli.model.precision import wide_dtype, widen
 from rmkv_cli.model.state import contiguous_copy
 
@@ -114,13 +114,13 @@ def replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             nonlocal after
             known = tensors if torch.is_grad_enabled() else [x.detach() for x in tensors]
-            hidden, new = segment(input_ids, before.replaced(known), document_ids, mixed)
+            hidden, new = segment(input_ids, before.with_tensors(known), document_ids, mixed)
             after = new.map(lambda *_: nothing)
             return hidden, *new.flat()
 
         outputs = checkpoint(run, *state.flat(), use_reentrant=True, preserve_rng_state=preserve_rng_state)
         assert after is not None
-        return outputs[0], after.replaced(outputs[1:])
+        return outputs[0], after.with_tensors(outputs[1:])
 
     return read
 
@@ -158,7 +158,7 @@ class _CrossEntropy(torch.autograd.Function):
         divergence = loss.clone()
         for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for_weight = torch.zeros_like(weight, dtype=wide_dtype(weight.dtype)) if ctx.needs_input_grad[1] else None
-        size = max(1, LOGITS // len(weight))
+        size = max(1, MAX_LOGITS // len(weight))
         share = lesson.share if lesson else 0.0
         losses = []
         for i in range(0, len(hidden), size):

@@ -7,7 +7,7 @@ import torch
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import atomic_directory, require_new
-from rmkv_cli.model import RMKV, find_model, reading
+from rmkv_cli.model import RMKV, find_model, inference
 from rmkv_cli.model.adapter_file import is_adapter, load_adapter, warn_of_another_base
 from rmkv_cli.model.adapters import merged
 from rmkv_cli.model.pretrained import write_checksums
@@ -35,7 +35,7 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> float:
     warn_of_another_base(source, folder)
     alone = merged(adapted)
     ids = torch.arange(adapted.config.segment_length + 16)[None] * 7919 % adapted.config.vocab_size
-    with reading(adapted), reading(alone):
+    with inference(adapted), inference(alone):
         error = (alone(ids)[0] - adapted(ids)[0]).abs().max().item()
     if not error <= TOLERANCE:  # nor is it "not a number"
         raise UserError(

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from rmkv_cli.config import Config, Phase, TrainConfig
 from rmkv_cli.model import RMKV
-from rmkv_cli.model.adapters import MARK, attach_configured
+from rmkv_cli.model.adapters import ADAPTER_MARK, attach_configured
 from rmkv_cli.model.groups import freeze, group_of
 from rmkv_cli.training.muon import ShardedMuon
 from rmkv_cli.training.stages import stage_at
@@ -26,7 +26,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
     Gates, norms, embeddings, biases, pooling queries, slots and adapters are left alone.
     """
-    return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name) and MARK not in name
+    return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name) and ADAPTER_MARK not in name
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

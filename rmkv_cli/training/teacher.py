@@ -18,7 +18,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.transformer import load_transformer
 from rmkv_cli.files import read_json, read_whole, sha256
 from rmkv_cli.model import RMKV, State, find_model
-from rmkv_cli.model.state_file import fault
+from rmkv_cli.model.state_file import find_fault
 from rmkv_cli.tokenizer import Tokenizer
 
 
@@ -95,7 +95,7 @@ class RMKVTeacher:
     def restored(self, tensors: dict[str, Tensor]) -> State:
         """See `Teacher`."""
         state = State.from_tensors(tensors).to_precision(self.model.dtype)
-        if wrong := fault(state):
+        if wrong := find_fault(state):
             raise UserError(f"the teacher's states are damaged: {wrong}")
         return state
 

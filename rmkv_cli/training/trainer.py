@@ -17,10 +17,10 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import Losses, read_losses
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.model.adapter_file import is_adapter, read_adapter
-from rmkv_cli.model.adapters import MARK, attach_configured, blank_copy
+from rmkv_cli.model.adapters import ADAPTER_MARK, attach_configured, blank_copy
 from rmkv_cli.model.groups import freeze
 from rmkv_cli.model.pretrained import read_weights
-from rmkv_cli.model.state_file import fault
+from rmkv_cli.model.state_file import find_fault
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.ahead import Ahead, unpacked
 from rmkv_cli.training.data import Data
@@ -172,7 +172,7 @@ class Trainer:
         if answered:
             record = {key: x for key, x in record.items() if key != "loss"} | answered.record
         # Rank 0 alone decides, because the others may round otherwise.
-        fault = self.watch.fault(value, record["grad_norm"]) if self.ranks.first else None
+        fault = self.watch.find_fault(value, record["grad_norm"]) if self.ranks.first else None
         bad, asked = self.ranks.most(fault is not None, self.interrupt.signal or 0)
         if asked:  # a signal that came meanwhile is left to the next step
             self.interrupt.signal = asked
@@ -275,7 +275,7 @@ class Trainer:
         """Return a copy of the model with all weights that a checkpoint holds on the CPU; of no use on other ranks than
         0."""
         place = "cpu" if self.ranks.first else "meta"
-        mark = MARK if self.config.train.trainable == "adapters" else ""
+        mark = ADAPTER_MARK if self.config.train.trainable == "adapters" else ""
         return self._with_weights(lambda x: whole(x).to(place, copy=True), mark)
 
     def _with_weights(self, of: Callable[[Tensor], Tensor], mark: str = "") -> RMKV:
@@ -352,7 +352,7 @@ class Trainer:
         if shapes[0] != shapes[1] or states[TEACHER_STATE].keys() != taught:
             raise UserError(f"{checkpoint}: its lanes' states do not fit the run's config.toml")
         state = State.from_tensors(states[MODEL_STATE]).to_precision(self.working.model.dtype)
-        if wrong := fault(state):
+        if wrong := find_fault(state):
             raise UserError(f"{checkpoint}: its lanes' states are damaged: {wrong}")
         if self.objective.teacher is not None:
             self.teacher_state = self.objective.teacher.restored(states[TEACHER_STATE])

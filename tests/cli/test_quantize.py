@@ -87,7 +87,7 @@ def test_fp32_computes_in_float32(quantized, printed):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (("quantize", "{q}", "--out", "{new}"), "is quantized already; quantize the model that it was made from"),
+        (("quantize", "{q}", "--out", "{new}"), "is already quantized; quantize the original model instead"),
         (("quantize", "{base}", "--out", "{base}"), "already exists"),
         (("quantize", "{base}", "--out", "{new}", "--bits", 3), "bits: should be 4 or 8, got 3"),
         (("quantize", "{base}", "--out", "{new}", "--group-size", 64), "--group-size is for --bits 4"),
@@ -98,7 +98,7 @@ def test_fp32_computes_in_float32(quantized, printed):
         (("merge", "{q}", "{q}", "--out", "{new}"), "is quantized; merge the model that it was made from"),
         (
             ("generate", "--model", "{q}", "--adapter", "{adapter}", "--prompt", "a"),
-            "a quantized model takes no adapter",
+            "a quantized model cannot take an adapter",
         ),
         (
             ("train", "--preset", "tiny", "--from", "{q}", "--data", "{data}", "--run", "{new}"),

@@ -76,7 +76,7 @@ def test_a_base_that_is_gone_or_has_changed_is_said(base, adapter):
     with pytest.raises(UserError, match=r"its weights have changed since the adapter .* was trained on them"):
         RMKV.from_pretrained(adapter)
     base.rename(base.with_name("moved"))
-    with pytest.raises(UserError, match=r"its base model '.*base' is not there; name the base: --model BASE --adapter"):
+    with pytest.raises(UserError, match=r"its base model '.*base' does not exist; name the base with --model BASE"):
         RMKV.from_pretrained(adapter)
 
 
@@ -85,7 +85,7 @@ def test_weights_that_fit_nothing_are_refused_with_the_nearest_name(base, adapte
     weights[FIRST.replace("qkv", "qvk")] = weights.pop(FIRST)
     save_file(weights, adapter / "adapter_model.safetensors")
     line = refusal(base, adapter)
-    assert line.endswith(f"qvk.lora_A.weight' fits nothing in the model; did you mean '{FIRST}'?")
+    assert line.endswith(f"qvk.lora_A.weight' matches no parameter of the model; did you mean '{FIRST}'?")
 
 
 def test_an_adapter_of_another_shape_is_refused(adapter, tmp_path):

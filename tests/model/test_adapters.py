@@ -5,7 +5,7 @@ import torch
 from small_model import MEMORIES, make_model, with_adapter
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.model.adapters import MARK, adapted, attach, blank_copy, merged, select
+from rmkv_cli.model.adapters import ADAPTER_MARK, adapted, attach, blank_copy, merged, select
 
 IDS = torch.randint(13, (2, 23), generator=torch.Generator().manual_seed(0))
 LAYERS = ["attention.qkv", "attention.out", "feed_forward.gate", "feed_forward.up", "feed_forward.down"]
@@ -43,7 +43,7 @@ def test_it_is_on_all_linear_layers_and_cells_where_no_targets_are_named(memory,
 
 def test_every_one_of_its_parameters_gets_a_gradient():
     model = with_adapter(make_model())
-    named = {name: x.requires_grad_(True) for name, x in model.named_parameters() if MARK in name}
+    named = {name: x.requires_grad_(True) for name, x in model.named_parameters() if ADAPTER_MARK in name}
     model(IDS)[0].logsumexp(-1).sum().backward()
     assert all(x.grad is not None and x.grad.any() for x in named.values())
 
@@ -68,7 +68,7 @@ def test_targets_are_names_or_their_ends():
 def test_a_target_that_fits_nothing_is_an_error_with_the_nearest_name(target, hint):
     with pytest.raises(UserError) as error:
         select(make_model(), ["out", target])
-    assert str(error.value).startswith(f"train.adapter.targets: '{target}' fits no linear layer{hint}")
+    assert str(error.value).startswith(f"train.adapter.targets: '{target}' matches no linear layer or cell{hint}")
 
 
 def test_a_blank_copy_has_the_same_layers_and_no_weights():

@@ -196,7 +196,7 @@ def test_bad_calls_are_refused():
     model = make_model()
     _, state = model(ids, document_ids=torch.full_like(ids, 5))
     for bad, before in (([1, 1, 0, 0, 0, 0, 0], None), ([-1] * 7, None), ([4] * 7, state)):
-        with pytest.raises(ValueError, match="never decrease along a row"):
+        with pytest.raises(ValueError, match="non-decreasing along a row"):
             model(ids, before, torch.tensor([bad]))
     with pytest.raises(ValueError, match="max_position_embeddings = 6"):
         make_model(position="learned", max_position_embeddings=6)(ids)

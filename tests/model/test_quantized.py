@@ -13,7 +13,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.generation import Decoder
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.quantize import quantize
-from rmkv_cli.model.quantized import FEW, Quantized, QuantizedLinear
+from rmkv_cli.model.quantized import MAX_KERNEL_ROWS, Quantized, QuantizedLinear
 
 WAYS = [{"bits": 8}, {"bits": 4}, {"bits": 4, "group_size": 64}, {"bits": 8, "keep": ["embedding"]}]
 SHAPE = {"vocab_size": 70, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
@@ -95,7 +95,7 @@ def test_kernels_compute_what_the_dequantized_matrix_does(bits, rows, columns):
     integers.prepare()
     assert torch.equal(integers.dequantized(torch.float32), expected)
     assert torch.equal(integers.dequantized(torch.float32, chosen), expected[chosen])
-    for count in (1, 3, FEW, FEW + 1, 40):
+    for count in (1, 3, MAX_KERNEL_ROWS, MAX_KERNEL_ROWS + 1, 40):
         x = torch.randn(count, columns, dtype=torch.bfloat16)
         y = integers(x).float()
         torch.testing.assert_close(y, x.float() @ expected.T + layer.bias.float(), atol=0.02, rtol=0.02)
@@ -167,11 +167,11 @@ def test_what_is_kept_and_what_is_quantized():
     [
         (
             {"bits": 8, "keep": ["embeding"]},
-            "--keep: 'embeding' is no layer that is quantized; did you mean 'embedding'?",
+            "--keep: 'embeding' is not a layer that can be quantized; did you mean 'embedding'?",
         ),
         (
             {"bits": 4, "group_size": 128},
-            "--group-size 128 does not divide the 64 columns of 'blocks.0.attention.qkv'; --keep",
+            "--group-size 128 does not divide the 64 columns of 'blocks.0.attention.qkv'; choose another, or leave",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_bad_input_is_said(way, says):
 
 
 def test_it_is_not_quantized_twice_nor_with_an_adapter():
-    with pytest.raises(UserError, match="quantized already"):
+    with pytest.raises(UserError, match="already quantized"):
         quantize(quantized({"bits": 8}), QuantizationConfig())
     with pytest.raises(UserError, match="rmkv merge"):
         quantize(with_adapter(small()), QuantizationConfig())

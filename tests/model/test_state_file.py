@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_model import EVERY, PUBLISHED, make_model
 
-from rmkv_cli.model.state_file import expected_layout, fault
+from rmkv_cli.model.state_file import expected_layout, find_fault
 from rmkv_cli.model.tensors import difference, layout
 
 
@@ -14,13 +14,13 @@ from rmkv_cli.model.tensors import difference, layout
 def test_every_state_of_every_text_has_the_expected_layout_and_no_fault(memory, position, lookback):
     model = make_model(position=position, lookback=lookback, memory=memory)
     fresh = model.initial_state(2)
-    assert fault(fresh) is None
+    assert find_fault(fresh) is None
     for length in range(1, 12):
         state = model(torch.ones(2, length, dtype=torch.int64))[1]
         assert difference(layout(state.tensors()), expected_layout(fresh, state.filled)) is None
-        assert fault(state) is None
+        assert find_fault(state) is None
         documents = torch.arange(length).div(3, rounding_mode="floor").expand(2, -1)
-        assert fault(model(torch.ones(2, length, dtype=torch.int64), document_ids=documents)[1]) is None
+        assert find_fault(model(torch.ones(2, length, dtype=torch.int64), document_ids=documents)[1]) is None
 
 
 def test_the_published_wiring_too():
@@ -45,4 +45,4 @@ CHANGES = {
 def test_numbers_that_no_text_leads_to_are_a_fault(name):
     state = make_model()(torch.ones(1, 8, dtype=torch.int64))[1]
     assert name in {field.name for field in fields(state)}
-    assert f"'{name}'" in fault(replace(state, **{name: torch.full_like(getattr(state, name), CHANGES[name])}))
+    assert f"'{name}'" in find_fault(replace(state, **{name: torch.full_like(getattr(state, name), CHANGES[name])}))

@@ -16,7 +16,7 @@ from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256
 from rmkv_cli.model import RMKV, find_model
-from rmkv_cli.model.adapters import MARK
+from rmkv_cli.model.adapters import ADAPTER_MARK
 from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.training import train
 from rmkv_cli.training.distribution import Ranks
@@ -68,7 +68,7 @@ def test_its_checkpoints_hold_the_adapter_alone_and_name_the_base(run, source):
 
 def test_the_run_is_a_model_whose_base_stays_as_it_was(run, source):
     weights, base = RMKV.from_pretrained(run).state_dict(), load_file(source / "model.safetensors")
-    assert {name for name in weights if MARK not in name} == base.keys()
+    assert {name for name in weights if ADAPTER_MARK not in name} == base.keys()
     assert all(torch.equal(x, weights[name]) for name, x in base.items())
     changed = {name for name, x in weights.items() if "lora_B" in name and x.any()}
     assert changed == {name for name in weights if "lora_B" in name}
@@ -78,7 +78,7 @@ def test_targets_of_the_config_are_those_that_are_trained(tuned, tmp_path):
     run = train(tuned(tokens=100, adapter={"targets": ["qkv", "cell.cell"]}), tmp_path / "run").run
     layers = {name.partition(".lora")[0].removesuffix(".base_layer") for name in load_file(find_model(run) / SAVED[1])}
     assert {name.split(".", 5)[5] for name in layers} == {"attention.qkv", "cell.cell"}
-    with pytest.raises(UserError, match=r"train.adapter.targets: 'qk' fits no linear layer; did you mean 'qkv'"):
+    with pytest.raises(UserError, match=r"targets: 'qk' matches no linear layer or cell; did you mean 'qkv'"):
         train(tuned(adapter={"targets": ["qk"]}), tmp_path / "other")
 
 
@@ -126,7 +126,7 @@ def test_packed_micro_batches_give_the_gradients_of_the_whole_batch():
         trainer.model.double().load_state_dict(model.state_dict(), strict=False)
         generator = torch.Generator().manual_seed(2)
         for name, parameter in trainer.model.named_parameters():
-            if MARK in name:
+            if ADAPTER_MARK in name:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         trainer.state = trainer.model.initial_state(2)
         rows, counted = trainer._read(15, None)
@@ -135,7 +135,7 @@ def test_packed_micro_batches_give_the_gradients_of_the_whole_batch():
 
     (loss, gradients), (expected_loss, expected) = step(1), step(2)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=0)
-    assert gradients.keys() == {name for name in expected if MARK in name} == expected.keys()
+    assert gradients.keys() == {name for name in expected if ADAPTER_MARK in name} == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 

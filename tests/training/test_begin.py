@@ -156,7 +156,7 @@ def test_a_stream_is_tokenized_as_the_model_was(streamed, source, tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--from", "nowhere"], "nowhere: no such folder; wants a model folder, a checkpoint or a run"),
+        (["--from", "nowhere"], "nowhere: no such folder; give a model folder, a checkpoint or a run"),
         (["--from", "{source}", "--set", "train.tokenizer=x.json"], "with --from the tokenizer is the model's"),
         (["--from", "{source}", "--resume"], "--from: {run} has begun already; leave out --resume"),
     ],

@@ -31,7 +31,7 @@ def gradients(model):
 @pytest.mark.parametrize("ids_of_teacher", [13, 11, 17])
 def test_loss_and_gradient_equal_those_of_kl_div(chunk, ids_of_teacher, monkeypatch):
     """Either vocabulary may be padded: the teacher gives no probability to ids that one of them lacks."""
-    monkeypatch.setattr(loss_module, "LOGITS", chunk)
+    monkeypatch.setattr(loss_module, "MAX_LOGITS", chunk)
     model = make_model(memory={"cell": "lstm"}).requires_grad_(True)
     teacher = make_model(3, hidden_size=8, num_attention_heads=2, segment_length=7, vocab_size=ids_of_teacher)
     ids, targets, documents = rows()

@@ -38,21 +38,21 @@ def poke_at(monkeypatch, step, poke):
 
 def test_only_numbers_far_above_the_median_are_spikes():
     watch = Watch(spike_factor=3)
-    assert watch.fault(5.0, 1e9) is None  # nothing is known yet
+    assert watch.find_fault(5.0, 1e9) is None  # nothing is known yet
     for i in range(FEWEST):
         watch.good(1.0 + i % 2)
-    assert watch.fault(5.0, 4.5) is None  # 3 times the median, 1.5
-    assert "gradient norm 4.6, more than 3 times the usual 1.5" in watch.fault(5.0, 4.6)
+    assert watch.find_fault(5.0, 4.5) is None  # 3 times the median, 1.5
+    assert "gradient norm 4.6, more than 3 times the usual 1.5" in watch.find_fault(5.0, 4.6)
     for _ in range(WINDOW):
         watch.good(2.0)
-    assert watch.fault(5.0, 6.0) is None
+    assert watch.find_fault(5.0, 6.0) is None
     assert len(watch.norms) == WINDOW
-    assert Watch(spike_factor=0).fault(5.0, 1e9) is None
+    assert Watch(spike_factor=0).find_fault(5.0, 1e9) is None
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf), (math.inf, math.nan)])
 def test_what_is_not_finite_is_bad_at_once(loss, norm):
-    assert "not a finite number" in Watch(spike_factor=0).fault(loss, norm)
+    assert "not a finite number" in Watch(spike_factor=0).find_fault(loss, norm)
 
 
 def rare_token(data, segments):
@@ -155,11 +155,11 @@ def test_a_stage_has_its_own_norms():
     for _ in range(FEWEST):
         watch.enter(0)
         watch.good(1.0)
-    assert "more than 3 times the usual" in watch.fault(1.0, 9.0)
+    assert "more than 3 times the usual" in watch.find_fault(1.0, 9.0)
     resumed = Watch(3.0)
     resumed.load_state_dict(watch.state_dict())
     for each in (watch, resumed):
         each.enter(0)
-        assert each.fault(1.0, 9.0)
+        assert each.find_fault(1.0, 9.0)
         each.enter(1)
-        assert each.fault(1.0, 9.0) is None
+        assert each.find_fault(1.0, 9.0) is None

@@ -6,7 +6,7 @@ from torch import nn
 
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.model import RMKV
-from rmkv_cli.model.adapters import MARK, attach, select
+from rmkv_cli.model.adapters import ADAPTER_MARK, attach, select
 from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.working import Working
@@ -65,7 +65,7 @@ def test_an_adapter_s_bfloat16_gradients_are_as_close_and_cells_and_stores_keep_
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
-    exact, found = (gradients(model, dtype, 16, MARK) for dtype in (torch.float32, torch.bfloat16))
+    exact, found = (gradients(model, dtype, 16, ADAPTER_MARK) for dtype in (torch.float32, torch.bfloat16))
     error = ((found - exact).norm() / exact.norm()).item()
     print(error)
     assert error < 0.015

@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(config, whole, stopped, ca
     newest = find_model(stopped)
     damage(newest / name)
     train(config, stopped, resume=True)
-    assert f"{newest}: {name} is damaged; going back to the checkpoint before" in capsys.readouterr().err
+    assert f"{newest}: {name} is damaged; falling back to the previous checkpoint" in capsys.readouterr().err
     assert_same_run(whole, stopped)
 
 

@@ -116,10 +116,10 @@ def test_a_run_without_a_whole_checkpoint_says_what_to_do(make_config, tmp_path)
     run = train(make_config(tokens=100), tmp_path / "run").run
     for weights_file in run.glob("checkpoints/*/model.safetensors"):
         weights_file.write_bytes(b"")
-    with pytest.raises(UserError, match="all its checkpoints are damaged; train again in another --run"):
+    with pytest.raises(UserError, match="all its checkpoints are damaged; start a new run with another --run"):
         find_model(run)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="has no checkpoint yet; go on with its training: rmkv train --resume --run"):
+    with pytest.raises(UserError, match="has no checkpoint yet; resume its training first: rmkv train --resume --run"):
         find_model(run)
 
 

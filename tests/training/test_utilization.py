@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rmkv_cli.model.cost import TRAINED, forward_flops_per_token
+from rmkv_cli.model.cost import TRAINING_PASSES, forward_flops_per_token
 from rmkv_cli.training import train
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.metrics import read_metrics
@@ -45,7 +45,7 @@ def test_a_step_is_three_forward_passes_and_replay_is_one_more_of_all_but_the_he
     for loss, again in ((plain, 0), (replayed, 3 / 4 * (forward - work["head"]))):
         with Flops() as counted, sdpa_kernel(SDPBackend.MATH):
             loss().backward()
-        assert counted.flops / 256 == pytest.approx(TRAINED * forward + 2 * systems + again, rel=0.01)
+        assert counted.flops / 256 == pytest.approx(TRAINING_PASSES * forward + 2 * systems + again, rel=0.01)
     assert training_flops_per_token(model.config) == 3 * sum(work.values())
 
 

@@ -83,7 +83,7 @@ def _setting(override: str) -> tuple[str, Any]:
     """Return the key and value of a `--set`: lists are read as TOML, anything else becomes what the key wants."""
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: wants KEY=VALUE, for instance segments=[31,127]")
+        raise UserError(f"--set {override}: should be KEY=VALUE, such as segments=[31,127]")
     try:
         return key, tomllib.loads(f"v = {value}")["v"] if value.startswith("[") else value
     except tomllib.TOMLDecodeError as error:

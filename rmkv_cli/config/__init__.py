@@ -1,4 +1,4 @@
-"""What a run is, as frozen data: the model, the training, the mix; read from presets, files and overrides."""
+"""Configs of models, training, mixes and synthetic data, read from presets, files and overrides."""
 
 from rmkv_cli.config.exercises import (
     ArithmeticExercises,

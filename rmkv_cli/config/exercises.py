@@ -1,4 +1,4 @@
-"""Exercises that reinforcement learns from: each has a prompt and a scorer, at one or more levels of difficulty."""
+"""Exercises for reinforcement learning: each has a prompt, a scorer, and one or more levels of difficulty."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,10 +9,10 @@ from rmkv_cli.config.tasks import CopySource, FactsSource, NeedleSource, RecallS
 
 
 class ExerciseSource(Section):
-    """Keys that all exercises in words share. An answer scores 1 or 0, and a thought before it is ignored."""
+    """Keys that all worded exercises share. An answer scores 1 or 0; text in <think> before it is ignored."""
 
     weight: float = Field(1, gt=0, le=1e9)
-    """Its share of the exercises is weight / (sum of all weights)."""
+    """The kind gets weight / (sum of all weights) of the exercises."""
 
 
 class ArithmeticExercises(ExerciseSource):
@@ -44,25 +44,25 @@ class SortingExercises(ExerciseSource):
 
     kind: Literal["sorting"] = "sorting"
     items: list[Annotated[int, Field(ge=2, le=64)]] = Field([3, 5], min_length=1)
-    """Levels: how many numbers are to be sorted."""
+    """Levels: how many numbers to sort."""
 
 
 class ReasoningGymExercises(ExerciseSource):
-    """A data set of the package reasoning-gym (2025). Only full marks from its own scorer count.
+    """A data set of the package reasoning-gym (2025). Only answers with full marks from its own scorer count.
 
-    Data sets whose scorer would run a model's answer as Python code are refused.
+    Data sets whose scorer runs the model's answer as Python code are refused.
     """
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: str = Field(min_length=1)
-    """Its name in the package, for instance spell_backward."""
+    """Name of the data set, such as spell_backward."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the data set, which set the difficulty."""
 
 
 def _without_text(task: Section) -> Section:
     if isinstance(task, TaskSource) and task.text is not None:
-        raise ValueError(f"text = '{task.text}' names a source of a mix, which exercises do not have; remove the key")
+        raise ValueError(f"text = '{task.text}' names a source of a mix, and exercises have no mix; remove the key")
     return task
 
 
@@ -80,4 +80,4 @@ Exercises = Annotated[
     Field(discriminator="kind"),
     AfterValidator(_without_text),
 ]
-"""Exercises of one kind: in words, or a memory task, whose levels are all combinations of its two lists."""
+"""Exercises of one kind: worded, or a memory task, whose levels are all combinations of its two lists."""

@@ -1,4 +1,4 @@
-"""Which sources are mixed, in what ratio, and how the ratio changes on the way."""
+"""Mixes of data: the sources, the ratio of their tokens, and the phases in which the ratio changes."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,79 +11,82 @@ from rmkv_cli.config.tasks import CopySource, FactsSource, NeedleSource, RecallS
 from rmkv_cli.errors import did_you_mean
 
 Supervise = Literal["all", "answers"]
-"""Which tokens are learned."""
+"""Tokens that count in the loss: all, or only those of answers."""
 
 
 class TextSource(Section):
-    """What sources of text share: which columns make a document, which documents are left out, what follows the last.
+    """Keys that all sources of text share: the columns of a document, filters, and what follows the last document.
 
-    Documents come in an order that is drawn from the mix's seed, another one each time that the source is read.
+    The order of documents is drawn from the mix's seed, anew for each pass over the source.
     """
 
     name: str = Field(min_length=1)
-    """What phases, reports and tasks' `text` call it; each source has its own."""
+    """Unique name of the source, for phases, reports and tasks' `text`."""
     weight: float = Field(ge=0, le=1e9)
-    """Its share of the mix's tokens is weight / (sum of all weights). 0: only phases, or tasks as noise, use it."""
+    """The source gets weight / (sum of all weights) of the mix's tokens. 0: only phases use it, or tasks as noise."""
     format: Literal["text", "prompt_response", "messages"] = "text"
-    """text: one column. prompt_response: a question and its answer, which may begin with <think>...</think>. messages:
-    a list of {role, content}, or a text with Llama-3 headers; all but the assistant's become prompts."""
+    """Format of a record. text: one column. prompt_response: a question and its answer, which may begin with
+    <think>...</think>. messages: a list of {role, content}, or a text with Llama 3 headers; all messages except the
+    assistant's become prompts."""
     text_column: str = "text"
-    """Of text."""
+    """Column of the text, for the format text."""
     prompt_column: str = "prompt"
-    """Of prompt_response: the question."""
+    """Column of the question, for the format prompt_response."""
     response_column: str = "response"
-    """Of prompt_response: the answer."""
+    """Column of the answer, for the format prompt_response."""
     messages_column: str = "messages"
-    """Of messages."""
+    """Column of the messages, for the format messages."""
     answer_column: str | None = None
-    """Of messages: the column of the assistant's last answer, where it stands beside them."""
+    """Column of the assistant's last answer, for the format messages if the messages do not include it."""
     supervise: Supervise | None = None
-    """Tokens that are learned, for the formats prompt_response and messages. all: every token. answers: the
-    assistant's, and the token that ends each answer. By default the mix's `supervise`."""
+    """Tokens that count in the loss, for the formats prompt_response and messages. all: every token. answers: the
+    assistant's tokens and the token that ends each answer. The default is the mix's `supervise`."""
     when_dry: Literal["repeat", "drop", "stop"] | None = None
-    """After the source's last document: begin again, go on without it, or end the mix. By default it is repeated if the
-    mix has `tokens`, and ends the mix if not."""
+    """What to do when the source is exhausted: repeat it, drop it from the mix, or stop the mix. The default is to
+    repeat it if the mix has `tokens`, else to stop."""
     min_characters: int = Field(0, ge=0)
-    """Documents with less text are left out."""
+    """Minimum length of a document; shorter ones are left out."""
     max_characters: int | None = Field(None, ge=1)
-    """Documents with more text are left out."""
+    """Maximum length of a document; longer ones are left out."""
     where: dict[str, list[str | int | float | bool]] = Field(default_factory=dict)
-    """For each of these columns the values that a record may have; others are left out."""
+    """Allowed values by column; records with other values are left out."""
     at_least: dict[str, float] = Field(default_factory=dict)
-    """For each of these columns the least number that a record may have."""
+    """Minimum number by column; records with smaller numbers are left out."""
     at_most: dict[str, float] = Field(default_factory=dict)
-    """For each of these columns the greatest number that a record may have."""
+    """Maximum number by column; records with larger numbers are left out."""
     deduplicate: bool = False
-    """Documents whose text came before in this source are left out. Costs about 100 bytes of memory a document."""
+    """Whether to leave out documents that repeat an earlier text of this source. This takes about 100 bytes of memory
+    per document."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong across fields."""
+        """Yield an error for each broken rule across fields."""
         match fields:
             case {"format": "text", "supervise": "answers"}:
                 yield "supervise = 'answers' needs format = 'prompt_response' or 'messages'; a text has no answers"
 
 
 class FileSource(TextSource):
-    """Documents from local files: rows of jsonl, parquet, csv and arrow; any other text is one a file; also .gz."""
+    """Documents from local files: one per row of jsonl, parquet, csv and arrow, one per file of any other text. Files
+    can be compressed (.gz)."""
 
     kind: Literal["files"]
     files: list[str] = Field(min_length=1)
-    """Paths and globs (`**` crosses folders), relative to the mix's file; folders that `datasets` saved to disk."""
+    """Paths and globs (`**` crosses folders), relative to the mix's file, or folders that `datasets` saved to disk."""
 
 
 class HubSource(TextSource):
-    """Documents from a data set of the Hugging Face hub, streamed: nothing of it is kept on the disk."""
+    """Documents streamed from a data set of the Hugging Face hub, without a copy on disk."""
 
     kind: Literal["hub"]
     dataset: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
-    """Its id, for instance HuggingFaceFW/fineweb."""
+    """Id of the data set, such as HuggingFaceFW/fineweb."""
     config: str | None = None
-    """A configuration of the data set, where it has several."""
+    """Configuration of the data set, if it has several."""
     split: str = "train"
-    """To mix splits, make a source of each."""
+    """Split of the data set. To mix several, give each its own source."""
     revision: str = "main"
-    """A branch, tag or commit. The commit that it means when the mix begins is kept to its end."""
+    """Branch, tag or commit. Its commit is resolved when the mix begins and stays fixed."""
 
 
 class NoiseSource(Section):
@@ -91,11 +94,11 @@ class NoiseSource(Section):
 
     kind: Literal["noise"]
     name: str = Field(min_length=1)
-    """What phases and reports call it."""
+    """Unique name of the source, for phases and reports."""
     weight: float = Field(gt=0, le=1e9)
-    """Its share of the mix's tokens is weight / (sum of all weights)."""
+    """The source gets weight / (sum of all weights) of the mix's tokens."""
     vocab: int = Field(ge=2, le=1 << 24)
-    """Number of distinct tokens, including end-of-document; documents are `vocab` tokens long on average."""
+    """Number of distinct tokens, including end-of-document. Documents have `vocab` tokens on average."""
 
 
 Source = Annotated[
@@ -105,55 +108,56 @@ Source = Annotated[
 
 
 class Phase(Section):
-    """A stretch of the mix with weights, and rows, of its own."""
+    """A stretch of the mix with its own weights and row lengths."""
 
     share: float = Field(gt=0)
-    """Its share of the mix's tokens is share / (sum of all shares)."""
+    """Relative length: the phase gets share / (sum of all shares) of the mix's tokens."""
     weights: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(default_factory=dict)
-    """By source; those that are not named keep their own."""
+    """Weights by source; other sources keep their own."""
     moves: bool = False
-    """The ratios move linearly to those of the next phase."""
+    """Whether weights move linearly to those of the next phase."""
     segments_min: int | None = Field(None, ge=1)
-    """Fewest segments a row of training, in place of train.segments_min."""
+    """Overrides train.segments_min."""
     segments_max: int | None = Field(None, ge=1)
-    """Most segments a row of training, in place of train.segments_max."""
+    """Overrides train.segments_max."""
 
 
 class MixConfig(Section):
-    """Sources and the ratio of their tokens."""
+    """A mix of sources."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of the documents' order, of noise and tasks, and of what is held out."""
+    """Seed of the documents' order, noise, tasks and the choice of held-out documents."""
     tokens: int | None = Field(None, ge=1)
-    """Length of the mix; sources that run dry are repeated. Without it the mix ends when the first one runs dry."""
+    """Length of the mix in tokens; exhausted sources are repeated. By default the mix stops when any source is
+    exhausted."""
     validation: float = Field(0.01, ge=0, lt=1)
-    """Share of the text to hold out: the last part of each long text, and other whole documents chosen by a hash."""
+    """Share of the text to hold out: the end of each long text, and whole documents chosen by a hash."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a record that cannot be read does: end the mix, or be left out and counted."""
+    """What to do with a record that cannot be read: stop the mix, or skip and count it."""
     supervise: Supervise = "all"
-    """Which tokens of prompt_response and messages are learned, where the source does not say; of a text all are."""
+    """Default of the sources' `supervise`. All tokens of plain text count."""
     phases: list[Phase] = Field(default_factory=list)
-    """Stretches of the mix, one after the other; none: one with the sources' own weights."""
+    """Consecutive phases of the mix. If empty, the sources' own weights apply throughout."""
     sources: list[Source] = Field(min_length=1)
-    """What is mixed, a table each."""
+    """The sources, one `[[sources]]` table each."""
 
     def supervision(self, source: TextSource) -> Supervise:
-        """Return which tokens of a source are learned."""
+        """Return which tokens of a source count in the loss."""
         return "all" if source.format == "text" else source.supervise or self.supervise
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong across fields."""
+        """Yield an error for each broken rule across fields."""
         if "sources" not in fields:
             return
         sources, phases = fields["sources"], fields.get("phases", ())
-        twice = sorted(name for name, times in Counter(source.name for source in sources).items() if times > 1)
-        if twice:
-            yield f"sources share a name: {', '.join(twice)}; each needs its own"
+        shared = sorted(name for name, count in Counter(source.name for source in sources).items() if count > 1)
+        if shared:
+            yield f"sources share a name: {', '.join(shared)}; each needs its own"
         if "tokens" in fields and fields["tokens"] is None:
             yield from _never_ends(sources)
             if phases:
-                yield "phases are shares of the mix's tokens: give it `tokens`"
+                yield "phases are shares of the mix's tokens; set `tokens`"
         yield from _wrong_phases(sources, phases)
         yield from _wrong_texts(sources, phases)
 
@@ -161,9 +165,9 @@ class MixConfig(Section):
 def _never_ends(sources: Iterable[Source]) -> Iterator[str]:
     for source in sources:
         if not isinstance(source, TextSource):
-            yield f"a source of kind '{source.kind}' never runs dry, so the mix needs `tokens`"
+            yield f"a source of kind '{source.kind}' is endless, so the mix needs `tokens`"
         elif source.when_dry == "repeat":
-            yield f"source '{source.name}': with when_dry = 'repeat' it never runs dry, so the mix needs `tokens`"
+            yield f"source '{source.name}': when_dry = 'repeat' makes it endless, so the mix needs `tokens`"
 
 
 def _wrong_phases(sources: Iterable[Source], phases: Sequence[Phase]) -> Iterator[str]:
@@ -176,7 +180,7 @@ def _wrong_phases(sources: Iterable[Source], phases: Sequence[Phase]) -> Iterato
         if not any((own | phase.weights).values()):
             yield f"phases[{number}]: all its weights are 0"
         if phase.moves and number == len(phases) - 1:
-            yield f"phases[{number}].moves: there is no next phase whose ratios they could move to"
+            yield f"phases[{number}].moves: there is no next phase to move to"
         match phase:
             case Phase(segments_min=int(least), segments_max=int(most)) if least > most:
                 yield f"phases[{number}]: segments_min = {least} is above segments_max = {most}"
@@ -192,4 +196,4 @@ def _wrong_texts(sources: Iterable[Source], phases: Iterable[Phase]) -> Iterator
     for source in sources:
         if isinstance(source, TaskSource) and source.text is not None and source.text not in texts:
             hint = did_you_mean(source.text, texts) or f" (there are: {', '.join(texts) or 'none'})"
-            yield f"source '{source.name}': text = '{source.text}' is no source of text of this mix{hint}"
+            yield f"source '{source.name}': text = '{source.text}' is not a source of text in this mix{hint}"

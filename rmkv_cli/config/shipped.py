@@ -1,4 +1,4 @@
-"""The files that are shipped: presets, mixes, and recipes for synthetic data."""
+"""Shipped presets, mixes, and recipes for synthetic data."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from rmkv_cli.files import require_file
 
 def _presets() -> Path:
     package = Path(__file__).parents[1]
-    shipped = package / "presets"  # in a wheel; a checkout has them beside the package
+    shipped = package / "presets"  # in a wheel; in a checkout they are next to the package
     return shipped if shipped.is_dir() else package.parent / "presets"
 
 
 def list_presets() -> dict[str, str]:
-    """Return the presets' names, smallest model first, each with the one line that describes it."""
+    """Return the presets' names, smallest model first, with one-line descriptions."""
     paths = sorted(_presets().glob("*.toml"), key=lambda path: (path.stem != "tiny", path.stem))
     return {path.stem: path.read_text().partition("\n")[0].lstrip("# ") for path in paths}
 
 
 def preset_path(name: str) -> Path:
-    """Return the file of a preset; raise `UserError` with the nearest name if there is none."""
+    """Return a preset's file; raise `UserError` with the nearest name if there is no such preset."""
     known = list_presets()
     if name not in known:
         raise UserError(f"--preset {name}: no such preset{did_you_mean(name, known)} (there are: {', '.join(known)})")
@@ -32,10 +32,10 @@ def list_mixes() -> list[str]:
 
 
 def mix_path(name: str) -> Path:
-    """Return the file of a shipped mix or, if `name` ends in .toml, that file.
+    """Return the file of a shipped mix, or `name` itself if it ends in .toml.
 
     Raises:
-        UserError: there is none; the message has the nearest name.
+        UserError: there is no such mix; the message has the nearest name.
     """
     return _find(name, "mix", "mixes")
 
@@ -46,7 +46,7 @@ def list_data_recipes() -> list[str]:
 
 
 def data_recipe_path(name: str) -> Path:
-    """Return the file of a shipped recipe for synthetic data; otherwise as `mix_path`."""
+    """Return the file of a shipped recipe for synthetic data, like `mix_path`."""
     return _find(name, "recipe", "recipes")
 
 

@@ -1,4 +1,4 @@
-"""Tasks that only a memory solves, as sources of a mix: something is told, noise follows, then it is asked for."""
+"""Memory tasks as sources of a mix: information, then noise, then a question about the information."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -11,69 +11,70 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class TaskSource(Section):
-    """What all tasks share. Their documents are endless; of each one only the answers count in the loss.
+    """Keys that all tasks share. Tasks generate endless documents, and only the answers count in the loss.
 
-    A training document draws an entry of each list, uniformly and independently of the others; an evaluation reports
-    every combination of them.
+    Each training document draws one entry of each list, uniformly and independently. Evaluations report every
+    combination.
     """
 
     name: str = Field("task", min_length=1)
-    """What phases and reports call it; by default its kind."""
+    """Unique name of the source, for phases and reports; by default its kind."""
     weight: float = Field(1, gt=0)
-    """Its share of the mix's tokens, noise among them, is weight / (sum of all weights)."""
+    """The source gets weight / (sum of all weights) of the mix's tokens, including its noise."""
     segments: list[Annotated[int, Field(ge=0)]] = Field(list(range(8)), min_length=1)
-    """How many segments of noise lie between what is told and what is asked; for needle and facts: in all."""
+    """Numbers of segments of noise between the information and the question; for needle and facts, segments in
+    total."""
     segment_length: int = Field(64, ge=1)
-    """Tokens of a segment; the model's, so that `segments` are segments to the model."""
+    """Number of tokens per segment. Use the model's segment_length, so that `segments` counts memory updates."""
     text: str | None = None
-    """The name of a source of text in the same mix, whose training documents are the noise. Without it the noise is
-    random tokens, and for needle and facts a few sentences over and over."""
+    """Name of a source of text in the same mix whose training documents serve as noise. By default noise is random
+    tokens, or for needle and facts a few repeated sentences."""
 
 
 class RecallSource(TaskSource):
-    """Key-value pairs, noise, a marker, and keys, after each of which its value is to be recalled.
+    """Key-value pairs, noise, a marker, then keys, each followed by the value to recall.
 
-    Keys, values, noise and the marker are ids of their own, in this order from the first one after the special tokens.
-    With `text` keys, values and marker are the last ids of the vocabulary, which are its rarest tokens; even so a text
-    may hold some of them.
+    Keys, values, noise and the marker have distinct ids, in this order after the special tokens. With `text`, keys,
+    values and marker are the vocabulary's last ids, its rarest tokens, although a text may contain them.
     """
 
     kind: Literal["recall"] = "recall"
     name: str = Field("recall", min_length=1)
     pairs: list[Count] = Field([1], min_length=1)
-    """Keys that are given a value."""
+    """Numbers of key-value pairs."""
     keys: int = Field(64, ge=1)
-    """How many different keys there are."""
+    """Number of different keys."""
     values: int = Field(64, ge=2)
-    """How many different values there are: a guess is right once in so many times."""
+    """Number of different values; a guess is right with probability 1 / values."""
     noise: int = Field(64, ge=1)
-    """How many different tokens of noise there are."""
+    """Number of different noise tokens."""
     rounds: int = Field(1, ge=1)
-    """How often every key is given a value, each round in an order of its own; only the last one counts."""
+    """Number of times that every key gets a new value, in a new order each time. Only the last value counts."""
     queries: int | None = Field(None, ge=1)
-    """At most so many keys are asked for; all by default."""
+    """Maximum number of keys to ask for; by default all."""
     straddle: bool = False
-    """Noise before the pairs, so that a segment's end parts the middle pair's key from its value."""
+    """Whether to add noise before the pairs so that a segment boundary separates the middle pair's key from its
+    value."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong across fields."""
+        """Yield an error for each broken rule across fields."""
         match fields:
             case {"pairs": pairs, "keys": keys} if max(pairs) > keys:
-                yield f"pairs = {max(pairs)} need as many different keys, but there are only keys = {keys}"
+                yield f"pairs = {max(pairs)} needs at least as many different keys, but keys = {keys}"
 
 
 class CopyTask(TaskSource):
-    """What copy and reverse share; the ids of tokens, noise and marker are as in `RecallSource`."""
+    """Keys that copy and reverse share. The ids of tokens, noise and marker are as in `RecallSource`."""
 
     length: list[Count] = Field([32], min_length=1)
-    """Tokens to copy."""
+    """Numbers of tokens to repeat."""
     alphabet: int = Field(64, ge=2)
-    """How many different tokens they are drawn from."""
+    """Number of different tokens to draw from."""
     noise: int = Field(64, ge=1)
-    """How many different tokens of noise there are."""
+    """Number of different noise tokens."""
     repeats: int = Field(1, ge=1)
-    """How often they are to be given again."""
+    """Number of repetitions to give."""
 
 
 class CopySource(CopyTask):
@@ -91,37 +92,38 @@ class ReverseSource(CopyTask):
 
 
 class NeedleSource(TaskSource):
-    """A sentence that gives a key's value, somewhere in a text, and at its end the question for it (RULER, 2024)."""
+    """A sentence that states a key's value, somewhere in a text, and a question for it at the end (RULER, 2024)."""
 
     kind: Literal["needle"] = "needle"
     name: str = Field("needle", min_length=1)
     depth: list[Annotated[float, Field(ge=0, le=1)]] = Field([0, 0.25, 0.5, 0.75, 1], min_length=1)
-    """How far into the noise the sentence stands that is asked for: 0 at its start, 1 at its end."""
+    """Positions of the sentence in the noise: 0 is the start, 1 the end."""
     needles: int = Field(1, ge=1, le=1000)
-    """Sentences with keys and values; the first one asked for stands at `depth`, the others anywhere."""
+    """Number of sentences with keys and values. The first one asked for is at `depth`, the others anywhere."""
     queries: int = Field(1, ge=1)
-    """How many of them are asked for, one after the other; more teach more."""
+    """Number of consecutive questions; more give more supervised tokens per document."""
     value: Literal["number", "uuid", "word"] = "number"
-    """What a key's value is: seven digits, a UUID, or a word."""
+    """Kind of values: seven digits, a UUID, or a word."""
 
 
 class FactsSource(TaskSource):
-    """A story of people, places and things in pieces all over a text, then a question (bAbI, 2015; BABILong, 2024)."""
+    """A story of people, places and things scattered over a text, then a question (bAbI, 2015; BABILong, 2024)."""
 
     kind: Literal["facts"] = "facts"
     name: str = Field("facts", min_length=1)
     facts: list[Annotated[int, Field(ge=1, le=3)]] = Field([1], min_length=1)
-    """How many of the story's statements the answer needs, as in bAbI's tasks 1 to 3."""
+    """Numbers of statements that the answer depends on, as in bAbI's tasks 1 to 3."""
     sentences: int = Field(10, ge=1)
-    """Statements of a story."""
+    """Number of statements in a story."""
     queries: int = Field(1, ge=1)
-    """At most so many questions at the end, one after the other; more teach more."""
+    """Maximum number of consecutive questions at the end; more give more supervised tokens per document."""
     along: bool = False
-    """A question after every statement too, which teaches most; bAbI's stories ask after every second one."""
+    """Whether to ask after every statement as well, which gives the most supervised tokens. bAbI asks after every
+    second one."""
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong across fields."""
+        """Yield an error for each broken rule across fields."""
         match fields:
             case {"facts": facts, "sentences": sentences} if max(facts) > sentences:
-                yield f"facts = {max(facts)} are more than the story's sentences = {sentences}"
+                yield f"facts = {max(facts)} is more than the story's sentences = {sentences}"

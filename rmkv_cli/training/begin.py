@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rmkv_cli.config import Config, ModelConfig, dump_toml, load_config
-from rmkv_cli.config.load import differences, shown
+from rmkv_cli.config.load import differences, format_value
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256, write_text
 from rmkv_cli.model import find_model
@@ -32,7 +32,7 @@ def require_trainable(config: Config) -> None:
     require_floats(model, "model.quantization")
     if trainable == "all":
         return
-    key = f"train.trainable = {shown(trainable)}"
+    key = f"train.trainable = {format_value(trainable)}"
     if config.train.from_model is None:
         raise UserError(f"{key}: the weights that it freezes are random; give a model to start from, --from MODEL")
     if not sum(count_trained(model, config.train).values()):
@@ -72,7 +72,7 @@ def with_source(config: Config, run: Path) -> Config:
     there = read_config(folder)
     require_floats(there, str(source))
     lines = [
-        f"{key}: is {shown(found)}, but {folder}, which the run starts from, has {shown(its)}"
+        f"{key}: is {format_value(found)}, but {folder}, which the run starts from, has {format_value(its)}"
         for key, found, its in differences(config.model, there)
     ]
     if lines:
@@ -102,6 +102,6 @@ def keep_config(config: Config, run: Path) -> None:
     path = run / "config.toml"
     changes = list(differences(config, load_config(path), "")) if path.exists() else []
     for key, new, old in changes:
-        stderr().print(f"{key}: {shown(old)} before, {shown(new)} from now on")
+        stderr().print(f"{key}: {format_value(old)} before, {format_value(new)} from now on")
     if changes or not path.exists():
         write_text(path, dump_toml(config))

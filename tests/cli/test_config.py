@@ -22,6 +22,6 @@ def test_validate_judges_each_file_as_what_it_is_and_reports_them_all(tmp_path):
     slots, tokens, noise, broken, absent = done.stderr.removeprefix("error: ").splitlines()
     assert slots.startswith("bad.toml: model.slots: unknown key")
     assert tokens.startswith("bad.toml: train.tokens: should be greater than")
-    assert noise.startswith("noise.toml: sources: a source of kind 'noise' never runs dry")
+    assert noise.startswith("noise.toml: sources: a source of kind 'noise' is endless")
     assert broken.startswith("broken.toml: not valid TOML: ")
     assert absent == "absent.toml: no such file"

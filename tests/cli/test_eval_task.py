@@ -88,7 +88,7 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
     assert "no source of kind 'copy'" in error("--task", "copy", "--data", place / "mix")
     assert "is not a mix" in error("--task", "copy", "--data", place / "model")
     assert "--set paris: unknown key; did you mean 'pairs'?" in error("--task", "recall", "--set", "paris=[1]")
-    assert "wants KEY=VALUE" in error("--task", "recall", "--set", "pairs")
+    assert "should be KEY=VALUE" in error("--task", "recall", "--set", "pairs")
     assert "--set pairs: '[1' is not valid TOML" in error("--task", "recall", "--set", "pairs=[1")
     assert "--set text=prose: names a source of a mix" in error("--task", "recall", "--set", "text=prose")
     assert "lower keys, values or noise" in error("--task", "recall", "--set", "keys=300")

@@ -106,7 +106,7 @@ def test_what_show_prints_is_a_config_that_validate_accepts(printed, tmp_path):
             "--set memory.slots: unknown key; did you mean 'model.memory.slots'?",
         ),
         (["params", "--preset", "tiny", "--set", "model.memory.slot=1"], "did you mean 'model.memory.slots'?"),
-        (["params", "--preset", "tiny", "--set", "zzzz=1"], "--set zzzz: unknown key; known are model, train"),
+        (["params", "--preset", "tiny", "--set", "zzzz=1"], "--set zzzz: unknown key; known keys are model, train"),
         (["config", "validate", "absent.toml"], "absent.toml: no such file"),
         (["generate", "--model", "absent", "--prompt", "x"], "absent: no such folder"),
         (["eval", "--model", "absent", "--data", "x"], "absent: no such folder"),

@@ -112,14 +112,14 @@ def test_all_errors_of_a_file_come_at_once_with_their_place(tmp_path):
         ("memory.slot=5", "--set memory.slot: unknown key; did you mean 'model.memory.slots'?"),
         ("model.slots=5", "--set model.slots: unknown key; did you mean 'model.memory.slots'?"),
         ("train.model.seed=5", "--set train.model.seed: unknown key; did you mean 'train.seed'?"),
-        ("zzzz=5", "--set zzzz: unknown key; known are model, train"),
+        ("zzzz=5", "--set zzzz: unknown key; known keys are model, train"),
         (
             "model.memory.slots=many",
             "--set model.memory.slots: should be a whole number such as 64, 5k, 5M, 1.5G or 1e6, got 'many'",
         ),
         ("model.memory.slots=1.5", "should be a whole number such as 64, 5k, 5M, 1.5G or 1e6, got '1.5'"),
         ("model.memory.slots=-1k", "--set model.memory.slots: should be greater than or equal to 0"),
-        ("model.memory.slots", "wants KEY=VALUE"),
+        ("model.memory.slots", "should be KEY=VALUE"),
         ("model.vocab_size.x=3", "'vocab_size' is a value, not a section"),
         ("train.learning_rate=nan", "should be a finite number"),
     ],
@@ -138,7 +138,7 @@ def test_an_override_of_tokens_or_epochs_takes_the_place_of_the_other(tmp_path):
     assert length("epochs = 2\ntokens = 5", "train.tokens=7") == (None, 7)
     assert length("epochs = 2\ntokens = 5", "train.seed=7") == (2, 5)
     (line,) = errors(length, "", "train.tokens=7", "train.epochs=2")
-    assert line == "--set train.tokens and train.epochs: only one of them decides how long the training is"
+    assert line == "--set train.tokens and train.epochs: both set the length of training; give only one"
 
 
 @pytest.mark.parametrize(

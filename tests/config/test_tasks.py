@@ -49,14 +49,14 @@ def test_errors_name_the_place_within_the_task(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ("kind = 'recall'\npairs = [2, 65]", "pairs = 65 need as many different keys, but there are only keys = 64"),
-        ("kind = 'facts'\nfacts = [1, 3]\nsentences = 2", "facts = 3 are more than the story's sentences = 2"),
+        ("kind = 'recall'\npairs = [2, 65]", "pairs = 65 needs at least as many different keys, but keys = 64"),
+        ("kind = 'facts'\nfacts = [1, 3]\nsentences = 2", "facts = 3 is more than the story's sentences = 2"),
         ("kind = 'copy'\nlength = []", "should have at least 1 item"),
         (
             "kind = 'copy'\ntext = 'bok'",
-            "'copy': text = 'bok' is no source of text of this mix; did you mean 'b",
+            "'copy': text = 'bok' is not a source of text in this mix; did you mean 'b",
         ),
-        ("kind = 'copy'\ntext = 'copy'", "'copy' is no source of text of this mix (there are: book)"),
+        ("kind = 'copy'\ntext = 'copy'", "'copy' is not a source of text in this mix (there are: book)"),
     ],
 )
 def test_rules(tmp_path, keys, says):
@@ -67,7 +67,7 @@ def test_rules(tmp_path, keys, says):
 
 def test_a_mix_with_a_task_needs_a_length(tmp_path):
     (line,) = errors(tmp_path, "[[sources]]\nkind = 'facts'")
-    assert line == "sources: a source of kind 'facts' never runs dry, so the mix needs `tokens`"
+    assert line == "sources: a source of kind 'facts' is endless, so the mix needs `tokens`"
 
 
 def test_two_tasks_of_a_kind_need_names(tmp_path):

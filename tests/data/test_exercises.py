@@ -146,7 +146,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("table", "message"),
         [
-            ({"kind": "needle", "text": "book"}, "text = 'book' names a source of a mix, which exercises do not have"),
+            ({"kind": "needle", "text": "book"}, "text = 'book' names a source of a mix, and exercises have no mix"),
             ({"kind": "aritmetic"}, "kind should be 'arithmetic', .*, or 'facts', got 'aritmetic'; did you mean 'ari"),
             ({"digits": [1]}, "kind is missing; it should be 'arithmetic', 'countdown', .*, or 'facts'$"),
             ({"kind": "sorting", "item": [3]}, r"x.toml: tasks\[0\].item: unknown key; did you mean 'items'"),

@@ -109,9 +109,9 @@ def test_each_key_that_contradicts_the_model_has_its_line(source, recipe, tmp_pa
     )
     command = ["train", "--from", source, "--config", recipe, "--set", "model.memory.cell=lstm"]
     assert errors_of(monkeypatch, capsys, *command, "--run", tmp_path / "run") == [
-        f"error: {recipe}: model.hidden_size: is 32, but the model that --from names has 16; leave it out",
-        f"{recipe}: model.memory.slots: is 3, but the model that --from names has 2; leave it out",
-        '--set model.memory.cell: is "lstm", but the model that --from names has "gru"; leave it out',
+        f"error: {recipe}: model.hidden_size: is 32, but the model of --from has 16; remove the key",
+        f"{recipe}: model.memory.slots: is 3, but the model of --from has 2; remove the key",
+        '--set model.memory.cell: is "lstm", but the model of --from has "gru"; remove the key',
     ]
     assert not (tmp_path / "run").exists()
 

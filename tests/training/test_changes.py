@@ -9,7 +9,7 @@ from compare_runs import curve, stop_at, weights
 from small_run import errors_of, written_by
 
 from rmkv_cli.config import TrainConfig, dump_toml, load_config, load_mix
-from rmkv_cli.config.resume import FIXED, MAY_CHANGE
+from rmkv_cli.config.resume import CHANGEABLE, FIXED
 from rmkv_cli.training import train
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
@@ -17,15 +17,15 @@ CONSTANT = {"warmup": 0, "decay": 0, "segments_min": 2, "segments_max": 2}
 
 
 def test_it_is_decided_and_documented_for_each_key():
-    assert {*MAY_CHANGE, *FIXED} == TrainConfig.model_fields.keys()
-    assert not {*MAY_CHANGE} & FIXED.keys()
+    assert {*CHANGEABLE, *FIXED} == TrainConfig.model_fields.keys()
+    assert not {*CHANGEABLE} & FIXED.keys()
     page = PAGE.read_text(encoding="utf-8")
     section = page[page.index("## Extending a run") :].split("\n## ")[0]
     may, fixed = (
         {key for row in re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
         for part in section.split("What cannot change")
     )
-    assert may == {*MAY_CHANGE}
+    assert may == {*CHANGEABLE}
     assert fixed == FIXED.keys() | {"model"}
 
 
@@ -59,7 +59,7 @@ def test_every_key_that_may_change_can(make_config, tmp_path, monkeypatch, capsy
         "precision": "bf16", "replay": False, "compile": False, "device": "auto", "distributed": "fsdp", "log_every": 2,
         "loggers": [], "eval_every": 9, "checkpoint_every": 3, "keep_last": 1,
     }  # fmt: skip
-    assert values.keys() == {*MAY_CHANGE} - {"epochs", "teacher"}  # see test_length.py and test_distillation.py
+    assert values.keys() == {*CHANGEABLE} - {"epochs", "teacher"}  # see test_length.py and test_distillation.py
     sets = [word for key, value in values.items() for word in ("--set", f"train.{key}={value}")]
     written_by(monkeypatch, capsys, "train", "--resume", "--run", run, *sets)
     assert load_config(run / "config.toml") == make_config(**values)

@@ -146,7 +146,7 @@ def test_too_many_bad_steps_end_the_training(make_config, tmp_path, monkeypatch,
 
 
 def test_a_factor_that_makes_usual_steps_bad_is_refused(make_config):
-    with pytest.raises((UserError, ValueError), match=r"spike_factor = 0.5 makes usual steps bad ones"):
+    with pytest.raises((UserError, ValueError), match=r"spike_factor = 0.5 would flag ordinary steps"):
         make_config(spike_factor=0.5)
 
 

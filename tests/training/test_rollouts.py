@@ -215,7 +215,7 @@ def test_what_cannot_be_answered_is_refused(answering, tmp_path, keys, line):
     ("keys", "line"),
     [
         ({"samples": 3}, "rollouts.samples = 3 does not divide batch_size = 8"),
-        ({"mix": "pretrain"}, "roll-outs take the place of documents"),
+        ({"mix": "pretrain"}, "roll-outs replace documents"),
         ({"compile": True}, "compile cannot be combined with rollouts"),
         ({"stages": [{"kind": "extend", "share": 1}]}, "stages cannot be combined with rollouts"),
         ({"model": {"dropout": 0.1}}, "train.rollouts needs model.dropout = 0, got 0.1"),

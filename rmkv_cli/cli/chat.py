@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rmkv_cli.cli.loading import Adapter, Device, Dtype, load_model
-from rmkv_cli.cli.options import MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least
+from rmkv_cli.cli.options import (
+    FrequencyPenalty,
+    MinP,
+    Model,
+    NoRepeatNgram,
+    PresencePenalty,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    at_least,
+)
 from rmkv_cli.cli.signals import end_by_signal
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError, did_you_mean, one_line, pip_install
@@ -61,6 +72,9 @@ def chat(
     top_p: TopP = 0.95,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
+    no_repeat_ngram: NoRepeatNgram = 0,
     seed: Annotated[
         int | None, typer.Option(help="The same seed and messages, the same answers. [default: random]")
     ] = None,
@@ -87,6 +101,9 @@ def chat(
 
     values = {
         "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "no_repeat_ngram": no_repeat_ngram,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmkv_cli.cli.loading import Adapter, Device, Dtype, load_model
-from rmkv_cli.cli.options import Json, MinP, Model, RepetitionPenalty, Temperature, TopK, TopP, at_least, print_json
+from rmkv_cli.cli.options import (
+    FrequencyPenalty,
+    Json,
+    MinP,
+    Model,
+    NoRepeatNgram,
+    PresencePenalty,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    at_least,
+    print_json,
+)
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import require_file
@@ -49,6 +62,9 @@ def generate(
     top_p: TopP = 0.95,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
+    no_repeat_ngram: NoRepeatNgram = 0,
     seed: Annotated[
         int | None, typer.Option(help="The same seed, the same text. [default: random; with --out 0]")
     ] = None,
@@ -89,6 +105,9 @@ def generate(
     first_seed = seed if seed is not None else 0 if out else secrets.randbelow(2**31)
     values = {
         "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "no_repeat_ngram": no_repeat_ngram,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

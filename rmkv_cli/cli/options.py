@@ -35,7 +35,18 @@ Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest that hold this much probability.")]
 MinP = Annotated[float, typer.Option(help="Leave out tokens less than this share as likely as the likeliest.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: rather tokens not seen yet.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Values above 1 discourage tokens that the prompt or the generated text contains.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="Lower a token's logit by this much for each time it was generated; -2 to 2.")
+]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Lower the logit of every token generated so far by this much; -2 to 2.")
+]
+NoRepeatNgram = Annotated[
+    int, typer.Option(metavar="N", help="Never generate the same N tokens in a row twice; 0 allows it.")
+]
 MixName = Annotated[
     str | None,
     typer.Argument(

@@ -44,6 +44,9 @@ class Sampler:
         self._top_k = torch.zeros(lanes, 1, dtype=torch.int64, device=device)
         self._outside = torch.zeros(lanes, 1, dtype=torch.float64, device=device)  # 1 - top_p
         self._temperature, self._penalty, self._min_p = torch.zeros(3, lanes, 1, device=device)
+        self._frequency, self._presence = torch.zeros(2, lanes, 1, device=device)
+        self._counts = torch.zeros(lanes, V, device=device)  # of drawn tokens, where a lane's penalties need them
+        self._history = [torch.empty(0, dtype=torch.int64, device=device)] * lanes  # where n-grams may not repeat
         self._integers = torch.empty(2, lanes, V, dtype=torch.int64, device=device)  # room for weights and sums
         self._configs = [SamplingConfig()] * lanes
         self._vocab_size = vocab_size
@@ -60,14 +63,19 @@ class Sampler:
         self._outside[lane] = 1 - config.top_p
         self._temperature[lane] = max(config.temperature, SMALLEST)
         self._penalty[lane], self._min_p[lane] = config.repetition_penalty, config.min_p
+        self._frequency[lane], self._presence[lane] = config.frequency_penalty, config.presence_penalty
+        self._counts[lane] = 0
+        self._history[lane] = self._history[lane][:0]
         self._configs[lane] = config
 
     @torch.inference_mode()
     def move(self, lane: int, to: int) -> None:
         """Move a text to another lane."""
-        settings = self._greedy, self._top_k, self._outside, self._temperature, self._penalty, self._min_p
-        for buffer in (self.tokens, self._seen, self._stream, *settings):
+        settings = self._greedy, self._top_k, self._outside, self._temperature, self._min_p
+        penalties = self._penalty, self._frequency, self._presence
+        for buffer in (self.tokens, self._seen, self._counts, self._stream, *settings, *penalties):
             buffer[to] = buffer[lane]
+        self._history[to] = self._history[lane]
         self._configs[to] = self._configs[lane]
 
     @torch.inference_mode()
@@ -85,7 +93,7 @@ class Sampler:
         if False in greedy:
             drawn = self._drawn(self._weights(logits, lanes), lanes)
             tokens = torch.where(self._greedy[lanes], tokens, drawn) if True in greedy else drawn
-        self._seen[lanes].scatter_(1, tokens[:, None], True)
+        self._note(tokens, lanes)
         tokens = torch.where(finite, tokens, NONE)
         self.tokens[lanes] = tokens
         return tokens
@@ -108,13 +116,31 @@ class Sampler:
         return own, ids, values
 
     def _allowed(self, logits: Tensor, lanes: slice) -> Tensor:
-        """Return finite logits after the penalty, and -inf for tokens that must not be drawn."""
+        """Return finite logits after the penalties, and -inf for tokens that must not be drawn."""
         logits = logits.nan_to_num(0, 0, 0)
         if any(config.repetition_penalty != 1 for config in self._configs[lanes]):
             penalty = self._penalty[lanes]
             penalised = logits.clamp(min=0) / penalty + logits.clamp(max=0) * penalty
             logits = torch.where(self._seen[lanes], penalised.clamp_(-LARGEST, LARGEST), logits)
-        return logits.index_fill_(1, self._banned, -torch.inf)
+        if any(map(_counts, self._configs[lanes])):
+            counts = self._counts[lanes]
+            logits = logits - self._frequency[lanes] * counts - self._presence[lanes] * (counts > 0)
+        logits.index_fill_(1, self._banned, -torch.inf)
+        for row, history, config in zip(logits, self._history[lanes], self._configs[lanes], strict=True):
+            if 0 < config.no_repeat_ngram <= len(history):
+                _forbid_repeats(row, history, config.no_repeat_ngram)
+        return logits
+
+    def _note(self, tokens: Tensor, lanes: slice) -> None:
+        """Record drawn tokens, as far as the lanes' settings need them."""
+        configs = self._configs[lanes]
+        self._seen[lanes].scatter_(1, tokens[:, None], True)
+        if any(map(_counts, configs)):
+            self._counts[lanes].scatter_add_(1, tokens[:, None], self._counts.new_ones(len(configs), 1))
+        for i, config in enumerate(configs):
+            if config.no_repeat_ngram:
+                lane = lanes.start + i
+                self._history[lane] = torch.cat([self._history[lane], tokens[i : i + 1]])
 
     def _weights(self, logits: Tensor, lanes: slice) -> Tensor:
         """Return the weights, in a buffer, for what `_allowed` returned, which is overwritten."""
@@ -147,6 +173,22 @@ class Sampler:
         for shift, factor in MIX:
             z = (z ^ _shifted(z, shift)) * factor
         return _shifted(z, 11).double() * 2.0**-53
+
+
+def _counts(config: SamplingConfig) -> bool:
+    """Return whether a penalty depends on how often a token was drawn."""
+    return bool(config.frequency_penalty or config.presence_penalty)
+
+
+def _forbid_repeats(logits: Tensor, history: Tensor, n: int) -> None:
+    """Set the logits (V,) of the tokens that would complete an n-gram of the history (T,) to -inf.
+
+    If that left no token, the logits stay as they are.
+    """
+    ngrams = history.unfold(0, n, 1)
+    repeats = (ngrams[:, :-1] == history[len(history) - n + 1 :]).all(-1)
+    allowed = logits.index_add(0, ngrams[:, -1], torch.where(repeats, -torch.inf, 0.0))
+    logits.copy_(torch.where(allowed.amax() > -torch.inf, allowed, logits))
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:

@@ -14,6 +14,12 @@ class SamplingConfig(Section):
 
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     """Divides the positive logits of tokens seen before and multiplies the negative (CTRL; Keskar et al., 2019)."""
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    """Amount subtracted from a token's logit for each time that the token was generated (OpenAI's definition)."""
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    """Amount subtracted from the logit of every token that was generated at least once (OpenAI's definition)."""
+    no_repeat_ngram: int = Field(0, ge=0, lt=2**31)
+    """Length of the sequences of tokens that are generated at most once (Paulus et al., 2017); 0: no limit."""
     temperature: float = Field(0.8, ge=0, le=100)
     """Divides the logits; 0: always the likeliest token."""
     top_k: int = Field(0, ge=0, lt=2**31)

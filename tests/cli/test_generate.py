@@ -132,6 +132,7 @@ def test_bad_input_is_said_in_one_line(saved, monkeypatch, capsys, tmp_path):
         (["--prompt", "a", "--top-p", "2"], "sampling: top_p: should be less than or equal to 1, got 2"),
         (["--prompt", "a", "--temperature", "-1"], "sampling: temperature: should be"),
         (["--prompt", "a", "--repetition-penalty", "1e-40"], "sampling: repetition_penalty: should be"),
+        (["--prompt", "a", "--frequency-penalty", "3"], "sampling: frequency_penalty: should be"),
         (["--prompt", "a", "--seed", "-1"], "sampling: seed: should be"),
         (["--prompt", "a", "--max-tokens", "0"], "max_tokens: should be 1 or more"),
         (["--prompt", "a", "--num-samples", "0"], "num_samples: should be 1 or more"),

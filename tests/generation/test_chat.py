@@ -99,6 +99,18 @@ def test_turns_are_one_document_however_their_answers_end(monkeypatch, form):
     assert reasons.keys() >= {("end", True), ("end", False), ("length", True), (None, True)}
 
 
+def test_penalties_count_each_answer_on_its_own():
+    model = talkative(-1)
+    model.norm.bias.zero_()
+    how = SamplingConfig(temperature=0, no_repeat_ngram=1)
+    conversation, generated = Conversation(model, WORDS, how, 12), []
+    for message in ("the cat", "the cat"):
+        list(conversation.say(message))
+        generated.append(conversation.answer.ids)
+    assert all(len(set(ids)) == len(ids) == 12 for ids in generated)
+    assert set(generated[0]) & set(generated[1])
+
+
 def test_the_document_is_that_of_the_training_data():
     model = talkative(-1)
     conversation = Conversation(model, WORDS, WARM, 9, system="the dog")

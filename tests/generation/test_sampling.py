@@ -87,10 +87,15 @@ def test_of_equally_likely_tokens_top_p_keeps_the_first_and_top_k_keeps_all():
     assert (distribution(torch.zeros(1, 1000), top_p=0.5)[0] > 0).nonzero().flatten().tolist() == list(range(500))
 
 
-def filtered_in_float64(logits, seen, config):
+def filtered_in_float64(logits, seen, config, generated):
     """The definition: sort everything, and do all arithmetic in float64."""
-    logits, penalty = logits.double(), config.repetition_penalty
+    logits, penalty, n = logits.double(), config.repetition_penalty, config.no_repeat_ngram
     logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    for token in set(generated):
+        logits[token] -= generated.count(token) * config.frequency_penalty + config.presence_penalty
+    for i in range(len(generated) - n + 1 if n else 0):
+        if generated[i : i + n - 1] == generated[len(generated) - n + 1 :]:
+            logits[generated[i + n - 1]] = -torch.inf
     logits = logits / config.temperature
     if 0 < config.top_k < len(logits):
         logits[logits < logits.sort(descending=True).values[config.top_k - 1]] = -torch.inf
@@ -104,6 +109,9 @@ def filtered_in_float64(logits, seen, config):
 CONFIGS = st.builds(
     SamplingConfig,
     repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
+    frequency_penalty=st.sampled_from([-0.5, 0.0, 0.7]),
+    presence_penalty=st.sampled_from([-2.0, 0.0, 1.1]),
+    no_repeat_ngram=st.sampled_from([0, 1, 2, 3]),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 7, 50, 1000]),
     top_p=st.sampled_from([0.05, 0.333, 0.9, 0.99, 1.0]),
@@ -115,16 +123,20 @@ CONFIGS = st.builds(
 @settings(deadline=None)
 @given(st.lists(CONFIGS, min_size=1, max_size=5), st.integers(0, 1000), st.booleans())
 def test_the_probabilities_of_each_lane_are_those_of_float64_and_a_sort(configs, seed, coarse):
-    """Beside texts with other settings; also where bfloat16 logits make many tokens equally likely."""
+    """After a few tokens and beside texts with other settings; also where bfloat16 logits make many equally likely."""
     generator = torch.Generator().manual_seed(seed)
+    few = torch.full((len(configs), 200), -100.0)
+    few[:, 7:10] = torch.randn(len(configs), 3, generator=generator)  # three tokens are drawn, again and again
     logits = 3 * torch.randn(len(configs), 200, generator=generator)
     if coarse:
         logits = logits.bfloat16().float()
     seen = torch.rand(logits.shape, generator=generator) < 0.3
     sampler, padded = sampler_of(logits, configs, seen)
+    generated = torch.stack([sampler.draw(with_banned(few)) - FIRST for _ in range(6)], 1)
+    seen.scatter_(1, generated, True)
     weights = sampler.weights(padded)[:, FIRST:-3].double()
-    for row, marks, config, found in zip(logits, seen, configs, weights, strict=True):
-        expected = filtered_in_float64(row, marks, config)
+    for row, marks, config, tokens, found in zip(logits, seen, configs, generated.tolist(), weights, strict=True):
+        expected = filtered_in_float64(row, marks, config, tokens)
         torch.testing.assert_close(found / found.sum(), expected, atol=1e-6, rtol=0)
 
 
@@ -162,6 +174,8 @@ def test_temperature():
 
 EXTREMES = {
     "repetition_penalty": (0.01, 1.0, 100.0),
+    "frequency_penalty": (-2.0, 0.0, 2.0),
+    "no_repeat_ngram": (0, 1),
     "temperature": (0.0, 5e-324, 1e-30, 1.0, 100.0),
     "top_k": (0, 1, 2**31 - 1),
     "top_p": (5e-324, 1.0),
@@ -183,7 +197,8 @@ def test_every_allowed_value_gives_a_distribution_of_every_finite_logits(logits,
             weights = sampler.weights(padded)
             assert weights.min() == 0
             assert weights.sum(-1).min() > 0
-        assert all(0 <= token < 4 for token in (sampler.draw(padded) - FIRST).tolist())
+        for _ in range(5):  # one more than there are tokens
+            assert all(0 <= token < 4 for token in (sampler.draw(padded) - FIRST).tolist())
 
 
 def test_logits_that_are_not_finite_give_no_token_and_leave_the_other_lanes_alone():
@@ -274,6 +289,10 @@ def test_the_log_probabilities_are_the_models_own():
         ("repetition_penalty", 1e-40),
         ("repetition_penalty", 0.0099),
         ("repetition_penalty", 100.1),
+        ("frequency_penalty", -2.1),
+        ("frequency_penalty", math.nan),
+        ("presence_penalty", 2.1),
+        ("no_repeat_ngram", -1),
         ("seed", -1),
         ("seed", 2**63),
     ],
@@ -286,7 +305,10 @@ def test_bad_values_are_named_in_one_line(key, value):
 
 @pytest.mark.parametrize(
     "values",
-    [{"temperature": 0}, {}, {"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.2}, {"top_p": 1}],
+    [
+        *({"temperature": 0}, {}, {"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.2}, {"top_p": 1}),
+        *({"frequency_penalty": 1}, {"presence_penalty": 1}, {"no_repeat_ngram": 1}),
+    ],
     ids=str,
 )
 def test_no_draw_waits_for_the_device(values):

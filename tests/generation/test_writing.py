@@ -254,6 +254,7 @@ class TestTogether:
             (2, [GREEDY]),
             (4, [SamplingConfig(repetition_penalty=1.5, seed=3)]),
             (3, [WARM, GREEDY, SamplingConfig(top_k=3), SamplingConfig(repetition_penalty=1.5)]),
+            (3, [WARM, SamplingConfig(frequency_penalty=1, presence_penalty=1), SamplingConfig(no_repeat_ngram=2)]),
             (10, [WARM]),
         ],
     )

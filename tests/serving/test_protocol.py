@@ -1,6 +1,7 @@
 """The OpenAI protocol, spoken by the official client with a real server."""
 
 import json
+from collections import Counter
 
 import openai
 import pytest
@@ -48,12 +49,29 @@ class TestCompletions:
             {"top_k": 5},
             {"min_p": 0.5, "temperature": 3},
             {"repetition_penalty": 5, "temperature": 0},
+            {"frequency_penalty": 1.5, "temperature": 0},
+            {"presence_penalty": -2.0, "frequency_penalty": 0.1},
+            {"no_repeat_ngram": 1},
         ],
     )
     def test_it_is_drawn_as_asked(self, client, loaded, how):
-        own = {key: how[key] for key in how.keys() & {"top_k", "min_p", "repetition_penalty"}}
-        answer = client.completions.create(**CAT | {key: how[key] for key in how.keys() - own.keys()}, extra_body=own)
-        assert answer.choices[0].text == write(loaded, "the cat", **how | {"seed": 3}).text
+        own = {key: how[key] for key in how.keys() & {"top_k", "min_p", "repetition_penalty", "no_repeat_ngram"}}
+        asked = {key: how[key] for key in how.keys() - own.keys()} | {"extra_body": own, "max_tokens": 40}
+        text = write(loaded, "the cat", 40, **how | {"seed": 3}).text
+        assert client.completions.create(**CAT | asked).choices[0].text == text
+        assert client.completions.create(**CAT | {"max_tokens": 40}).choices[0].text != text
+
+    def test_n_grams_and_penalties_count_the_tokens_of_each_answer(self, client):
+        def counts(**how):
+            asked = HELLO | {"max_tokens": 30, "temperature": 0, "n": 2, "logprobs": True}
+            choices = client.chat.completions.create(**asked, **how).choices
+            return [max(Counter(tuple(score.bytes) for score in c.logprobs.content).values()) for c in choices]
+
+        plain = counts()[0]
+        assert plain > 2
+        assert counts(extra_body={"no_repeat_ngram": 1}) == [1, 1]
+        penalised = counts(frequency_penalty=2, presence_penalty=2)
+        assert penalised[0] == penalised[1] < plain
 
     def test_usage_counts_what_was_read_and_written(self, client, loaded):
         usage = client.completions.create(**CAT).usage
@@ -235,7 +253,9 @@ class TestErrors:
             ({"max_tokens": 5000}, "max_tokens", "max_tokens: should be 4096 or less on this server, got 5000"),
             ({"logprobs": 6}, "logprobs", "logprobs: input should be less than or equal to 5"),
             ({"echo": True}, "echo", "echo: is not supported; leave it out"),
-            ({"frequency_penalty": 1}, "frequency_penalty", "frequency_penalty: is not supported; leave it out"),
+            ({"frequency_penalty": 2.1}, "frequency_penalty", "frequency_penalty: input should be less than or equal"),
+            ({"presence_penalty": -3}, "presence_penalty", "presence_penalty: input should be greater than or equal"),
+            ({"no_repeat_ngram": -1}, "no_repeat_ngram", "no_repeat_ngram: input should be greater than or equal"),
             ({"temprature": 1}, "temprature", "Unrecognized request argument supplied: temprature"),
             ({"prompt": "a\ud800"}, None, "character 2 of the text is a lone surrogate"),
             ({"prompt": "the cat " * 10_000 + "\ud800"}, None, "character 80001 of the text is a lone surrogate"),

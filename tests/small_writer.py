@@ -20,7 +20,7 @@ def a_recipe(**keys):
             "writer": {"model": "m"},
             "prompt": "Write about {topic}.",
             "slots": {"topic": {"values": ["cats", "dogs", "trees"]}},
-            "filters": {"near_duplicates": None},
+            "filters": {"near_duplicates": 0},
         }
         | keys
     )

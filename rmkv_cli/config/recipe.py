@@ -91,9 +91,9 @@ class Filters(Section):
     theirs, or contains a shorter text entirely."""
     ngram: int = Field(13, ge=5, le=100)
     """Number of consecutive words that make a row contaminated."""
-    near_duplicates: float | None = Field(0.8, ge=0.1, le=1)
-    """Reject an answer whose runs of 5 words are this similar to an earlier row's (Jaccard, estimated by MinHash).
-    Exact duplicates are always rejected."""
+    near_duplicates: float = Field(0.8, ge=0, le=1)
+    """Reject an answer whose runs of 5 words are this similar to an earlier row's (Jaccard, estimated by MinHash); 0
+    disables this filter. Exact duplicates are always rejected."""
 
 
 class DataRecipe(Section):

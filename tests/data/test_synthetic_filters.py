@@ -132,6 +132,6 @@ def test_exact_and_near_duplicates_are_rejected():
 
 
 def test_near_duplicates_can_be_kept():
-    repetition = Repetition(Filters(near_duplicates=None))
+    repetition = Repetition(Filters(near_duplicates=0))
     repetition.add("one " + STORY, STORY)
     repetition.add("two " + STORY, STORY)

@@ -103,7 +103,7 @@ class Repetition:
     def __init__(self, filters: Filters) -> None:
         self._rows: set[str] = set()
         self._near = None
-        if filters.near_duplicates is not None:
+        if filters.near_duplicates:
             from rensa import RMinHashDeduplicator
 
             self._near = RMinHashDeduplicator(threshold=filters.near_duplicates, num_perm=128, use_lsh=True)

@@ -53,11 +53,11 @@ TRAINED = {  # packages whose docstrings and sources are learned
 }
 LEAST, MOST, CHARACTERS = 12_000, 200_000, 12_000_000  # minimum and maximum of a document; total of a kind
 ROWS: dict[str, list[object]] = {  # options of the import
-    "S = 512, L = 512, no slot": ["--slots", 0],
-    "S = 512, L = 512, one slot": [],
-    "S = 512, L = 256, one slot": ["--lookback", 256],
-    "S = 512, L = 128, one slot": ["--lookback", 128],
-    "S = 1024, L = 1024, one slot": ["--segment-length", 1024, "--lookback", 1024],
+    "S = 512, L = 512, no slot": ["--segment-length", 512, "--lookback", 512, "--slots", 0],
+    "S = 512, L = 512, one slot": ["--segment-length", 512, "--lookback", 512],
+    "S = 512, L = 256, one slot": ["--segment-length", 512, "--lookback", 256],
+    "S = 512, L = 128, one slot": ["--segment-length", 512, "--lookback", 128],
+    "S = 1024, L = 1024, one slot": [],
 }
 START, FULL = "S = 512, L = 512, one slot", "full attention, the transformer"
 PARTS = {"first 512": (0, 512), "512 to 1,024": (512, 1024), "beyond 1,024": (1024, LENGTH)}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rmkv_cli.huggingface import Wiring
 
 CONFIG = "config.json"
-DEFAULT_512 = "[default: 512]"
+DEFAULT_1024 = "[default: 1024]"
 
 export_app = typer.Typer(no_args_is_help=True, help="Write a model in another library's form.")
 import_app = typer.Typer(no_args_is_help=True, help="Read a model from another library's form.")
@@ -59,12 +59,12 @@ def import_hf(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder goes; must not exist.")],
     segment_length: Annotated[
-        int | None, typer.Option(parser=at_least(1), metavar="N", help=f"Tokens between memory updates. {DEFAULT_512}")
+        int | None, typer.Option(parser=at_least(1), metavar="N", help=f"Tokens between memory updates. {DEFAULT_1024}")
     ] = None,
     lookback: Annotated[
         int | None,
         typer.Option(
-            parser=at_least(0), metavar="N", help=f"Tokens before a segment that it attends to. {DEFAULT_512}"
+            parser=at_least(0), metavar="N", help=f"Tokens before a segment that it attends to. {DEFAULT_1024}"
         ),
     ] = None,
     slots: Annotated[

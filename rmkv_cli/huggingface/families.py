@@ -36,8 +36,8 @@ NEUTRAL = {
 class Wiring(NamedTuple):
     """Settings that the source does not determine: see `ModelConfig` and `MemoryConfig`."""
 
-    segment_length: int = 512
-    lookback: int = 512
+    segment_length: int = 1024
+    lookback: int = 1024
     slots: int = 1
     store: int | None = None
     """None: a store in each layer."""

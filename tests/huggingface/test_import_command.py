@@ -59,7 +59,7 @@ def changed(llama, folder, **keys):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' cannot be imported; 'silu' can"),
         (
             {"sliding_window": 1000},
-            "a sliding window of 1000 tokens is shorter than the 1024 that a token may see here",
+            "a sliding window of 1000 tokens is shorter than the 2048 that a token may see here",
         ),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping (30.0) cannot be imported; models without it can"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq) cannot be imported"),
@@ -136,7 +136,7 @@ class TestCommand:
         assert "Logits of " in printed
         assert printed.splitlines()[-1].startswith(f"{tmp_path / 'out'}: a model folder, for --model")
         config = json.loads((tmp_path / "out" / "config.json").read_text())
-        assert (config["segment_length"], config["lookback"]) == (512, 512)
+        assert (config["segment_length"], config["lookback"]) == (1024, 1024)
         memory = {"slots": 1, "update": "none", "fresh": "hidden", "store": 3}
         assert memory.items() <= config["memory"].items()
 

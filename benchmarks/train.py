@@ -29,7 +29,7 @@ from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.loss import compiled_segment, row_loss
 from rmkv_cli.training.memory import peak_memory
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
-from rmkv_cli.training.working import Working
+from rmkv_cli.training.working import WorkingModel
 
 SHAPE = {
     "vocab_size": 4096,
@@ -65,12 +65,12 @@ def step_of(name: str, config: Config, precision: str) -> tuple[Callable[[torch.
         return lambda rows: compiled(input_ids=rows, labels=rows).loss, size(peer)
     if "alone" in name:  # without the stores, as the published formulation is
         model = model.model_copy(update={"memory": model.memory.model_copy(update={"store": 0})})
-    working = Working(RMKV(model), torch.bfloat16 if precision == "bf16" else torch.float32, Ranks("cpu"))
+    working = WorkingModel(RMKV(model), torch.bfloat16 if precision == "bf16" else torch.float32, Ranks("cpu"))
     ours = working.model.train()
     segment = compiled_segment(ours)
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
-        working.take_weights()
+        working.copy_weights()
         state, documents = ours.initial_state(len(rows)), torch.zeros_like(rows)
         how = {"replay": "replayed" in name, "segment": segment}
         with torch.autocast(rows.device.type, enabled=False):

@@ -19,7 +19,7 @@ from rmkv_cli.cli.main import main
 from rmkv_cli.data.lanes import Lanes
 from rmkv_cli.errors import UserError
 from rmkv_cli.training import distribution, loop, objective, trainer
-from rmkv_cli.training.faults import Watch
+from rmkv_cli.training.faults import StepMonitor
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.trainer import Trainer
 
@@ -60,14 +60,14 @@ def grant_wishes():
 
     FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when one
     of them gets a SIGTERM, or a loss that is not a number. ALARM: a rank that finds every step after the first bad.
-    BROKEN: a rank that cannot read its part of the held-out documents. PATIENCE: its seconds. LATE: those by which
+    BROKEN: a rank that cannot read its part of the held-out documents. TIMEOUT: its seconds. LATE: those by which
     rank 0 is late once with data, once with a checkpoint, and once with a sample. FROZEN: rank 0 stops for ever, as a
     dead machine does, when it is to write its first checkpoint.
     """
     if os.environ.get("BROKEN") == os.environ["RANK"]:
         trainer.read_losses = broken
-    if "PATIENCE" in os.environ:
-        distribution.PATIENCE = timedelta(seconds=float(os.environ["PATIENCE"]))
+    if "TIMEOUT" in os.environ:
+        distribution.TIMEOUT = timedelta(seconds=float(os.environ["TIMEOUT"]))
     if "LATE" in os.environ:
         for place, name in ((Lanes, "next"), (loop, "write_model"), (loop, "write_sample")):
             setattr(place, name, late(getattr(place, name), float(os.environ["LATE"])))
@@ -96,7 +96,7 @@ def grant_wishes():
 
         Trainer.train_step = stopped
     if os.environ.get("ALARM") == os.environ["RANK"]:
-        Watch.fault = lambda self, loss, norm: "an alarm" if self.norms or self.bad_steps else None
+        StepMonitor.find_fault = lambda self, loss, norm: "an alarm" if self.norms or self.bad_steps else None
     if "POISON" in os.environ:
         bad_rank, bad_step = map(int, os.environ["POISON"].split())
         calls = itertools.count(1)

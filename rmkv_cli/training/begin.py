@@ -15,7 +15,7 @@ from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
 
 
-def source_of(config: Config, run: Path) -> Path | None:
+def pending_source(config: Config, run: Path) -> Path | None:
     """Return the model folder whose weights the run in the folder `run` still has to load.
 
     None: the run starts from random weights, or has a checkpoint to resume from. Checkpoints of a run that trains an
@@ -55,7 +55,7 @@ def with_source(config: Config, run: Path) -> Config:
             or `train.trainable` does not fit.
     """
     require_trainable(config)
-    source = source_of(config, run)
+    source = pending_source(config, run)
     if source is None:
         return config
     begun = (run / "config.toml").exists()
@@ -89,7 +89,7 @@ def with_source(config: Config, run: Path) -> Config:
 
 def require_tokenizer_of_source(config: Config, run: Path, tokenizer: Tokenizer, place: str) -> None:
     """Raise `UserError` if the tokenizer of the data at `place` is not that of the model that the run starts from."""
-    source = source_of(config, run)
+    source = pending_source(config, run)
     if source is not None and Tokenizer.load(source).hash != tokenizer.hash:
         raise UserError(
             f"{place}: its tokenizer is not that of the model {source}; prepare the data again with "

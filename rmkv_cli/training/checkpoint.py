@@ -60,13 +60,13 @@ def save_checkpoint(
         with whole:
             write()
             write_checksums(aside)
-        _point(run / "latest", path)
-        _drop_old(run, keep_last, best)
+        _link(run / "latest", path)
+        _prune(run, keep_last, best)
 
     return background.submit(end)
 
 
-def go_back(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> None:
+def rewind(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> None:
     """Make `checkpoint` the run's newest: remove damaged newer ones and the leftovers of a killed process.
 
     Leave everything else in the folder alone. `keep_last` and `best` are as in `save_checkpoint`.
@@ -81,25 +81,25 @@ def go_back(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> No
         _remove(damaged)
         if os.path.lexists(damaged):
             raise UserError(f"{damaged}: is damaged, and training will write it again; move it out of the way")
-    _point(run / "latest", checkpoint)
+    _link(run / "latest", checkpoint)
     if best is not None and checkpoint_path(run, best).exists():
         mark_best(run, best)
-    _drop_old(run, keep_last, best)
+    _prune(run, keep_last, best)
 
 
 def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
     """Write a model folder: config, weights, tokenizer and generation config."""
     model.save_pretrained(directory)
-    _write_beside(directory, tokenizer)
+    _write_tokenizer(directory, tokenizer)
 
 
 def write_adapter(directory: Path, model: RMKV, tokenizer: Tokenizer, base: Path, base_sha256: str) -> None:
     """Write an adapter folder that names its base model, and beside the adapter what a model folder has."""
     save_adapter(model, directory, base, base_sha256)
-    _write_beside(directory, tokenizer)
+    _write_tokenizer(directory, tokenizer)
 
 
-def _write_beside(directory: Path, tokenizer: Tokenizer) -> None:
+def _write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(directory / "tokenizer.json")
     generation = tokenizer.generation_ids() | sampling_defaults()
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
@@ -117,7 +117,7 @@ def write_progress(directory: Path, progress: dict[str, Any]) -> None:
 
 def mark_best(run: Path, step: int) -> None:
     """Point the run's `best` at the checkpoint of a step."""
-    _point(run / "best", checkpoint_path(run, step))
+    _link(run / "best", checkpoint_path(run, step))
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     return progress
 
 
-def _drop_old(run: Path, keep_last: int, best: int | None) -> None:
+def _prune(run: Path, keep_last: int, best: int | None) -> None:
     """Remove all checkpoints except the newest `keep_last`, the best, and the target of the link `best`."""
     linked = (run / "best").resolve()
     for old in list_checkpoints(run)[keep_last:]:
@@ -165,7 +165,7 @@ def _hidden(checkpoint: Path) -> Path:
     return checkpoint.with_name(f".{checkpoint.name}.old")
 
 
-def _point(link: Path, checkpoint: Path) -> None:
+def _link(link: Path, checkpoint: Path) -> None:
     """Point a link of the run at a checkpoint; if that fails, print a warning and change nothing.
 
     Copying a run with `cp -rL` replaces the link by a copy of the checkpoint. The link replaces that copy again if the

@@ -94,7 +94,7 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
             "model.position = 'learned' ends at model.max_position_embeddings, and a stream's documents may be longer; "
             "rotary and sinusoidal ones know no end"
         )
-    mix = current_mix(load_mix(run / MIX), run, Path(config.train.mix or "")) if begun else _definite(config)
+    mix = current_mix(load_mix(run / MIX), run, Path(config.train.mix or "")) if begun else _resolve_mix(config)
     require_room(mix, tokenizer)
     _note_phases(mix, config.train.tokens)
     workers = max(1, (os.cpu_count() or 1) // 2)
@@ -141,7 +141,7 @@ def _check_held_out(config: Config, manifest: Manifest | None, held_out: Documen
         )
 
 
-def _definite(config: Config) -> MixConfig:
+def _resolve_mix(config: Config) -> MixConfig:
     """Return what train.mix means now: with the training's length, the files by name and the revisions' commits."""
     assert config.train.mix is not None
     path = Path(config.train.mix)

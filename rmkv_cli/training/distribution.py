@@ -19,13 +19,13 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-PATIENCE = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other where all arrive together; where rank 0 may be late, for its next sign of life.
 
 Ranks differ by far less when they compile, step, or write their part of a checkpoint. PyTorch's own limit for NCCL.
 """
 UNLIMITED = timedelta(days=365)
-BEATS = "beats"  # rank 0's signs of life, counted in the store
+HEARTBEATS = "beats"  # rank 0's signs of life, counted in the store
 GRACE = 5.0  # seconds in which torchrun ends this process, if another one is dead
 
 
@@ -63,7 +63,7 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.messages)
         return box[0]
 
-    def deal(self, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def scatter(self, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return this rank's part, of this shape and type, of a tensor on the CPU that rank 0 alone gives.
 
         The parts are cut along dimension 1.
@@ -83,7 +83,7 @@ class Ranks:
         dist.gather_object(value, values, dst=0)
         return values or [value]
 
-    def most(self, *numbers: int) -> list[int]:
+    def maximum(self, *numbers: int) -> list[int]:
         """Return the largest of the ranks' numbers, for each of the arguments."""
         if self.count == 1:
             return list(numbers)
@@ -104,7 +104,7 @@ class Ranks:
                 work.wait()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def shared_errors(self) -> Iterator[None]:
         """Raise `UserError` on all ranks if any rank raises one inside, where no rank waits for another."""
         own = None
         try:
@@ -132,11 +132,11 @@ def resolve_device(device: str) -> str:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def join_ranks(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one, if it did, until the end.
 
     Rank 0 may write a checkpoint, sample, or wait for data for any length of time while the others wait for its
-    message. It gives signs of life meanwhile; without them for PATIENCE the others end, even if no connection broke.
+    message. It gives signs of life meanwhile; without them for TIMEOUT the others end, even if no connection broke.
 
     Should another one die, what this one waits for fails, or on GPUs goes on waiting. It then waits to be ended by
     torchrun, which so finds one process alone that failed by itself, and names it.
@@ -157,14 +157,14 @@ def joined(device: str) -> Iterator[Ranks]:
                 f"start one process a GPU"
             )
         torch.cuda.set_device(local_rank)
-    store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
-    dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     ended = threading.Event()
-    threading.Thread(target=_listen if rank else _beat, args=(store, ended), daemon=True).start()
+    threading.Thread(target=_watch_heartbeats if rank else _send_heartbeats, args=(store, ended), daemon=True).start()
     failed = False
     try:
         messages = dist.new_group(backend="gloo", timeout=UNLIMITED)
-        saving = dist.new_group(backend="gloo", timeout=PATIENCE)
+        saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)), messages, saving)
     except RuntimeError as error:
         failed = True
@@ -177,22 +177,22 @@ def joined(device: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _beat(store: dist.Store, ended: threading.Event) -> None:
+def _send_heartbeats(store: dist.Store, ended: threading.Event) -> None:
     """Give signs of life, as rank 0, until the end."""
-    while not ended.wait((PATIENCE / 20).total_seconds()):
-        store.add(BEATS, 1)
+    while not ended.wait((TIMEOUT / 20).total_seconds()):
+        store.add(HEARTBEATS, 1)
 
 
-def _listen(store: dist.Store, ended: threading.Event) -> None:
-    """End this process, as another rank than 0, should rank 0 give no sign of life for PATIENCE."""
+def _watch_heartbeats(store: dist.Store, ended: threading.Event) -> None:
+    """End this process, as another rank than 0, should rank 0 give no sign of life for TIMEOUT."""
     heard = -1
-    while not ended.wait(PATIENCE.total_seconds()):
+    while not ended.wait(TIMEOUT.total_seconds()):
         try:
-            beats = store.add(BEATS, 0)
+            beats = store.add(HEARTBEATS, 0)
         except dist.DistError:  # the store itself is gone
             beats = heard
         if beats == heard:
-            line = f"error: rank 0 has given no sign of life for {PATIENCE}; check its machine, then use --resume"
+            line = f"error: rank 0 has given no sign of life for {TIMEOUT}; check its machine, then use --resume"
             stderr().print(line, style="red")
             os._exit(1)
         heard = beats
@@ -217,7 +217,7 @@ def part(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def parted_like(x: Tensor, other: Tensor) -> Tensor:
+def sharded_like(x: Tensor, other: Tensor) -> Tensor:
     """Return x, whole on each rank, in parts as the other tensor is."""
     if not isinstance(other, DTensor):
         return x

@@ -7,8 +7,8 @@ from typing import Any
 from rmkv_cli.data.lanes import Rows
 
 WINDOW = 100  # norms that the median is of
-FEWEST = 20  # norms without which nothing is a spike
-MOST_BAD = 10  # bad steps that can be passed over within WINDOW steps; one more ends the training
+MIN_NORMS = 20  # norms without which nothing is a spike
+MAX_BAD_STEPS = 10  # bad steps that can be passed over within WINDOW steps; one more ends the training
 
 
 class BadStepError(Exception):
@@ -22,7 +22,7 @@ class BadStepError(Exception):
         self.rows, self.record, self.reason = rows, record, reason
 
 
-class Watch:
+class StepMonitor:
     """Remembers the good steps' gradient norms, and which steps were bad."""
 
     def __init__(self, spike_factor: float) -> None:
@@ -51,16 +51,16 @@ class Watch:
         """Return what is wrong with a step of this loss and gradient norm, None if nothing is."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"not a finite number: loss {loss}, gradient norm {norm}"
-        if self.spike_factor and len(self.norms) >= FEWEST:
+        if self.spike_factor and len(self.norms) >= MIN_NORMS:
             usual = median(self.norms)
             if norm > self.spike_factor * usual:
                 return f"gradient norm {norm:.3g}, more than {self.spike_factor:g} times the usual {usual:.3g}"
         return None
 
-    def good(self, norm: float) -> None:
+    def record_norm(self, norm: float) -> None:
         """Count a good step's norm."""
         self.norms = [*self.norms[1 - WINDOW :], norm]
 
     def too_many(self, step: int) -> bool:
         """Return whether a bad step `step` is one too many."""
-        return sum(bad > step - WINDOW for bad in self.bad_steps) >= MOST_BAD
+        return sum(bad > step - WINDOW for bad in self.bad_steps) >= MAX_BAD_STEPS

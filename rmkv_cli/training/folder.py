@@ -18,7 +18,7 @@ from rmkv_cli.training.loggers import require_loggers
 BEFORE_A_RUN = {*TOKENIZER_FILES, MIX, HELD_OUT, FILES, "profile"}  # leftovers of a killed start, and a profile
 
 
-def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Config:
+def check_run(config: Config, run: Path, *, resume: bool = False, allow_noncausal: bool = False) -> Config:
     """Return the config with data that are found from everywhere, if a run can begin or go on in the folder `run`.
 
     Nothing is left behind, and the data are not opened.
@@ -40,7 +40,7 @@ def checked(config: Config, run: Path, *, resume: bool = False, allow_noncausal:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[None]:
     """Keep other processes from training in the same folder. If nothing came into a new one, it is gone afterwards."""
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)

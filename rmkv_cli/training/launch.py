@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_pr
 from rmkv_cli.progress import stderr
 from rmkv_cli.training.faults import BadStepError
 
-TOLD = {2: 2, 130: 130, BadStepError.job_exit_code: 1}  # exit codes of a process that has said why, and the job's
+REPORTED = {2: 2, 130: 130, BadStepError.job_exit_code: 1}  # exit codes of a process that has said why, and the job's
 
 
 def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
@@ -55,8 +55,8 @@ def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
     if not ended.failures:
         return 0
     first = min(ended.failures.values(), key=lambda failure: failure.timestamp)
-    if first.exitcode in TOLD:
-        return TOLD[first.exitcode]
+    if first.exitcode in REPORTED:
+        return REPORTED[first.exitcode]
     how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
     line = f"error: rank {first.local_rank} ended first ({how}), and the others with it; go on with: "
     stderr().print(f"{line}rmkv train --resume --run {run} --nproc {processes}", style="red")

@@ -22,11 +22,11 @@ from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.model.tensors import save_tensors
 from rmkv_cli.progress import stderr
-from rmkv_cli.training.begin import keep_config, source_of, with_source
+from rmkv_cli.training.begin import keep_config, pending_source, with_source
 from rmkv_cli.training.checkpoint import (
-    go_back,
     mark_best,
     read_progress,
+    rewind,
     save_checkpoint,
     write_adapter,
     write_model,
@@ -34,10 +34,10 @@ from rmkv_cli.training.checkpoint import (
 )
 from rmkv_cli.training.data import MIX, Data, open_data, open_held_out
 from rmkv_cli.training.display import Display
-from rmkv_cli.training.distribution import Ranks, joined, require_even_shares
-from rmkv_cli.training.faults import MOST_BAD, WINDOW, BadStepError
+from rmkv_cli.training.distribution import Ranks, join_ranks, require_even_shares
+from rmkv_cli.training.faults import MAX_BAD_STEPS, WINDOW, BadStepError
 from rmkv_cli.training.files import record_files
-from rmkv_cli.training.folder import checked, locked
+from rmkv_cli.training.folder import check_run, lock_run
 from rmkv_cli.training.interrupt import Interrupt, interruptible
 from rmkv_cli.training.length import with_length
 from rmkv_cli.training.loggers import Log, open_loggers
@@ -76,7 +76,7 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
         UserError: the config, the data, the tokenizer and the run do not fit together.
         BadStepError: by the config, or as the last of too many; what led to it lies in the run's folder `failed`.
     """
-    with memory_errors_explained(config), joined(config.train.device) as ranks:
+    with memory_errors_explained(config), join_ranks(config.train.device) as ranks:
         if ranks.first:
             return _lead(config, run, ranks, resume, allow_noncausal)
         _follow(config, run, ranks)
@@ -85,15 +85,15 @@ def train(config: Config, run: Path, *, resume: bool = False, allow_noncausal: b
 
 def _lead(config: Config, run: Path, ranks: Ranks, resume: bool, allow_noncausal: bool) -> Outcome:
     """Be rank 0, or the only one: `train`."""
-    config = with_teacher(with_source(checked(config, run, resume=resume, allow_noncausal=allow_noncausal), run))
+    config = with_teacher(with_source(check_run(config, run, resume=resume, allow_noncausal=allow_noncausal), run))
     require_even_shares(config.train.batch_size, config.train.micro_batch_size, ranks.count)
     if config.train.rollouts.tasks and ranks.count > 1:
         raise UserError("train.rollouts takes a single process: leave out --nproc, and torchrun")
-    with locked(run), open_data(config, run) as data:
+    with lock_run(run), open_data(config, run) as data:
         require_tokenizer_of_teacher(config, data.tokenizer)
         require_memory(config, longest_rows(config, data.phases), ranks.device, ranks.count)
         trainer = make_trainer(config, ranks, data)
-        if (source := source_of(config, run)) is not None:
+        if (source := pending_source(config, run)) is not None:
             _on_all(trainer, "start_from", source)
         if resume:
             _go_on(trainer, run, data)
@@ -160,7 +160,7 @@ class _Job:
                 record = _on_all(trainer, "train_step")
                 self.display.step(record)
             except BadStepError as error:
-                record = self.pass_over(error)
+                record = self.skip_step(error)
             except EndOfData as end:
                 self.display.say(f"{end}, after {trainer.tokens:,} of {config.tokens:,} tokens")
                 trainer.ended = True
@@ -211,7 +211,7 @@ class _Job:
             "optimizer": trainer.config.train.optimizer,
             "watch": trainer.watch.state_dict(),
         }
-        model = _on_all(trainer, "copied_model")
+        model = _on_all(trainer, "checkpoint_model")
         written = _on_all(trainer, "save", folder)
 
         def write() -> None:
@@ -253,7 +253,7 @@ class _Job:
         bits = f", {report.bits_per_byte:.3f} bits per byte" if report.bits_per_byte is not None else ""
         self.display.say(f"step {trainer.step:,}: validation loss {report.loss:.4f}{bits}{' (best)' if best else ''}")
 
-    def pass_over(self, error: BadStepError) -> dict[str, Any]:
+    def skip_step(self, error: BadStepError) -> dict[str, Any]:
         """Leave out a bad step and return its record, or stop, as the config says.
 
         A rollback wants a checkpoint at once, so that no kill brings the bad rows back; before the first checkpoint
@@ -265,11 +265,11 @@ class _Job:
         self.finish_saving()
         trainer, way = self.trainer, self.trainer.config.train.on_bad_step
         if many := trainer.watch.too_many(error.record["step"]):
-            self.display.say(f"{MOST_BAD} of the last {WINDOW} steps were passed over already")
+            self.display.say(f"{MAX_BAD_STEPS} of the last {WINDOW} steps were passed over already")
         if many or way == "stop":
             self.save_failure(error)
             raise error
-        _on_all(trainer, "pass_over", error.record["step"], error.record["tokens"])
+        _on_all(trainer, "skip_step", error.record["step"], error.record["tokens"])
         kept = {key: error.record[key] for key in ("step", "tokens", "learning_rate", "segments")}
         record = kept | {"bad_step": error.reason, "bad_steps": len(trainer.watch.bad_steps)}
         if way == "rollback" and list_checkpoints(self.run):
@@ -320,6 +320,6 @@ def _go_on(trainer: Trainer, run: Path, data: Data) -> None:
     trainer.source.load_state_dict(saved["lanes"])
     _on_all(trainer, "load", checkpoint, saved["step"], saved["tokens"], saved["watch"])
     _, best = best_validation(record for record in records if record["step"] <= saved["step"])
-    go_back(run, checkpoint, trainer.config.train.keep_last, best)
+    rewind(run, checkpoint, trainer.config.train.keep_last, best)
     finished = "; it has come to its end, nothing is left to do" if trainer.finished else ""
     stderr().print(f"going on from {checkpoint}{finished}")

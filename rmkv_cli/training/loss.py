@@ -20,7 +20,7 @@ Segment = Callable[[Tensor, State, Tensor, bool], tuple[Tensor, State]]
 
 
 @dataclass
-class Lesson:
+class Distillation:
     """A teacher's outputs for the tokens of some rows, and their weight in the loss."""
 
     hidden: Tensor
@@ -35,7 +35,7 @@ class Lesson:
 
 
 @dataclass
-class Credit:
+class TokenWeights:
     """The weight of each token of some rows in the loss, as policy gradients have it."""
 
     weights: Tensor
@@ -61,8 +61,8 @@ def row_loss(
     replay: bool = True,
     z_loss: float = 0.0,
     segment: Segment | None = None,
-    lesson: Lesson | None = None,
-    credit: Credit | None = None,
+    lesson: Distillation | None = None,
+    credit: TokenWeights | None = None,
 ) -> tuple[Tensor, State]:
     """Return the summed cross-entropy in nats of rows (B, T), and the state after them without its graph.
 
@@ -130,8 +130,8 @@ def cross_entropy(
     weight: Tensor,
     targets: Tensor,
     z_loss: float = 0.0,
-    lesson: Lesson | None = None,
-    credit: Credit | None = None,
+    lesson: Distillation | None = None,
+    credit: TokenWeights | None = None,
 ) -> Tensor:
     """Return the sum of the cross-entropies of hidden (N, D) times the head's weight (V, D).
 
@@ -151,8 +151,8 @@ class _CrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         z_loss: float,
-        lesson: Lesson | None,
-        credit: Credit | None,
+        lesson: Distillation | None,
+        credit: TokenWeights | None,
     ) -> Tensor:
         loss = widen(hidden.new_zeros(()))
         divergence = loss.clone()
@@ -207,7 +207,7 @@ class _CrossEntropy(torch.autograd.Function):
         )
 
 
-def _distilled(logits: Tensor, taught: Tensor, lesson: Lesson, counts: Tensor) -> tuple[Tensor, Tensor]:
+def _distilled(logits: Tensor, taught: Tensor, lesson: Distillation, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return the KL summed over the tokens that count (n, 1), and the gradient of share * temperature² * KL.
 
     The gradient is with respect to the student's logits (n, V); `taught` are the teacher's logits (n, V').

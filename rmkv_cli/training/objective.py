@@ -7,7 +7,7 @@ from torch import Tensor
 from rmkv_cli.config import TrainConfig
 from rmkv_cli.model import RMKV, State
 from rmkv_cli.training.align import row_alignment
-from rmkv_cli.training.loss import Credit, Lesson, compiled_segment, row_loss
+from rmkv_cli.training.loss import Distillation, TokenWeights, compiled_segment, row_loss
 from rmkv_cli.training.teacher import Teacher
 
 
@@ -40,7 +40,7 @@ class Objective:
         state: State,
         carried: Any,
         stage: str,
-        credit: Credit | None = None,
+        credit: TokenWeights | None = None,
     ) -> Outcome:
         """Return the outcome of rows (B, T) in a stage of kind `stage`; arguments as in `row_loss`.
 
@@ -61,6 +61,6 @@ class Objective:
         if stage == "align":
             loss, state = row_alignment(self.model, *row, taught.layers, replay=config.replay)
             return Outcome(loss, nothing, state, taught.carried)
-        lesson = Lesson(taught.hidden, self.teacher.head, config.teacher.share, config.teacher.temperature)
+        lesson = Distillation(taught.hidden, self.teacher.head, config.teacher.share, config.teacher.temperature)
         loss, state = row_loss(self.model, *row, **how, lesson=lesson)
         return Outcome(loss, lesson.divergence, state, taught.carried)

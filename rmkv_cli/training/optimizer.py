@@ -18,10 +18,10 @@ from rmkv_cli.model.groups import freeze, group_of
 from rmkv_cli.training.muon import ShardedMuon
 from rmkv_cli.training.stages import stage_at
 
-THROUGHOUT = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
+PROGRESS_GRID = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     """Return whether weight decay applies: to the matrices of attention and feed-forward, and to nothing else.
 
     Gates, norms, embeddings, biases, pooling queries, slots and adapters are left alone.
@@ -37,13 +37,13 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         {
             "name": "matrices",
             "optimizer": config.optimizer,
-            "params": [p for name, p in named if decays(name, p)],
+            "params": [p for name, p in named if has_weight_decay(name, p)],
             "weight_decay": config.weight_decay,
         },
         {
             "name": "others",
             "optimizer": "adamw",
-            "params": [p for name, p in named if not decays(name, p)],
+            "params": [p for name, p in named if not has_weight_decay(name, p)],
             "weight_decay": 0.0,
         },
     ]
@@ -123,7 +123,7 @@ def row_segments(config: TrainConfig, phases: Sequence[Phase], step: int, progre
 
 def most_segments(config: TrainConfig, phases: Sequence[Phase], *, taught: bool = False) -> int:
     """Return the number of segments in the longest rows; with `taught`, in the longest rows that a teacher reads."""
-    whole = [progress for progress in THROUGHOUT if not taught or stage_at(config, progress).kind != "extend"]
+    whole = [progress for progress in PROGRESS_GRID if not taught or stage_at(config, progress).kind != "extend"]
     return max((_segments_range(config, phases, progress)[1] for progress in whole), default=0)
 
 
@@ -137,7 +137,7 @@ def longest_rows(config: Config, phases: Sequence[Phase], *, taught: bool = Fals
 def mean_segments(config: TrainConfig, phases: Sequence[Phase]) -> float:
     """Return how many segments the rows have in the mean over all steps: the harmonic one over the tokens, of which a
     share takes the more steps the shorter its rows are."""
-    return harmonic_mean([sum(_segments_range(config, phases, progress)) / 2 for progress in THROUGHOUT])
+    return harmonic_mean([sum(_segments_range(config, phases, progress)) / 2 for progress in PROGRESS_GRID])
 
 
 def _segments_range(config: TrainConfig, phases: Sequence[Phase], progress: float) -> tuple[int, int]:

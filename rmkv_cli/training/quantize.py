@@ -29,7 +29,7 @@ EXAMPLES = 32  # documents per cell of a task
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measures:
     """What a model needs and achieves."""
 
     bytes: int
@@ -43,11 +43,11 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class Comparison:
     """A model before and after quantization."""
 
-    before: Measured
-    after: Measured
+    before: Measures
+    after: Measures
 
     def rows(self) -> list[list[str]]:
         """Return a table of the two: measure, before, after."""
@@ -65,7 +65,7 @@ def quantize_folder(
     how: QuantizationConfig,
     data: Path | None = None,
     max_tokens: int | None = None,
-) -> Quantized:
+) -> Comparison:
     """Write a model folder with quantized weights and a README.md that compares it to its source.
 
     Args:
@@ -83,7 +83,7 @@ def quantize_folder(
     if is_adapter(folder):
         raise UserError(f"{source}: is an adapter; merge it first: rmkv merge MODEL {source} --out DIR")
     tokenizer = Tokenizer.load(folder)
-    compare = _Comparison(tokenizer, data, max_tokens)
+    compare = _Evaluator(tokenizer, data, max_tokens)
     model = RMKV.from_pretrained(folder)
     before = compare("before", model, folder)
     quantize(model, how)
@@ -91,13 +91,13 @@ def quantize_folder(
         write_model(aside, model, tokenizer)
         del model
         after = compare("after", RMKV.from_pretrained(aside, dtype=torch.bfloat16), aside)
-        found = Quantized(before, after)
+        found = Comparison(before, after)
         (aside / "README.md").write_text(_card(out, how, found))
         write_checksums(aside)
     return found
 
 
-class _Comparison:
+class _Evaluator:
     """The texts and tasks on which both models are measured."""
 
     def __init__(self, tokenizer: Tokenizer, data: Path | None, max_tokens: int | None) -> None:
@@ -113,7 +113,7 @@ class _Comparison:
         else:
             self.documents = Documents.from_files([data], tokenizer, max_tokens)
 
-    def __call__(self, when: str, model: RMKV, folder: Path) -> Measured:
+    def __call__(self, when: str, model: RMKV, folder: Path) -> Measures:
         """Return the measures of a model and its folder."""
         bits, tasks = None, {}
         if self.documents is not None:
@@ -125,7 +125,7 @@ class _Comparison:
             with progress(f"{task.name}, {when}", None, "documents") as advance:
                 report = task_accuracy(model, task, self.tokenizer, text, examples=EXAMPLES, advance=advance)
             tasks[task.name] = sum(cell.accuracy for cell in report.cells) / len(report.cells)
-        return Measured((folder / WEIGHTS).stat().st_size, decoding_rate(model), bits, tasks)
+        return Measures((folder / WEIGHTS).stat().st_size, decoding_rate(model), bits, tasks)
 
 
 def decoding_rate(model: RMKV) -> float:
@@ -140,7 +140,7 @@ def decoding_rate(model: RMKV) -> float:
     return DECODED / (perf_counter() - begun)
 
 
-def _card(out: Path, how: QuantizationConfig, found: Quantized) -> str:
+def _card(out: Path, how: QuantizationConfig, found: Comparison) -> str:
     stored = "8 bits"
     if how.bits == 4:
         stored = f"4 bits in groups of {how.group_size}, its embeddings and head to 8 bits"

@@ -20,20 +20,20 @@ from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.generation.text import Text
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Tokenizer
-from rmkv_cli.training.loss import Credit
+from rmkv_cli.training.loss import TokenWeights
 from rmkv_cli.training.objective import Objective
 
 MEMORY = 0.9  # how much of a level's solve rate stays when one of its exercises has been answered
-AGREEMENT = 1e-4  # largest difference of a token's ln p between decoding and training, in float32
-LEAST = 0.05  # the smallest relative frequency of a level
+MAX_LOGPROB_GAP = 1e-4  # largest difference of a token's ln p between decoding and training, in float32
+MIN_FREQUENCY = 0.05  # the smallest relative frequency of a level
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerBatch:
     """The answers of a step, those that teach as rows, the shortest first."""
 
     rows: Tensor
-    """(3, N, T) int32: inputs, targets and documents, as `ahead.packed` returns them. Only the answers' tokens have
+    """(3, N, T) int32: inputs, targets and documents, as `pack_rows` returns them. Only the answers' tokens have
     targets, the token that ends an answer included."""
     advantages: Tensor
     """(N,): each answer's score minus the mean score of the complete answers to its prompt; 0 for an answer that was
@@ -85,10 +85,10 @@ class Rollouts:
         """Continue with the solve rates that `state_dict` returned."""
         self._rates = list(state["rates"])
 
-    def next(self, step: int) -> Answered:
+    def next(self, step: int) -> AnswerBatch:
         """Return the answers of a step. They depend on the seed, the step, the weights and the solve rates alone."""
         began = time.perf_counter()
-        groups = self._answered(step)
+        groups = self._generate_answers(step)
         kept: list[tuple[Exercise, Text, float]] = []
         scores: list[list[float]] = []
         counted = cut = 0
@@ -121,9 +121,9 @@ class Rollouts:
             "rollout": {"prompt": exercise.question, "answer": first.text, "score": scores[0][0]},
         }
         read = drawn + sum(len(exercise.prompt) * len(texts) for _, exercise, texts in groups)
-        return Answered(rows, torch.tensor([x for *_, x in kept]), logprobs, counted if kept else 0, read, record)
+        return AnswerBatch(rows, torch.tensor([x for *_, x in kept]), logprobs, counted if kept else 0, read, record)
 
-    def _answered(self, step: int) -> list[tuple[int, Exercise, list[Text]]]:
+    def _generate_answers(self, step: int) -> list[tuple[int, Exercise, list[Text]]]:
         """Return a step's exercises, each with the index of its level and its answers."""
         config, root = self._config, np.random.SeedSequence([self._config.seed, step])
         samples = config.rollouts.samples
@@ -154,20 +154,20 @@ class Rollouts:
         """Return the probability of each level."""
         k = self._config.rollouts.samples
         weights = [
-            share * max(LEAST, 1 - rate**k - (1 - rate) ** k)
+            share * max(MIN_FREQUENCY, 1 - rate**k - (1 - rate) ** k)
             for share, rate in zip(self._shares, self._rates, strict=True)
         ]
         return [weight / sum(weights) for weight in weights]
 
 
-def learn(answered: Answered, objective: Objective) -> Tensor:
+def learn(answered: AnswerBatch, objective: Objective) -> Tensor:
     """Accumulate the gradients of a step's answers; return figures (2,) as `Trainer` has them.
 
     Each row is a document of its own, read from its beginning. The largest difference between the log probabilities
     of decoding and training is added to the step's record.
 
     Raises:
-        UserError: in float32, that difference is larger than AGREEMENT.
+        UserError: in float32, that difference is larger than MAX_LOGPROB_GAP.
     """
     size, device = objective.config.micro_batch_size, objective.model.memory.device
     began, read = time.perf_counter(), 0
@@ -180,7 +180,7 @@ def learn(answered: Answered, objective: Objective) -> Tensor:
         read += answered.rows[1, part].shape[0] * length
         ids, targets, documents = answered.rows[:, part, :length].long()
         logprobs = answered.logprobs[part, :length].to(device)
-        credit = Credit(answered.advantages[part, None].expand_as(ids).to(device))
+        credit = TokenWeights(answered.advantages[part, None].expand_as(ids).to(device))
         row = ids.to(device), targets.to(device), documents, objective.model.initial_state(len(ids))
         outcome = objective(*row, teacher and teacher.start(len(ids)), "distil", credit)
         loss = outcome.loss / divisor
@@ -190,16 +190,16 @@ def learn(answered: Answered, objective: Objective) -> Tensor:
         del loss, outcome  # frees the graph
     rate = read / (time.perf_counter() - began)
     answered.record.update(logprob_gap=gap, learned_tokens_per_second=rate)
-    if gap > AGREEMENT and objective.model.dtype == torch.float32:
+    if gap > MAX_LOGPROB_GAP and objective.model.dtype == torch.float32:
         raise UserError(
-            f"a token's log probability differs by {gap:.1e} between decoding and training (at most {AGREEMENT} is "
-            "expected in float32): please report it, with the run's config.toml"
+            f"a token's log probability differs by {gap:.1e} between decoding and training, more than the "
+            f"{MAX_LOGPROB_GAP} expected in float32; please report it, with the run's config.toml"
         )
     return figures
 
 
 def _rows(answers: Sequence[tuple[Exercise, Text, float]]) -> tuple[Tensor, Tensor]:
-    """Return the rows and log probabilities of `Answered`."""
+    """Return the rows and log probabilities of `AnswerBatch`."""
     longest = max((len(exercise.prompt) + len(text.logprobs) - 1 for exercise, text, _ in answers), default=0)
     rows = torch.zeros(3, len(answers), longest, dtype=torch.int32)
     rows[1] = IGNORED

@@ -49,7 +49,7 @@ class Context:
         return {"tokens": self.tokens, "documents": self.documents}
 
 
-class Taught(NamedTuple):
+class TeacherOutput(NamedTuple):
     """A teacher's outputs for rows."""
 
     hidden: Tensor
@@ -65,7 +65,7 @@ class Teacher(Protocol):
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """Function that maps `Taught.hidden` to logits."""
+        """Function that maps `TeacherOutput.hidden` to logits."""
 
     def start(self, lanes: int) -> Any:
         """Return the carried state before the first token."""
@@ -73,7 +73,7 @@ class Teacher(Protocol):
     def restored(self, tensors: dict[str, Tensor]) -> Any:
         """Return the carried state from its tensors by name; raise `UserError` if they are damaged."""
 
-    def read(self, ids: Tensor, documents: Tensor, carried: Any, *, layers: bool = False) -> Taught:
+    def read(self, ids: Tensor, documents: Tensor, carried: Any, *, layers: bool = False) -> TeacherOutput:
         """Read rows (B, T) of int64: ids on the device and document numbers on the CPU, as in `row_loss`."""
 
 
@@ -100,10 +100,10 @@ class RMKVTeacher:
         return state
 
     @torch.no_grad()
-    def read(self, ids: Tensor, documents: Tensor, carried: State, *, layers: bool = False) -> Taught:
+    def read(self, ids: Tensor, documents: Tensor, carried: State, *, layers: bool = False) -> TeacherOutput:
         """See `Teacher`."""
         assert not layers
-        return Taught(*self.model.hidden(ids, carried, documents), [])
+        return TeacherOutput(*self.model.hidden(ids, carried, documents), [])
 
 
 class TransformersTeacher:
@@ -117,7 +117,7 @@ class TransformersTeacher:
     def __init__(self, model: Any, context: int, shortest: int) -> None:
         """Prepare the model as a teacher; `shortest` is the length of the shortest rows."""
         self.model, self.context, self.carries = model.eval().requires_grad_(False), context, context - shortest
-        _require_usual(model)
+        _require_standard_model(model)
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -135,7 +135,7 @@ class TransformersTeacher:
         return Context(tensors["tokens"].to(self.model.device), tensors["documents"].cpu())
 
     @torch.no_grad()
-    def read(self, ids: Tensor, documents: Tensor, carried: Context, *, layers: bool = False) -> Taught:
+    def read(self, ids: Tensor, documents: Tensor, carried: Context, *, layers: bool = False) -> TeacherOutput:
         """See `Teacher`."""
         T, kept = ids.shape[1], carried.tokens.shape[1]
         if self.context < T:
@@ -148,7 +148,7 @@ class TransformersTeacher:
         with _recorded(self.model.base_model.layers if layers else []) as found:
             hidden = _hidden(self.model, given, positions)[:, before:]
         after = Context(tokens[:, T:].clone(), numbers[:, T:].clone())
-        return Taught(hidden, after, [(x[:, before:], y[:, before:]) for x, y in found])
+        return TeacherOutput(hidden, after, [(x[:, before:], y[:, before:]) for x, y in found])
 
 
 def _positions(documents: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _recorded(layers: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 
 @torch.no_grad()
-def _require_usual(model: Any) -> None:
+def _require_standard_model(model: Any) -> None:
     """Raise `UserError` if the model changes its head's logits or if its documents see each other."""
     ids, other = torch.tensor([[0, 1, 2, 3, 4], [3, 4, 2, 3, 4]], device=model.device)[:, None]
     positions = torch.tensor([[0, 1, 0, 1, 2]], device=model.device)

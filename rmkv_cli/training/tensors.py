@@ -24,7 +24,7 @@ from rmkv_cli.errors import UserError
 
 TRAINING = "training"
 INDEX = ".metadata"
-IN_AN_INDEX = {
+ALLOWED_IN_INDEX = {
     "pathlib": {"PosixPath"},
     "pathlib._local": {"PosixPath"},  # its module in Python 3.13
     "torch": {"Size", *(str(x).removeprefix("torch.") for x in vars(torch).values() if isinstance(x, torch.dtype))},
@@ -91,7 +91,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
             return _member
-        if name not in IN_AN_INDEX.get(module, ()):
+        if name not in ALLOWED_IN_INDEX.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
         return super().find_class(module, name)
 

@@ -22,19 +22,19 @@ from rmkv_cli.model.groups import freeze
 from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import find_fault
 from rmkv_cli.tokenizer import Tokenizer
-from rmkv_cli.training.ahead import Ahead, unpacked
 from rmkv_cli.training.data import Data
-from rmkv_cli.training.distribution import Ranks, part, parted_like, whole
-from rmkv_cli.training.faults import BadStepError, Watch
+from rmkv_cli.training.distribution import Ranks, part, sharded_like, whole
+from rmkv_cli.training.faults import BadStepError, StepMonitor
 from rmkv_cli.training.interrupt import Interrupt
 from rmkv_cli.training.objective import Objective
 from rmkv_cli.training.optimizer import learning_rate, longest_rows, make_optimizers, row_segments
+from rmkv_cli.training.prefetch import PrefetchedLanes, unpack_rows
 from rmkv_cli.training.rollouts import Rollouts, learn
 from rmkv_cli.training.stages import CurrentStage, stage_at
 from rmkv_cli.training.teacher import load_teacher
 from rmkv_cli.training.tensors import begin_writing, read_tensors
 from rmkv_cli.training.utilization import device_peak, training_flops_per_token
-from rmkv_cli.training.working import Working, spread
+from rmkv_cli.training.working import WorkingModel, distribute
 
 MODEL_STATE, TEACHER_STATE, OPTIMIZER = "state", "teacher", "optimizer"  # prefixes of tensor names in a checkpoint
 
@@ -71,15 +71,15 @@ class Trainer:
             attach_configured(self.model, config.train)
         self.sharded = ranks.mesh is not None and config.train.distributed == "fsdp"
         """Whether each rank has a part of every weight."""
-        spread(self.model, ranks, config.train.distributed)
+        distribute(self.model, ranks, config.train.distributed)
         freeze(self.model, config.train.ever_trainable)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        self.working = Working(self.model, dtype, ranks)
+        self.working = WorkingModel(self.model, dtype, ranks)
         """What the steps compute with."""
-        self.working.take_weights(frozen=True)
+        self.working.copy_weights(frozen=True)
         self.state = self.working.model.initial_state(self._lanes_here)
         """The state of this rank's lanes after the last step."""
-        with ranks.together():
+        with ranks.shared_errors():
             longest = config.model.segment_length * longest_rows(config, phases, taught=True)
             teacher = load_teacher(config, self.device, longest)
         self.objective = Objective(self.working.model, config.train, teacher)
@@ -91,12 +91,14 @@ class Trainer:
             assert tokenizer is not None
             self.rollouts = Rollouts(config.train, tokenizer, self.working.model, keep_all=teacher is not None)
         self.optimizers = make_optimizers(self.model, config.train)
-        self.lanes = Ahead(lanes, pinned=self.device == "cuda" and ranks.count == 1) if lanes is not None else None
+        self.lanes = (
+            PrefetchedLanes(lanes, pinned=self.device == "cuda" and ranks.count == 1) if lanes is not None else None
+        )
         self.phases, self.held_out = phases, held_out
         self.step, self.tokens = 0, 0
         self.ended = False
         """Whether the data came to its end before."""
-        self.watch = Watch(config.train.spike_factor)
+        self.watch = StepMonitor(config.train.spike_factor)
         self.interrupt = Interrupt()
         """Which signal asked any of the ranks to stop."""
         self._written: Future[Any] | None = None
@@ -114,10 +116,10 @@ class Trainer:
         self.stage = stage
         for model in (self.model, self.working.model):
             freeze(model, stage.train.trainable)
-        self.working.take_weights(frozen=True)  # parameters frozen now may have been trained before
+        self.working.copy_weights(frozen=True)  # parameters frozen now may have been trained before
 
     @property
-    def source(self) -> Rollouts | Ahead:
+    def source(self) -> Rollouts | PrefetchedLanes:
         """What the rows of rank 0 come from."""
         source = self.rollouts or self.lanes
         assert source is not None
@@ -135,7 +137,7 @@ class Trainer:
         Where no token counts the record has no loss, and the weights stay.
 
         Raises:
-            BadStepError: before the weights are changed; see `pass_over`.
+            BadStepError: before the weights are changed; see `skip_step`.
             EndOfData: there is no more to train on.
         """
         config = self.config.train
@@ -144,7 +146,7 @@ class Trainer:
         if stage.number != self.stage.number:
             self._enter(stage)
         self.watch.enter(stage.number)
-        self.working.take_weights()
+        self.working.copy_weights()
         answered = self.rollouts.next(self.step) if self.rollouts else None
         rows, counted, read = answered.size if answered else self._next_rows(segments)
         waited = time.perf_counter() - began
@@ -156,7 +158,7 @@ class Trainer:
             figures, state, teacher_state = learn(answered, self.objective), self.state, self.teacher_state
         else:
             figures, state, teacher_state = self._accumulate(rows, max(1, counted))
-        self.working.give_gradients()
+        self.working.reduce_gradients()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
         value, divergence = figures.tolist()
@@ -173,12 +175,12 @@ class Trainer:
             record = {key: x for key, x in record.items() if key != "loss"} | answered.record
         # Rank 0 alone decides, because the others may round otherwise.
         fault = self.watch.find_fault(value, record["grad_norm"]) if self.ranks.first else None
-        bad, asked = self.ranks.most(fault is not None, self.interrupt.signal or 0)
+        bad, asked = self.ranks.maximum(fault is not None, self.interrupt.signal or 0)
         if asked:  # a signal that came meanwhile is left to the next step
             self.interrupt.signal = asked
         if bad:
             every = torch.cat(self.ranks.gather(rows), dim=1)
-            raise BadStepError(unpacked(every), record, fault or "rank 0 knows why")
+            raise BadStepError(unpack_rows(every), record, fault or "rank 0 knows why")
         nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -186,7 +188,7 @@ class Trainer:
             if counted:
                 optimizer.step()
         if counted:
-            self.watch.good(record["grad_norm"])
+            self.watch.record_norm(record["grad_norm"])
         self.model.zero_grad()
         self.state, self.teacher_state = state, teacher_state
         self.step, self.tokens = record["step"], record["tokens"]
@@ -201,7 +203,7 @@ class Trainer:
         return {"flops_per_second": flops} | ({"mfu": flops / (peak * self.ranks.count)} if peak else {})
 
     def _next_rows(self, segments: int | None) -> tuple[Tensor, int, int]:
-        """Return the next rows of this rank's lanes, packed, and over all ranks: how many targets count, and tokens.
+        """Return the next rows of this rank's lanes, pack_rows, and over all ranks: how many targets count, and tokens.
 
         The rows have as many segments as is their turn, or `segments`.
         """
@@ -215,7 +217,7 @@ class Trainer:
         return *self._read(segments * S, then), read
 
     def _read(self, length: int, then: int | None) -> tuple[Tensor, int]:
-        """Return the next rows of this rank's lanes, packed, and how many targets count over all ranks."""
+        """Return the next rows of this rank's lanes, pack_rows, and how many targets count over all ranks."""
         rows: Tensor | None = None
         found: Any = None
         if self.lanes is not None:
@@ -228,7 +230,7 @@ class Trainer:
         if isinstance(found, EndOfData):
             raise found
         shape = 3, self.config.train.batch_size // self.ranks.count, length
-        return self.ranks.deal(rows, shape, torch.int32), found
+        return self.ranks.scatter(rows, shape, torch.int32), found
 
     def _seed(self) -> None:
         """Begin the step's own random numbers, so that dropout is the same in a run that was resumed."""
@@ -258,7 +260,7 @@ class Trainer:
         after = None if self.teacher_state is None else type(self.teacher_state).join(carried)
         return self.ranks.sum(torch.stack(figures).double().sum(0)), State.join(states), after
 
-    def pass_over(self, step: int, tokens: int) -> None:
+    def skip_step(self, step: int, tokens: int) -> None:
         """Leave out a bad step: data, steps and tokens go on behind it; weights and states stay as it found them."""
         self.model.zero_grad()
         self.step, self.tokens = step, tokens
@@ -271,7 +273,7 @@ class Trainer:
             return self.model
         return self._with_weights(lambda x: whole(x).to(self.device))
 
-    def copied_model(self) -> RMKV:
+    def checkpoint_model(self) -> RMKV:
         """Return a copy of the model with all weights that a checkpoint holds on the CPU; of no use on other ranks than
         0."""
         place = "cpu" if self.ranks.first else "meta"
@@ -289,7 +291,7 @@ class Trainer:
         """Return the losses of the held-out documents, of which each rank reads its part, and the whole model."""
         assert self.held_out is not None
         model = self.whole_model()
-        with self.ranks.together():
+        with self.ranks.shared_errors():
             most, part, parts = self.config.train.eval_tokens, self.ranks.rank, self.ranks.count
             losses = read_losses(model, self.held_out, max_tokens=most, part=part, parts=parts)
         for x in (losses.by_document, losses.by_bucket, losses.counts):
@@ -360,15 +362,15 @@ class Trainer:
         self.watch.load_state_dict(watch)
 
     def _load_weights(self, folder: Path) -> None:
-        with self.ranks.together():
+        with self.ranks.shared_errors():
             if is_adapter(folder):
                 weights = read_adapter(self.model, folder)
             else:
                 weights = read_weights(folder, self.model, "the run's config.toml")
         mine = self.model.state_dict()
-        here = {name: parted_like(x.to(mine[name].device), mine[name]) for name, x in weights.items()}
+        here = {name: sharded_like(x.to(mine[name].device), mine[name]) for name, x in weights.items()}
         self.model.load_state_dict(here, strict=False)  # an adapter, or all but that
-        self.working.take_weights(frozen=True)
+        self.working.copy_weights(frozen=True)
 
     def _empty(self, path: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return an empty tensor for what a checkpoint has under a name, in parts as the ranks have it."""

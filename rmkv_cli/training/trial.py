@@ -17,18 +17,18 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import atomic_directory, require_new
 from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import progress
-from rmkv_cli.training.begin import source_of, with_source
+from rmkv_cli.training.begin import pending_source, with_source
 from rmkv_cli.training.data import open_data
 from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
 from rmkv_cli.training.distribution import Ranks, resolve_device
-from rmkv_cli.training.folder import checked
+from rmkv_cli.training.folder import check_run
 from rmkv_cli.training.memory import estimated_memory, memory_errors_explained, peak_memory, require_memory
 from rmkv_cli.training.optimizer import longest_rows, mean_segments, most_segments
 from rmkv_cli.training.teacher import require_tokenizer_of_teacher, with_teacher
 from rmkv_cli.training.trainer import Trainer, make_trainer
 
 WARM_UP = 3  # steps before those that are profiled
-DEAREST = 10  # operations that are told
+TOP_OPERATIONS = 10  # operations that are told
 
 
 def dry_run(config: Config, run: Path, *, price: float | None = None, allow_noncausal: bool = False) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
         UserError: the run could not begin.
         BadStepError: already one of the two steps is bad.
     """
-    config = checked(config, run, allow_noncausal=allow_noncausal)
+    config = check_run(config, run, allow_noncausal=allow_noncausal)
     with _trial(config) as trainer:
         train = config.train
         most, mean = _segments(trainer)
@@ -84,7 +84,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     """
     folder = run / "profile"
     require_new(folder)
-    config = checked(config, run, resume=(run / "config.toml").exists(), allow_noncausal=allow_noncausal)
+    config = check_run(config, run, resume=(run / "config.toml").exists(), allow_noncausal=allow_noncausal)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler writes notes of its own to stderr
     rows = config.train.batch_size if config.train.rollouts.tasks else config.train.micro_batch_size
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
@@ -105,7 +105,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
     operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     times = [(event.self_device_time_total if gpu else event.self_cpu_time_total, event) for event in operations]
     whole = sum(time for time, _ in times)
-    dearest = sorted(times, key=lambda timed: timed[0], reverse=True)[:DEAREST]
+    slowest = sorted(times, key=lambda timed: timed[0], reverse=True)[:TOP_OPERATIONS]
     return {
         "trace": str(folder / "trace.json.gz"),
         "steps": steps,
@@ -118,7 +118,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
                 "milliseconds": time / 1000 / steps,
                 "share": time / whole,
             }
-            for time, event in dearest
+            for time, event in slowest
         ],
     }
 
@@ -146,7 +146,7 @@ def _trial(config: Config) -> Iterator[Trainer]:
         with memory_errors_explained(config):
             try:
                 trainer = make_trainer(config, Ranks(device), data)
-                if (source := source_of(config, run)) is not None:
+                if (source := pending_source(config, run)) is not None:
                     trainer.start_from(source)
                 yield trainer
             except EndOfData as end:

@@ -13,7 +13,7 @@ from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.training.distribution import Ranks, whole
 
 
-def spread(model: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> None:
+def distribute(model: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> None:
     """Give every rank the weights of rank 0: all ("ddp"), or a part of each, and so of what the optimizer keeps of it
     ("fsdp")."""
     if ranks.mesh is None:
@@ -26,7 +26,7 @@ def spread(model: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> None:
                 setattr(module, name, nn.Parameter(part))
 
 
-class Working:
+class WorkingModel:
     """A model beside its masters: whole where they are in parts, in bfloat16 where it computes in that.
 
     Weights that are neither are the masters themselves. Of frozen weights the device has the copy alone. The gradients
@@ -57,14 +57,14 @@ class Working:
             self._pairs.append((copy, master))
 
     @torch.no_grad()
-    def take_weights(self, *, frozen: bool = False) -> None:
+    def copy_weights(self, *, frozen: bool = False) -> None:
         """Copy the masters' weights; with `frozen` also those that are not trained, which steps do not change."""
         for copy, master in self._pairs:
             if copy is not master and (frozen or master.requires_grad):
                 copy.copy_(whole(master.to(copy.dtype)))
 
     @torch.no_grad()
-    def give_gradients(self) -> None:
+    def reduce_gradients(self) -> None:
         """Give the masters the sum of the ranks' gradients."""
         gradients = []
         for copy, master in self._pairs:

@@ -58,7 +58,7 @@ def make_trainer(device):
             return drawn
         trainer = trainer_on(device)
         trainer.model.load_state_dict(deepcopy(drawn.model.state_dict()))
-        trainer.working.take_weights(frozen=True)
+        trainer.working.copy_weights(frozen=True)
         trainer.state = drawn.state.map(lambda x, _: x.to(device))
         return trainer
 

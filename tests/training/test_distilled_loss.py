@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from small_model import make_model
 
 from rmkv_cli.training import loss as loss_module
-from rmkv_cli.training.loss import Lesson, row_loss
+from rmkv_cli.training.loss import Distillation, row_loss
 
 SHARE, TEMPERATURE, Z = 0.7, 1.5, 0.1
 
@@ -20,7 +20,7 @@ def rows(length=20):
 
 def lesson_of(teacher, ids, documents, share=SHARE, temperature=TEMPERATURE):
     hidden, _ = teacher.hidden(ids, document_ids=documents)
-    return Lesson(hidden, teacher.head, share, temperature)
+    return Distillation(hidden, teacher.head, share, temperature)
 
 
 def gradients(model):

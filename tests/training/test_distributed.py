@@ -209,7 +209,7 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(written, tmp_path):
 @pytest.mark.slow
 def test_ranks_wait_for_rank_0_longer_than_for_each_other(forker, written, tmp_path):
     _, file = written(tokens=300)
-    job = ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "run", "--json", PATIENCE=5, LATE=6)
+    job = ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "run", "--json", TIMEOUT=5, LATE=6)
     assert job.returncode == 0, job.stderr
     assert json.loads(job.stdout)["finished"]
 
@@ -218,7 +218,7 @@ def test_ranks_wait_for_rank_0_longer_than_for_each_other(forker, written, tmp_p
 def test_a_rank_0_that_is_silent_is_given_up(written, tmp_path):
     """No connection breaks, as when a machine loses its power, and the others are waiting for it."""
     _, file = written()
-    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", PATIENCE=5, FROZEN=1)
+    job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", TIMEOUT=5, FROZEN=1)
     assert job.returncode == 1
     assert "error: rank 0 has given no sign of life for 0:00:05; check its machine, then use --resume" in job.stderr
     assert "rank      : 1" in job.stderr.partition("Root Cause")[2]

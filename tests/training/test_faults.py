@@ -12,7 +12,7 @@ from rmkv_cli.data.lanes import Lanes, Prepared
 from rmkv_cli.errors import UserError
 from rmkv_cli.training import BadStepError, train
 from rmkv_cli.training.checkpoint import read_progress
-from rmkv_cli.training.faults import FEWEST, MOST_BAD, WINDOW, Watch
+from rmkv_cli.training.faults import MAX_BAD_STEPS, MIN_NORMS, WINDOW, StepMonitor
 from rmkv_cli.training.tensors import read_tensors
 from rmkv_cli.training.trainer import Trainer
 
@@ -37,22 +37,22 @@ def poke_at(monkeypatch, step, poke):
 
 
 def test_only_numbers_far_above_the_median_are_spikes():
-    watch = Watch(spike_factor=3)
+    watch = StepMonitor(spike_factor=3)
     assert watch.find_fault(5.0, 1e9) is None  # nothing is known yet
-    for i in range(FEWEST):
-        watch.good(1.0 + i % 2)
+    for i in range(MIN_NORMS):
+        watch.record_norm(1.0 + i % 2)
     assert watch.find_fault(5.0, 4.5) is None  # 3 times the median, 1.5
     assert "gradient norm 4.6, more than 3 times the usual 1.5" in watch.find_fault(5.0, 4.6)
     for _ in range(WINDOW):
-        watch.good(2.0)
+        watch.record_norm(2.0)
     assert watch.find_fault(5.0, 6.0) is None
     assert len(watch.norms) == WINDOW
-    assert Watch(spike_factor=0).find_fault(5.0, 1e9) is None
+    assert StepMonitor(spike_factor=0).find_fault(5.0, 1e9) is None
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf), (math.inf, math.nan)])
 def test_what_is_not_finite_is_bad_at_once(loss, norm):
-    assert "not a finite number" in Watch(spike_factor=0).find_fault(loss, norm)
+    assert "not a finite number" in StepMonitor(spike_factor=0).find_fault(loss, norm)
 
 
 def rare_token(data, segments):
@@ -138,11 +138,11 @@ def test_before_the_first_checkpoint_a_rollback_is_a_skip(make_config, tmp_path,
 def test_too_many_bad_steps_end_the_training(make_config, tmp_path, monkeypatch, capsys):
     config = make_config(on_bad_step="skip", tokens=10_000)
     poke_at(monkeypatch, 3, lambda model: model.norm.weight[0].fill_(math.inf))
-    with pytest.raises(BadStepError, match=f"step {3 + MOST_BAD}: not a finite number"):
+    with pytest.raises(BadStepError, match=f"step {3 + MAX_BAD_STEPS}: not a finite number"):
         train(config, tmp_path / "run")
-    assert f"{MOST_BAD} of the last {WINDOW} steps were passed over already" in capsys.readouterr().err
-    assert (tmp_path / "run" / "failed" / f"step-{3 + MOST_BAD:08d}" / "rows.safetensors").exists()
-    assert sum("bad_step" in record for record in curve(tmp_path / "run")) == MOST_BAD
+    assert f"{MAX_BAD_STEPS} of the last {WINDOW} steps were passed over already" in capsys.readouterr().err
+    assert (tmp_path / "run" / "failed" / f"step-{3 + MAX_BAD_STEPS:08d}" / "rows.safetensors").exists()
+    assert sum("bad_step" in record for record in curve(tmp_path / "run")) == MAX_BAD_STEPS
 
 
 def test_a_factor_that_makes_usual_steps_bad_is_refused(make_config):
@@ -151,12 +151,12 @@ def test_a_factor_that_makes_usual_steps_bad_is_refused(make_config):
 
 
 def test_a_stage_has_its_own_norms():
-    watch = Watch(3.0)
-    for _ in range(FEWEST):
+    watch = StepMonitor(3.0)
+    for _ in range(MIN_NORMS):
         watch.enter(0)
-        watch.good(1.0)
+        watch.record_norm(1.0)
     assert "more than 3 times the usual" in watch.find_fault(1.0, 9.0)
-    resumed = Watch(3.0)
+    resumed = StepMonitor(3.0)
     resumed.load_state_dict(watch.state_dict())
     for each in (watch, resumed):
         each.enter(0)

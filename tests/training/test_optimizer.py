@@ -9,8 +9,8 @@ from rmkv_cli.config.train import TRAINABLE
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.cost import optimizer_bytes
 from rmkv_cli.training.optimizer import (
-    decays,
     describe_groups,
+    has_weight_decay,
     learning_rate,
     make_optimizers,
     mean_segments,
@@ -60,7 +60,7 @@ def test_mean_and_most_segments_are_those_of_a_whole_training(phases):
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_matrices_of_attention_and_feed_forward_decay(cell):
     model = make_model(memory={"cell": cell}, position="learned", tie_word_embeddings=False)
-    decaying = {name.split(".", 2)[-1] for name, p in model.named_parameters() if decays(name, p)}
+    decaying = {name.split(".", 2)[-1] for name, p in model.named_parameters() if has_weight_decay(name, p)}
     assert decaying == {
         *("attention.qkv.weight", "attention.out.weight"),
         *("feed_forward.gate.weight", "feed_forward.up.weight", "feed_forward.down.weight"),

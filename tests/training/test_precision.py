@@ -9,7 +9,7 @@ from rmkv_cli.model import RMKV
 from rmkv_cli.model.adapters import ADAPTER_MARK, attach, select
 from rmkv_cli.training.distribution import Ranks
 from rmkv_cli.training.loss import row_loss
-from rmkv_cli.training.working import Working
+from rmkv_cli.training.working import WorkingModel
 
 SEGMENT = 16
 
@@ -26,11 +26,11 @@ def gradients(model, dtype, segments, mark=""):
     """Return the gradients of a row's mean loss as one vector, of the parameters with `mark` in their names."""
     phrases = torch.randint(64, (16, 8), generator=torch.Generator().manual_seed(1))
     ids = phrases[torch.randint(16, (segments * SEGMENT // 8,), generator=torch.Generator().manual_seed(2))].view(1, -1)
-    working = Working(model, dtype, Ranks("cpu"))
-    working.take_weights()
+    working = WorkingModel(model, dtype, Ranks("cpu"))
+    working.copy_weights()
     loss, _ = row_loss(working.model, ids, ids.roll(-1, 1), torch.zeros_like(ids), working.model.initial_state(1))
     (loss / ids.numel()).backward()
-    working.give_gradients()
+    working.reduce_gradients()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
     named = model.named_parameters()
     found = torch.cat([p.grad.flatten() for name, p in named if p.grad is not None and mark in name])
@@ -51,10 +51,10 @@ def test_the_error_of_bfloat16_gradients_does_not_grow_with_the_row(model):
 
 
 def test_a_step_s_weights_are_one_rounded_copy(model):
-    working = Working(model, torch.bfloat16, Ranks("cpu"))
+    working = WorkingModel(model, torch.bfloat16, Ranks("cpu"))
     with torch.no_grad():
         model.embedding.weight.mul_(2)
-    working.take_weights()
+    working.copy_weights()
     assert torch.equal(working.model.embedding.weight, model.embedding.weight.bfloat16())
     assert working.model.memory is model.memory
     assert working.model.blocks[0].store.start is model.blocks[0].store.start
@@ -69,7 +69,7 @@ def test_an_adapter_s_bfloat16_gradients_are_as_close_and_cells_and_stores_keep_
     error = ((found - exact).norm() / exact.norm()).item()
     print(error)
     assert error < 0.015
-    dtypes = {name: x.dtype for name, x in Working(model, torch.bfloat16, Ranks("cpu")).model.named_parameters()}
+    dtypes = {name: x.dtype for name, x in WorkingModel(model, torch.bfloat16, Ranks("cpu")).model.named_parameters()}
     assert dtypes["blocks.0.attention.qkv.lora_A.weight"] == torch.bfloat16
     assert dtypes["blocks.0.cell.cell.base_layer.lora_B.weight"] == torch.float32
     assert dtypes["blocks.0.store.gates.lora_A.weight"] == torch.float32

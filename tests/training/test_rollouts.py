@@ -17,7 +17,7 @@ from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training import dry_run, profile, train
 from rmkv_cli.training.metrics import read_metrics
 from rmkv_cli.training.objective import Objective
-from rmkv_cli.training.rollouts import Answered, Rollouts, learn
+from rmkv_cli.training.rollouts import AnswerBatch, Rollouts, learn
 
 WORDS = {"kind": "spelling", "letters": [2]}
 
@@ -124,7 +124,7 @@ def test_the_gradient_is_the_policy_gradient_of_each_document_alone():
     for size in (1, 2, 3):
         student.zero_grad()
         config = Config.model_validate({"train": {"batch_size": 6, "micro_batch_size": size}}).train
-        answered = Answered(rows, advantages, logprobs, 25, 0, {})
+        answered = AnswerBatch(rows, advantages, logprobs, 25, 0, {})
         figures = learn(answered, Objective(student, config, None))
         assert figures.tolist() == pytest.approx([expected.item(), 0.0], rel=1e-9)
         assert answered.record["logprob_gap"] < 1e-12

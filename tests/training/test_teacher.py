@@ -8,7 +8,7 @@ from small_model import make_model
 from small_transformer import FAMILIES, make_transformer
 
 from rmkv_cli.data.lanes import Lanes, Prepared
-from rmkv_cli.training.loss import Lesson, row_loss
+from rmkv_cli.training.loss import Distillation, row_loss
 from rmkv_cli.training.teacher import RMKVTeacher, TransformersTeacher
 
 LENGTHS = [13, 7, 2, 40, 8, 9, 30, 6]
@@ -48,7 +48,7 @@ def test_the_kl_to_a_transformer_equals_that_of_a_forward_pass_over_each_documen
     texts = {}
     for ids, targets, documents in rows_of(LENGTHS, [15, 10, 20]):
         taught = teacher.read(ids, documents, carried)
-        lesson = Lesson(taught.hidden, teacher.head, 1.0, 1.0)
+        lesson = Distillation(taught.hidden, teacher.head, 1.0, 1.0)
         logits, _ = student(ids, state, documents)
         _, state = row_loss(student, ids, targets, documents, state, lesson=lesson)
         carried = taught.carried

@@ -8,7 +8,7 @@ import pytest
 from small_documents import make_documents, random_documents
 
 from rmkv_cli.data.lanes import EndOfData, Lanes, Prepared, Rows
-from rmkv_cli.training.ahead import Ahead, packed, unpacked
+from rmkv_cli.training.prefetch import PrefetchedLanes, pack_rows, unpack_rows
 
 LENGTHS = [5, 8, 3, 13, 8, 8, 1, 21]
 
@@ -19,7 +19,7 @@ def lanes(documents):
 
 def read(ahead, lengths):
     """The rows of these lengths, each of which is read while the one before is worked on."""
-    return [unpacked(ahead.next(n, then)) for n, then in zip(lengths, [*lengths[1:], None], strict=True)]
+    return [unpack_rows(ahead.next(n, then)) for n, then in zip(lengths, [*lengths[1:], None], strict=True)]
 
 
 def assert_same_rows(some, others):
@@ -31,8 +31,8 @@ def assert_same_rows(some, others):
 def test_a_place_is_behind_the_rows_that_were_returned(after):
     documents = random_documents([4, 9, 30, 2, 17])
     plain = lanes(documents)
-    ahead, resumed = (Ahead(lanes(documents), pinned=False) for _ in range(2))
-    taken = [unpacked(ahead.next(n, then)) for n, then in list(pairwise(LENGTHS))[:after]]
+    ahead, resumed = (PrefetchedLanes(lanes(documents), pinned=False) for _ in range(2))
+    taken = [unpack_rows(ahead.next(n, then)) for n, then in list(pairwise(LENGTHS))[:after]]
     resumed.load_state_dict(ahead.state_dict())
     assert_same_rows([*taken, *read(resumed, LENGTHS[after:])], [plain.next(n) for n in LENGTHS])
 
@@ -53,7 +53,7 @@ def test_the_next_rows_are_read_while_the_last_ones_are_worked_on():
             return rows
 
     noted = Noted()
-    ahead = Ahead(noted, pinned=False)
+    ahead = PrefetchedLanes(noted, pinned=False)
     ahead.next(4, 7)
     assert noted.second.wait(60)
     assert noted.read == [(4, True), (7, False)]
@@ -75,7 +75,7 @@ def test_the_data_s_end_comes_with_the_rows_that_it_is_in():
             self.left -= 1
             return Rows(*np.zeros((3, 1, length), np.int64))
 
-    ahead = Ahead(Ending(), pinned=False)
+    ahead = PrefetchedLanes(Ending(), pinned=False)
     ahead.next(4, 4)
     ahead.next(4, 4)
     with pytest.raises(EndOfData, match="no more"):
@@ -87,5 +87,5 @@ def test_what_is_packed_is_half_the_size_and_unpacked_the_same():
     documents = make_documents([[70_000, 3, 4], [5, 6, 7, 8]], answers=[[(1, 2)], None], vocab_size=1 << 17)
     rows = lanes(documents).next(9)
     assert (rows.targets == -100).any()
-    assert packed(rows).nbytes == sum(x.nbytes for x in vars(rows).values()) / 2
-    assert_same_rows([unpacked(packed(rows))], [rows])
+    assert pack_rows(rows).nbytes == sum(x.nbytes for x in vars(rows).values()) / 2
+    assert_same_rows([unpack_rows(pack_rows(rows))], [rows])

@@ -104,7 +104,7 @@ def evaluate(
     if overrides or picture or text:
         raise UserError("--set, --text and --picture are for a task: --task recall, for instance")
 
-    from rmkv_cli.evaluation import measure, memory_effect
+    from rmkv_cli.evaluation import measure, measure_baseline, memory_effect
     from rmkv_cli.evaluation.beside import measure_beside
     from rmkv_cli.evaluation.kept import DocumentsReport, documents_name
     from rmkv_cli.evaluation.transformer import load_transformer, load_transformer_tokenizer
@@ -135,7 +135,13 @@ def evaluate(
                 effect = memory_effect(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
         except UserError as reason:
             stderr().print(f"note: {reason}", style="yellow")
-    whole = DocumentsReport(**vars(report), memory=effect, beside=compared)
+    ngram = None
+    if data.is_dir() and split == "validation":
+        try:
+            ngram = measure_baseline(data, tokenizer, max_tokens)
+        except UserError as reason:  # damaged or missing training documents
+            stderr().print(f"note: no n-gram for comparison: {reason}", style="yellow")
+    whole = DocumentsReport(**vars(report), memory=effect, beside=compared, ngram=ngram)
     if as_json:
         print_json(asdict(whole))
     else:
@@ -167,6 +173,9 @@ def _print(report: "DocumentsReport") -> None:
     if len(report.by_source) != 1:
         scores.add_section()
         scores.add_row("all", *_cells(report))
+    if report.ngram:
+        name = f"order-{report.ngram.order} byte n-gram"
+        scores.add_row(name, "", "", "", "", f"{report.ngram.bits_per_byte:.4f}")
     screen.print(scores)
     if report.tokens != report.available_tokens:
         cut = f", {report.cut:,} of them cut" if report.cut else ""
@@ -175,10 +184,15 @@ def _print(report: "DocumentsReport") -> None:
             f"Read: {report.tokens:,}{of} {'token' if report.available_tokens == 1 else 'tokens'}, "
             f"{report.documents:,} of {plural(report.available_documents, 'document')}{cut}."
         )
-    positions = table("position in document", "tokens", "loss")
+    long = report.long_documents
+    within = {part.first: f"{part.loss:.4f}" for part in long.by_position} if long else {}
+    positions = table("position in document", "tokens", "loss", *(["within long documents"] if long else []))
     for part in report.by_position:
-        positions.add_row(f"{part.first:,} to {part.last:,}", f"{part.tokens:,}", f"{part.loss:.4f}")
+        shown = [f"{part.first:,} to {part.last:,}", f"{part.tokens:,}", f"{part.loss:.4f}"]
+        positions.add_row(*shown, *([within.get(part.first, "")] if long else []))
     screen.print(positions)
+    if long:
+        screen.print(f"Long documents: the {long.documents:,} of at least {long.min_tokens:,} tokens.")
     if report.beside:
         _print_beside(report, report.beside)
     if effect := report.memory:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation.measure import PositionLoss, Report, bucket_edges, measure, sample
+from rmkv_cli.evaluation.measure import LongDocuments, PositionLoss, Report, bucket_edges, long_length, measure, sample
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.size import state_bytes
 from rmkv_cli.tokenizer import Token, Tokenizer
@@ -52,11 +53,12 @@ class Beside:
     """Cost of the transformers model."""
     own: Reading
     """Cost of the RMKV."""
+    long_documents: LongDocuments | None = None
 
 
 def measure_beside(
-    own: tuple[RMKV, Tokenizer],
-    other: tuple[Any, Any],
+    rmkv: tuple[RMKV, Tokenizer],
+    transformer: tuple[Any, Any],
     name: str,
     documents: Documents,
     *,
@@ -66,11 +68,11 @@ def measure_beside(
     """Measure how well an RMKV and a transformers model predict the documents; both read one document at a time.
 
     Args:
-        own: the RMKV and its tokenizer.
-        other: a transformers causal model and its tokenizer.
-        name: name of the other model.
+        rmkv: the RMKV and its tokenizer.
+        transformer: a transformers causal model and its tokenizer.
+        name: name of the transformer.
         documents: documents to read.
-        max_tokens: maximum number of the RMKV's tokens to read (see `sample`); the other model reads the same texts.
+        max_tokens: maximum number of the RMKV's tokens to read (see `sample`); the transformer reads the same texts.
         advance: progress callback, called with the number of the RMKV's tokens that either model has just read.
 
     Raises:
@@ -78,7 +80,7 @@ def measure_beside(
     """
     if (documents.counts != documents.lengths).any():
         raise UserError("--beside compares models on whole texts, but only the answers count in these documents")
-    model, tokenizer = own
+    model, tokenizer = rmkv
     begun = perf_counter()
     report = measure(
         model, documents, max_tokens=max_tokens, tokenizer=tokenizer, batch_tokens=1, advance=lambda n: advance(n / 2)
@@ -88,7 +90,7 @@ def measure_beside(
     element = model.dtype.itemsize
     largest = state_bytes(model.config, max(4, element), element)[1]
     reading = Reading(model.count_parameters(), report.tokens / seconds, largest, int(lengths.max()))
-    reader = _Reader(*other)
+    reader = _Reader(*transformer)
     for index, length in zip(chosen, lengths, strict=True):
         pieces = tokenizer.pieces(documents.part(int(index), 0, int(length) + 1).tolist())
         text = "".join(piece for piece in pieces if not isinstance(piece, Token))
@@ -140,12 +142,8 @@ class _Reader:
         """Return the figures of all texts read."""
         if not self._nats:
             raise UserError(f"{name}: its tokenizer encodes each of these texts to at most one token; use longer texts")
-        longest = max(map(len, self._nats))
-        edges = bucket_edges(longest)
-        buckets = [
-            (int(first), int(last), torch.cat([nats[first : last + 1] for nats in self._nats]))
-            for first, last in zip(edges, [*(edges[1:] - 1), longest - 1], strict=True)
-        ]
+        long = long_length(np.array([len(nats) for nats in self._nats]))
+        in_long = [nats[:long] for nats in self._nats if len(nats) >= long]
         nats = torch.cat(self._nats)
         loss = nats.mean().item()
         length, size = self._longest
@@ -156,11 +154,23 @@ class _Reader:
             bytes=self._bytes,
             loss=loss,
             bits_per_byte=nats.sum().item() / math.log(2) / self._bytes,
-            by_position=[PositionLoss(first, last, len(x), x.mean().item()) for first, last, x in buckets if len(x)],
+            by_position=_by_position(self._nats),
             cut=self._cut,
             reading=Reading(self._model.num_parameters(), len(nats) / self._seconds, size, length),
             own=own,
+            long_documents=LongDocuments(len(in_long), long, _by_position(in_long)) if long else None,
         )
+
+
+def _by_position(documents: list[Tensor]) -> list[PositionLoss]:
+    """Return the mean loss in each bucket of positions, given each document's losses."""
+    longest = max(map(len, documents))
+    edges = bucket_edges(longest)
+    parts = []
+    for first, last in zip(edges.tolist(), [*(edges[1:] - 1).tolist(), longest - 1], strict=True):
+        nats = torch.cat([losses[first : last + 1] for losses in documents])
+        parts.append(PositionLoss(first, last, len(nats), nats.mean().item()))
+    return parts
 
 
 def _size(cache: Any) -> int:

@@ -1,4 +1,4 @@
-"""The model as lm-evaluation-harness asks it: how likely continuations and whole texts are, and what it writes."""
+"""Model interface for lm-evaluation-harness: likelihoods of continuations and whole texts, and generation."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -16,31 +16,31 @@ from torch import Tensor
 
 from rmkv_cli.config import parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation.reading import LOGITS, batches, going_on, require_fits, steps
+from rmkv_cli.evaluation.reading import LOGITS, batches, continuing, require_fits, steps
 from rmkv_cli.generation import Decoder, SamplingConfig, Text, read_prompts, together
 from rmkv_cli.model import RMKV, State, inference
 from rmkv_cli.progress import progress
 from rmkv_cli.tokenizer import Tokenizer
 
 LANES = 16
-"""Answers that are written side by side."""
+"""Number of answers generated at once."""
 
 K = TypeVar("K", bound=Hashable)
 Ids = tuple[int, ...]
 Request = tuple[tuple[str, str], list[int], list[int]]
-"""A context and its continuation, and the ids of both."""
+"""A context and its continuation as texts, then the ids of each."""
 
 
 class HarnessModel(TemplateLM):
     """A model and its tokenizer for `lm_eval.evaluate`.
 
-    Every context begins a document. One that several continuations share is read once, and its state is branched for
-    each of them; what is carried being fixed in size, nothing is ever cut off, however long it is.
+    Every context begins a document. A context that several continuations share is read once, and its state is branched
+    for each of them. The state has a fixed size, so texts of any length are read without truncation.
 
     Args:
-        model: its training mode is restored after each call.
-        tokenizer: the one that it was trained with. What a task says is untrusted text to it.
-        batch_tokens: most tokens in one forward pass, unless a segment is longer; bounds the memory.
+        model: the model; its training mode is restored after each call.
+        tokenizer: the model's tokenizer. The texts of tasks are untrusted.
+        batch_tokens: maximum number of tokens in one forward pass, unless a segment is longer; bounds the memory.
 
     Raises:
         UserError: the model is not causal.
@@ -49,7 +49,9 @@ class HarnessModel(TemplateLM):
     def __init__(self, model: RMKV, tokenizer: Tokenizer, batch_tokens: int = 8192) -> None:
         super().__init__()
         if model.config.memory.carry == "layers":
-            raise UserError("a model that is not causal (memory.carry = 'layers') sees the answers: it cannot be asked")
+            raise UserError(
+                "a model that is not causal (memory.carry = 'layers') sees the answers, so it cannot be scored"
+            )
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
 
     @property
@@ -63,19 +65,20 @@ class HarnessModel(TemplateLM):
         return self.tokenizer.opening
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the ids of a document that begins with this text; without its beginning if `add_special_tokens` is
-        False."""
+        """Return the ids of a document that begins with this text.
+
+        If `add_special_tokens` is False, leave out the token that begins a document.
+        """
         if add_special_tokens is False:
             return self.tokenizer.encode(string)
         return self.tokenizer.encode_document([string])
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Return the ids of both, which together are the whole text.
+        """Return the ids of a context and of its continuation, which together are the whole text.
 
-        As in the harness, the spaces that end a context are the continuation's, and the continuation is what goes
-        beyond the context's ids in those of the whole. Where a token lies across the border, so that there is no such
-        rest, the harness would leave out what that token holds of the continuation: here the continuation is encoded
-        alone.
+        As in the harness, trailing spaces of the context belong to the continuation, and the continuation's ids are
+        those of the whole text after the context's. If a token spans the boundary, the harness would drop the part of
+        the continuation in that token; here the continuation is encoded alone.
         """
         kept = context.rstrip()
         continuation = context[len(kept) :] + continuation
@@ -85,20 +88,20 @@ class HarnessModel(TemplateLM):
         return ids, self.tokenizer.encode(continuation, continues=True)
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Return of each continuation ln p(continuation | context), and whether each of its tokens is the likeliest.
+        """Return for each continuation ln p(continuation | context) and whether greedy decoding would produce it.
 
         Raises:
-            UserError: a text is longer than learned positions, or the model's weights give no numbers.
+            UserError: a text is longer than the learned positions, or the model's results are not finite.
         """
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Return the same as `loglikelihood`, of ids."""
+        """Return the same as `loglikelihood`, given ids."""
         logprobs, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
         continuations = [np.array(continuation, np.int64) for _, _, continuation in requests]
-        asked = _places(tuple(context) for _, context, _ in requests)
+        asked = _indices_of(tuple(context) for _, context, _ in requests)
         contexts = sorted(asked, key=len)
         lengths = np.array([len(context) for context in contexts])
         ends = np.array([len(context) + len(continuation) for _, context, continuation in requests])
@@ -111,28 +114,28 @@ class HarnessModel(TemplateLM):
                     branches, which = np.array(rows, np.int64).reshape(-1, 2).T
                     for part in batches(ends[which], self.batch_tokens, self.model):
                         at, branch = which[part], torch.from_numpy(branches[part]).to(hidden.device)
-                        logprobs[at], greedy[at] = self._go_on(
+                        logprobs[at], greedy[at] = self._continue(
                             [continuations[i] for i in at], hidden[branch], state.select(branch), advance
                         )
         return list(zip(logprobs.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return ln p of whole texts, each a document of its own, read to its end in one go; errors as above."""
+        """Return ln p of whole texts, each read as one document to its end; errors as in `loglikelihood`."""
         texts = [request.args[0] for request in requests]
         asked = [(("", text), [self.tokenizer.opening], self.tokenizer.encode(text)) for text in texts]
         return [logprob for logprob, _ in self._loglikelihood_tokens(asked)]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model writes after each context, up to the first of its stop strings, which are in `until`.
+        """Return the text that the model generates after each context, up to the first stop string in `until`.
 
-        The likeliest tokens, unless the options say `do_sample` or a temperature; then a request's place in `requests`
-        is its seed.
+        Decoding is greedy unless the options contain `do_sample` or a temperature. The seed of sampling is the
+        request's index in `requests`.
 
         Raises:
-            UserError: an option is wrong; or as `rmkv_cli.generation.read_prompts` does.
+            UserError: an option is wrong; or as in `rmkv_cli.generation.read_prompts`.
         """
-        places: dict[Text, int] = {}
-        contexts = list(_places(request.args[0] for request in requests).items())
+        index_of: dict[Text, int] = {}
+        contexts = list(_indices_of(request.args[0] for request in requests).items())
 
         def texts() -> Iterator[Text]:
             for start in range(0, len(contexts), LANES):
@@ -144,7 +147,7 @@ class HarnessModel(TemplateLM):
                         stop = [string for string in options["until"] if string]
                         sampling = _sampling(options, seed=i)
                         text = Text(self.tokenizer, prompt, sampling, options["max_gen_toks"], stop)
-                        places[text] = i
+                        index_of[text] = i
                         yield text
 
         written = [""] * len(requests)
@@ -152,14 +155,14 @@ class HarnessModel(TemplateLM):
             for text in together(Decoder(self.model, LANES), texts()):
                 if text.fault is not None:
                     raise text.fault
-                written[places.pop(text)] = text.text
+                written[index_of.pop(text)] = text.text
                 advance(1)
         return written
 
     def _read(self, contexts: list[Ids], advance: Callable[[float], None]) -> Iterator[tuple[list[Ids], Tensor, State]]:
-        """Read contexts, shortest first, side by side and without padding.
+        """Read contexts, shortest first, as one batch without padding.
 
-        Yields those n that end at the same place, what the head reads at their ends, (n, D), and their state.
+        Yields the n contexts that end at the same position, the hidden states at their ends, (n, D), and their state.
         """
         state, read = self.model.initial_state(len(contexts)), 0
         for length, group in groupby(contexts, len):
@@ -172,23 +175,23 @@ class HarnessModel(TemplateLM):
             yield ended, hidden[:n, -1], state.rows(0, n)
             contexts, state, read = contexts[n:], state.rows(n, len(contexts) - n), length
 
-    def _go_on(
+    def _continue(
         self,
         continuations: list[NDArray[np.int64]],
         hidden: Tensor,
         state: State,
         advance: Callable[[float], None],
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return ln p of each continuation, shortest first, and whether it is the likeliest, token by token.
+        """Return ln p of each continuation, shortest first, and whether each of its tokens is the most likely one.
 
-        `hidden` (B, D) and the state are those of their contexts' last tokens.
+        `hidden` (B, D) and the state are those at the last tokens of the contexts.
         """
         device = hidden.device
         first = torch.tensor([int(ids[0]) for ids in continuations], device=device)
         logprobs, greedy = self._score(hidden, first)
         lengths = np.array([len(ids) - 1 for ids in continuations])
         for step in steps(continuations, lengths, self.tokenizer.eod, self.model):
-            hidden, state = self.model.hidden(step.inputs, going_on(state, step))
+            hidden, state = self.model.hidden(step.inputs, continuing(state, step))
             at = torch.from_numpy(step.rows).to(device), torch.from_numpy(step.columns).to(device)
             found, likeliest = self._score(hidden[at], step.targets)
             rows = len(continuations) - len(step.inputs) + step.rows
@@ -198,7 +201,7 @@ class HarnessModel(TemplateLM):
         return logprobs, greedy
 
     def _score(self, hidden: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return of each target (N,), for what the head reads (N, D), its ln p and whether it is the likeliest."""
+        """Return for each target (N,), given hidden states (N, D), its ln p and whether it is the most likely token."""
         logprobs, likeliest = [], []
         for part, tokens in zip(hidden.split(LOGITS), targets.split(LOGITS), strict=True):
             logits = self.model.head(part)
@@ -207,20 +210,20 @@ class HarnessModel(TemplateLM):
             likeliest.append(logits.argmax(-1) == tokens)
         found = torch.cat(logprobs)
         if not found.isfinite().all():
-            raise UserError("the model's results are not numbers: its weights are damaged, or diverged")
+            raise UserError("the model's results are not numbers: its weights are damaged, or its training diverged")
         return found.cpu().numpy(), torch.cat(likeliest).cpu().numpy()
 
 
-def _places(keys: Iterable[K]) -> dict[K, list[int]]:
-    """Return at which places each key stands."""
-    places: dict[K, list[int]] = defaultdict(list)
+def _indices_of(keys: Iterable[K]) -> dict[K, list[int]]:
+    """Return the indices of each key."""
+    indices: dict[K, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
-        places[key].append(i)
-    return places
+        indices[key].append(i)
+    return indices
 
 
 def _sampling(options: dict[str, Any], seed: int) -> SamplingConfig:
-    """Return how the options of a request, as the harness has normalised them, say that tokens are drawn."""
+    """Return the sampling settings in the options of a request, as normalised by the harness."""
     plain = {"temperature": 1.0 if options["do_sample"] else 0.0, "top_p": 1.0, "seed": seed}
     given = {key: value for key, value in options.items() if key in SamplingConfig.model_fields}
     return parse(SamplingConfig, plain | given, "generation_kwargs")

@@ -1,4 +1,4 @@
-"""Scores in the tasks of lm-evaluation-harness, which need not be installed to read them."""
+"""Scores in the tasks of lm-evaluation-harness; reading them does not require the harness."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ class HarnessScore:
 
     task: str
     version: str | None
-    """Scores of different versions of a task are not comparable. None: the task, or group, tells of none."""
+    """Version of the task; scores of different versions are not comparable. None if the task or group has none."""
     num_fewshot: int | None
-    """Solved examples before each question. None: a group whose tasks differ."""
+    """Number of solved examples before each question; None for a group whose tasks differ."""
     documents: int
-    """Those that were asked."""
+    """Number of documents evaluated."""
     metric: str
     filter: str
-    """What was done to the answers before they were judged; "none"."""
+    """Name of the filter applied to the answers before scoring, or "none"."""
     value: float
     standard_error: float | None
     higher_is_better: bool | None
@@ -24,10 +24,10 @@ class HarnessScore:
 
 @dataclass(frozen=True)
 class HarnessReport:
-    """What lm-evaluation-harness found."""
+    """Scores from lm-evaluation-harness."""
 
     lm_eval: str
-    """Its version."""
+    """Version of the harness."""
     limit: int | None
-    """Only so many documents of each task were asked: such scores are for trying things out."""
+    """Maximum number of documents of each task; scores with a limit are only for trying things out."""
     scores: list[HarnessScore]

@@ -36,27 +36,27 @@ def harness_scores(
     """Return a model's scores in tasks, groups or tags of lm-evaluation-harness.
 
     Args:
-        model: what is asked.
-        names: of the tasks.
-        include: a folder with tasks of one's own, as the harness' YAML files; they go before its own of that name.
-        limit: ask only the first documents of each task, so many.
-        num_fewshot: solved examples before each question, but for tasks that rule them out.
+        model: the model.
+        names: names of the tasks.
+        include: folder of YAML files with your own tasks, which override the harness's tasks of the same name.
+        limit: maximum number of documents of each task.
+        num_fewshot: number of solved examples before each question, except in tasks that forbid them.
 
     Raises:
-        UserError: there is no such task or folder, a task cannot be loaded or asked here, or as `HarnessModel` does.
+        UserError: a task or folder does not exist, cannot be loaded or is not supported; or as in `HarnessModel`.
     """
-    # As lm_eval.simple_evaluate does, but for its report on the machine: that runs git, and loads transformers.
+    # Does what lm_eval.simple_evaluate does, except the report on the machine, which runs git and loads transformers.
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # bootstrapping would fork this process, the model in it
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # bootstrapping would fork this process with the model
     with _quiet():
         with progress("loading the tasks", None, "tasks"):
             loaded = _load(names, include)
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
                 raise UserError(f"{name}: runs what the model writes as code, or shows it images: not done here")
-            own = task.get_config("num_fewshot")
-            shots = own if num_fewshot is None or own == 0 else num_fewshot  # a 0 of its own rules them out
+            default = task.get_config("num_fewshot")
+            shots = default if num_fewshot is None or default == 0 else num_fewshot  # a default of 0 forbids examples
             task.set_config(key="num_fewshot", value=shots or 0)
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         found = evaluate(model, loaded, limit=limit, bootstrap_iters=BOOTSTRAPS, log_samples=False)
@@ -65,7 +65,7 @@ def harness_scores(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep off stdout, which is for results alone, what the harness prints; and data sets' bars off the screen."""
+    """Redirect the harness's output to stderr, as stdout is for results, and hide the progress bars of data sets."""
     datasets.disable_progress_bars()
     try:
         with redirect_stdout(sys.stderr):
@@ -75,19 +75,19 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(names: Sequence[str], include: Path | None) -> Any:
-    """Return what the harness loads by these names."""
+    """Return the tasks that the harness loads by these names."""
     if include is not None and not include.is_dir():
         raise UserError(f"{include}: no such folder")
     tasks = TaskManager(include_path=include, include_defaults=False) if include else None
-    if tasks is None or not set(names) <= set(tasks.all_subtasks):  # groups and tags may have tasks of the harness
-        tasks = TaskManager(include_path=include)  # which reads thousands of files: 13 s
+    if tasks is None or not set(names) <= set(tasks.all_subtasks):  # groups and tags may contain tasks of the harness
+        tasks = TaskManager(include_path=include)  # reads thousands of files, which takes 13 s
     for name in names:
         if name not in tasks.all_tasks:
             where = f"lm_eval {__version__}" + (f" or {include}" if include else "")
             raise UserError(f"there is no task '{name}' in {where}{did_you_mean(name, tasks.all_tasks)}")
     try:
         return tasks.load(list(names))
-    except Exception as error:  # tasks are code and data of many hands
+    except Exception as error:  # tasks contain code and data by many authors
         what = " ".join(str(error).split())
         raise UserError(f"cannot load {', '.join(names)}: {type(error).__name__}: {what}") from error
 

@@ -1,4 +1,4 @@
-"""What each layer's memory does on a text: how long it lasts, how rich it is, what it looks at, and its worth."""
+"""Inspection of each layer's memory on a text: its half-life, effective rank, attention and value."""
 
 import math
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from rmkv_cli.evaluation.watch import Watched, watch
 from rmkv_cli.model import RMKV, RMKVBlock, State, inference
 from rmkv_cli.tokenizer import Tokenizer
 
-CARRIED = ("memory", "cell", "store")  # the parts of a `State` that are memory: (L, B, ...), of layers that have one
-TOP = 5  # tokens that are told of each query
+CARRIED = ("memory", "cell", "store")  # parts of a `State` that are memory, each (layers that have one, B, ...)
+TOP = 5  # tokens reported for each query
 
 
 @dataclass(frozen=True)
 class Attention:
-    """How much of a query's attention goes to a token, wherever it stands in its segment."""
+    """Attention of a query to a token, at any place in the segment."""
 
     token: str
     mass: float
-    """Share of the attention, mean over the segments."""
+    """Share of the attention, averaged over the segments."""
     share: float
-    """Share of the text that is this token: what an indifferent query would give it."""
+    """Share of the text that is this token, which is also the mass that uniform attention gives it."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Slot:
     """One memory vector of a layer.
 
     A channel's half-life is ln 2 / -mean(ln z) segments, with z the keep gate's values on the text (GRU's update gate,
-    LSTM's forget gate, MinimalRNN's gate): a channel that nothing is added to is halved after so many updates, as what
-    is left of it after n of them is the product of n gates. What the candidate writes back is not counted.
+    LSTM's forget gate, MinimalRNN's gate). Without new writes, the product of n gates remains of a channel after n
+    updates, so after that many segments half remains. Writes of the candidate are not counted.
     """
 
     half_life: float | None
-    """Median over the channels. None where the gate keeps no memory: with memory.update = "published"."""
+    """Median over the channels; None with memory.update = "published", where the gate keeps no memory."""
     half_life_of_longest: float | None
-    """What a tenth of the channels reach."""
+    """Half-life that a tenth of the channels reach."""
     on_memory: float
     """Share of its query's attention that goes to the slots; the rest goes to the segment's tokens."""
     attends: list[Attention]
-    """The tokens that its query, which reads the segment at its end, attends to most."""
+    """Tokens that its query, which reads the segment at its end, attends to most."""
     pools: list[Attention]
-    """Those that its query in the pooling attends to most."""
+    """Tokens that its query in the pooling attends to most."""
 
 
 @dataclass(frozen=True)
@@ -58,39 +58,39 @@ class Store:
     """A layer's associative store."""
 
     half_life: list[float]
-    """A head, in segments: ln 2 / -mean(ln (1 - b)) d / S, with b the tokens' write strengths. A token multiplies what
-    was stored by I - b k k^T, whose determinant is 1 - b: this is the mean of all directions. A key that no later one
-    is like keeps its value for longer."""
+    """Half-life of each head in segments: ln 2 / -mean(ln (1 - b)) d / S, with b the tokens' write strengths. A token
+    multiplies the store by I - b k k^T, whose determinant is 1 - b, so this is the mean over all directions. The value
+    of a key that resembles no later key lasts longer."""
     effective_rank: list[float]
-    """A head, of its matrix (d, d)."""
+    """Effective rank of each head's matrix (d, d)."""
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer's memory. Effective ranks are means over the segments' ends."""
+    """One layer's memory. Effective ranks are averages over the ends of the segments."""
 
     slots: list[Slot]
-    """Empty where no text changes the slots, or there are none."""
+    """Empty if there are no slots or the model never updates them."""
     effective_rank: float | None
-    """Of the slots' matrix (m, D): how many of them it takes, all different, to make as much. None without slots."""
+    """Effective rank of the slots' matrix (m, D): how many orthogonal slots it is worth. None without slots."""
     store: Store | None
     cost_without: float
-    """Nats a token that are lost if this layer's memory alone is reset at every segment's start."""
+    """Increase of the loss, in nats per token, if only this layer's memory is reset at every segment's start."""
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What the memory is, and is worth, on a text."""
+    """State and value of the memory on a text."""
 
     documents: int
     segments: int
-    """Whole ones, over which everything but losses is measured."""
+    """Number of whole segments, over which everything but losses is measured."""
     tokens: int
-    """After their document's first segment: those that the losses are about."""
+    """Number of tokens after the first segment of their document, over which losses are measured."""
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     cost_without: float
-    """Nats a token that are lost if all memory is reset at every segment's start; the look-back is kept."""
+    """Increase of the loss, in nats per token, if all memory is reset at every segment's start; the look-back stays."""
     layers: list[LayerMemory]
 
 
@@ -102,30 +102,31 @@ def inspect_memory(
     max_tokens: int | None = None,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> MemoryReport:
-    """Return what each layer's memory does on the documents, each read alone and from its start.
+    """Measure each layer's memory on documents, each read alone and from its start.
 
-    Each is read as many times at once as there are layers, and twice more: with its memory, without each layer's, and
-    without all.
+    A batch reads each document with all memory, without each single layer's memory, and without any.
 
     Args:
-        model: its training mode is restored.
-        documents: of which those longer than a segment are read.
-        tokenizer: spells the tokens.
-        max_tokens: read at most so many: see `choose`.
-        advance: is called with the number of tokens just read.
+        model: the model; its training mode is restored.
+        documents: documents to read; those of at most a segment are left out.
+        tokenizer: the model's tokenizer, for the names of tokens.
+        max_tokens: maximum number of tokens to read (see `choose`).
+        advance: progress callback, called with the number of tokens just read.
 
     Raises:
         UserError: no document is longer than a segment, they do not fit the model, or the model is not causal.
     """
     S, L = model.config.segment_length, len(model.blocks)
     if model.config.memory.carry == "layers":
-        raise UserError("the memory of a model that is not causal (memory.carry = 'layers') cannot be told by layer")
+        raise UserError(
+            "the memory of a model that is not causal (memory.carry = 'layers') cannot be measured by layer"
+        )
     long = np.flatnonzero(documents.lengths > S)
     if len(long):
         chosen, lengths = choose(documents.lengths[long], max_tokens)
         chosen, lengths = long[chosen[lengths > S]], lengths[lengths > S]
     if not len(long) or not len(chosen):
-        raise UserError(f"what the memory does shows only in a text of more than a segment ({S} tokens)")
+        raise UserError(f"the memory has an effect only in a text of more than a segment ({S} tokens)")
     require_fits(model, documents.vocab_size, int(lengths.max()))
 
     device = model.memory.device
@@ -159,7 +160,7 @@ def inspect_memory(
 
 
 def _forget(state: State, fresh: State, forgotten: Tensor) -> State:
-    """Return the state with the memory of layer l and row b as at a document's start where `forgotten` (L, B) says."""
+    """Return the state with the memory of layer l and row b reset to a document's start where `forgotten` (L, B)."""
     changed: dict[str, Any] = {}
     for name in CARRIED:
         if (x := getattr(state, name)) is not None:
@@ -169,7 +170,7 @@ def _forget(state: State, fresh: State, forgotten: Tensor) -> State:
 
 
 def _layer(model: RMKV, index: int, watched: Watched, names: list[str], cost: float) -> LayerMemory:
-    """Return what was seen of a layer; `names` are those of the kinds of tokens."""
+    """Return the report on a layer; `names` has the name of each kind of token."""
     block, memory = model.blocks[index], model.config.memory
     assert isinstance(block, RMKVBlock)
     share = watched.counts / watched.counts.sum()
@@ -197,7 +198,7 @@ def _half_life(log_keep: Tensor) -> Tensor:
 
 
 def _most(mass: Tensor, share: Tensor, names: list[str]) -> list[Attention]:
-    """Return the tokens with most of a mass (U,)."""
+    """Return the TOP tokens with the largest mass (U,)."""
     most = mass.topk(min(TOP, len(names)))
     pairs = zip(most.values.tolist(), most.indices.tolist(), strict=True)
     return [Attention(names[kind], value, float(share[kind])) for value, kind in pairs]

@@ -1,4 +1,4 @@
-"""Evaluations of a run, kept in its folder: what was found, of which step, and by which command."""
+"""Evaluations of a run, stored in its folder: each report with its step and its command."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from rmkv_cli.evaluation.beside import Beside
 from rmkv_cli.evaluation.harness_report import HarnessReport
 from rmkv_cli.evaluation.measure import Report
 from rmkv_cli.evaluation.memory import MemoryEffect
+from rmkv_cli.evaluation.ngram import Baseline
 from rmkv_cli.evaluation.tasks import TaskReport
 from rmkv_cli.files import read_whole, sha256, write_text
 
@@ -26,31 +27,33 @@ EXAMPLES = 64  # documents per cell by default
 
 @dataclass(frozen=True)
 class DocumentsReport(Report):
-    """What was found on documents."""
+    """Report on documents."""
 
     memory: MemoryEffect | None
-    """None where it was not asked for, or cannot be told."""
+    """Effect of the memory; None if it was not requested or cannot be measured."""
     beside: Beside | None = None
     """Comparison with another model on the same documents, if requested."""
+    ngram: Baseline | None = None
+    """Baseline, if the documents are those that a prepared mix held out."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `rmkv eval` found of a run."""
+    """Result of `rmkv eval` on a run."""
 
     step: int
-    """Of the checkpoint."""
+    """Step of the checkpoint."""
     command: str
     report: DocumentsReport | TaskReport | HarnessReport
 
 
 def keep_evaluation(run: Path, name: str, evaluation: Evaluation) -> Path:
-    """Write an evaluation into a run's folder, replacing one of the same name; return the file.
+    """Write an evaluation into a run's folder, replacing one of the same name, and return the file.
 
-    `documents_name`, `task_name` and `harness_name` return names that say what was measured.
+    `documents_name`, `task_name` and `harness_name` return a name for each measurement.
     """
     slug = re.sub(r"[^\w.=,-]+", "-", name.replace("[", "").replace("]", "")).strip("-.")
-    if len(slug) > LONGEST:  # many tasks at once: what tells them apart may stand at the end
+    if len(slug) > LONGEST:  # the hash keeps names apart that differ only at the end
         slug = f"{slug[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     path = run / FOLDER / f"{slug}.json"
     write_text(path, json.dumps(asdict(evaluation), indent=2) + "\n")
@@ -58,14 +61,14 @@ def keep_evaluation(run: Path, name: str, evaluation: Evaluation) -> Path:
 
 
 def kept_evaluations(run: Path) -> dict[str, Evaluation]:
-    """Return a run's evaluations by their names; raise `UserError` if a file is none."""
+    """Return a run's evaluations by name; raise `UserError` if a file is not an evaluation."""
     found = {}
     for path in sorted((run / FOLDER).glob("[!.]*.json")):
         data = read_whole(path)
         try:
             found[path.stem] = TypeAdapter(Evaluation).validate_json(data)
         except ValueError:
-            raise UserError(f"{path}: is no evaluation that this version of rmkv kept; remove it") from None
+            raise UserError(f"{path}: is not an evaluation of this version of rmkv; remove it") from None
     return found
 
 
@@ -78,7 +81,7 @@ def documents_name(
     memory: bool,
     beside: str | None = None,
 ) -> str:
-    """Return the name of an evaluation on `data`; for all of the run's own data it is the split's name."""
+    """Return the name of an evaluation on `data`; for the run's own data it begins with the split alone."""
     settings = [] if memory else ["no-memory"]
     if max_tokens is not None and max_tokens < documents.lengths.sum():
         settings.insert(0, f"max-tokens={max_tokens}")
@@ -89,9 +92,9 @@ def documents_name(
         for ids in documents:
             content.update(ids.tobytes())
         return _name(f"file-{data.name}", *settings, read={data: content.hexdigest()})
-    own = load_config(run / "config.toml").train.data
-    ours = (run / "held-out", Path(own) if own else run / "held-out")
-    if data.resolve() in {path.resolve() for path in ours}:
+    prepared = load_config(run / "config.toml").train.data
+    run_data = (run / "held-out", Path(prepared) if prepared else run / "held-out")
+    if data.resolve() in {path.resolve() for path in run_data}:
         return _name(split, *settings)
     return _name(f"{split}-{data.resolve().name}", *settings, read={data: sha256(data / "manifest.json")})
 
@@ -99,7 +102,7 @@ def documents_name(
 def task_name(
     kind: str, overrides: Mapping[str, object], examples: int, seed: int, mix: Path | None, texts: Sequence[Path]
 ) -> str:
-    """Return the name of an evaluation on a task, with its settings that differ from the defaults and its files."""
+    """Return the name of an evaluation on a task, with the settings that are not defaults and a hash of its files."""
     settings = [f"{key}={value}".replace(" ", "") for key, value in sorted(overrides.items())]
     settings += [f"examples={examples}"] * (examples != EXAMPLES) + [f"seed={seed}"] * (seed != 0)
     files = [*texts, *([mix / "manifest.json" if mix.is_dir() else mix] if mix else [])]

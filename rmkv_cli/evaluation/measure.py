@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,38 +12,38 @@ from torch import Tensor
 
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation.reading import Integers, batches, going_on, require_fits, steps, token_losses
+from rmkv_cli.evaluation.reading import Integers, batches, continuing, require_fits, steps, token_losses
 from rmkv_cli.model import RMKV, inference
 from rmkv_cli.tokenizer import Tokenizer
 
 FIRST_BUCKET = 64  # positions 0 to 63; each further bucket ends at twice the position
+LONG_DOCUMENTS = 32  # enough documents for losses within long ones; or a fifth of all, if that is fewer
 
 
 @dataclass(frozen=True)
 class Score:
-    """The loss over some documents, their end-of-document tokens included.
+    """Loss over documents, including their end-of-document tokens.
 
-    It is about the tokens that count in training: of documents with answers, those of the answers alone.
+    The scored tokens are those that count in training; in documents with answers, only the answers.
     """
 
     documents: int
     tokens: int
-    """Those that the loss is about."""
+    """Number of scored tokens."""
     bytes: int
-    """UTF-8 bytes that bits_per_byte is about: those of the tokens that the loss is about, of documents that have a
-    text, and whose bytes are known."""
+    """UTF-8 bytes of the scored tokens in documents that have a text and whose bytes are known."""
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     perplexity: float
     bits_per_byte: float | None
-    """None where there are no bytes."""
+    """Bits per byte of `bytes`; None if it is 0."""
 
 
 @dataclass(frozen=True)
 class PositionLoss:
-    """The loss over the tokens at positions `first` to `last` of their documents; the first token's is 0.
+    """Loss over the tokens at positions `first` to `last` of their documents, counted from 0.
 
-    Positions at which no token counts are left out of a report.
+    A report leaves out positions at which no token is scored.
     """
 
     first: int
@@ -53,34 +53,51 @@ class PositionLoss:
 
 
 @dataclass(frozen=True)
+class LongDocuments:
+    """The loss by position within long documents: every bucket covers the same ones, so buckets can be compared.
+
+    Over all documents they cannot, because short documents end before the later positions.
+    """
+
+    documents: int
+    min_tokens: int
+    """Length that each of the documents reaches, and number of positions covered."""
+    by_position: list[PositionLoss]
+
+
+@dataclass(frozen=True)
 class Report(Score):
-    """A `Score` over all documents, and its parts."""
+    """Score over all documents, and its parts."""
 
     by_source: dict[str, Score]
     by_position: list[PositionLoss]
     cut: int
-    """Number of documents of which `max_tokens` allowed only the beginning."""
+    """Number of documents that `max_tokens` cut short."""
     available_documents: int
     available_tokens: int | None
     """Value of `tokens` if all documents were read whole; None if the length of some is unknown."""
+    long_documents: LongDocuments | None = field(default=None, kw_only=True)
+    """None if too few documents reach 128 tokens, or an earlier version measured it."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses in nats of the documents that were read, or of a part of them, added up."""
+    """Sums of the losses, in nats, of the documents read or of a part of them."""
 
     chosen: Integers
-    """Index of each document (documents,), of which `scored` and `by_document` tell."""
+    """Index of each document (documents,)."""
     lengths: Integers
-    """Tokens to read of each."""
+    """Number of tokens to read of each document (documents,)."""
     scored: Integers
-    """Tokens of each that the loss is about."""
+    """Number of scored tokens of each document (documents,)."""
     edges: Integers
-    """First position of each bucket (buckets,), of which `by_bucket` and `counts` tell."""
+    """First position of each bucket (buckets,)."""
     by_document: Tensor
+    """Loss of each document (documents,)."""
     by_bucket: Tensor
+    """Loss in each bucket (2, buckets): of all documents, and of long ones (see `long_length`)."""
     counts: Tensor
-    """Tokens."""
+    """Number of tokens scored in each bucket (2, buckets)."""
 
 
 def measure(
@@ -92,19 +109,19 @@ def measure(
     batch_tokens: int = 8192,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> Report:
-    """Return how well the model predicts the documents, each read alone and from its start.
+    """Measure how well the model predicts the documents, each read alone and from its start.
 
     Args:
-        model: its training mode is restored.
-        documents: what is read.
-        max_tokens: most tokens to read (see `sample`).
-        tokenizer: gives the bytes of what is scored of a document, where that is not all of it; without it, bits per
-            byte leaves such documents out.
-        batch_tokens: most tokens in one forward pass; bounds the memory.
-        advance: is called with the number of tokens just read.
+        model: the model; its training mode is restored.
+        documents: documents to read.
+        max_tokens: maximum number of tokens to read (see `sample`).
+        tokenizer: counts the bytes of documents that are scored only in part; without it, bits per byte leaves such
+            documents out.
+        batch_tokens: maximum number of tokens in one forward pass; bounds the memory.
+        advance: progress callback, called with the number of tokens just read.
 
     Raises:
-        UserError: there are no documents, they do not fit the model, or what is read of them holds no answer.
+        UserError: there are no documents, they do not fit the model, or the part that is read contains no answer.
     """
     losses = read_losses(model, documents, max_tokens=max_tokens, batch_tokens=batch_tokens, advance=advance)
     return report_on(documents, losses, tokenizer)
@@ -122,8 +139,8 @@ def read_losses(
 ) -> Losses:
     """Return the losses that `measure` reports; arguments and errors are the same.
 
-    With `parts`, read only every `parts`-th document in the order of their lengths, from number `part` on. Added up
-    over all parts, the losses are those of all documents.
+    With `parts`, read only every `parts`-th document in the order of their lengths, starting with number `part`. The
+    losses of all parts add up to those of all documents.
     """
     chosen, lengths = sample(documents.lengths, documents.sources, max_tokens)
     require_fits(model, documents.vocab_size, int(lengths.max()))
@@ -135,54 +152,64 @@ def read_losses(
     if not scored.any():
         raise UserError(f"max_tokens = {max_tokens} ends before the first answer; raise it")
     by_document = torch.zeros(len(chosen), dtype=torch.float64, device=device)
-    by_bucket = torch.zeros(len(edges), dtype=torch.float64, device=device)
-    counts = np.zeros(len(edges), np.int64)
-    own = np.argsort(lengths, kind="stable")[part::parts]
+    by_bucket = torch.zeros(2, len(edges), dtype=torch.float64, device=device)
+    counts = np.zeros((2, len(edges)), np.int64)
+    long = long_length(lengths)
+    mine = np.argsort(lengths, kind="stable")[part::parts]
     with inference(model):
-        for batch in (own[indices] for indices in batches(lengths[own], batch_tokens, model)):
+        for batch in (mine[indices] for indices in batches(lengths[mine], batch_tokens, model)):
             state = model.initial_state(len(batch))
             texts = [documents.part(int(chosen[i]), 0, int(lengths[i]) + 1) for i in batch]
             counted = [documents.counted(int(i)) for i in chosen[batch]]
             for step in steps(texts, lengths[batch], documents.eod, model, counted):
-                hidden, state = model.hidden(step.inputs, going_on(state, step))
+                hidden, state = model.hidden(step.inputs, continuing(state, step))
                 losses = token_losses(model, hidden, step)
                 buckets = np.searchsorted(edges, step.start + step.columns, side="right") - 1
-                by_document.index_add_(0, torch.from_numpy(batch[-len(step.inputs) :][step.rows]).to(device), losses)
-                by_bucket.index_add_(0, torch.from_numpy(buckets).to(device), losses)
-                counts += np.bincount(buckets, minlength=len(edges))
+                of_target = batch[-len(step.inputs) :][step.rows]
+                in_long = (lengths[of_target] >= long) & (step.start + step.columns < long)
+                by_document.index_add_(0, torch.from_numpy(of_target).to(device), losses)
+                both = torch.stack([losses, losses * torch.from_numpy(in_long).to(device)])
+                by_bucket.index_add_(1, torch.from_numpy(buckets).to(device), both)
+                counts += [np.bincount(x, minlength=len(edges)) for x in (buckets, buckets[in_long])]
                 advance(step.read)
     return Losses(chosen, lengths, scored, edges, by_document, by_bucket, torch.from_numpy(counts).to(device))
 
 
 def report_on(documents: Documents, losses: Losses, tokenizer: Tokenizer | None = None) -> Report:
-    """Return what the losses of all parts, added up, say; the other arguments are `measure`'s."""
+    """Return the report on the sums of the losses of all parts; the other arguments are those of `measure`."""
     chosen, lengths, scored, edges = losses.chosen, losses.lengths, losses.scored, losses.edges
     nats = losses.by_document.cpu().numpy()
     sizes = _sizes(documents, chosen, lengths, tokenizer)
     sources = documents.sources[chosen]
     present = [(name, sources == i) for i, name in enumerate(documents.source_names) if scored[sources == i].any()]
     lasts = [*(edges[1:] - 1), lengths.max() - 1]
+    by_position, in_long = (
+        [
+            PositionLoss(int(first), int(last), int(n), float(total / n))
+            for first, last, n, total in zip(edges, lasts, numbers, totals, strict=True)
+            if n
+        ]
+        for numbers, totals in zip(losses.counts.tolist(), losses.by_bucket.tolist(), strict=True)
+    )
+    long = long_length(lengths)
     return Report(
         **_score(nats, scored, sizes),
         by_source={name: Score(**_score(nats[of], scored[of], sizes[of])) for name, of in present},
-        by_position=[
-            PositionLoss(int(first), int(last), int(n), float(total / n))
-            for first, last, n, total in zip(
-                edges, lasts, losses.counts.tolist(), losses.by_bucket.cpu().numpy(), strict=True
-            )
-            if n
-        ],
+        by_position=by_position,
         cut=int((lengths < documents.lengths[chosen]).sum()),
         available_documents=len(documents),
         available_tokens=int(documents.counts.sum()) if documents.complete else None,
+        long_documents=LongDocuments(int((lengths >= long).sum()), long, in_long) if in_long else None,
     )
 
 
 def choose(lengths: Integers, max_tokens: int | None) -> tuple[Integers, Integers]:
-    """Return the documents to read, and how many tokens of each: whole ones in a fixed random order up to the budget.
+    """Return the documents to read and the number of tokens of each: whole ones in a fixed random order.
 
-    The one that would pass `max_tokens` is read up to it. Raises `UserError` if there are no documents, or
-    none may be read.
+    The document that would exceed `max_tokens` is cut there.
+
+    Raises:
+        UserError: there are no documents, or `max_tokens` is not positive.
     """
     if not len(lengths):
         raise UserError("there are no documents to evaluate on")
@@ -216,19 +243,19 @@ def sample(lengths: Integers, sources: Integers, max_tokens: int | None) -> tupl
 
 
 def scored_tokens(documents: Documents, max_tokens: int | None) -> int:
-    """Return how many tokens a loss over at most `max_tokens` of the documents is about; errors as in `choose`."""
+    """Return the number of scored tokens in a sample of `max_tokens` of the documents; errors as in `choose`."""
     chosen, lengths = sample(documents.lengths, documents.sources, max_tokens)
     return int(_scored(documents, chosen, lengths).sum())
 
 
 def token_sizes(tokenizer: Tokenizer) -> Integers:
-    """Return how many bytes of text each token is, (V,); special tokens are none."""
+    """Return the number of bytes of text of each token, (V,); special tokens have none."""
     sizes = range(tokenizer.vocab_size)
     return np.array([0 if i in tokenizer.tokens else len(tokenizer.token_bytes(i)) for i in sizes])
 
 
 def _scored(documents: Documents, chosen: Integers, lengths: Integers) -> Integers:
-    """Return how many targets count in what is read of each document."""
+    """Return the number of scored tokens in the part that is read of each document."""
     scored = documents.counts[chosen]
     for i in np.flatnonzero(lengths < documents.lengths[chosen]):
         counted = documents.counted(int(chosen[i]))
@@ -237,7 +264,7 @@ def _scored(documents: Documents, chosen: Integers, lengths: Integers) -> Intege
 
 
 def _sizes(documents: Documents, chosen: Integers, lengths: Integers, tokenizer: Tokenizer | None) -> Integers:
-    """Return the bytes of what is scored of each document; 0 where they are not known."""
+    """Return the bytes of the scored tokens of each document; 0 if they are not known."""
     sizes = documents.sizes[chosen].astype(np.int64)
     of_token = token_sizes(tokenizer) if tokenizer else None
     in_part = (lengths < documents.lengths[chosen]) | (documents.counts[chosen] < documents.lengths[chosen])
@@ -265,7 +292,7 @@ def _score(nats: NDArray[np.float64], scored: Integers, sizes: Integers) -> dict
         "tokens": tokens,
         "bytes": size,
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # beyond it would overflow
+        "perplexity": math.exp(min(loss, 700.0)),  # larger values overflow
         "bits_per_byte": float(nats[sizes > 0].sum()) / math.log(2) / size if size else None,
     }
 
@@ -276,3 +303,13 @@ def bucket_edges(longest: int) -> Integers:
     while (edge := max(FIRST_BUCKET, 2 * edges[-1])) < longest:
         edges.append(edge)
     return np.array(edges)
+
+
+def long_length(lengths: Integers) -> int:
+    """Return the length from which documents count as long, a multiple of a bucket; 0 if too few reach two buckets.
+
+    It is the end of the last bucket that LONG_DOCUMENTS of them cover; a fifth of them if that is fewer, at least two.
+    """
+    enough = max(2, min(LONG_DOCUMENTS, len(lengths) // 5))
+    reached = int(np.sort(lengths)[-enough]) if len(lengths) >= enough else 0
+    return FIRST_BUCKET << (reached // FIRST_BUCKET).bit_length() - 1 if reached >= 2 * FIRST_BUCKET else 0

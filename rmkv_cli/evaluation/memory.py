@@ -1,4 +1,4 @@
-"""What the memory is worth: the same text with its own memory, with none, and with another document's."""
+"""Effect of the memory: the loss on a text with its memory, with none, and with that of another document."""
 
 import math
 from collections.abc import Callable
@@ -10,32 +10,32 @@ import torch
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation.measure import choose, token_sizes
-from rmkv_cli.evaluation.reading import going_on, require_fits, steps, token_losses
+from rmkv_cli.evaluation.reading import continuing, require_fits, steps, token_losses
 from rmkv_cli.model import RMKV, State, inference, reset_memory, swap_memory
 from rmkv_cli.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class MemoryEffect:
-    """Losses in nats a token over the tokens after their document's first segment, in three readings of one text.
+    """Losses in nats per token after the first segment of each document, in three readings of the same text.
 
-    Of documents with answers only the answers count.
+    In documents with answers, only the answers count.
     """
 
     documents: int
     tokens: int
     bytes: int | None
-    """UTF-8 bytes of these tokens, where a tokenizer told them."""
+    """UTF-8 bytes of these tokens; None without a tokenizer."""
     carried: float
-    """Memory carried from segment to segment, as always."""
+    """Loss with the memory carried from segment to segment, as usual."""
     reset: float
-    """Memory reset at the start of every segment; the look-back alone tells of the text before."""
+    """Loss with the memory reset at the start of every segment; only the look-back shows earlier text."""
     swapped: float
-    """Memory that another document, read up to the same segment, wrote."""
+    """Loss with the memory of another document, read up to the same segment."""
     reset_cost: float
-    """reset - carried: what the memory is worth, in nats a token."""
+    """reset - carried: the value of the memory, in nats per token."""
     swapped_cost: float
-    """swapped - carried: what it is worth that the memory is this document's, in nats a token."""
+    """swapped - carried: the value of having this document's memory, in nats per token."""
     reset_cost_bits_per_byte: float | None
     swapped_cost_bits_per_byte: float | None
 
@@ -49,18 +49,20 @@ def memory_effect(
     batch_tokens: int = 8192,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> MemoryEffect:
-    """Return what the memory does on documents longer than a segment; arguments as in `measure`.
+    """Measure the memory's effect on documents longer than a segment; arguments as in `measure`.
 
-    In each reading the look-back is that reading's own. What stands in a document beyond the end of all others of
-    its batch is not scored, as no other memory is that old.
+    Each reading has its own look-back. The part of a document beyond the end of all others in its batch is not scored,
+    because no other memory has read that far.
 
     Raises:
-        UserError: fewer than two documents are longer than a segment, they hold no answer there, they do not fit the
+        UserError: fewer than two documents are longer than a segment, they contain no answer there, they do not fit the
             model, or the model is not causal.
     """
     S = model.config.segment_length
     if model.config.memory.carry == "layers":
-        raise UserError("the memory's effect cannot be told of a model that is not causal (memory.carry = 'layers')")
+        raise UserError(
+            "the memory's effect cannot be measured for a model that is not causal (memory.carry = 'layers')"
+        )
     long = np.flatnonzero(documents.lengths > S)
     if len(long):
         chosen, lengths = choose(documents.lengths[long], max_tokens)
@@ -84,8 +86,8 @@ def memory_effect(
                 if step.start == 0:
                     states = [model.hidden(step.inputs, states[0])[1]] * 3
                     continue
-                carried, reset, swapped = (going_on(state, step) for state in states)
-                states = [carried, reset_memory(reset), _lend(carried, swapped)]
+                carried, reset, swapped = (continuing(state, step) for state in states)
+                states = [carried, reset_memory(reset), _with_memory_of_previous_row(carried, swapped)]
                 for i, state in enumerate(states):
                     hidden, states[i] = model.hidden(step.inputs, state)
                     totals[i] += token_losses(model, hidden, step).sum()
@@ -93,14 +95,15 @@ def memory_effect(
                 if of_token is not None:
                     size += int(of_token[step.targets.cpu().numpy()].sum())
     if not tokens:
-        raise UserError("the memory's effect cannot be told: no answer lies where two documents are compared")
+        raise UserError("the memory's effect cannot be measured: no answer is where two documents are compared")
     losses = (totals / tokens).tolist()
     costs = [loss - losses[0] for loss in losses[1:]]
     in_bits = [cost * tokens / size / math.log(2) if size else None for cost in costs]
     return MemoryEffect(len(chosen), tokens, size or None, *losses, *costs, *in_bits)
 
 
-def _lend(lender: State, borrower: State) -> State:
-    """Return the borrower's state with the memory of the lender's row before (before the first: the last)."""
-    lent = swap_memory(lender, torch.arange(len(lender.position), device=lender.position.device).roll(1))
-    return replace(borrower, memory=lent.memory, cell=lent.cell, store=lent.store)
+def _with_memory_of_previous_row(carried: State, swapped: State) -> State:
+    """Return `swapped` with the memory of the previous row of `carried`; the first row takes the last row's."""
+    rows = torch.arange(len(carried.position), device=carried.position.device)
+    other = swap_memory(carried, rows.roll(1))
+    return replace(swapped, memory=other.memory, cell=other.cell, store=other.store)

@@ -1,4 +1,4 @@
-"""Pictures of what was measured, drawn by matplotlib where it is installed."""
+"""Pictures of measurements, drawn with matplotlib."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,24 +24,24 @@ def require_matplotlib() -> None:
 
 
 def draw_heat_map(report: TaskReport, png: Path) -> None:
-    """Write a picture of a task's accuracy, its rows by its segments; errors as in `require_matplotlib`."""
+    """Write a heat map of a task's accuracy, rows by segments; errors as in `require_matplotlib`."""
     with _picture(png, *heat_map_size(report)) as figure:
         paint_heat_map(report, figure)
 
 
 def heat_map_size(report: TaskReport) -> tuple[float, float]:
-    """Return how wide and how high the picture of a task should be, in inches."""
+    """Return the width and height of a task's heat map in inches."""
     rows, columns = ({getattr(cell, axis) for cell in report.cells} for axis in ("row", "segments"))
     return 2 + 0.75 * len(columns), 1.4 + 0.45 * len(rows)
 
 
 def paint_heat_map(report: TaskReport, figure: "Figure") -> None:
-    """Paint a task's accuracy, its rows by its segments, on an empty figure."""
+    """Paint a task's accuracy, rows by segments, on an empty figure."""
     rows = list(dict.fromkeys(cell.row for cell in report.cells))
     columns = list(dict.fromkeys(cell.segments for cell in report.cells))
     accuracy = np.array([cell.accuracy for cell in report.cells]).reshape(len(rows), len(columns))
     axes = figure.subplots()
-    axes.pcolormesh(accuracy, vmin=0, vmax=1, cmap="viridis")  # whose colours are told apart in print, too
+    axes.pcolormesh(accuracy, vmin=0, vmax=1, cmap="viridis")  # its colours also differ in print
     axes.set_xticks([x + 0.5 for x in range(len(columns))], [f"{column:,}" for column in columns])
     axes.set_yticks([y + 0.5 for y in range(len(rows))], [f"{row:g}" for row in rows])
     axes.set(xlabel="segments of noise", ylabel=report.axis, title=f"{report.task['kind']}: accuracy")
@@ -53,7 +53,7 @@ def paint_heat_map(report: TaskReport, figure: "Figure") -> None:
 
 
 def draw_memory(report: MemoryReport, png: Path) -> None:
-    """Write a picture of each layer's half-lives, effective ranks and worth; errors as in `require_matplotlib`."""
+    """Write a picture of each layer's half-lives, effective ranks and value; errors as in `require_matplotlib`."""
     layers = range(len(report.layers))
     maps: list[tuple[str, str, Any]] = []
     ranks: dict[str, list[Any]] = {}
@@ -84,7 +84,7 @@ def draw_memory(report: MemoryReport, png: Path) -> None:
             axes[-2].legend()
         axes[-1].barh(layers, [layer.cost_without for layer in report.layers], label="this layer's")
         axes[-1].axvline(report.cost_without, color="black", linestyle="--", label="all")
-        axes[-1].set(title="loss without it, nats a token more")
+        axes[-1].set(title="cost of resetting it, nats per token")
         axes[-1].locator_params(axis="x", nbins=4)
         axes[-1].legend()
         for panel in axes:
@@ -93,7 +93,7 @@ def draw_memory(report: MemoryReport, png: Path) -> None:
 
 @contextmanager
 def _picture(png: Path, width: float, height: float) -> Iterator["Figure"]:
-    """Give an empty figure, of a size in inches, to draw on; at the end `png` is written, whole."""
+    """Provide an empty figure of a size in inches; write it to `png` at the end."""
     require_matplotlib()
     from matplotlib.figure import Figure
 

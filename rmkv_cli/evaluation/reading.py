@@ -12,27 +12,27 @@ from torch import Tensor
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV, State
 
-LOGITS = 2048  # positions whose logits (V each) are held at once
+LOGITS = 2048  # positions whose logits (V each) are in memory at once
 
 Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One segment of the documents of a batch that are still going on; what pads the shorter ones is not scored."""
+    """One segment of the documents in a batch that have not ended; the padding of shorter ones is not scored."""
 
     inputs: Tensor
-    """(B, T) int64, T at most a segment. The batch's first documents may have ended: these are its last B."""
+    """Tokens (B, T) int64 of the last B documents of the batch, the others having ended; T is at most a segment."""
     targets: Tensor
-    """(N,) int64: the tokens to predict that count. A document's last one is the end-of-document token."""
+    """Scored tokens to predict (N,) int64. The last one of a document is the end-of-document token."""
     rows: Integers
-    """(N,): which row of `inputs` each target belongs to."""
+    """Row of `inputs` that each target belongs to (N,)."""
     columns: Integers
-    """(N,): the place within the segment that predicts it."""
+    """Column of `inputs` that predicts each target (N,)."""
     start: int
     """Position of the segment's first token within each document."""
     read: int
-    """Tokens of `inputs` that are no padding."""
+    """Number of tokens of `inputs` that are not padding."""
 
 
 def steps(
@@ -44,7 +44,7 @@ def steps(
 ) -> Iterator[Step]:
     """Yield the segments of the first `lengths` tokens of a batch of documents, shortest first, from their starts.
 
-    `counted` tells of each document which of its targets count, as `Documents.counted` does; all do without it.
+    `counted` has for each document which targets are scored, as `Documents.counted` returns it; without it, all are.
     """
     S, device = model.config.segment_length, model.memory.device
     for start in range(0, int(lengths[-1]), S):
@@ -57,23 +57,23 @@ def steps(
             row[: len(part)] = part
         scored = np.arange(width) < left[:, None]
         read = int(scored.sum())
-        for live, its in zip(scored, counted[ended:] if counted else (), strict=bool(counted)):
-            if its is not None:
-                its = its[start : start + width]
-                live[: len(its)] &= its
+        for row, counts in zip(scored, counted[ended:] if counted else (), strict=bool(counted)):
+            if counts is not None:
+                counts = counts[start : start + width]
+                row[: len(counts)] &= counts
         rows, columns = np.nonzero(scored)
         targets = torch.from_numpy(ids[rows, columns + 1]).to(device)
         yield Step(torch.from_numpy(ids[:, :-1]).to(device), targets, rows, columns, start, read)
 
 
-def going_on(state: State, step: Step) -> State:
-    """Return the state of those documents of a batch that go on in `step`."""
+def continuing(state: State, step: Step) -> State:
+    """Return the state of the documents of a batch that continue in `step`."""
     n = len(step.inputs)
     return state.map(lambda x, batch: x.narrow(batch, x.shape[batch] - n, n))
 
 
 def token_losses(model: RMKV, hidden: Tensor, step: Step) -> Tensor:
-    """Return the loss of each target, (N,) float64 in nats, for what the model's head reads, (B, T, D)."""
+    """Return the loss of each target, (N,) float64 in nats, given the hidden states (B, T, D)."""
     device = hidden.device
     hidden = hidden[torch.from_numpy(step.rows).to(device), torch.from_numpy(step.columns).to(device)]
     parts = zip(hidden.split(LOGITS), step.targets.split(LOGITS), strict=True)
@@ -81,9 +81,9 @@ def token_losses(model: RMKV, hidden: Tensor, step: Step) -> Tensor:
 
 
 def batches(lengths: Integers, batch_tokens: int, model: RMKV) -> Iterator[Integers]:
-    """Yield batches of indices of `lengths`, shortest documents first, each of at most `batch_tokens` a segment.
+    """Yield batches of indices of `lengths`, shortest documents first, with at most `batch_tokens` per segment.
 
-    For a model that is not causal, whose earlier tokens would see the padding, a batch's documents are equally long.
+    For a model that is not causal, all documents of a batch have the same length, as tokens would see padding.
     """
     S, causal = model.config.segment_length, model.config.memory.carry == "segments"
     batch: list[int] = []
@@ -98,7 +98,7 @@ def batches(lengths: Integers, batch_tokens: int, model: RMKV) -> Iterator[Integ
 
 
 def require_fits(model: RMKV, vocab_size: int, longest: int) -> None:
-    """Raise `UserError` if documents have ids or positions that the model does not know."""
+    """Raise `UserError` if documents have ids or positions that the model lacks."""
     config = model.config
     if vocab_size > config.vocab_size:
         raise UserError(f"the data has a vocabulary of {vocab_size} tokens, the model one of {config.vocab_size}")

@@ -1,4 +1,4 @@
-"""How much of a task a model gets right, by load and by distance."""
+"""Accuracy of a model in a task, by load and by distance."""
 
 import math
 import zlib
@@ -24,7 +24,7 @@ from rmkv_cli.data.tasks import (
     row_axis,
 )
 from rmkv_cli.errors import UserError
-from rmkv_cli.evaluation.reading import LOGITS, going_on, require_fits, steps
+from rmkv_cli.evaluation.reading import LOGITS, continuing, require_fits, steps
 from rmkv_cli.model import RMKV, inference
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -33,20 +33,20 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Cell:
-    """A task at one difficulty."""
+    """Result of a task at one difficulty."""
 
     row: float
-    """An entry of the task's row axis: its number of pairs, say."""
+    """Value on the task's row axis, for instance the number of pairs."""
     segments: int
-    """Segments of noise."""
+    """Number of segments of noise."""
     answers: int
-    """Asked for in all documents. One is right if the model gives the most probability to each of its tokens, having
-    read the true ones before it."""
+    """Number of answers in all documents. An answer is right if the model gives each of its tokens the highest
+    probability, having read the true tokens before it."""
     right: int
     accuracy: float
     standard_error: float | None
-    """Of the accuracy, taking each document as one draw: answers of one document are not independent. None: a single
-    document tells of none."""
+    """Standard error of the accuracy. Each document is one draw, because its answers are not independent. None for a
+    single document."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class TaskReport:
     """A task's accuracy at every combination of its row axis and its segments."""
 
     task: dict[str, Any]
-    """The task's settings; its `kind` tells which one it is."""
+    """Settings of the task; `kind` names it."""
     axis: str
     """Name of the row axis."""
     examples: int
-    """Documents a cell."""
+    """Number of documents per cell."""
     seed: int
     cells: list[Cell]
-    """Row by row."""
+    """Cells, row by row."""
 
 
 def task_accuracy(
@@ -75,31 +75,30 @@ def task_accuracy(
     batch_tokens: int = 8192,
     advance: Callable[[float], None] = lambda documents: None,
 ) -> TaskReport:
-    """Return how often the model answers right, over seeded documents that it reads each alone and from its start.
+    """Measure how often the model answers correctly on generated documents, each read alone and from its start.
 
-    A cell's documents depend on the seed, on the cell and on the task's other settings, not on which other cells
-    there are.
+    The documents of a cell depend only on the seed, the cell and the task's other settings, not on the other cells.
 
     Args:
-        model: its training mode is restored.
-        task: what is asked; its `segment_length` should be the model's, where `segments` are to be the model's too.
-        tokenizer: the model's.
-        text: documents as `Tokenizer.encode_document` returns them; the noise of a task that has `text`.
-        examples: documents a cell.
-        seed: of the documents.
-        batch_tokens: most tokens in one forward pass, unless a segment is longer; bounds the memory.
-        advance: is called with the number of documents just read, in fractions.
+        model: the model; its training mode is restored.
+        task: the task. Its `segments` are segments of the model if its `segment_length` is the model's.
+        tokenizer: the model's tokenizer.
+        text: noise for a task that has `text`: documents as `Tokenizer.encode_document` returns them.
+        examples: number of documents per cell.
+        seed: seed of the documents.
+        batch_tokens: maximum number of tokens in one forward pass, unless a segment is longer; bounds the memory.
+        advance: progress callback, called with the number of documents just read, in fractions.
 
     Raises:
         UserError: the model has no room for the task's tokens or positions, or is not causal; the noise is missing;
             or the model's weights give no numbers.
     """
     if model.config.memory.carry == "layers":
-        raise UserError("a model that is not causal (memory.carry = 'layers') sees the answers: it cannot be asked")
+        raise UserError("a model that is not causal (memory.carry = 'layers') sees the answers, so it cannot be scored")
     if examples < 1:
         raise UserError(f"examples: should be 1 or more, got {examples}")
     if task.text is not None and text is None:
-        raise UserError(f"the task's noise is the text of '{task.text}', which is not given")
+        raise UserError(f"the task's noise is the text of '{task.text}', which is missing")
     S = model.config.segment_length
     require_vocabulary(task, tokenizer.text_ids, tokenizer.vocab_size)
     axis, rows = row_axis(task)
@@ -122,12 +121,12 @@ def _shuffled(text: Sequence[NDArray[Any]], seed: int, tokenizer: Tokenizer) -> 
 
 
 def _ask(model: RMKV, examples: list[Example], tokenizer: Tokenizer, advance: Callable[[float], None]) -> Integers:
-    """Return how many answers each example asks for, and how many of them are right, (examples, 2)."""
+    """Return the number of answers of each example and how many are right, (examples, 2)."""
     examples = sorted(examples, key=_last)
     documents = [np.concatenate([[tokenizer.opening], example.tokens]) for example in examples]
-    lengths = np.array([_last(example) for example in examples])  # what stands after the last answer is not read
+    lengths = np.array([_last(example) for example in examples])  # nothing after the last answer is read
     require_fits(model, tokenizer.vocab_size, int(lengths.max()))
-    # Token i of an example is predicted at position i of its document, which begins with one token more.
+    # Token i of an example is predicted at position i of its document, which begins with one more token.
     asked = np.zeros((len(examples), lengths[-1]), bool)
     for row, example in zip(asked, examples, strict=True):
         for start, stop in example.answers:
@@ -136,12 +135,14 @@ def _ask(model: RMKV, examples: list[Example], tokenizer: Tokenizer, advance: Ca
     state, device = model.initial_state(len(examples)), model.memory.device
     with inference(model):
         for step in steps(documents, lengths, tokenizer.eod, model, list(asked)):
-            hidden, state = model.hidden(step.inputs, going_on(state, step))
+            hidden, state = model.hidden(step.inputs, continuing(state, step))
             if len(step.targets):
                 at = (torch.from_numpy(places).to(device) for places in (step.rows, step.columns))
                 found = hidden[tuple(at)]
                 if not found.isfinite().all():
-                    raise UserError("the model's results are not numbers: its weights are damaged, or diverged")
+                    raise UserError(
+                        "the model's results are not numbers: its weights are damaged, or its training diverged"
+                    )
                 guesses = torch.cat([model.head(part).argmax(-1) for part in found.split(LOGITS)])
                 rows = len(examples) - len(step.inputs) + step.rows
                 right[rows, step.start + step.columns] = (guesses == step.targets).cpu().numpy()
@@ -159,7 +160,7 @@ def _last(example: Example) -> int:
 
 
 def _cell(row: float, segments: int, counts: Integers) -> Cell:
-    """Return the cell of documents with so many answers asked for and right, (documents, 2).
+    """Return the cell of documents, given their numbers of answers and of right ones, (documents, 2).
 
     The standard error is that of a ratio of two sums over the documents (Cochran, 1977, section 6.4).
     """
@@ -172,10 +173,10 @@ def _cell(row: float, segments: int, counts: Integers) -> Cell:
 
 
 def find_task(kind: type[TaskSource], mix: Path | None, overrides: Mapping[str, Any]) -> TaskSource:
-    """Return a task as a mix's folder was made with (its first of that kind), or its defaults; then the overrides.
+    """Return the first task of a kind in a prepared mix, or its defaults without a mix, with the overrides applied.
 
     Raises:
-        UserError: the folder is no mix or has no such task; an override's key or value is wrong.
+        UserError: the folder is not a mix or has no such task; the key or value of an override is wrong.
     """
     settings: dict[str, Any] = {}
     if mix is not None:
@@ -188,16 +189,18 @@ def find_task(kind: type[TaskSource], mix: Path | None, overrides: Mapping[str, 
 
 
 def held_out_text(mix: Path, source: str, tokenizer: Tokenizer) -> list[NDArray[Any]]:
-    """Return the held-out documents of a source of a mix's folder, mapped into memory.
+    """Return the held-out documents of a source in a prepared mix, memory-mapped.
 
     Raises:
-        UserError: there are none, or another tokenizer made them.
+        UserError: there are none, or they were made with another tokenizer.
     """
     documents = Documents.open(mix, "validation")
     if documents.tokenizer_hash != tokenizer.hash:
         raise UserError(f"{mix}: was made with another tokenizer than the model's; make the mix with the model's")
-    of = [i for i, name in enumerate(documents.source_names) if name == source]
-    chosen = np.flatnonzero(np.isin(documents.sources, of))
+    indices = [i for i, name in enumerate(documents.source_names) if name == source]
+    chosen = np.flatnonzero(np.isin(documents.sources, indices))
     if not len(chosen):
-        raise UserError(f"{mix}: no document of its source '{source}' is held out, to be the noise; give one by --text")
+        raise UserError(
+            f"{mix}: no document of its source '{source}' is held out for the noise; give a text with --text"
+        )
     return [documents[int(i)] for i in chosen]

@@ -1,4 +1,4 @@
-"""Watching a model's memory at work: its gates, its attention and its rank, seen from outside by hooks."""
+"""Observation of a model's memory while it reads: gates, attention and rank, recorded by hooks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from rmkv_cli.model.cells import MinimalRNNCell, matrices
 
 
 class Watched:
-    """What was seen of the first row while a model read; all are sums over its whole segments.
+    """Records of the first row while a model reads; all are sums over its whole segments.
 
-    L layers, m slots, G heads of keys and values, and U kinds of tokens, which are numbered by whoever calls `read`.
+    There are L layers, m slots, G heads of keys and values, and U kinds of tokens, which the caller of `read` numbers.
     """
 
     def __init__(self, model: RMKV, kinds: int) -> None:
@@ -24,31 +24,31 @@ class Watched:
         L, m, D = len(model.blocks), config.memory.slots, config.hidden_size
         self.segments = 0
         self.log_keep = torch.zeros(L, m, D, dtype=torch.float64, device=device)
-        """(L, m, D): log of the keep gate."""
+        """Log of the keep gate (L, m, D)."""
         self.on_memory = torch.zeros(L, m, device=device)
-        """(L, m): share of a slot's attention that goes to the slots."""
+        """Share of a slot's attention that goes to slots (L, m)."""
         self.attended = torch.zeros(L, m, kinds, device=device)
-        """(L, m, U): share of a slot's attention that goes to a kind of token."""
+        """Share of a slot's attention that goes to a kind of token (L, m, U)."""
         self.pooled = torch.zeros(L, m, kinds, device=device)
-        """(L, m, U): the same of the pooling."""
+        """Share of the attention in a slot's pooling that goes to a kind of token (L, m, U)."""
         self.counts = torch.zeros(kinds, device=device)
-        """(U,): tokens of each kind."""
+        """Number of tokens of each kind (U,)."""
         self.slot_ranks = torch.zeros(L, dtype=torch.float64, device=device)
-        """(L,): effective rank of the slots at a segment's end."""
+        """Effective rank of the slots at a segment's end (L,)."""
         self.store_ranks = torch.zeros(config.stores, config.key_value_heads, dtype=torch.float64, device=device)
-        """(layers with a store, G): effective rank of the store."""
+        """Effective rank of the store (layers with a store, G)."""
         self.log_left = torch.zeros_like(self.store_ranks)
-        """The same shape: log of what writing leaves of what was stored, on the mean of all directions."""
+        """Log of the share of the store that writing leaves, averaged over all directions (layers with a store, G)."""
         self._written = torch.zeros_like(self.log_left)
         self._segment = torch.zeros(0, dtype=torch.int64, device=device)
         self._last: tuple[Tensor, ...] = ()
 
     def read(self, segment: Tensor) -> None:
-        """Take note of the kinds of the tokens (T,) that are read next."""
+        """Set the kinds of the tokens (T,) that are read next."""
         self._segment = segment
 
     def close(self, state: State) -> None:
-        """Take note of the state at a whole segment's end."""
+        """Record the state at the end of a whole segment."""
         self.segments += 1
         self.counts.index_add_(0, self._segment, torch.ones_like(self._segment, dtype=torch.float32))
         if state.memory.shape[2]:
@@ -58,13 +58,13 @@ class Watched:
             self.log_left += self._written
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> None:
-        """Remember a call of attention: the slots' queries are its first."""
+        """Keep the inputs of attention, whose first queries are the slots'."""
         m = self.on_memory.shape[1]
         k = k[0].repeat_interleave(q.shape[1] // k.shape[1], dim=0)
         self._last = q[0, :, :m], k, mask[0, :, :m]
 
     def pooling(self, layer: int, pooling: AttentionPooling, x: Tensor, mask: Tensor) -> None:
-        """Take note of what the slots attend to and what the pooling does with x (B, S, D); the mask is (B, 1, S)."""
+        """Record the attention of the slots, and that of the pooling over x (B, S, D) with a mask (B, 1, S)."""
         q, k, seen = self._last
         weights = attention_weights(q, k, seen).mean(0)
         on_tokens = weights[:, weights.shape[1] - x.shape[1] :]
@@ -73,7 +73,7 @@ class Watched:
         self.pooled[layer].index_add_(1, self._segment, attention_weights(pooling.queries, x[0], mask[0]))
 
     def cell(self, layer: int, cell: RecurrentMemoryCell, x: Tensor, hidden: Tensor) -> None:
-        """Take note of the keep gate for a cell's input and hidden (B, m, D)."""
+        """Record the keep gate for a cell's input and hidden state (B, m, D)."""
         self.log_keep[layer] += F.logsigmoid(keep_gate(cell, x[0], hidden[0]).double())
 
     def store(self, layer: int, store: AssociativeStore, gates: Tensor) -> None:
@@ -84,7 +84,7 @@ class Watched:
 
 @contextmanager
 def watch(model: RMKV, kinds: int) -> Iterator[Watched]:
-    """Watch all layers' stores, and slots that are updated, until the end."""
+    """Observe the stores of all layers, and the slots that are updated, inside the context."""
     watched = Watched(model, kinds)
     hooks = [hook for i, block in enumerate(model.blocks) for hook in _hooks(i, block, watched)]
     try:
@@ -112,11 +112,11 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
 
 def keep_gate(cell: RecurrentMemoryCell, x: Tensor, hidden: Tensor) -> Tensor:
-    """Return the keep gate before its sigmoid, (m, D), of a memory cell for its input and hidden (m, D)."""
+    """Return a memory cell's keep gate before the sigmoid, (m, D), for its input and hidden state (m, D)."""
     inner = cell.cell
     weight = next(inner.parameters())
     x, hidden = x.to(weight.dtype), hidden.to(weight.dtype)
-    if not isinstance(inner, MinimalRNNCell):  # in both others it is torch's second gate
+    if not isinstance(inner, MinimalRNNCell):  # in GRU and LSTM it is the second gate of torch's weights
         of_x, of_h = inner.merged_weights().values() if isinstance(inner, LoRACell) else matrices(inner)
         second = slice(hidden.shape[1], 2 * hidden.shape[1])
         given = F.linear(x, of_x[second], inner.bias_ih[second])
@@ -125,9 +125,9 @@ def keep_gate(cell: RecurrentMemoryCell, x: Tensor, hidden: Tensor) -> Tensor:
 
 
 def effective_rank(matrix: Tensor) -> Tensor:
-    """Return exp(H(p)) of matrices (..., m, n), p their singular values over the sum of them (Roy & Vetterli, 2007).
+    """Return exp(H(p)) of matrices (..., m, n), where p are the normalized singular values (Roy & Vetterli, 2007).
 
-    1: all rows point one way; m: they are orthogonal and equally long. A matrix of zeros has 0.
+    It is 1 if all rows are parallel, m if they are orthogonal and equally long, and 0 for a matrix of zeros.
     """
     values = torch.linalg.svdvals(matrix.double())
     total = values.sum(-1, keepdim=True)

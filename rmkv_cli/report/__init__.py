@@ -1,4 +1,4 @@
-"""The report of a run, or a comparison of several, from what they wrote."""
+"""Reports on runs: an HTML page and its Markdown twin, from the files of one run or of several."""
 
 from rmkv_cli.report.write import Written, write_report
 

@@ -1,4 +1,4 @@
-"""What a run reads, in words."""
+"""Tables of the data of a run."""
 
 from rmkv_cli.config import MixConfig
 from rmkv_cli.data.manifest import Manifest
@@ -6,7 +6,7 @@ from rmkv_cli.markdown import table
 
 
 def data_table(data: Manifest | MixConfig) -> str:
-    """Return the table of the sources of a prepared mix, or of one that is streamed, and how much of each there is."""
+    """Return the table of the sources of a prepared or streamed mix, with the amount of each."""
     if isinstance(data, MixConfig):
         return table(["source", "weight"], [[source.name, f"{source.weight:g}"] for source in data.sources])
     rows = [

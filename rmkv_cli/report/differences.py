@@ -1,4 +1,4 @@
-"""Configs side by side: where they differ, and what they share."""
+"""Comparison of configs: keys that differ, and keys that are equal."""
 
 import json
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from rmkv_cli.config import Section
 
 
 def differences(configs: Sequence[Section]) -> list[list[str]]:
-    """Return a row for each dotted key whose value is not the same in all: the key, and each one's value."""
+    """Return a row for each dotted key whose values differ: the key and the value in each config."""
     flat = [_flat(config.model_dump()) for config in configs]
     return [
-        [key, *("" if its[key] is None else json.dumps(its[key]).strip('"') for its in flat)]
+        [key, *("" if config[key] is None else json.dumps(config[key]).strip('"') for config in flat)]
         for key, value in flat[0].items()
-        if any(its[key] != value for its in flat)
+        if any(config[key] != value for config in flat)
     ]
 
 
 def common_toml(configs: Sequence[Section]) -> str:
-    """Return as TOML the keys that all have the same value for."""
+    """Return as TOML the keys that have the same value in all configs."""
     return tomli_w.dumps(_common([config.model_dump(exclude_none=True) for config in configs])).strip()
 
 

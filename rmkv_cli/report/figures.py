@@ -1,4 +1,4 @@
-"""The figures of runs, side by side."""
+"""Tables of the figures of runs, side by side."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -14,15 +14,15 @@ Figure = int | float | None
 
 
 def figures(run: Run) -> dict[str, Figure]:
-    """Return a run's headline figures; None where it has not written what tells one.
+    """Return a run's headline figures; None where the run has not recorded what a figure needs.
 
-    Losses are in nats a token; the memory's are those of the evaluation `validation`. FLOPs are the model's own, three
-    forward passes a token.
+    Losses are in nats per token; the memory's costs are those of the final evaluation. FLOPs are the model's, three
+    forward passes per token.
     """
     last = {key: _last(run.points(key, "validation")) for key in ("loss", "perplexity", "bits_per_byte")}
     losses = [loss for _, loss in run.points("loss", "validation")]
-    _, report = run.documents().get("validation", (0, None))
-    effect = report.memory if report else None
+    final = run.final_evaluation()
+    effect = final[1].memory if final else None
     tokens = run.records[-1]["tokens"] if run.records else 0
     flops = training_flops_per_token(run.config.model)
     return {
@@ -46,43 +46,43 @@ def figures(run: Run) -> dict[str, Figure]:
     }
 
 
-SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
+ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", "{:,}".format),
     "steps": ("steps", "{:,}".format),
     "tokens": ("tokens", "{:,}".format),
     "tokens_planned": ("tokens planned", "{:,}".format),
     "bad_steps": ("bad steps", "{:,}".format),
-    "training_loss": ("training loss, last, nats a token", "{:.4f}".format),
-    "validation_loss": ("validation loss, last, nats a token", "{:.4f}".format),
+    "training_loss": ("training loss, last, nats per token", "{:.4f}".format),
+    "validation_loss": ("validation loss, last, nats per token", "{:.4f}".format),
     "best_validation_loss": ("validation loss, best", "{:.4f}".format),
     "perplexity": ("perplexity, last", "{:,.2f}".format),
     "bits_per_byte": ("bits per byte, last", "{:.4f}".format),
-    "memory_reset_cost": ("without the memory, nats a token more", "{:+.4f}".format),
-    "memory_swapped_cost": ("with another document's memory, nats a token more", "{:+.4f}".format),
+    "memory_reset_cost": ("cost of resetting the memory, nats per token", "{:+.4f}".format),
+    "memory_swapped_cost": ("cost of another document's memory, nats per token", "{:+.4f}".format),
     "tokens_per_second": ("tokens per second, median", "{:,.0f}".format),
     "data_wait": ("waiting for data, median", "{:.1%}".format),
     "mfu": ("MFU, median", "{:.1%}".format),
-    "training_flops_per_token": ("FLOPs a token, training", amount),
+    "training_flops_per_token": ("FLOPs per token, training", amount),
     "training_flops": ("FLOPs of the training so far", "{:.3g}".format),
 }
 
 
 def figures_table(runs: Sequence[Run]) -> str:
-    """Return the table of the headline figures that any of the runs has, a column a run."""
+    """Return the table of the headline figures that any of the runs has, with a column for each run."""
     found = [figures(run) for run in runs]
     rows = [
-        [title, *("" if its[key] is None else shown(its[key]) for its in found)]
-        for key, (title, shown) in SHOWN.items()
-        if any(its[key] is not None for its in found)
+        [title, *("" if of_run[key] is None else written(of_run[key]) for of_run in found)]
+        for key, (title, written) in ROWS.items()
+        if any(of_run[key] is not None for of_run in found)
     ]
     return table(["", *(run.name for run in runs)], rows)
 
 
 def cost_tables(runs: Sequence[Run]) -> str:
-    """Return the tables of parameters, and of the forward pass' FLOPs a token, by part, a column a run."""
+    """Return the tables of parameters and of the forward pass's FLOPs per token, by part of the model."""
     return "\n\n".join(
         _by_part(title, runs, [count(run.config.model) for run in runs])
-        for title, count in (("parameters", count_by_part), ("FLOPs a token, forward", forward_flops_per_token))
+        for title, count in (("parameters", count_by_part), ("FLOPs per token, forward", forward_flops_per_token))
     )
 
 

@@ -1,4 +1,4 @@
-"""From the report's Markdown to one HTML page that needs nothing but itself."""
+"""Rendering of the report's Markdown as a self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,14 +13,14 @@ from markdown_it.utils import OptionsDict
 
 
 def anchor(title: str) -> str:
-    """Return the name by which a heading is linked to."""
+    """Return the id of a heading, for links."""
     return title.lower().replace(" ", "-")
 
 
 def page(markdown: str, title: str, pictures: Mapping[str, str]) -> str:
-    """Return the page. Each of `pictures`, SVG by file name, stands where the Markdown shows that file.
+    """Return the HTML page, with `pictures` (SVG by file name) in place of the images in the Markdown.
 
-    Markup within the Markdown's words is shown, not obeyed.
+    HTML in the Markdown is escaped.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     for rule in (image, heading_open, table_open, table_close):
@@ -30,22 +30,22 @@ def page(markdown: str, title: str, pictures: Mapping[str, str]) -> str:
 
 
 def image(_: RendererHTML, tokens: Sequence[Token], at: int, options: OptionsDict, env: Any) -> str:
-    """Render a picture as the SVG of that name."""
+    """Render an image as the SVG of that name."""
     svg: str = env["pictures"][tokens[at].attrs["src"]]
     return svg
 
 
 def heading_open(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: OptionsDict, env: Any) -> str:
-    """Render a heading's beginning, with what a link leads to."""
+    """Render the start of a heading, with its id."""
     tokens[at].attrSet("id", anchor(tokens[at + 1].content))
     return renderer.renderToken(tokens, at, options, env)
 
 
 def table_open(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: OptionsDict, env: Any) -> str:
-    """Render a table's beginning, in what scrolls where the table is wider than the screen."""
+    """Render the start of a table, inside an element that scrolls if the table is wider than the screen."""
     return f'<div class="wide" tabindex="0">{renderer.renderToken(tokens, at, options, env)}'
 
 
 def table_close(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: OptionsDict, env: Any) -> str:
-    """Render a table's end."""
+    """Render the end of a table."""
     return f"{renderer.renderToken(tokens, at, options, env)}</div>"

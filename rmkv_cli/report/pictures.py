@@ -1,4 +1,4 @@
-"""The pictures of a report: lines of the runs over their tokens and positions, heat maps of their tasks."""
+"""Pictures of a report: lines, and heat maps of tasks."""
 
 import re
 import warnings
@@ -13,40 +13,40 @@ from rmkv_cli.evaluation.pictures import heat_map_size, paint_heat_map
 from rmkv_cli.evaluation.tasks import TaskReport
 from rmkv_cli.files import atomic_file
 from rmkv_cli.markdown import escape
-from rmkv_cli.report.run import Points, Run
-from rmkv_cli.training.curve import smooth
+from rmkv_cli.report.run import Points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INKS = ("#2a7fd4", "#d0600a", "#1d9a58", "#b8569e", "#a37c00", "#7d74d8", "#c8515a", "#6f8088")
-"""Lines' colours: each has a contrast of 3 or more to white and to the page's dark ground (WCAG 2, 1.4.11)."""
-DASHES = ("-", "--", "-.", ":")  # told apart in print, too
-WIDTH, HEIGHT = 5.0, 3.1  # inches: on a telephone it has 2 thirds of that, and its words are still of 8 pixels
+"""Colours of lines, each with a contrast of at least 3 to white and to the page's dark ground (WCAG 2, 1.4.11)."""
+DASHES = ("-", "--", "-.", ":")  # so that lines also differ in print
+WIDTH, HEIGHT = 5.0, 3.1  # inches: a phone shows it at two thirds of that, with text still 8 pixels high
+LEGEND = 64  # characters of names that fit side by side
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with the words for those who do not see it."""
+    """A figure with its description in words."""
 
     name: str
-    """Of its file, without the ending."""
+    """Name of its file, without the ending."""
     words: str
     figure: "Figure"
 
     @property
     def markdown(self) -> str:
-        """The Markdown that shows its file."""
+        """Markdown that shows the file."""
         return f"![{escape(self.words)}]({self.name}.png)"
 
     def write_png(self, folder: Path) -> None:
-        """Write it for a white ground into a folder."""
+        """Write the picture for a white ground into a folder."""
         with atomic_file(folder / f"{self.name}.png") as aside, _any_script():
             self.figure.savefig(aside, dpi=150, format="png")
 
     def svg(self) -> str:
-        """Return it for any ground, as a part of an HTML page: its black is the page's colour of text."""
+        """Return the picture for an HTML page with any ground: what is black takes the colour of the page's text."""
         import matplotlib as mpl
 
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}), _any_script():
@@ -57,110 +57,107 @@ class Picture:
         width = float(self.figure.get_figwidth() * 96)
         (box,) = re.findall(r'viewBox="[^"]*"', head)
         opening = f'<svg {box} style="width:{width:.0f}px" role="img" aria-labelledby="{self.name}-title">'
-        body = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{self.name}-", body)  # a page has each id once
+        body = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{self.name}-", body)  # ids must be unique in a page
         body = body.replace("#000000", "currentColor").replace("xlink:href", "href")
         return f'{opening}<title id="{self.name}-title">{_xml(self.words)}</title>{body.strip()}'
 
 
-def curves(runs: Sequence[Run]) -> list[Picture]:
-    """Return the pictures over the tokens read: loss, bits per byte, learning rate, gradient norm, speed, data wait.
+@dataclass(frozen=True)
+class Line:
+    """A line of a picture."""
 
-    Those that no run has figures for are left out. A line has some 100 points, each the mean of those that follow one
-    another.
+    label: str
+    points: Points
+    place: int
+    """Which colour and dashes it has."""
+    unit: str
+    marked: bool = False
+    """Whether each point has a marker; a lone point always has one."""
+    bottom: float | None = None
+    """Lower limit of its axis; None for the least value drawn."""
+
+
+def draw_lines(
+    name: str,
+    title: str,
+    across: str,
+    lines: Sequence[Line],
+    *,
+    show_title: bool = True,
+    bad_steps: Sequence[float] = (),
+    by_doublings: bool = False,
+) -> Picture:
+    """Draw lines of at most two units, the second unit on an axis to the right.
+
+    Args:
+        name: name of the picture's file, without the ending.
+        title: what the lines show.
+        across: label of the horizontal axis.
+        lines: lines to draw; more than one get a legend.
+        show_title: whether the picture itself shows the title; the words for it always do.
+        bad_steps: where skipped steps are marked at the foot.
+        by_doublings: whether the horizontal axis is logarithmic.
     """
-    kinds: list[tuple[str, str, str, str | None, dict[str, Any]]] = [
-        ("training-loss", "training loss, nats a token", "loss", None, {}),
-        ("divergence", "training, KL from the teacher, nats per token", "kl", None, {"bottom": 0}),
-        (
-            "alignment",
-            "training, relative distance from the teacher's attention output",
-            "align",
-            None,
-            {"bottom": 0},
-        ),
-        ("reward", "mean score of the model's answers", "reward", None, {"bottom": 0}),
-        ("solved", "share of prompts with a right answer", "solved", None, {"bottom": 0}),
-        ("entropy", "entropy of the answers, nats per token", "entropy", None, {"bottom": 0}),
-        ("answer-length", "tokens per answer", "answer_tokens", None, {"bottom": 0}),
-        ("validation-loss", "validation loss, nats a token", "loss", "validation", {"marker": "o"}),
-        ("bits-per-byte", "validation, bits per byte", "bits_per_byte", "validation", {"marker": "o"}),
-        ("learning-rate", "learning rate", "learning_rate", None, {}),
-        ("gradient-norm", "norm of the gradient", "grad_norm", None, {"bottom": 0}),
-        ("tokens-per-second", "tokens per second", "tokens_per_second", None, {"bottom": 0}),
-        ("data-wait", "share of time waiting for data", "data_wait", None, {"bottom": 0}),
-    ]
-    drawn = []
-    for name, title, key, part, how in kinds:
-        lines = {run.name: smooth(points) for run in runs if (points := run.points(key, part))}
-        bad = [record["tokens"] for run in runs for record in run.bad_steps()] if not part and len(runs) == 1 else []
-        if lines:
-            drawn.append(_lines(name, title, "tokens read", lines, bad=bad, names=[run.name for run in runs], **how))
-    return drawn
+    units = list(dict.fromkeys(line.unit for line in lines))
+    with _style():
+        figure = _figure(WIDTH, HEIGHT)
+        left = figure.subplots()
+        axes = {unit: left if unit == units[0] else left.twinx() for unit in units}
+        drawn = []
+        for line in lines:
+            drawn += axes[line.unit].plot(
+                *zip(*line.points, strict=True),
+                color=INKS[line.place % len(INKS)],
+                linestyle=DASHES[line.place % len(DASHES)],
+                marker="o" if line.marked or len(line.points) == 1 else None,
+                markersize=3.5,
+                linewidth=1.5,
+            )
+            if line.bottom is not None:
+                axes[line.unit].set_ylim(line.bottom, None)
+        labels = [f"{line.label}{' (right)' * (line.unit != units[0])}" for line in lines]
+        if bad_steps:
+            foot = left.get_xaxis_transform()
+            drawn += left.plot(bad_steps, [0.02] * len(bad_steps), "x", color=INKS[6], markersize=5, transform=foot)
+            labels.append("skipped steps")
+        _label_across(left, across, by_doublings)
+        left.set_title(title if show_title else "")
+        for unit, axis in axes.items():
+            axis.set_ylabel(unit)
+        for unit in units[1:]:
+            axes[unit].spines["right"].set_visible(True)
+            axes[unit].grid(visible=False)
+        if len(labels) > 1:  # the space keeps matplotlib from leaving out a name that begins with an underscore
+            labels = [f" {' '.join(label.split())}" for label in labels]
+            columns = max(1, min(3, LEGEND // max(map(len, labels))))
+            figure.legend(drawn, labels, loc="outside lower center", ncols=columns)
+    ends = "; ".join(f"{line.label}: from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines)
+    return Picture(name, f"{title}, {' and '.join(units)}, by {across}. {ends}", figure)
 
 
-def positions(found: dict[str, Points]) -> Picture:
-    """Return the picture of the loss by position in the document, a line a name; points are (position, loss)."""
-    title = "loss by position in the document, nats a token"
-    return _lines("loss-by-position", title, "position", found, names=list(found), marker="o", by_doublings=True)
+def positions(losses: dict[str, Points]) -> Picture:
+    """Return the picture of the loss by position in the document; a name's points are pairs of position and loss."""
+    lines = [Line(name, points, i, "nats per token", marked=True) for i, (name, points) in enumerate(losses.items())]
+    return draw_lines("loss-by-position", "loss by position in the document", "position", lines, by_doublings=True)
 
 
-def heat_map(name: str, whose: str, report: TaskReport) -> Picture:
-    """Return the heat map of a task's accuracy."""
+def heat_map(name: str, measured: str, report: TaskReport) -> Picture:
+    """Return the heat map of a task's accuracy; `measured` names the run and the evaluation."""
     cells = ", ".join(f"{c.accuracy:.2f} at {c.row:g} and {c.segments:,}" for c in report.cells)
-    words = f"{whose}: accuracy by {report.axis} and segments of noise: {cells}"
+    words = f"{measured}: accuracy by {report.axis} and segments of noise: {cells}"
     with _style():
         figure = _figure(*heat_map_size(report))
         paint_heat_map(report, figure)
     return Picture(name, words, figure)
 
 
-def _lines(
-    name: str,
-    title: str,
-    across: str,
-    lines: dict[str, Points],
-    *,
-    names: list[str],
-    bad: Sequence[float] = (),
-    marker: str | None = None,
-    by_doublings: bool = False,
-    bottom: float | None = None,
-) -> Picture:
-    """Draw a line a name, in the colour of its place in `names`; steps that were passed over are marked at the foot."""
-    with _style():
-        figure = _figure(WIDTH, HEIGHT)
-        axes = figure.subplots()
-        drawn = []
-        for line, points in lines.items():
-            at = names.index(line)
-            drawn += axes.plot(
-                *zip(*points, strict=True),
-                color=INKS[at % len(INKS)],
-                linestyle=DASHES[at % len(DASHES)],
-                marker=marker or ("o" if len(points) == 1 else None),
-                markersize=3.5,
-                linewidth=1.5,
-            )
-        if bad:
-            foot = axes.get_xaxis_transform()
-            drawn += axes.plot(bad, [0.02] * len(bad), "x", color=INKS[6], markersize=5, transform=foot)
-        _label(axes, title, across, by_doublings, bottom)
-        labels = [" ".join(label.split()) for label in (*lines, *(["bad steps"] if bad else ()))]
-        if len(labels) > 1:  # a space before it, as matplotlib leaves out what begins with an underscore
-            figure.legend(drawn, [f" {label}" for label in labels], loc="outside lower center", ncols=3)
-    ends = "; ".join(f"{line}: from {points[0][1]:.4g} to {points[-1][1]:.4g}" for line, points in lines.items())
-    return Picture(name, f"{title}, by {across}. {ends}", figure)
-
-
-def _label(axes: "Axes", title: str, across: str, by_doublings: bool, bottom: float | None) -> None:
+def _label_across(axes: "Axes", across: str, by_doublings: bool) -> None:
     from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
     if by_doublings:
         axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}") if by_doublings else EngFormatter(sep=""))
-    if bottom is not None:
-        axes.set_ylim(bottom, None)
-    axes.set(xlabel=across, title=title)
+    axes.set_xlabel(across)
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -171,7 +168,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Draw in the report's way: a name is words, with `$` in it as well."""
+    """Draw in the report's style; `$` in a name does not begin a formula."""
     import matplotlib as mpl
 
     parameters: dict[Any, Any] = {
@@ -187,7 +184,7 @@ def _style() -> Iterator[None]:
 
 @contextmanager
 def _any_script() -> Iterator[None]:
-    """Draw names in scripts that matplotlib's font lacks as boxes, without a warning for each letter."""
+    """Suppress the warning for each letter that matplotlib's font lacks and draws as a box."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s)Glyph .* missing from font")
         yield

@@ -1,6 +1,7 @@
-"""A run as it lies in its folder: config, records, data and evaluations."""
+"""A run as its folder describes it: config, records, data and evaluations."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,47 +18,54 @@ from rmkv_cli.training.data import MIX
 from rmkv_cli.training.metrics import read_metrics
 
 Points = list[tuple[float, float]]
-"""Tokens read, and a figure then."""
+"""Pairs of the number of tokens read and a figure at that time."""
+OWN_DOCUMENTS = re.compile(r"(?!.*-adapter=)validation(-no-memory|-max-tokens=\d+|-beside=.*|-dtype=bf16)*")
+"""Names of evaluations on the run's own held-out documents (see `documents_name`), without an adapter."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run wrote."""
+    """Contents of a run's folder."""
 
     folder: Path
     name: str
     config: Config
     records: list[dict[str, Any]]
-    """Of metrics.jsonl, by their steps."""
+    """Records of metrics.jsonl, in the order of their steps."""
     damaged: int
-    """Lines of metrics.jsonl that are no records."""
+    """Number of lines of metrics.jsonl that are not records."""
     data: Manifest | MixConfig | None
-    """What was prepared, or streamed. None: it is not there any more."""
+    """Manifest of prepared data, or mix of streamed data. None if it no longer exists."""
     data_hash: str | None
     tokenizer_hash: str | None
     evaluations: dict[str, Evaluation]
 
     def points(self, key: str, part: str | None = None) -> Points:
-        """Return the finite numbers under a key of the records, or of that part of them."""
+        """Return the finite numbers under a key of the records, or under a key of the object `part` of each record."""
         parts = ((record["tokens"], record.get(part) if part else record) for record in self.records)
-        found = ((tokens, its.get(key)) for tokens, its in parts if isinstance(its, dict))
+        found = ((tokens, values.get(key)) for tokens, values in parts if isinstance(values, dict))
         return [(tokens, value) for tokens, value in found if isinstance(value, int | float) and math.isfinite(value)]
 
     def bad_steps(self) -> list[dict[str, Any]]:
-        """Return the records of the steps that were passed over."""
+        """Return the records of the steps that were skipped."""
         return [record for record in self.records if "bad_step" in record]
 
     def samples(self) -> list[dict[str, Any]]:
-        """Return the records that hold a sample."""
+        """Return the records that contain a sample."""
         return [record for record in self.records if isinstance(record.get("sample"), dict)]
 
     def answers(self) -> list[dict[str, Any]]:
-        """Return the records that hold an answer to an exercise."""
+        """Return the records that contain an answer to an exercise."""
         return [record for record in self.records if isinstance(record.get("rollout"), dict)]
 
     def documents(self) -> dict[str, tuple[int, DocumentsReport]]:
         """Return the evaluations on documents by name, each with its step."""
         return {n: (e.step, e.report) for n, e in self.evaluations.items() if isinstance(e.report, DocumentsReport)}
+
+    def final_evaluation(self) -> tuple[int, DocumentsReport] | None:
+        """Return the newest evaluation on the run's own held-out documents, with its step; of several, the largest."""
+        found = [evaluation for name, evaluation in self.documents().items() if OWN_DOCUMENTS.fullmatch(name)]
+        return max(found, key=lambda evaluation: (evaluation[0], evaluation[1].tokens), default=None)
 
     def tasks(self) -> dict[str, tuple[int, TaskReport]]:
         """Return the evaluations on tasks by name, each with its step."""
@@ -65,13 +73,13 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Return what a run's folder holds.
+    """Return the contents of a run's folder.
 
     Raises:
-        UserError: it is no run, or its config or an evaluation is damaged.
+        UserError: it is not a run, or its config or an evaluation is damaged.
     """
     if not (folder / "config.toml").is_file():
-        what = "is no run (it has no config.toml)" if folder.is_dir() else "no such folder; wants a run"
+        what = "is not a run (it has no config.toml)" if folder.is_dir() else "no such folder; give a run's folder"
         raise UserError(f"{folder}: {what}")
     config = load_config(folder / "config.toml")
     metrics = folder / "metrics.jsonl"
@@ -88,17 +96,21 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs, those that share a name by their folders; errors as in `read_run`, or one is given twice."""
+    """Return the runs; runs that share a name are named by their folders.
+
+    Raises:
+        UserError: as in `read_run`; or a run is given twice.
+    """
     for i, folder in enumerate(folders):
         if folder.resolve() in [other.resolve() for other in folders[:i]]:
-            raise UserError(f"{folder}: is given twice; a comparison is of different runs")
+            raise UserError(f"{folder}: is given twice; compare different runs")
     runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
     return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
 
 
 def _data(config: Config, folder: Path) -> tuple[Manifest | MixConfig | None, str | None]:
-    """Return what the run reads, and its hash, if they are still there."""
+    """Return the run's data and their hash, if they still exist."""
     try:
         if config.train.data is not None:
             mix = Path(config.train.data)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -9,7 +10,7 @@ from small_transformer import save_transformer
 from rmkv_cli.config import MemoryConfig, MixConfig, parse
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.mix import prepare
-from rmkv_cli.evaluation import measure, memory_effect
+from rmkv_cli.evaluation import measure, measure_baseline, memory_effect
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place, printed):
     expected = json.loads(json.dumps(asdict(measure(model, documents, tokenizer=tokenizer))))
     effect = figures.pop("memory")
     assert figures.pop("beside") is None
+    assert figures.pop("ngram") == pytest.approx(asdict(measure_baseline(place / "mix", tokenizer)))
     assert figures.keys() == expected.keys()
     assert figures["loss"] == pytest.approx(expected["loss"])
     assert set(figures["by_source"]) == {"cats", ROWS}
@@ -55,11 +57,24 @@ def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place, printed):
     assert effect == pytest.approx(asdict(memory_effect(model, documents, tokenizer=tokenizer)))
 
 
+def test_without_its_training_documents_a_mix_has_no_baseline(place, tmp_path, shown):
+    ask = ["eval", "--model", place / "model", "--no-memory", "--data"]
+    assert "order-3" in shown(*ask, place / "mix").out
+    shutil.copytree(place / "mix", tmp_path / "mix")
+    for shard in (tmp_path / "mix").glob("train-*"):
+        shard.unlink()
+    wrote = shown(*ask, tmp_path / "mix")
+    assert "order-3" not in wrote.out
+    assert "note: no n-gram for comparison: " in wrote.err
+    assert ROWS in wrote.out
+
+
 def test_tables_of_a_text_file(place, shown):
     file = place / "cat11.txt"
     wrote = shown("eval", "--model", place / "model", "--data", file, "--max-tokens", 50)
     for word in ("perplexity", "bits per byte", "position in document", "0 to 49", "1 of them cut"):
         assert word in wrote.out
+    assert "n-gram" not in wrote.out  # a file has no training documents
     assert "at least 2 documents of more than a segment (8 tokens)" in wrote.err  # no memory effect of one document
     assert "Read: 50 of" in wrote.out
 

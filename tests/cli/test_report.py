@@ -23,7 +23,7 @@ def test_it_prints_where_the_report_is_and_as_json_the_figures(run, printed, tmp
 
 
 def test_bad_input_is_said_in_one_line(run, monkeypatch, capsys):
-    assert "no such folder; wants a run" in error_of(monkeypatch, capsys, "report", run / "absent")
-    assert "is no run (it has no config.toml)" in error_of(monkeypatch, capsys, "report", run / "checkpoints")
+    assert "no such folder; give a run's folder" in error_of(monkeypatch, capsys, "report", run / "absent")
+    assert "is not a run (it has no config.toml)" in error_of(monkeypatch, capsys, "report", run / "checkpoints")
     out = ("--out", run / "checkpoints")
-    assert "holds other things and is no report" in error_of(monkeypatch, capsys, "report", run, *out)
+    assert "is not empty and has no report" in error_of(monkeypatch, capsys, "report", run, *out)

@@ -9,7 +9,7 @@ from small_model import make_model
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.evaluation import measure
-from rmkv_cli.evaluation.measure import choose, read_losses, sample
+from rmkv_cli.evaluation.measure import choose, long_length, read_losses, sample
 from rmkv_cli.tokenizer import Special, train_tokenizer
 
 LENGTHS = [1, 2, 5, 6, 10, 11, 12, 12, 30, 63, 64, 65, 129, 140]
@@ -57,6 +57,29 @@ def test_it_agrees_with_one_forward_a_document(memory, batch_tokens):
         nats = [loss for _, position, loss in expected if part.first <= position <= part.last]
         assert part.tokens == len(nats)
         assert part.loss == pytest.approx(np.mean(nats), abs=1e-6)
+
+    assert (report.long_documents.documents, report.long_documents.min_tokens) == (2, 128)
+    assert [(part.first, part.last) for part in report.long_documents.by_position] == [(0, 63), (64, 127)]
+    for part in report.long_documents.by_position:
+        nats = [x for i, position, x in expected if LENGTHS[i] >= 128 and part.first <= position <= part.last]
+        assert part.tokens == len(nats) == 128
+        assert part.loss == pytest.approx(np.mean(nats), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([200], 0),  # a single document
+        ([127, 500], 0),  # a single bucket
+        ([128, 500], 128),
+        ([256, 511], 256),
+        ([*range(100, 200)], 128),  # a fifth of 100 reach 180
+        ([300] * 31 + [128] * 1000, 128),
+        ([300] * 32 + [128] * 1000, 256),
+    ],
+)
+def test_documents_are_long_where_enough_of_them_reach_the_end_of_a_bucket(lengths, expected):
+    assert long_length(np.array(lengths)) == expected
 
 
 def test_parts_add_up_to_the_whole():

@@ -4,10 +4,13 @@ from collections import Counter
 import numpy as np
 import pytest
 from small_documents import make_documents
+from trained_run import make_data
 
+from rmkv_cli.data.documents import Documents
 from rmkv_cli.evaluation import ngram
-from rmkv_cli.evaluation.ngram import NGram, texts
-from rmkv_cli.tokenizer import Special, train_tokenizer
+from rmkv_cli.evaluation.measure import sample
+from rmkv_cli.evaluation.ngram import Baseline, NGram, measure_baseline, texts
+from rmkv_cli.tokenizer import Special, Tokenizer, train_tokenizer
 
 
 def by_loops(train, held_out, order=3):
@@ -84,3 +87,19 @@ def test_noise_and_tasks_have_no_text():
     tokenizer = train_tokenizer(iter(["text"]), 280)
     documents = make_documents([[20, 30], [40]], sizes=[0, 1], vocab_size=tokenizer.vocab_size)
     assert list(texts(documents, tokenizer)) == [b"", tokenizer.token_bytes(40)]
+
+
+def test_the_baseline_of_a_mix_counts_its_training_texts_and_predicts_the_held_out_ones(tmp_path, monkeypatch):
+    data = make_data(tmp_path / "story")
+    tokenizer = Tokenizer.load(data)
+    training, held_out = Documents.open(data, "train"), Documents.open(data, "validation")
+    counted = list(texts(training, tokenizer))
+    expected = by_loops(counted, list(texts(held_out, tokenizer)))
+    assert measure_baseline(data, tokenizer) == Baseline(3, pytest.approx(expected), sum(map(len, counted)))
+
+    chosen, lengths = sample(held_out.lengths, held_out.sources, 50)
+    read = [tokenizer.decode(held_out[i][1 : n + 1].tolist()).encode() for i, n in zip(chosen, lengths, strict=True)]
+    assert measure_baseline(data, tokenizer, 50).bits_per_byte == pytest.approx(by_loops(counted, read))
+
+    monkeypatch.setattr(ngram, "TRAINING_TOKENS", 100)
+    assert measure_baseline(data, tokenizer).training_bytes < sum(map(len, counted))

@@ -145,7 +145,7 @@ def test_what_cannot_be_asked_is_refused():
         task_accuracy(learned, RECALL.model_copy(update={"segments": [10]}), TOKENIZER)
     with pytest.raises(UserError, match="examples: should be 1 or more, got 0"):
         task_accuracy(small_model(), RECALL, TOKENIZER, examples=0)
-    with pytest.raises(UserError, match="the text of 'prose', which is not given"):
+    with pytest.raises(UserError, match="the text of 'prose', which is missing"):
         task_accuracy(small_model(), NeedleSource(text="prose"), TOKENIZER)
     broken = small_model()
     broken.norm.weight.data.fill_(torch.nan)

@@ -29,7 +29,7 @@ def test_it_fits_narrow_and_wide_in_light_and_dark_and_in_print(evaluated):
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: None if request.url == written.html.as_uri() else wrong.append(request.url))
         page.goto(written.html.as_uri())
-        for width, scheme in ((360, "light"), (360, "dark"), (1200, "light"), (1200, "dark")):
+        for width, scheme in ((375, "light"), (375, "dark"), (1200, "light"), (1200, "dark")):
             page.set_viewport_size({"width": width, "height": 800})
             page.emulate_media(color_scheme=scheme)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -43,6 +43,11 @@ def test_it_fits_narrow_and_wide_in_light_and_dark_and_in_print(evaluated):
         assert lightness(page, "fill", "document.querySelector('svg text')") == 0
         page.get_by_role("link", name="Memory").click()
         assert page.evaluate("document.querySelector('#memory') === document.querySelector(':target')")
-        assert page.get_by_role("img").count() >= 9
+        assert page.get_by_role("img").count() == 5
+        page.set_viewport_size({"width": 1280, "height": 800})
+        result = page.locator("#final-evaluation ~ .wide").first.bounding_box()
+        page.evaluate("scrollTo(0, 0)")
+        assert page.locator("h1 + p").bounding_box()["y"] < page.locator("#final-evaluation").bounding_box()["y"] < 800
+        assert result["width"] > 900
         browser.close()
     assert wrong == []

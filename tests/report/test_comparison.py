@@ -24,8 +24,13 @@ def test_curves_figures_and_what_differs(evaluated, tmp_path):
     figures = section(markdown, "Figures")
     assert "|  | first | other |" in figures
     losses = [f"{its['validation_loss']:.4f}" for its in written.runs.values()]
-    assert f"| validation loss, last, nats a token | {losses[0]} | {losses[1]} |" in figures
-    assert f"| without the memory, nats a token more | {found['validation'].memory.reset_cost:+.4f} |  |" in figures
+    assert f"| validation loss, last, nats per token | {losses[0]} | {losses[1]} |" in figures
+    assert (
+        f"| cost of resetting the memory, nats per token | {found['validation'].memory.reset_cost:+.4f} |  |" in figures
+    )
+    scores = section(markdown, "Final evaluation")
+    assert "| bits per byte | first |" in scores
+    assert f"| story | {found['validation'].by_source['story'].loss:.4f} |" in scores
     assert re.search(r"!\[validation loss.*first: from .*; other: from .*\]\(validation-loss\.png\)", markdown)
     config = section(markdown, "Config")
     assert "| model.memory.slots | 2 | 4 |\n| train.tokens | 600 | 400 |\n" in config
@@ -40,7 +45,7 @@ def test_other_data_and_tokenizers_are_warned_of(run, tmp_path):
     data = make_data(tmp_path / "else", source="else", vocab=275)
     other = train_small_run(data, tmp_path / "other", tokens=300)
     (note,) = compare(run, other)[1].texts["blockquote"]
-    assert "The runs have different tokenizers. Their losses in nats a token are not comparable" in note
+    assert "The runs have different tokenizers. Their losses in nats per token are not comparable" in note
     assert "The runs have different data." in note
     assert section(compare(run, other)[0], "Data").count("prepared in") == 2
 
@@ -50,5 +55,5 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
     shutil.copytree(run, other, symlinks=True)
     markdown, _, written = compare(run, other)
     assert list(written.runs) == [str(run), str(other)]
-    assert "In nothing." in section(markdown, "Config")
+    assert "None." in section(markdown, "Config")
     json.dumps(written.runs)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import rmkv_cli.report.pictures as pictures
-from rmkv_cli.report.pictures import INKS, positions
+from rmkv_cli.report.pictures import INKS, Line, draw_lines, positions
 
 PAGE = (Path(pictures.__file__).parent / "page.html").read_text(encoding="utf-8")
 
@@ -46,6 +46,26 @@ def test_an_svg_takes_the_page_s_colour_and_shares_no_id(tmp_path):
     assert svg == positions({"a $x$ <b>": points, "_c 猫": points}).svg()
     picture.write_png(tmp_path)
     assert (tmp_path / "loss-by-position.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_unit_has_an_axis_to_the_right():
+    points = [(1, 2.0), (2, 1.0)]
+    lines = [Line("loss", points, 0, "nats"), Line("bits", points, 1, "bits"), Line("other loss", points, 2, "nats")]
+    picture = draw_lines("curves", "losses", "tokens", lines, bad_steps=[1])
+    left, right = picture.figure.axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("nats", "bits")
+    assert (len(left.get_lines()), len(right.get_lines())) == (3, 1)  # two losses and the skipped steps
+    assert right.yaxis.get_ticks_position() == "right"
+    (legend,) = picture.figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == [
+        "loss",
+        "bits (right)",
+        "other loss",
+        "skipped steps",
+    ]
+    assert picture.words == "losses, nats and bits, by tokens. " + "; ".join(
+        f"{line.label}: from 2 to 1" for line in lines
+    )
 
 
 @pytest.mark.parametrize("count", [1, 9])

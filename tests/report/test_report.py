@@ -29,7 +29,7 @@ def report_of(run):
     return written.markdown.read_text(encoding="utf-8"), Page(written.html), written
 
 
-def test_it_tells_what_the_run_wrote(evaluated):
+def test_it_shows_what_the_run_wrote(evaluated):
     run, found = evaluated
     markdown, page, written = report_of(run)
     records, config, manifest = records_of(run), load_config(run / "config.toml"), Manifest.load(data_of(run))
@@ -41,14 +41,17 @@ def test_it_tells_what_the_run_wrote(evaluated):
     assert figures["training_flops"] == training_flops_per_token(config.model) * records[-1]["tokens"]
     assert figures["memory_reset_cost"] == found["validation"].memory.reset_cost
     assert f"| bits per byte, last | {validations[-1]['validation']['bits_per_byte']:.4f} |" in markdown
-    for part in found["validation"].by_position:
+    for part in found["validation"].long_documents.by_position:
         assert f"| from {part.first:,} | {part.loss:.4f} |" in section(markdown, "Loss by position")
-    assert f"| reset costs | {found['validation'].memory.reset_cost:+.4f} |" in section(markdown, "Memory")
-    told = [f"{cell.accuracy:.2f} at {cell.row:g} and {cell.segments}" for cell in found["recall"].cells]
-    assert ", ".join(told) in section(markdown, "Tasks")
+    assert f"| cost of resetting | {found['validation'].memory.reset_cost:+.4f} |" in section(markdown, "Memory")
+    cells = [f"{cell.accuracy:.2f} at {cell.row:g} and {cell.segments}" for cell in found["recall"].cells]
+    assert ", ".join(cells) in section(markdown, "Tasks")
     assert f"| all | {parameters:,} |" in section(markdown, "Parameters and FLOPs")
     step, tokens = (run / "latest").resolve().name.removeprefix("step-").lstrip("0"), found["validation"].tokens
-    assert f"first: step {step}, all {tokens:,} tokens." in section(markdown, "Loss by position")
+    assert f"On held-out documents: step {step}, all {tokens:,} tokens." in section(markdown, "Final evaluation")
+    long = found["validation"].long_documents
+    covered = f"the same {long.documents} documents, of at least {long.min_tokens} tokens, at every position"
+    assert f"- first, step {step}: {covered}" in section(markdown, "Loss by position")
     assert f"first: step {step}." in section(markdown, "Memory")
     data = section(markdown, "Data")
     assert manifest.tokenizer_hash in data
@@ -61,28 +64,30 @@ def test_it_tells_what_the_run_wrote(evaluated):
     assert len(samples) >= 3
     shown = [text.removesuffix("\n") for text in page.texts["pre"]]
     assert samples[0]["prompt"] in shown
-    assert len(page.texts["h2"]) == 11
+    assert len(page.texts["h2"]) == 12
 
 
 def test_the_report_contains_a_compared_model(run, measured):
-    own = measured["validation"]
+    report = measured["validation"]
     reading = Reading(parameters=7, tokens_per_second=8.0, carried_bytes=9, carried_tokens=10)
-    theirs = [PositionLoss(part.first, part.last, 1, 100.0 + part.first) for part in own.by_position]
-    beside = Beside("some/model", 1, 2, 3, 4.0, 5.0, theirs, 0, reading, reading)
+    long = report.long_documents
+    losses = [PositionLoss(part.first, part.last, 1, 100.0 + part.first) for part in long.by_position]
+    beside = Beside("some/model", 1, 2, 3, 4.0, 5.0, [], 0, reading, reading, replace(long, by_position=losses))
     step = int((run / "latest").resolve().name.removeprefix("step-"))
-    keep_evaluation(run, "validation", Evaluation(step, "rmkv eval", replace(own, beside=beside)))
-    shown = section(report_of(run)[0], "Loss by position")
+    keep_evaluation(run, "validation", Evaluation(step, "rmkv eval", replace(report, beside=beside)))
+    markdown = report_of(run)[0]
+    assert "| some/model | 5.0000 | 4.0000 |  | 2 | 1 |" in section(markdown, "Final evaluation")
+    shown = section(markdown, "Loss by position")
     assert "| position | first | first: some/model |" in shown
-    for part in own.by_position:
+    for part in long.by_position:
         assert f"| from {part.first:,} | {part.loss:.4f} | {100 + part.first:.4f} |" in shown
-    assert f"| bits per byte | {own.bits_per_byte:.4f} | 5.0000 |" in shown
 
 
-def test_both_files_tell_the_same_and_need_nothing_else(evaluated):
+def test_both_files_are_equal_in_content_and_need_nothing_else(evaluated):
     run, _ = evaluated
     markdown, page, written = report_of(run)
     names = re.findall(r"^!\[.*\]\((.+)\)$", markdown, re.MULTILINE)
-    assert len(names) >= 9
+    assert {"loss.png", "optimizer.png", "speed.png", "loss-by-position.png", "task-1.png"} == set(names)
     assert {path.name for path in written.html.parent.iterdir()} == {"index.html", "report.md", *names}
     assert page.tags.count("svg") == len(names)
     assert len(page.values("aria-labelledby")) == len(names)
@@ -118,17 +123,18 @@ def test_the_run_s_words_are_shown_as_they_are(run):
     assert f"````text\n{NASTY}\n````" in markdown
 
 
-def test_what_was_not_measured_is_told_with_the_command_that_adds_it(run):
+def test_what_was_not_measured_is_shown_with_the_command_that_adds_it(run):
     markdown, _, _ = report_of(run)
-    for title in ("Loss by position", "Memory"):
+    for title in ("Final evaluation", "Loss by position", "Memory"):
         assert f"$ rmkv eval --model {run} --data {data_of(run)}\n" in section(markdown, title)
     assert f"$ rmkv eval --model {run} --task recall\n" in section(markdown, "Tasks")
     assert f"$ rmkv eval --model {run} --harness hellaswag,piqa\n" in section(markdown, "Benchmarks")
     assert rmkv("eval", "--model", run, "--data", data_of(run)).returncode == 0
     markdown, _, _ = report_of(run)
-    for title in ("Loss by position", "Memory"):
+    for title in ("Final evaluation", "Loss by position", "Memory"):
         assert "Not measured yet" not in section(markdown, title)
-    assert "| reset costs | " in section(markdown, "Memory")
+    assert "| cost of resetting | " in section(markdown, "Memory")
+    assert "| order-3 byte n-gram | " in section(markdown, "Final evaluation")
 
 
 def test_scores_of_the_harness_are_in_it(run):
@@ -139,13 +145,13 @@ def test_scores_of_the_harness_are_in_it(run):
         report = {"lm_eval": "0.4", "limit": limit, "scores": [score]}
         kept = {"step": 4, "command": "rmkv eval --harness a_b", "report": report}
         (run / "evaluations" / f"harness-a_b-{limit}.json").write_text(json.dumps(kept))
-    told = section(report_of(run)[0], "Benchmarks")
-    assert "| first | 4 | a_b | 0 | 7 | acc | 0.5000 |  |" in told
-    assert "| first | 4 | a_b | 0 | 7\\* | acc | 0.5000 |  |" in told
-    assert "no scores to publish" in told
+    shown = section(report_of(run)[0], "Benchmarks")
+    assert "| first | 4 | a_b | 0 | 7 | acc | 0.5000 |  |" in shown
+    assert "| first | 4 | a_b | 0 | 7\\* | acc | 0.5000 |  |" in shown
+    assert "do not publish it" in shown
 
 
-def test_damage_bad_steps_and_an_unfinished_run_are_told(run):
+def test_damage_bad_steps_and_an_unfinished_run_are_noted(run):
     records = [record for record in records_of(run) if record["step"] <= 5]
     bad = {"step": 6, "tokens": records[-1]["tokens"] + 8, "bad_step": "not a finite number: loss nan", "bad_steps": 1}
     write_records(run, [*records, bad, {"step": 7, "tokens": bad["tokens"] + 8, "loss": float("nan")}])
@@ -155,9 +161,9 @@ def test_damage_bad_steps_and_an_unfinished_run_are_told(run):
         )
     markdown, page, written = report_of(run)
     (note,) = page.texts["blockquote"]
-    assert "6 lines of metrics.jsonl are damaged" in note
-    assert "passed over step 6 (not a finite number: loss nan)" in note
-    assert f"it goes on with rmkv train --resume --run {run}" in note
+    assert "6 lines of metrics.jsonl are damaged and were left out" in note
+    assert "skipped step 6 (not a finite number: loss nan)" in note
+    assert f"resume it with rmkv train --resume --run {run}" in note
     assert written.runs["first"]["bad_steps"] == 1
     assert "nan" not in section(markdown, "Figures")
     assert "bad steps" in (run / "report" / "index.html").read_text()
@@ -166,18 +172,20 @@ def test_damage_bad_steps_and_an_unfinished_run_are_told(run):
 def test_a_run_without_validation_and_one_without_a_step_have_reports(run):
     write_records(run, [record for record in records_of(run) if "validation" not in record])
     markdown, _, _ = report_of(run)
-    assert "There is no validation yet" in section(markdown, "Curves")
-    assert "No validation has written a sample. `rmkv generate --model" in section(markdown, "Samples")
+    assert "There has been no validation yet" in section(markdown, "Curves")
+    assert "No validation has written a sample. To generate a text: `rmkv generate --model" in section(
+        markdown, "Samples"
+    )
     (run / "metrics.jsonl").unlink()
     shutil.rmtree(run / "checkpoints")
     markdown, page, written = report_of(run)
-    assert "has not taken a step yet" in page.texts["blockquote"][0]
-    assert "No step is written down yet" in section(markdown, "Curves")
+    assert "has not recorded a step yet" in page.texts["blockquote"][0]
+    assert "No step has been recorded yet" in section(markdown, "Curves")
     assert {path.name for path in (run / "report").iterdir()} == {"index.html", "report.md"}  # no older picture
     assert written.runs["first"]["steps"] == 0
 
 
-def test_what_lies_beside_a_report_stays(run):
+def test_other_files_beside_a_report_stay(run):
     (run / "report").mkdir()
     (run / "report" / ".DS_Store").write_text("a file browser's")
     report_of(run)
@@ -193,7 +201,7 @@ def test_what_lies_beside_a_report_stays(run):
 def test_a_folder_with_a_report_of_something_else_is_not_written_into(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.md").write_text("# My report\n")
-    with pytest.raises(UserError, match="holds other things and is no report"):
+    with pytest.raises(UserError, match="is not empty and has no report"):
         write_report([run], tmp_path / "mine")
     assert (tmp_path / "mine" / "report.md").read_text() == "# My report\n"
 
@@ -211,26 +219,26 @@ def test_a_report_that_was_cut_off_can_be_written_again(run, monkeypatch):
     assert report_of(run)[1].texts["h1"] == ["Report of first"]
 
 
-def test_data_that_are_gone_are_told(run):
+def test_data_that_no_longer_exist_are_named(run):
     text = (run / "config.toml").read_text().replace(str(data_of(run)), str(run / "gone"))
     (run / "config.toml").write_text(text)
-    assert f"not there any more, in `{run / 'gone'}`" in section(report_of(run)[0], "Data")
+    assert f"no longer in `{run / 'gone'}`" in section(report_of(run)[0], "Data")
 
 
-def test_what_cannot_be_reported_is_said(run, monkeypatch):
+def test_what_cannot_be_reported_is_an_error(run, monkeypatch):
     def error(folders, out=run / "report"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as raised:
             write_report(folders, out)
-        return str(told.value)
+        return str(raised.value)
 
-    assert error([run / "absent"]) == f"{run / 'absent'}: no such folder; wants a run"
-    assert "is no run (it has no config.toml)" in error([run.parent])
+    assert error([run / "absent"]) == f"{run / 'absent'}: no such folder; give a run's folder"
+    assert "is not a run (it has no config.toml)" in error([run.parent])
     assert "is given twice" in error([run, run / ".." / run.name])
-    assert "holds other things and is no report; choose another --out" in error([run], run)
-    assert "holds other things" in error([run], run / "config.toml")
+    assert "is not empty and has no report; choose another --out" in error([run], run)
+    assert "is not empty" in error([run], run / "config.toml")
     assert not (run / "report").exists()
     (run / "evaluations").mkdir()
     (run / "evaluations" / "mine.json").write_text("{}")
-    assert "mine.json: is no evaluation that this version of rmkv kept; remove it" in error([run])
+    assert "mine.json: is not an evaluation of this version of rmkv; remove it" in error([run])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install -c constraints.txt -e '.[plot]'" in error([run])

@@ -1,5 +1,4 @@
-"""Hugging Face: export for transformers without this package, import of such folders and of pretrained transformers,
-and the hub."""
+"""Hugging Face: export for transformers, import of exported folders and of pretrained transformers, and the hub."""
 
 from rmkv_cli.huggingface.convert import Imported, import_transformer
 from rmkv_cli.huggingface.families import Wiring

@@ -1,4 +1,4 @@
-"""The model card: what the model is, what it was trained on and how, how good it is, how to load it."""
+"""The model card: description, usage, config, data, evaluation and training of a model."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from rmkv_cli.training.metrics import read_metrics
 
 
 def model_card(name: str, folder: Path, model: RMKV) -> str:
-    """Return the README.md of a model called `name`; where its folder is a run's checkpoint, the run is told, too."""
-    parts = [_what_it_is(name, model)]
-    # Follow a run's `latest`, but not a link that stands for a checkpoint that was moved.
+    """Return the README.md of a model called `name`; if its folder is a run's checkpoint, it also describes the run."""
+    parts = [_description(name, model)]
+    # Follow the link `latest` of a run, but not a link in place of a checkpoint that was moved.
     folder = folder.absolute() if folder.absolute().parent.name == FOLDER else folder.resolve()
     run = folder.parent.parent
     if folder.parent.name == FOLDER and (run / "config.toml").is_file():
@@ -26,7 +26,7 @@ def model_card(name: str, folder: Path, model: RMKV) -> str:
     return "\n".join(parts)
 
 
-def _what_it_is(name: str, model: RMKV) -> str:
+def _description(name: str, model: RMKV) -> str:
     return f"""\
 ---
 library_name: transformers
@@ -64,7 +64,7 @@ def _settings(config: ModelConfig) -> list[list[str]]:
 
 
 def _data(config: Config, run: Path) -> list[str]:
-    """Return the part about the data, if they are still there."""
+    """Return the part about the data, if they still exist."""
     try:
         if config.train.data is not None:
             manifest = Manifest.load(Path(config.train.data))
@@ -77,7 +77,7 @@ def _data(config: Config, run: Path) -> list[str]:
 
 def _evaluation(config: Config, run: Path, folder: Path) -> list[str]:
     """Return the part with the checkpoint's figures on held-out documents, if it was evaluated."""
-    step = checkpoint_step(folder)  # None for a folder that rmkv did not name, which has no record
+    step = checkpoint_step(folder)  # None for a folder that rmkv did not name
     records = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] == step and "validation" in r]
     if not records:
         return []
@@ -102,7 +102,7 @@ def _measured(config: Config, run: Path) -> str:
 
 
 def _training(config: Config) -> str:
-    """Return the part that tells the command. Of paths it tells the last part alone."""
+    """Return the part with the command and the config, in which only the last component of each path is shown."""
     train = config.train
     named = {key: Path(path).name for key in ("data", "mix", "tokenizer") if (path := getattr(train, key)) is not None}
     config = config.model_copy(update={"train": train.model_copy(update=named)})

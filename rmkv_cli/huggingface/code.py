@@ -1,4 +1,4 @@
-"""The Python of an exported folder: the layers of rmkv_cli.model and their transformers interface, side by side."""
+"""Python modules of an exported folder: the layers of rmkv_cli.model and their transformers interface."""
 
 import ast
 from importlib.resources import files
@@ -13,10 +13,10 @@ READ_OR_WRITE_FILES = {"save", "load", "save_pretrained", "from_pretrained"}
 
 
 def exported_modules() -> dict[str, str]:
-    """Return the text of each file, by name: what `MODELING` needs, the modules that these need, and so on.
+    """Return the text of each module by file name: `MODELING` and all modules that it needs, directly or indirectly.
 
-    Imports among them become relative. What reads and writes files stays behind, as transformers does that itself, and
-    so does `rmkv_cli.config`: a plain object with its attributes stands for it.
+    Imports among them become relative. Functions that read or write files are left out, as transformers does that
+    itself. A plain object with the same attributes replaces `rmkv_cli.config`.
     """
     modules: dict[str, str] = {}
     wanted = [f"rmkv_cli.huggingface.{MODELING}"]
@@ -29,7 +29,7 @@ def exported_modules() -> dict[str, str]:
 
 
 def _rewrite(text: str) -> tuple[str, list[str]]:
-    """Return a module's text as it is exported, and the modules of ours that it imports."""
+    """Return the exported text of a module, and the names of the modules of this package that it imports."""
     lines, imported = text.splitlines(keepends=True), []
     for node in ast.walk(ast.parse(text)):
         match node:

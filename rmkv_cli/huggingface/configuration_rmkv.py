@@ -1,9 +1,9 @@
-"""The config of an RMKV in transformers; goes into an exported folder as it is."""
+"""Config of an RMKV in transformers; copied unchanged into exported folders."""
 
 from transformers import PreTrainedConfig
 
 
 class RMKVConfig(PreTrainedConfig):
-    """The keys of `rmkv_cli.config.ModelConfig`, which config.json holds all of, and transformers' own."""
+    """Keys of `rmkv_cli.config.ModelConfig`, all of which config.json contains, and those of transformers."""
 
     model_type = "rmkv"

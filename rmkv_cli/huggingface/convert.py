@@ -108,8 +108,8 @@ def lone_token(config: ModelConfig, read: Read, token: int, dtype: torch.dtype) 
     def load(block: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         before = f"blocks.{len(streams)}."
         streams.append(inputs[0][0, 0])
-        own = {name: read(f"{before}{name}").to(dtype) for name in block.state_dict()}
-        block.load_state_dict(own, assign=True)
+        weights = {name: read(f"{before}{name}").to(dtype) for name in block.state_dict()}
+        block.load_state_dict(weights, assign=True)
 
     for block in model.blocks:
         block.register_forward_pre_hook(load)

@@ -1,4 +1,4 @@
-"""Model folders to Hugging Face folders, and back."""
+"""Conversion of model folders to Hugging Face folders and back."""
 
 import json
 from pathlib import Path
@@ -24,16 +24,16 @@ from rmkv_cli.training.checkpoint import write_model
 
 ARCHITECTURE = "RMKVForCausalLM"
 PREFIX = "model."
-"""Of the weights' names, which are else ours."""
+"""Prefix of the names of the weights, which otherwise are the same as in a model folder."""
 
 
 def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder that transformers loads without this package; `model` is a model folder, a checkpoint or a run.
 
-    The weights have the types of a model that computes in `dtype`: see `rmkv_cli.model.precision`.
+    The weights have the types of a model that computes in `dtype` (see `rmkv_cli.model.precision`).
 
     Raises:
-        UserError: `out` exists, there is no whole model, or it is not causal.
+        UserError: `out` exists, or the model is incomplete, an adapter, quantized or not causal.
     """
     require_new(out)
     source = find_model(model)
@@ -76,10 +76,10 @@ def export_folder(model: Path, out: Path, dtype: torch.dtype = torch.float32) ->
 
 
 def import_folder(folder: Path, out: Path) -> None:
-    """Write the model folder of a Hugging Face folder, with the same weights; a bfloat16 model's remain bfloat16.
+    """Write the model folder of an exported folder, with the same weights; those of a bfloat16 model stay bfloat16.
 
     Raises:
-        UserError: `out` exists, or `folder` holds something else or is damaged.
+        UserError: `out` exists, or `folder` was not exported by rmkv or is damaged.
     """
     require_new(out)
     config = require_exported(folder)
@@ -93,7 +93,7 @@ def import_folder(folder: Path, out: Path) -> None:
 
 
 def _dtype(weights: Path) -> torch.dtype | None:
-    """Return bfloat16 if all weights are that which may be, else None."""
+    """Return bfloat16 if all weights that may be bfloat16 are, else None."""
     with open_tensors(weights, "damaged or missing weights") as file:
         types = {dtype for name, (dtype, _) in file.layout.items() if is_narrow(name.removeprefix(PREFIX))}
     return torch.bfloat16 if types == {torch.bfloat16} else None
@@ -107,7 +107,7 @@ def is_exported(folder: Path) -> bool:
     """
     described = read_config(folder)
     if architecture_of(described) == "RMKV":
-        raise UserError(f"{folder}: is a model folder of rmkv; `rmkv export hf` makes a Hugging Face folder of it")
+        raise UserError(f"{folder}: is a model folder of rmkv; `rmkv export hf` makes a Hugging Face folder from it")
     return architecture_of(described) == ARCHITECTURE
 
 
@@ -123,7 +123,7 @@ def require_exported(folder: Path) -> ModelConfig:
     """Return the config of a folder that `export_folder` wrote; raise `UserError` if it is something else."""
     if not is_exported(folder):
         raise UserError(
-            f"{folder}: holds another kind of model ({architecture_of(read_config(folder))}); name a folder that "
+            f"{folder}: contains another kind of model ({architecture_of(read_config(folder))}); name a folder that "
             "`rmkv export hf` made"
         )
     described, path = read_config(folder), folder / CONFIG

@@ -1,4 +1,4 @@
-"""RMKV in transformers: a causal language model around the layers of rmkv_cli.model; goes into an exported folder."""
+"""RMKV in transformers: a causal language model around the layers of rmkv_cli.model; copied into exported folders."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +14,14 @@ from rmkv_cli.model.model import RMKV
 from rmkv_cli.model.state import State
 
 Group = tuple[Tensor, State]
-"""Rows of a batch, (n,), that stand at the same place in their segments, and their state."""
+"""Indices of batch rows (n,) at the same position in their segments, and the state of these rows."""
 
 
 class RMKVCache:
-    """What the rows of a batch carry: of fixed size, whatever was read.
+    """State of a batch, of a fixed size however much was read.
 
-    Rows that were padded by different amounts are of different groups. A forward pass returns a new cache and leaves
-    the old one as it was, so that several texts can go on from it.
+    Rows with different amounts of padding are in different groups. A forward pass returns a new cache and leaves the
+    old one unchanged, so several texts can continue from it.
     """
 
     is_compileable = False
@@ -30,11 +30,11 @@ class RMKVCache:
         self.groups, self.length = groups, length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many tokens of each row were read, its pads included."""
+        """Return the number of tokens read in each row, including padding."""
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let row i go on from what row beam_idx[i] has read."""
+        """Make row i continue from the state of row beam_idx[i]."""
         groups = []
         for rows, state in self.groups:
             new, at = (beam_idx[:, None] == rows).nonzero(as_tuple=True)
@@ -44,14 +44,14 @@ class RMKVCache:
 
 
 class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
-    """RMKV with transformers' interface.
+    """RMKV with the interface of transformers.
 
-    A row is read as one document; masked tokens, before it or within, are passed over as if they were not there.
+    A row is read as one document; masked tokens are skipped as if they were absent.
     """
 
     config_class = RMKVConfig
     _is_stateful = True
-    # Patterns for the parameters that `is_narrow` rejects. transformers declares an instance's list.
+    # Patterns for the parameters that `is_narrow` rejects. In transformers this is a list of the instance.
     _keep_in_fp32_modules_strict = [r"\.memory$", r"\.cell\.", r"\.store\."]  # noqa: RUF012
 
     def __init__(self, config: RMKVConfig) -> None:
@@ -69,14 +69,14 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.dtype
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave all weights: the layers draw their first ones themselves."""
+        """Leave all weights unchanged, because the layers initialize themselves."""
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the tokens' embeddings."""
         return self.model.embedding
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """Return the head; None where it is the embeddings' own matrix."""
+        """Return the head; None if it is tied to the embeddings."""
         return self.model.unembedding
 
     @can_return_tuple
@@ -90,16 +90,16 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Read tokens; return their logits, and what was carried after them.
+        """Read tokens; return their logits and the state after them.
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T), or (B, all tokens so far), of which the last T count; 0: a pad, whose logits are 0.
-            past_key_values: what came before; a document's beginning where none is given.
-            labels: (B, T); if given, the loss is returned. It ignores -100, pads, and tokens after a pad.
-            use_cache: False: what is carried after the tokens is not returned.
-            logits_to_keep: of so many last tokens only; 0: of all.
-            kwargs: `num_items_in_batch`, for the loss. Positions are the state's, whatever is given.
+            attention_mask: (B, T), or (B, all tokens so far) with the last T used; 0 for padding, whose logits are 0.
+            past_key_values: state of the text before; without it, a document begins.
+            labels: (B, T); if given, the loss is returned. It ignores -100, padding, and tokens after padding.
+            use_cache: if False, the state after the tokens is not returned.
+            logits_to_keep: number of last tokens to return logits of; 0 for all.
+            kwargs: `num_items_in_batch`, for the loss. Given positions are ignored in favour of the state's.
         """
         B, T = input_ids.shape
         if attention_mask is None:
@@ -118,7 +118,7 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     def _read(self, input_ids: Tensor, mask: Tensor, before: list[Group]) -> tuple[Tensor, list[Group]]:
-        """Return what the head reads, (B, T, D), and the groups after it; rows of one mask are read together."""
+        """Return the hidden states (B, T, D) and the groups after them; rows with equal masks are read together."""
         hidden = self.model.norm.weight.new_zeros(*input_ids.shape, self.config.hidden_size)
         after = []
         for rows, state in before:
@@ -134,7 +134,7 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _shape(config: RMKVConfig) -> Any:
-    """Return what stands for `rmkv_cli.config.ModelConfig`, with the same attributes."""
+    """Return an object with the attributes of `rmkv_cli.config.ModelConfig`."""
     keys = config.to_dict()
     memory = SimpleNamespace(**keys["memory"])
     memory.updated = memory.slots > 0 and memory.update != "none"

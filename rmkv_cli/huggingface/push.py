@@ -1,4 +1,4 @@
-"""Hugging Face folders to the hub."""
+"""Upload of exported folders to the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,14 @@ from rmkv_cli.huggingface.folder import require_exported
 
 
 def push_folder(folder: Path, repo: str, private: bool) -> str:
-    """Upload a folder that `export_folder` wrote, in one commit; return the address of what is there now.
+    """Upload a folder that `export_folder` wrote, in one commit, and return the commit's address.
 
-    A repository that is absent is made; one that is there keeps its other files. The card that goes up names the
-    repository where the folder's own names the folder.
+    The repository is created if it does not exist; otherwise its other files stay. In the uploaded card, the name of
+    the repository replaces that of the folder.
 
     Raises:
-        UserError: the folder is something else, the name is none, the repository is public and should be `private`, or
-            the hub refuses or cannot be reached.
+        UserError: the folder was not exported by rmkv, the repository's name is invalid, it is public and should be
+            `private`, or the hub refuses or cannot be reached.
     """
     require_exported(folder)
     hub = constants.ENDPOINT
@@ -29,7 +29,7 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
     try:
         repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo).private:
-            raise UserError(f"{repo} is there already, and public: make it private at {hub}/{repo}/settings")
+            raise UserError(f"{repo} already exists and is public: make it private at {hub}/{repo}/settings")
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         sent = [
             CommitOperationAdd(name, _card(path, repo) if name == "README.md" else path)
@@ -38,22 +38,22 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
         ]
         return str(api.create_commit(repo, sent, commit_message="Upload by rmkv push").commit_url)
     except HFValidationError:
-        raise UserError(f"'{repo}' is no name of a repository; wants OWNER/NAME") from None
-    except ValueError as error:  # what the hub says of the card's metadata
+        raise UserError(f"'{repo}' is not the name of a repository; use OWNER/NAME") from None
+    except ValueError as error:  # the hub rejects the card's metadata
         raise UserError(f"{folder / 'README.md'}: {' '.join(str(error).split())}") from None
     except OfflineModeIsEnabled:
-        raise UserError("HF_HUB_OFFLINE is set, so the hub is not asked; unset it to push") from None
+        raise UserError("HF_HUB_OFFLINE forbids access to the hub; unset it to push") from None
     except HfHubHTTPError as error:
         raise UserError(_refusal(error, repo)) from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
-        what = error.__cause__ if isinstance(error, RuntimeError) else error  # how a large file that failed is told
+        what = error.__cause__ if isinstance(error, RuntimeError) else error  # raised for a large file
         raise UserError(
             f"the hub at {hub} cannot be reached ({' '.join(str(what).split())}); is there a network?"
         ) from None
 
 
 def _card(path: Path, repo: str) -> bytes:
-    """Return the card with the repository in the title and the code, where the exported folder is named."""
+    """Return the card with the repository's name in place of the folder's, in the title and in the code."""
     card = path.read_text(encoding="utf-8", errors="surrogateescape")
     if code := re.search(r'from_pretrained\("([^"]+)"', card):
         card = card.replace(code[0], f'from_pretrained("{repo}"')
@@ -62,12 +62,12 @@ def _card(path: Path, repo: str) -> bytes:
 
 
 def _refusal(error: HfHubHTTPError, repo: str) -> str:
-    """Return what the hub's answer means, in one line."""
+    """Return the meaning of the hub's response in one line."""
     what, hub = str(error).strip().partition("\n")[0], constants.ENDPOINT
     match error.response.status_code:
         case 401:
             return f"{hub} does not accept the token: log in again by `hf auth login`, or set HF_TOKEN"
         case 403:
-            return f"the token has no right to write to {repo} at {hub}: log in by `hf auth login` with one that has"
+            return f"the token may not write to {repo} at {hub}: log in with another by `hf auth login`"
         case _:
-            return f"{hub} did not take {repo}: {what}"
+            return f"{hub} rejected {repo}: {what}"

@@ -15,7 +15,7 @@ INDEX = f"{WEIGHTS}.index.json"
 
 
 class Shards:
-    """Open safetensors files that hold the tensors of one model; only their headers have been read."""
+    """Open safetensors files with the tensors of one model; only their headers are in memory."""
 
     def __init__(self, files: list[TensorFile]) -> None:
         self._file_of = {name: file for file in files for name in file.layout}

@@ -1,4 +1,4 @@
-"""A tokenizer's files as transformers reads them, and the way back."""
+"""Tokenizer files in the form that transformers reads, and the reverse conversion."""
 
 import json
 from collections.abc import Iterator
@@ -22,23 +22,23 @@ CONVERSATION = Message("user", "What is it? \n"), Message("assistant", " So be i
 COMPOSED = PROBE + " e\u0301 \u212b \ufb01"
 """Text that only a tokenizer without a normalizer decodes unchanged."""
 MARK = "\ue000"
-"""Of private use. Behind its "<", the chat template tells text that spells a special token from the token."""
+"""Private-use character that the chat template inserts after "<" in text that spells a special token."""
 
 
 def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int | None) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder.
 
-    A pretrained model's tokenizer is written unchanged. With one of rmkv's own, a text is encoded as a document:
-    END-OF-DOCUMENT, and its tokens. The normalizer drops the chat template's marks. The thinking tokens are not special
-    here, so that `skip_special_tokens` keeps thoughts and answers separate.
+    A pretrained model's tokenizer is written unchanged. With rmkv's own, a text is encoded as a document: the
+    end-of-document token, then its tokens. The normalizer removes the chat template's marks. The thinking tokens are
+    not special here, so `skip_special_tokens` keeps thoughts and answers separate.
 
     Args:
         directory: the folder.
         tokenizer: the model's tokenizer.
-        longest: the most tokens that the model reads; None: any number.
+        longest: maximum number of tokens that the model reads; None for any number.
 
     Raises:
-        UserError: the tokenizer changes texts in a way of its own.
+        UserError: the tokenizer has a normalizer or a post-processor.
     """
     if tokenizer.foreign:
         tokenizer.save(directory)

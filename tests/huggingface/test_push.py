@@ -54,23 +54,23 @@ def test_a_refusal_is_one_line_that_says_what_to_do(models, exported, hub, tmp_p
     def error(folder=exported, repo="someone/small"):
         return error_of(monkeypatch, capsys, "push", folder, repo)
 
-    assert "wants OWNER/NAME" in error(repo="a/b/c")
+    assert "use OWNER/NAME" in error(repo="a/b/c")
     assert "usual: is a model folder of rmkv; `rmkv export hf` makes" in error(folder=models[0] / "usual")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    assert "holds another kind of model (LlamaForCausalLM)" in error(folder=tmp_path / "other")
+    assert "contains another kind of model (LlamaForCausalLM)" in error(folder=tmp_path / "other")
     (tmp_path / "bad").mkdir()
     for file in exported.iterdir():
         (tmp_path / "bad" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "bad" / "README.md").write_text("# A card without metadata")
     assert "README.md: Invalid metadata in README.md. - no metadata" in error(folder=tmp_path / "bad")
     HfApi().create_repo("someone/public")
-    assert "is there already, and public" in error_of(
+    assert "already exists and is public" in error_of(
         monkeypatch, capsys, "push", exported, "someone/public", "--private"
     )
     assert not list((tmp_path / "hub" / "someone" / "public").iterdir())
     monkeypatch.setenv("HF_TOKEN", "reader")
-    assert "the token has no right to write to someone/small" in error()
+    assert "the token may not write to someone/small" in error()
     monkeypatch.setenv("HF_TOKEN", "nobody")
     assert "does not accept the token: log in again by `hf auth login`" in error()
     monkeypatch.delenv("HF_TOKEN")
@@ -79,8 +79,8 @@ def test_a_refusal_is_one_line_that_says_what_to_do(models, exported, hub, tmp_p
     assert "log in by `hf auth login`, or set HF_TOKEN" in error()
 
 
-def test_a_hub_that_cannot_be_reached_is_said(exported, hub, monkeypatch, capsys):
+def test_a_hub_that_cannot_be_reached_is_an_error(exported, hub, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached" in error_of(monkeypatch, capsys, "push", exported, "someone/small")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in error_of(monkeypatch, capsys, "push", exported, "someone/small")
+    assert "HF_HUB_OFFLINE forbids" in error_of(monkeypatch, capsys, "push", exported, "someone/small")

@@ -1,4 +1,4 @@
-"""`rmkv config`: see, check and list configs."""
+"""`rmkv config`: show, validate and list configs."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,12 @@ from rmkv_cli.cli.options import ConfigFile, Json, Overrides, Preset, print_json
 from rmkv_cli.config import dump_toml, list_presets, load_any
 from rmkv_cli.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="See, check and list configs.")
+app = typer.Typer(no_args_is_help=True, help="Show, validate and list configs.")
 
 
 @app.command(epilog="Example: rmkv config show --preset 600m --set model.memory.slots=128")
 def show(preset: Preset = None, config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print a config with every key resolved."""
+    """Print a config with all keys, including defaults."""
     resolved = read_config(preset, config, overrides)
     if as_json:
         print_json(resolved.model_dump())
@@ -25,7 +25,7 @@ def show(preset: Preset = None, config: ConfigFile = None, overrides: Overrides 
 
 @app.command(epilog="Example: rmkv config validate my.toml mix.toml")
 def validate(files: Annotated[list[Path], typer.Argument(help="Configs of models and of mixes.")]) -> None:
-    """Check configs; all errors of all files are shown at once."""
+    """Validate configs, and report all errors of all files at once."""
     errors = []
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""`rmkv data`: make the sample corpus, generate data, mix sources, look into mixes."""
+"""`rmkv data`: create the sample corpus, generate data, mix sources, inspect mixes."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rmkv_cli.data.survey import SourceSurvey
 
 HELD_OUT = ("held out: documents", "tokens")
-app = typer.Typer(no_args_is_help=True, help="Make the sample corpus, generate data, mix sources, look into mixes.")
+app = typer.Typer(no_args_is_help=True, help="Create the sample corpus, generate data, mix sources and inspect mixes.")
 app.command("generate", epilog="Example: rmkv data generate stories --out stories.jsonl --set writer.model=runs/tiny")(
     generate_data
 )
@@ -25,10 +25,13 @@ app.command("generate", epilog="Example: rmkv data generate stories --out storie
 
 @app.command(epilog="Example: rmkv data sample sample")
 def sample(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; must not exist.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; must not exist.")],
     as_json: Json = False,
 ) -> None:
-    """Make a corpus of prose, code and worked problems from this machine's Python, with a mix.toml; no download."""
+    """Create a corpus of prose, code and worked problems from the local Python installation, without any download.
+
+    The folder also contains a mix.toml.
+    """
     from rmkv_cli.data.sample import make_sample
 
     files = make_sample(folder)
@@ -42,19 +45,22 @@ def sample(
 @app.command("mix", epilog="Example: rmkv data mix sample/mix.toml --tokenizer tokenizer.json --out data --workers 4")
 def mix_command(
     mix: MixName = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Mix what this preset is trained on.")] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Use the mix of this preset.")] = None,
     tokenizer: TokenizerFile = Path("tokenizer.json"),
-    out: Annotated[Path, typer.Option(help="The folder to make; must not exist.")] = Path("data"),
+    out: Annotated[Path, typer.Option(help="Folder to create; must not exist.")] = Path("data"),
     tokens: Annotated[
         int | None,
-        typer.Option(parser=at_least(1), metavar="N", help="Length of the mix, such as 5M."),
+        typer.Option(parser=at_least(1), metavar="N", help="Training tokens to write, such as 5M."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, show_default="one a core", help="Processes that tokenize; they change the time alone.")
+        int,
+        typer.Option(
+            min=1, show_default="one per core", help="Tokenizing processes; their number does not change the result."
+        ),
     ] = os.cpu_count() or 1,
     as_json: Json = False,
 ) -> None:
-    """Tokenize the sources of a mix and write their documents, in the ratio of the weights by tokens."""
+    """Tokenize the sources of a mix and write their documents in the ratio of the weights, by tokens."""
     from rmkv_cli.data.mix import (
         prepare,
         warn_of_sources_without_held_out,
@@ -84,14 +90,18 @@ def mix_command(
     if supervised < (tokens := manifest.splits["train"].tokens):
         print(f"supervised: {plural(supervised, 'token')} of the {tokens:,} for training")
     if manifest.ended_by:
-        stderr().print(f"The mix ends where '{manifest.ended_by}' ran dry; `tokens = N` in it repeats sources instead.")
+        stderr().print(
+            f"Mixing stopped when source '{manifest.ended_by}' was exhausted; set `tokens = N` in the mix to repeat "
+            "exhausted sources instead."
+        )
     warn_of_sources_without_supervision(manifest)
     warn_of_sources_without_held_out(manifest)
     if not sources.validation:
         stderr().print(
-            "No document is held out: `validation` in the mix is the share of those that are.", style="yellow"
+            "No document is held out; set `validation` in the mix to the share of documents to hold out.",
+            style="yellow",
         )
-    _tell_skipped(manifest.sources)
+    _print_skipped(manifest.sources)
 
 
 @app.command(epilog="Example: rmkv data inspect data")
@@ -100,7 +110,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="DIR|SHARD|MIX",
-            help="A prepared mix, or a shard of one; or a mix.toml, or the name of a shipped one.",
+            help="A prepared mix or one of its shards, a mix.toml, or the name of a shipped mix.",
         ),
     ],
     samples: Annotated[
@@ -109,24 +119,25 @@ def inspect(
     documents: Annotated[
         int,
         typer.Option(
-            parser=at_least(1), metavar="N", help="Documents to read from each source, if the mix is not prepared."
+            parser=at_least(1), metavar="N", help="Documents to read from each source if the mix is not prepared."
         ),
     ] = 1_000,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Mix the beginning of a mix that is not prepared, to show its tokens as well.")
+        Path | None,
+        typer.Option(help="Tokenize the beginning of a mix that is not prepared, to report tokens as well as bytes."),
     ] = None,
     tokens: Annotated[
         int | None,
         typer.Option(
             parser=at_least(1),
             metavar="N",
-            help="Of a prepared mix: show its first N tokens, supervised ones in colour (in a pipe: ⟦so⟧). With "
-            "--tokenizer: mix the first N tokens (default: 1M).",
+            help="For a prepared mix: show its first N tokens, with supervised tokens in colour (in a pipe: ⟦so⟧). "
+            "With --tokenizer: mix the first N tokens (default: 1M).",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the ratios, the lengths of the documents and samples of them, special tokens spelt out."""
+    """Show a mix's ratios, document lengths and sample documents, with special tokens spelt out."""
     import dataclasses
 
     from rmkv_cli.data.survey import survey_folder, survey_mix, survey_start
@@ -164,16 +175,16 @@ def inspect(
     )
     edges = sorted({edge for survey in surveys for edge in survey.histogram})
     shares = [(s.name, *(f"{s.histogram.get(edge, 0) / max(1, s.documents):.1%}" for edge in edges)) for s in surveys]
-    print(f"\nDocuments by length: from so many {unit} to twice as many")
+    print(f"\nShare of documents by length: from N to 2N {unit}")
     _print_table(("source", *(f"{edge:,}" for edge in edges)), shares)
     for survey in surveys:
         for pieces in survey.samples:
             _print_sample(survey.name, pieces)
-    _tell_skipped(surveys)
+    _print_skipped(surveys)
 
 
 def _show_supervised(place: Path, tokens: int, as_json: bool) -> None:
-    """Print the first tokens of a prepared mix's documents, with those that are supervised marked."""
+    """Print the first tokens of a prepared mix's documents, and mark the supervised ones."""
     import dataclasses
 
     from rmkv_cli.data.supervised import supervised_documents
@@ -208,16 +219,18 @@ def _held_out(source: "SourceReport | SourceSurvey") -> tuple[str, str]:
     return tuple("-" if figure is None else f"{figure:,}" for figure in figures)  # type: ignore[return-value]
 
 
-def _tell_skipped(sources: "Sequence[SourceReport | SourceSurvey]") -> None:
-    """Say how many records of each source could not be read, and what was wrong with the first."""
+def _print_skipped(sources: "Sequence[SourceReport | SourceSurvey]") -> None:
+    """Print the number of each source's unreadable records, and the first error."""
     for source in sources:
         if source.skipped:
-            what = f"source '{source.name}': {source.skipped:,} skipped, the first: {source.first_error}"
-            stderr().print(what, style="yellow")
+            records = plural(source.skipped, "record")
+            stderr().print(
+                f"source '{source.name}': {records} skipped; the first: {source.first_error}", style="yellow"
+            )
 
 
 def _print_sample(source: str, pieces: Sequence[str]) -> None:
-    """Print a sample; on a terminal with its special tokens in colour."""
+    """Print a sample document; on a terminal, its special tokens are in colour."""
     from rich.console import Console
     from rich.text import Text
 
@@ -227,13 +240,13 @@ def _print_sample(source: str, pieces: Sequence[str]) -> None:
     if not sys.stdout.isatty():
         print(f"\n[{source}] {''.join(pieces)}")
         return
-    # A text from elsewhere is not to command the terminal.
+    # Replace control characters: untrusted text must not control the terminal.
     parts = [(p.translate(CONTROLS), "bold magenta" if isinstance(p, Token) else "") for p in pieces]
     Console(highlight=False).print(Text.assemble("\n", (f"[{source}] ", "bold cyan"), *parts))
 
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their titles: names to the left, figures to the right."""
+    """Print rows under their titles: names aligned left, numbers aligned right."""
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     for row in (titles, *rows):
         name, *figures = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))

@@ -9,9 +9,9 @@ import typer
 
 from rmkv_cli.cli.evaluate_harness import evaluate_harness
 from rmkv_cli.cli.evaluate_task import evaluate_task
-from rmkv_cli.cli.keep import keep
 from rmkv_cli.cli.loading import Adapter, Device, Dtype, find_and_load, torch_dtype
 from rmkv_cli.cli.options import Json, Model, at_least, print_json
+from rmkv_cli.cli.save_evaluation import save_evaluation
 from rmkv_cli.cli.tables import console, size, table
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import plural, progress, stderr
@@ -27,46 +27,49 @@ if TYPE_CHECKING:
 def evaluate(
     model: Model,
     data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="What `rmkv data mix` made; or a text file; or a mix.toml.")
+        Path | None, typer.Option(metavar="PATH", help="A folder from `rmkv data mix`, a text file, or a mix.toml.")
     ] = None,
     split: Annotated[
-        Literal["validation", "train"], typer.Option(help="Which documents of a prepared mix.")
+        Literal["validation", "train"], typer.Option(help="Split of a prepared mix to evaluate on.")
     ] = "validation",
     max_tokens: Annotated[
         int | None,
-        typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens, a sample of the data."),
+        typer.Option(parser=at_least(0), metavar="N", help="Evaluate on a sample of at most N tokens."),
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Also measure what the memory is worth (3 more readings).")
+        bool,
+        typer.Option("--memory/--no-memory", help="Also measure how much the memory helps (three more passes)."),
     ] = True,
     beside: Annotated[
         str | None,
         typer.Option(
-            metavar="HF_MODEL", help="Compare with a transformers causal model: a folder, or OWNER/NAME on the hub."
+            metavar="HF_MODEL", help="Compare with a causal model of transformers: a folder, or OWNER/NAME on the hub."
         ),
     ] = None,
     task: Annotated[
         Literal["recall", "copy", "reverse", "needle", "facts"] | None,
-        typer.Option(help="Measure a task's accuracy instead, as it is in the mix of --data, or with its defaults."),
+        typer.Option(help="Measure accuracy on this task instead, with its settings in the mix of --data or defaults."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the task, for instance pairs=[1,16]."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the task, for instance pairs=[1,16]."),
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option("--text", metavar="FILE", help="A text that is the task's noise.")
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="Use this text as the task's noise.")
     ] = None,
     examples: Annotated[
-        int, typer.Option(parser=at_least(0), metavar="N", help="Documents for each of the task's difficulties.")
+        int, typer.Option(parser=at_least(0), metavar="N", help="Documents for each difficulty of the task.")
     ] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the task's documents.")] = 0,
-    picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the task's accuracies.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the task's documents.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the task's accuracies as a heat map.")
+    ] = None,
     harness: Annotated[
         str | None,
-        typer.Option(metavar="TASK,TASK", help="Ask tasks of lm-evaluation-harness instead, for instance piqa."),
+        typer.Option(metavar="TASK,TASK", help="Run tasks of lm-evaluation-harness instead, for instance piqa."),
     ] = None,
     include: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where tasks of your own for --harness are, as its YAML files.")
+        Path | None, typer.Option(metavar="DIR", help="Folder with the YAML files of your own tasks for --harness.")
     ] = None,
     limit: Annotated[
         int | None,
@@ -81,28 +84,28 @@ def evaluate(
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte on held-out documents or on any file, and what the memory does.
+    """Measure loss, perplexity, bits per byte and the effect of the memory on held-out documents or on any file.
 
-    With --task: how often the model answers right, by load and by distance. With --harness: its scores in the tasks of
+    With --task, measure accuracy by memory load and by distance. With --harness, report the model's scores on tasks of
     lm-evaluation-harness.
     """
     if harness is not None:
         if data or task or beside or max_tokens is not None or split != "validation" or overrides or picture or text:
-            raise UserError("--harness goes with --include, --limit and --num-fewshot alone: its tasks have their data")
+            raise UserError("--harness takes only --include, --limit and --num-fewshot: its tasks bring their own data")
         evaluate_harness(model, harness, include, limit, num_fewshot, device, dtype, adapter, as_json)
         return
     if include or limit is not None or num_fewshot is not None:
         raise UserError("--include, --limit and --num-fewshot are for --harness")
     if task:
         if max_tokens is not None or split != "validation" or beside:
-            raise UserError("--max-tokens, --split and --beside are not for --task, which generates its own documents")
+            raise UserError("--max-tokens, --split and --beside do not apply to --task, which generates its documents")
         settings = overrides or (), text or (), examples, seed
         evaluate_task(model, task, data, *settings, picture, device, dtype, adapter, as_json)
         return
     if data is None:
-        raise UserError("give what to read: --data PATH; or a task to solve: --task recall, or --harness piqa")
+        raise UserError("nothing to evaluate on: give --data PATH, a task (--task recall) or --harness piqa")
     if overrides or picture or text:
-        raise UserError("--set, --text and --picture are for a task: --task recall, for instance")
+        raise UserError("--set, --text and --picture need a task, for instance --task recall")
 
     from rmkv_cli.evaluation import measure, measure_baseline, memory_effect
     from rmkv_cli.evaluation.beside import measure_beside
@@ -113,7 +116,7 @@ def evaluate(
     documents = _open(data, split, tokenizer, model, max_tokens)
     if rmkv.config.memory.carry == "layers":
         stderr().print(
-            "warning: memory.carry = 'layers' lets tokens see what comes after them: this loss is no causal model's",
+            "warning: memory.carry = 'layers' lets tokens see later tokens, so this loss is not that of a causal model",
             style="yellow",
         )
     total = int(documents.lengths.sum())
@@ -131,7 +134,7 @@ def evaluate(
     effect = None
     if memory:
         try:
-            with progress("reading with other memories", None, "tokens") as advance:
+            with progress("measuring the effect of the memory", None, "tokens") as advance:
                 effect = memory_effect(rmkv, documents, max_tokens=max_tokens, tokenizer=tokenizer, advance=advance)
         except UserError as reason:
             stderr().print(f"note: {reason}", style="yellow")
@@ -148,7 +151,7 @@ def evaluate(
         _print(whole)
     if checkpoint != model:
         name = documents_name(model, data, split, documents, max_tokens, memory, beside)
-        keep(model, name, checkpoint, dtype, adapter, whole)
+        save_evaluation(model, name, checkpoint, dtype, adapter, whole)
 
 
 def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path, max_tokens: int | None) -> "Documents":
@@ -159,7 +162,7 @@ def _open(data: Path, split: str, tokenizer: "Tokenizer", model: Path, max_token
     documents = Documents.open(data, split)
     if documents.tokenizer_hash != tokenizer.hash:
         raise UserError(
-            f"{data}: was made with another tokenizer than that of {model} ({documents.tokenizer_hash[:12]}, "
+            f"{data}: was made with a different tokenizer than that of {model} ({documents.tokenizer_hash[:12]}, not "
             f"{tokenizer.hash[:12]}); make the mix with {model}'s tokenizer.json"
         )
     return documents
@@ -196,7 +199,7 @@ def _print(report: "DocumentsReport") -> None:
     if report.beside:
         _print_beside(report, report.beside)
     if effect := report.memory:
-        memories = table("memory", "loss", "more than carried", "in bits per byte")
+        memories = table("memory", "loss", "increase", "in bits per byte")
         memories.add_row("carried", f"{effect.carried:.4f}", "", "")
         for name, loss, cost, bits in (
             ("reset at every segment", effect.reset, effect.reset_cost, effect.reset_cost_bits_per_byte),
@@ -211,16 +214,16 @@ def _print(report: "DocumentsReport") -> None:
 
 
 def _print_beside(report: "DocumentsReport", other: "Beside") -> None:
-    """Print the figures of both models; positions are in each model's own tokens, for buckets that both have."""
+    """Print the results of both models; positions count each model's own tokens, in the ranges that both have."""
     compared = table("comparison", "this model", other.name)
     known = "" if report.bits_per_byte is None else f"{report.bits_per_byte:.4f}"
     compared.add_row("bits per byte", known, f"{other.bits_per_byte:.4f}")
     compared.add_row("tokens", f"{report.tokens:,}", f"{other.tokens:,}")
     compared.add_row("loss", f"{report.loss:.4f}", f"{other.loss:.4f}")
-    own = {part.first: part.loss for part in report.by_position}
+    losses = {part.first: part.loss for part in report.by_position}
     for part in other.by_position:
-        if part.first in own:
-            compared.add_row(f"loss from position {part.first:,}", f"{own[part.first]:.4f}", f"{part.loss:.4f}")
+        if part.first in losses:
+            compared.add_row(f"loss from position {part.first:,}", f"{losses[part.first]:.4f}", f"{part.loss:.4f}")
     both = other.own, other.reading
     compared.add_row("parameters", *(f"{each.parameters:,}" for each in both))
     compared.add_row("tokens per second", *(f"{each.tokens_per_second:,.0f}" for each in both))

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmkv_cli.cli.keep import keep
 from rmkv_cli.cli.loading import find_and_load
 from rmkv_cli.cli.options import print_json
+from rmkv_cli.cli.save_evaluation import save_evaluation
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.errors import UserError, pip_install
 
@@ -27,10 +27,10 @@ def evaluate_harness(
     adapter: Path | None,
     as_json: bool,
 ) -> None:
-    """Ask a model the tasks of lm-evaluation-harness, named with commas between them, and print its scores."""
+    """Evaluate a model on tasks of lm-evaluation-harness, given as comma-separated names, and print its scores."""
     if find_spec("lm_eval") is None:
         raise UserError(f"--harness needs lm-evaluation-harness: {pip_install('harness')}")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # its own bars; read when tqdm is imported, which torch does
+    os.environ.setdefault("TQDM_DISABLE", "1")  # hide its own bars; torch imports tqdm, which reads this
     from rmkv_cli.evaluation.harness import HarnessModel
     from rmkv_cli.evaluation.harness_tasks import harness_scores
     from rmkv_cli.evaluation.kept import harness_name
@@ -39,14 +39,13 @@ def evaluate_harness(
     if not tasks:
         raise UserError("--harness: names no task; give one, for instance --harness hellaswag,piqa")
     checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype, adapter)
-    asked = HarnessModel(rmkv, tokenizer)
-    report = harness_scores(asked, tasks, include, limit=limit, num_fewshot=num_fewshot)
+    report = harness_scores(HarnessModel(rmkv, tokenizer), tasks, include, limit=limit, num_fewshot=num_fewshot)
     if as_json:
         print_json(asdict(report))
     else:
         _print(report)
     if checkpoint != model:
-        keep(model, harness_name(tasks, include, limit, num_fewshot), checkpoint, dtype, adapter, report)
+        save_evaluation(model, harness_name(tasks, include, limit, num_fewshot), checkpoint, dtype, adapter, report)
 
 
 def _print(report: "HarnessReport") -> None:
@@ -62,5 +61,9 @@ def _print(report: "HarnessReport") -> None:
         )
     screen = console()
     screen.print(scores)
-    cut = "" if report.limit is None else f" At most {report.limit:,} documents of each task: no scores to publish."
+    cut = (
+        ""
+        if report.limit is None
+        else f" Only {report.limit:,} documents per task: not comparable with published scores."
+    )
     screen.print(f"lm_eval {report.lm_eval}.{cut}")

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmkv_cli.cli.keep import keep
 from rmkv_cli.cli.loading import find_and_load
 from rmkv_cli.cli.options import print_json
+from rmkv_cli.cli.save_evaluation import save_evaluation
 from rmkv_cli.cli.tables import console, table
 from rmkv_cli.config import CopySource, FactsSource, NeedleSource, RecallSource, ReverseSource, TaskSource
 from rmkv_cli.errors import UserError
@@ -42,7 +42,7 @@ def evaluate_task(
     adapter: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure a task's accuracy, print it, and draw it where a picture is asked for."""
+    """Measure the accuracy on a task and print it; if `picture` is given, draw it too."""
     from rmkv_cli.data.documents import Documents
     from rmkv_cli.data.tasks import row_axis
     from rmkv_cli.evaluation import find_task, held_out_text, task_accuracy
@@ -57,7 +57,7 @@ def evaluate_task(
     if texts:
         task = task.model_copy(update={"text": ", ".join(map(str, texts))})
     elif task.text is not None and mix is None:
-        raise UserError(f"--set text={task.text}: names a source of a mix; give the mix's folder by --data")
+        raise UserError(f"--set text={task.text}: names a source of a mix; give the mix's folder with --data")
     checkpoint, rmkv, tokenizer = find_and_load(model, device, dtype, adapter)
     if "segment_length" not in settings:
         task = task.model_copy(update={"segment_length": rmkv.config.segment_length})
@@ -67,7 +67,7 @@ def evaluate_task(
     elif mix is not None and task.text is not None:
         text = held_out_text(mix, task.text, tokenizer)
     total = len(set(row_axis(task)[1])) * len(set(task.segments)) * examples
-    with progress(f"asking for {kind}", total, "documents") as advance:
+    with progress(f"evaluating {kind}", total, "documents") as advance:
         report = task_accuracy(rmkv, task, tokenizer, text, examples=examples, seed=seed, advance=advance)
     if picture:
         draw_heat_map(report, picture)
@@ -76,11 +76,13 @@ def evaluate_task(
     else:
         _print(report)
     if checkpoint != model:
-        keep(model, task_name(kind, settings, examples, seed, mix, texts), checkpoint, dtype, adapter, report)
+        save_evaluation(
+            model, task_name(kind, settings, examples, seed, mix, texts), checkpoint, dtype, adapter, report
+        )
 
 
 def _setting(override: str) -> tuple[str, Any]:
-    """Return the key and value of a `--set`: lists are read as TOML, anything else becomes what the key wants."""
+    """Return the key and value of a `--set`: a list is parsed as TOML, any other value stays text for validation."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {override}: should be KEY=VALUE, such as segments=[31,127]")

@@ -17,37 +17,37 @@ if TYPE_CHECKING:
 
 def generate_data(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe.toml, or the name of a shipped one: stories, say.")
+        str, typer.Argument(metavar="RECIPE", help="A recipe.toml, or the name of a shipped recipe such as stories.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl file to make; must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl file to create; must not exist.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, for instance writer.model=runs/instruct."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for instance writer.model=runs/instruct."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Have a model write training data: send a recipe's requests, filter the answers, write a row for each.
+    """Generate training data with a model: send a recipe's requests, filter the answers, write one row per answer.
 
-    Answers are kept in FILE.journal. The same command continues after any interruption and sends no request again
-    whose answer is there. The result is a source of a mix.
+    Answers are saved in FILE.journal. After an interruption, the same command continues and does not repeat answered
+    requests. The result is a source of a mix.
     """
     if out.suffix != ".jsonl":
-        raise UserError(f"--out {out}: should end in .jsonl, so that a mix reads it as rows")
+        raise UserError(f"--out {out}: should end in .jsonl, so that a mix reads each line as a row")
     path = data_recipe_path(recipe)
     base = path.parent if recipe.endswith(".toml") else Path()
-    wanted = load_data_recipe(path, overrides or ())
+    settings = load_data_recipe(path, overrides or ())
 
     from rmkv_cli.data.synthetic import generate_data as generate
 
-    write, identity = _writer(wanted.writer, base, device, dtype)
-    report = generate(wanted, base, out, write, identity)
+    write, identity = _writer(settings.writer, base, device, dtype)
+    report = generate(settings, base, out, write, identity)
     if as_json:
         print_json(report.as_json())
         return
-    asked = report.requests - report.answered_before
-    print(f"{out}: {plural(report.rows, 'row')} of {plural(report.requests, 'request')}, {asked:,} of them sent now")
+    sent = report.requests - report.answered_before
+    print(f"{out}: {plural(report.rows, 'row')} from {plural(report.requests, 'request')}, {sent:,} of them sent now")
     print(f"writer: {plural(report.prompt_tokens, 'token')} read, {report.tokens:,} generated, for all requests")
     for name, rejected in report.rejected.items():
         print(f"rejected by {name}: {plural(rejected.rows, 'answer')}; the first: {rejected.first}")

@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 DEFAULT_1024 = "[default: 1024]"
 
-export_app = typer.Typer(no_args_is_help=True, help="Write a model in another library's form.")
-import_app = typer.Typer(no_args_is_help=True, help="Read a model from another library's form.")
+export_app = typer.Typer(no_args_is_help=True, help="Export a model to another library's format.")
+import_app = typer.Typer(no_args_is_help=True, help="Import a model from another library's format.")
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `rmkv export hf` made.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder from `rmkv export hf`.")]
 
 
 @export_app.callback()
 def export() -> None:
-    """Write a model in another library's form."""
+    """Export a model to another library's format."""
 
 
 @import_app.callback()
 def import_() -> None:
-    """Read a model from another library's form."""
+    """Import a model from another library's format."""
 
 
 @export_app.command("hf", epilog="Example: rmkv export hf exported --model runs/tiny")
 def export_hf(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the folder goes; must not exist.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; must not exist.")],
     model: Model,
     dtype: Dtype = "fp32",
 ) -> None:
-    """Write a folder that Hugging Face's transformers loads without rmkv, with the model's code and card."""
-    narrow = torch_dtype(dtype)
+    """Export a model as a folder that Hugging Face transformers loads without rmkv, with model code and model card."""
+    weight_dtype = torch_dtype(dtype)
     from rmkv_cli.huggingface import export_folder
 
-    export_folder(model, out, narrow)
+    export_folder(model, out, weight_dtype)
     print(f"{out}: a model for transformers; see its README.md")
 
 
@@ -57,14 +57,14 @@ def import_hf(
             help="A folder from `rmkv export hf`, or a pretrained transformer: a folder, or OWNER/NAME on the hub.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder goes; must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Model folder to create; must not exist.")],
     segment_length: Annotated[
         int | None, typer.Option(parser=at_least(1), metavar="N", help=f"Tokens between memory updates. {DEFAULT_1024}")
     ] = None,
     lookback: Annotated[
         int | None,
         typer.Option(
-            parser=at_least(0), metavar="N", help=f"Tokens before a segment that it attends to. {DEFAULT_1024}"
+            parser=at_least(0), metavar="N", help=f"Tokens before a segment that stay visible to it. {DEFAULT_1024}"
         ),
     ] = None,
     slots: Annotated[
@@ -90,7 +90,7 @@ def import_hf(
     """Convert an exported folder or a pretrained transformer to a model folder.
 
     An exported folder keeps its weights bit for bit. A transformer (Llama, Mistral, Qwen2 or Qwen3) keeps all its
-    weights, and gets the window and memory of an RMKV; the other options apply only to it.
+    weights and gains the window and memory of an RMKV. The other options apply only to transformers.
     """
     from rmkv_cli.data.snapshot import find_snapshot
     from rmkv_cli.huggingface import Wiring, import_folder, is_exported
@@ -103,7 +103,7 @@ def import_hf(
         return
     if unused := [*given, *(["check"] if check is not None else [])]:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise UserError(f"{source}: is already an RMKV; {named}: only for pretrained transformers")
+        raise UserError(f"{source}: is already an RMKV; leave out {named}, which only pretrained transformers take")
     import_folder(find_snapshot(source), out)
     if as_json:
         print_json({"folder": str(out)})
@@ -112,13 +112,13 @@ def import_hf(
 
 
 def _import_transformer(source: str, out: Path, wiring: "Wiring", check: bool, as_json: bool) -> None:
-    """Import a pretrained transformer, and print the origin of each weight."""
+    """Import a pretrained transformer and print where each weight went."""
     from rmkv_cli.evaluation.transformer import has_transformers
     from rmkv_cli.huggingface import import_transformer
 
     if check and not has_transformers():
         check = False
-        note = f"note: the logits are not compared, because transformers is not installed: {pip_install('hf')}"
+        note = f"note: logits are not compared, because transformers is not installed: {pip_install('hf')}"
         stderr().print(note, style="yellow")
     found = import_transformer(source, out, wiring, check)
     if as_json:
@@ -135,15 +135,15 @@ def _import_transformer(source: str, out: Path, wiring: "Wiring", check: bool, a
             f"Logits of {found.check.tokens} tokens differ from those of transformers by at most "
             f"{found.check.difference:.1e}; the largest is {found.check.largest:.1f}."
         )
-    print(f"{out}: a model folder, for --model; it learns to use its memory in training")
+    print(f"{out}: a model folder, for --model; train it so that it learns to use its memory")
 
 
 def push(
     folder: Folder,
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Of the hub; made where it is absent.")],
-    private: Annotated[bool, typer.Option("--private", help="Make it so that only its owner sees it.")] = False,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub; created if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
 ) -> None:
-    """Upload a folder that `rmkv export hf` made to the Hugging Face hub, and print the commit's address."""
+    """Upload a folder from `rmkv export hf` to the Hugging Face hub, and print the commit's address."""
     from rmkv_cli.huggingface import push_folder
 
     print(push_folder(folder, repo, private))

@@ -1,4 +1,4 @@
-"""`rmkv inspect`: look into a trained model."""
+"""`rmkv inspect`: inspect a trained model."""
 
 import math
 from dataclasses import asdict
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from rmkv_cli.evaluation import MemoryReport
     from rmkv_cli.evaluation.inspect import Attention
 
-app = typer.Typer(no_args_is_help=True, help="Look into a trained model.")
+app = typer.Typer(no_args_is_help=True, help="Inspect a trained model.")
 SHOWN = 3  # tokens of each query in the table; --json has more
 
 
 @app.callback()
 def inspect() -> None:
-    """Look into a trained model."""
+    """Inspect a trained model."""
 
 
 @app.command(epilog="Example: rmkv inspect memory --model runs/tiny --file book.txt --picture memory.png")
 def memory(
     model: Model,
-    file: Annotated[Path, typer.Option(metavar="FILE", help="A text of more than a segment, best of many.")],
-    picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the figures.")] = None,
+    file: Annotated[Path, typer.Option(metavar="FILE", help="A text of several segments, ideally many.")],
+    picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the results.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(parser=at_least(0), metavar="N", help="Read at most N tokens.")
     ] = None,
@@ -39,10 +39,11 @@ def memory(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show what each layer's memory does on a text: half-life, effective rank, what it attends to, and its worth.
+    """Show what each layer's memory does on a text: half-life, effective rank, attention, and effect on the loss.
 
-    A half-life is the number of segments after which a slot's keep gates, at their mean, halve what nothing is added
-    to; a store's, after which writing over it has halved what it held, on the mean of all keys.
+    A slot's half-life is the number of segments after which its mean keep gates halve a value to which nothing is
+    added. A store's half-life is the number of segments after which overwriting has halved its content, averaged over
+    all keys.
     """
     from rmkv_cli.data.documents import Documents
     from rmkv_cli.evaluation import inspect_memory

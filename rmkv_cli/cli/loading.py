@@ -1,4 +1,4 @@
-"""What the commands that use a trained model share."""
+"""Options and loading of a trained model, shared by the commands that use one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rmkv_cli.model import RMKV
     from rmkv_cli.tokenizer import Tokenizer
 
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto uses a GPU if there is one.")]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -24,12 +24,12 @@ Dtype = Annotated[
 ]
 Adapter = Annotated[
     Path | None,
-    typer.Option("--adapter", metavar="DIR", help="Add this LoRA adapter to the model: PEFT's folder, or a run's."),
+    typer.Option("--adapter", metavar="DIR", help="Add this LoRA adapter to the model: a folder of PEFT's, or a run."),
 ]
 
 
 def torch_dtype(name: str, *, quantized: bool = False) -> "torch.dtype":
-    """Return the type that `--dtype` names for a model; raise `UserError` if it names none."""
+    """Return the dtype that `--dtype` selects for a model; raise `UserError` if it is unknown."""
     if name not in ("auto", "fp32", "bf16"):
         raise UserError(f"--dtype {name}: should be auto, fp32 or bf16")
     import torch
@@ -47,12 +47,12 @@ def load_model(
 def find_and_load(
     directory: Path, device: str, dtype: str = "auto", adapter: Path | None = None
 ) -> "tuple[Path, RMKV, Tokenizer]":
-    """Return the model folder that `directory` means (of a run, its latest checkpoint), its model and tokenizer.
+    """Return the model folder that `directory` refers to (a run: its latest checkpoint), its model and tokenizer.
 
-    The model computes in `dtype`, as `torch_dtype` reads it, and has the adapter if one is named.
+    The model computes in `dtype` (see `torch_dtype`) and includes the adapter, if one is given.
 
     Raises:
-        UserError: one of them is absent or damaged, they do not fit each other, or there is no such device or type.
+        UserError: one of them is missing or damaged, they do not fit each other, or the device or dtype is unknown.
     """
     from rmkv_cli.model import RMKV, find_model
     from rmkv_cli.model.adapter_file import is_adapter
@@ -66,8 +66,8 @@ def find_and_load(
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"{directory}: its tokenizer does not fit its model: {tokenizer.vocab_size} tokens, the model has "
-            f"{model.config.vocab_size}"
+            f"{directory}: its tokenizer does not fit its model: the tokenizer has {tokenizer.vocab_size} tokens, the "
+            f"model only {model.config.vocab_size}"
         )
     if adapter is not None:
         model = adapted_model(model, directory, adapter)
@@ -75,16 +75,16 @@ def find_and_load(
 
 
 def adapted_model(model: "RMKV", directory: Path, adapter: Path) -> "RMKV":
-    """Return the model of the folder `directory` with an adapter; they share the model's own weights.
+    """Return a copy of the model from `directory` with an adapter; both share the base weights.
 
     Raises:
-        UserError: there is no such adapter, it does not fit, or the model has an adapter already.
+        UserError: there is no such adapter, it does not fit, or the model already has an adapter.
     """
     from rmkv_cli.model import find_model
     from rmkv_cli.model.adapter_file import adapted_copy, is_adapter, warn_of_another_base
 
     if is_adapter(directory):
-        raise UserError(f"{directory}: has an adapter already; `rmkv merge` puts it into its base model")
+        raise UserError(f"{directory}: already has an adapter; merge that into its base model with `rmkv merge` first")
     folder = find_model(adapter)
     adapted = adapted_copy(model, folder)
     warn_of_another_base(folder, directory)

@@ -1,4 +1,4 @@
-"""The `rmkv` command: its groups, and how every error becomes one line and an exit code."""
+"""The `rmkv` command: its subcommands, and the handling of errors as one line and an exit code."""
 
 import io
 import os
@@ -32,10 +32,10 @@ from rmkv_cli.progress import stderr
 
 
 def build() -> typer.Typer:
-    """Return the application with all its commands. Nothing heavy is imported until a command runs."""
+    """Return the application with all its commands. Heavy libraries are imported only when a command runs."""
     app = typer.Typer(
         name="rmkv",
-        help="RMKV: a language model with a fixed recurrent memory. Start with `rmkv demo`.",
+        help="RMKV: a language model with a fixed-size recurrent memory. Start with `rmkv demo`.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
@@ -44,10 +44,14 @@ def build() -> typer.Typer:
 
     @app.callback()
     def root(
-        version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print it.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
+        ] = False,
     ) -> None: ...
 
-    model = typer.Typer(no_args_is_help=True, help="Train, evaluate, use and count a model (also at the top level).")
+    model = typer.Typer(
+        no_args_is_help=True, help="Train, evaluate and use a model. The same commands exist at the top level."
+    )
     for home in (app, model):
         home.command("train", epilog="Example: rmkv train --preset tiny --data data --set train.tokens=1000000")(
             train.train
@@ -78,8 +82,8 @@ def build() -> typer.Typer:
     return app
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"rmkv {version('rmkv')}")
         raise typer.Exit
 
@@ -87,14 +91,15 @@ def _version(wanted: bool) -> None:
 def main() -> None:
     """Run `rmkv` and exit with its code.
 
-    Exit codes are 0 on success; 1 if the work failed or the reader of stdout left; 2 for an error that the user can
-    fix, reported in one line, or with its traceback if RMKV_DEBUG=1; 128 + N after signal N, such as 130 after Ctrl-C.
+    Exit codes are 0 on success; 1 if the work failed or the reader of stdout closed it; 2 for an error that the user
+    can fix, reported in one line, or with its traceback if RMKV_DEBUG=1; 128 + N after signal N, such as 130 after
+    Ctrl-C.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed: the next opened file would get its number
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # where it is not UTF-8; stderr escapes such characters by itself
+        sys.stdout.reconfigure(errors="replace")  # in other encodings than UTF-8; stderr escapes by default
     handle_signals()
     stdout, line = sys.stdout, None
     try:

@@ -12,18 +12,18 @@ def merge(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL ADAPTER | MODEL MODEL...", help="A model and its adapter, or models of one shape."
+            metavar="MODEL ADAPTER | MODEL MODEL...", help="A model and its adapter, or models of the same shape."
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the merged model goes; must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create; must not exist.")],
 ) -> None:
-    """Merge a LoRA adapter into its model, or average several models of one shape.
+    """Merge a LoRA adapter into its model, or average several models of the same shape.
 
     Both compute in float32. After merging an adapter, logits are compared with those of the unmerged model; a
-    difference above 1e-4 is an error. Models may be model folders, checkpoints or runs (their latest).
+    difference above 1e-4 is an error. Models may be model folders, checkpoints or runs (their latest checkpoints).
     """
     if len(models) < 2:
-        raise UserError("give a model and its adapter, or two models or more")
+        raise UserError("give a model and its adapter, or at least two models")
 
     from rmkv_cli.model import find_model
     from rmkv_cli.model.adapter_file import is_adapter

@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""Options that several commands share."""
 
 import json
 import sys
@@ -21,15 +21,17 @@ from rmkv_cli.config import (
 )
 from rmkv_cli.errors import UserError
 
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Preset = Annotated[str | None, typer.Option("--preset", metavar="NAME", help="A shipped config: `rmkv config list`.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A config of your own (TOML).")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help="A shipped config; see `rmkv config list`.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Your own config, a TOML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, for instance model.memory.slots=64."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for instance model.memory.slots=64."),
 ]
 Model = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="A model folder, a checkpoint, or a run (its latest).")
+    Path, typer.Option("--model", metavar="DIR", help="A model folder, a checkpoint, or a run (its latest checkpoint).")
 ]
 Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")]
@@ -50,26 +52,26 @@ NoRepeatNgram = Annotated[
 MixName = Annotated[
     str | None,
     typer.Argument(
-        metavar="MIX", help="A mix.toml (sources and weights), the name of a shipped one, or a folder or file of texts."
+        metavar="MIX", help="A mix.toml (sources and weights), the name of a shipped mix, or a folder or file of texts."
     ),
 ]
-TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json, or a folder that holds one.")]
+TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json, or a folder with one.")]
 
 
 def read_mix(name: str | None, preset: str | None, tokens: int | None = None) -> tuple[MixConfig, Path]:
-    """Return the mix of this name, or else that of a preset, and the folder that its files are relative to.
+    """Return the mix `name`, or the mix of a preset, and the folder that its files are relative to.
 
-    `name` is a shipped mix's, or the path of a mix.toml, of a folder with a mix.toml, or of a folder or file of texts.
-    With `tokens` the mix is that long, whatever its file says.
+    `name` is that of a shipped mix, or the path of a mix.toml, of a folder with a mix.toml, or of a folder or file of
+    texts. `tokens` overrides the length of the mix.
     """
     if (name is None) == (preset is None):
         raise UserError(
-            "give one mix: either MIX (a mix.toml, a folder or file of texts, a shipped mix's name) or --preset NAME"
+            "give one mix: either MIX (a mix.toml, a folder or file of texts, or a shipped mix) or --preset NAME"
         )
     if preset is not None:
         name = load_config(preset_path(preset)).train.mix
         if name is None:
-            raise UserError(f"--preset {preset}: has no mix of its own; give one: `rmkv data sample` makes one to try")
+            raise UserError(f"--preset {preset}: has no mix; give one, for instance from `rmkv data sample`")
     assert name is not None
     path = Path(name)
     if (path / "mix.toml").is_file():
@@ -85,9 +87,9 @@ def read_mix(name: str | None, preset: str | None, tokens: int | None = None) ->
 
 
 def at_least(least: int) -> Callable[[str | int], int]:
-    """Return an option's parser of whole numbers (see `whole_number`) from `least` on."""
+    """Return an option's parser of whole numbers (see `whole_number`) that are at least `least`."""
 
-    def parse(given: str | int) -> int:  # Typer also passes defaults
+    def parse(given: str | int) -> int:  # Typer also passes defaults, which are numbers
         try:
             number = whole_number(str(given))
         except ValueError as error:
@@ -100,26 +102,29 @@ def at_least(least: int) -> Callable[[str | int], int]:
 
 
 def read_config(preset: str | None, file: Path | None, overrides: list[str] | None) -> Config:
-    """Return the config that `--preset` or `--config`, then `--set`, describe."""
+    """Return the config of `--preset` or `--config`, with the overrides of `--set`."""
     return load_config(_config_path(preset, file), overrides or ())
 
 
 def _config_path(preset: str | None, file: Path | None) -> Path:
     if (preset is None) == (file is None):
-        raise UserError("give one config: either --preset NAME (`rmkv config list` shows them) or --config FILE")
+        raise UserError("give one config: either --preset NAME (see `rmkv config list`) or --config FILE")
     path = preset_path(preset) if preset is not None else file
     assert path is not None
     return path
 
 
 def read_recipe(preset: str | None, file: Path | None, overrides: list[str], model: Path) -> Config:
-    """Return the config of a training that starts from a model: `--preset` or `--config`, then `--set`, say how it is
-    trained, and a model folder, checkpoint or run what is trained and by which tokenizer."""
+    """Return the config of a training that starts from a model.
+
+    `--preset` or `--config`, then `--set`, define the training. The model folder, checkpoint or run defines the model
+    and the tokenizer.
+    """
     from rmkv_cli.model.pretrained import find_model
     from rmkv_cli.model.pretrained import read_config as read_model
 
     if any(override.startswith("train.tokenizer=") for override in overrides):
-        raise UserError("--set train.tokenizer: with --from the tokenizer is the model's; leave it out")
+        raise UserError("--set train.tokenizer: --from uses the model's tokenizer; leave this option out")
     path, folder = _config_path(preset, file), find_model(model).resolve()
     config = load_recipe(path, overrides, read_model(folder), preset=preset is not None)
     tokenizer = str(folder / "tokenizer.json")
@@ -128,6 +133,6 @@ def read_recipe(preset: str | None, file: Path | None, overrides: list[str], mod
 
 
 def print_json(value: Any) -> None:
-    """Print `value` to stdout as indented JSON, its characters escaped where stdout is not UTF-8."""
+    """Print `value` to stdout as indented JSON; if stdout is not UTF-8, non-ASCII characters are escaped."""
     json.dump(value, sys.stdout, indent=2, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"))
     sys.stdout.write("\n")

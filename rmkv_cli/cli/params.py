@@ -25,13 +25,13 @@ def params(
         bool,
         typer.Option(
             "--train",
-            help="Show the training's budget as well: tokens, FLOPs, hours by card, memory.",
+            help="Also show the training budget: tokens, FLOPs, hours per GPU model, memory.",
         ),
     ] = False,
-    groups: Annotated[bool, typer.Option("--groups", help="Show which parameters are trained, and how.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="Also show which parameters are trained, and how.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Count parameters by part, work per token, bytes of state and of training, without allocating the weights."""
+    """Count parameters, FLOPs per token, and memory of the state and of training, without allocating the weights."""
     resolved = read_config(preset, config, overrides)
 
     from rmkv_cli.model.cost import describe, tuning_memory
@@ -86,7 +86,7 @@ def _print_report(report: dict[str, Any]) -> None:
         budget = report["training"]
         training = table("training", "amount", title="Training budget")
         training.add_row("tokens", amount(budget["tokens"]))
-        training.add_row("FLOPs, replay left out", f"{budget['flops']:.3g}")
+        training.add_row("FLOPs, without replay", f"{budget['flops']:.3g}")
         training.add_section()
         for card, hours in budget["hours"].items():
             training.add_row(f"hours on one {card}, bf16, at an MFU of {budget['assumed_mfu']:.0%}", f"{hours:,.1f}")

@@ -26,7 +26,7 @@ def quantize(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Compare on a text file, or on the held-out documents, recall and needle of prepared data.",
+            help="Compare on a text file, or on prepared data: its held-out documents, recall and needle tasks.",
         ),
     ] = None,
     max_tokens: Annotated[
@@ -34,22 +34,22 @@ def quantize(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Quantize a model's matrices to 8 or 4 bits, and compare it before and after.
+    """Quantize a model's matrices to 8 or 4 bits, and compare the model before and after.
 
-    Attention, feed-forward, cells, embeddings and head are quantized; norms, slots and stores are not.
+    Attention, feed-forward, cells, embeddings and head are quantized. Norms, slots and stores are not.
     """
     from rmkv_cli.config import QuantizationConfig, parse
     from rmkv_cli.training.quantize import quantize_folder
 
-    how = parse(QuantizationConfig, {"bits": bits, "group_size": group_size, "keep": keep or []}, "rmkv quantize")
+    settings = parse(QuantizationConfig, {"bits": bits, "group_size": group_size, "keep": keep or []}, "rmkv quantize")
     if bits == 8 and group_size != 32:
         raise UserError("--group-size is for --bits 4; with 8 bits each row has one scale")
-    found = quantize_folder(model, out, how, data, max_tokens)
+    comparison = quantize_folder(model, out, settings, data, max_tokens)
     if as_json:
-        print_json({"folder": str(out)} | asdict(found))
+        print_json({"folder": str(out)} | asdict(comparison))
         return
     compared = table("", "before", "after")
-    for row in found.rows():
+    for row in comparison.rows():
         compared.add_row(*row)
     console().print(compared)
     print(f"{out}: use it with --model")

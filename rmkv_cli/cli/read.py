@@ -14,22 +14,22 @@ from rmkv_cli.progress import plural, progress
 
 
 def read(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text of any length; - is standard input.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text of any length; - reads standard input.")],
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="NOTES", help="Where the notes go; must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="NOTES", help="Notes file to create; must not exist.")],
     state: Annotated[
-        Path | None, typer.Option(metavar="NOTES", help="Read on from earlier notes, in the same document.")
+        Path | None, typer.Option(metavar="NOTES", help="Continue from earlier notes, in the same document.")
     ] = None,
     compress: Annotated[
         str | None,
-        typer.Option(metavar="<bf16|int8>", help="Store 16 or 8 bits per number: smaller notes, but not exact."),
+        typer.Option(metavar="<bf16|int8>", help="Store 16 or 8 bits per number; smaller, but not exact."),
     ] = None,
     adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Read a text and save what the model carries after it, fixed in size, for `rmkv generate --state`."""
+    """Read a text and save the model's fixed-size state after it as notes, for `rmkv generate --state`."""
     require_new(out)
     from_stdin = file == Path("-")
     if not from_stdin:
@@ -50,7 +50,7 @@ def read(
     ):
         reading = read_prompt(rmkv, tokenizer, text_pieces(stream, name, advance, tokenizer.parts), earlier)
     if not reading.tokens:
-        raise UserError(f"{name}: there is nothing to read")
+        raise UserError(f"{name}: contains no text")
     save_notes(out, reading, rmkv, tokenizer, compress)
     figures = {
         "notes": str(out),
@@ -62,6 +62,6 @@ def read(
     if as_json:
         print_json(figures)
         return
-    of = f" ({figures['document_tokens']:,} with those before)" if earlier else ""
-    print(f"{out}: {figures['bytes']:,} bytes after {plural(reading.tokens, 'token')}{of}")
+    total = f" ({figures['document_tokens']:,} with the earlier notes)" if earlier else ""
+    print(f"{out}: {figures['bytes']:,} bytes after {plural(reading.tokens, 'token')}{total}")
     print(f"{figures['tokens_per_second']:,.0f} tokens per second")

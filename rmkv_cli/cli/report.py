@@ -9,15 +9,16 @@ from rmkv_cli.cli.options import Json, print_json
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several runs are compared.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where it goes. [default: RUN/report; of several: report]")
+        Path | None, typer.Option(metavar="DIR", help="Output folder. [default: RUN/report; for several: report]")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write an HTML page, and its Markdown twin, of what a run wrote: figures, curves, memory, samples, data, config.
+    """Write a report of a run, as an HTML page and as Markdown: results, curves, memory, samples, data, config.
 
-    It measures nothing: what `rmkv eval --model RUN` has found is in it, and what is missing is told with its command.
+    The report measures nothing itself. It includes the results of `rmkv eval --model RUN`, and shows the command for
+    each missing one.
     """
     from rmkv_cli.report import write_report
 

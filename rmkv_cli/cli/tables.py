@@ -1,4 +1,4 @@
-"""Tables on stdout, and sizes in them."""
+"""Tables and human-readable sizes on stdout."""
 
 from typing import TYPE_CHECKING
 
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
 
 
 def console() -> "Console":
-    """Return a console for results, which are shown as they are."""
+    """Return a console that prints results literally to stdout."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False)
 
 
 def table(*columns: str, title: str | None = None) -> "Table":
-    """Return an empty table: names in its first column, figures to the right in the others."""
+    """Return an empty table: the first column is aligned left, the others right."""
     from rich.table import Table
 
     empty = Table(title=title, title_justify="left")
@@ -25,7 +25,7 @@ def table(*columns: str, title: str | None = None) -> "Table":
 
 
 def size(count: int) -> str:
-    """Return a number of bytes as people read it: 1.5 kB, 2.00 MB, 3.40 GB."""
+    """Return a number of bytes in short form: 1.5 kB, 2.00 MB, 3.40 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"

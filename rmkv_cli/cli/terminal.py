@@ -1,4 +1,4 @@
-"""Lines that are typed: editing, history, and completion of commands and of files."""
+"""Interactive input: line editing, history, and completion of commands and file names."""
 
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -13,14 +13,14 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 
 class CommandCompleter(Completer):
-    """Completes a line's first word to a command, and the rest to a file's name where the command takes one."""
+    """Completes a line's first word to a command, and the rest to a file name if the command takes one."""
 
     def __init__(self, commands: Iterable[str], with_file: Collection[str]) -> None:
         self._commands, self._with_file = list(commands), with_file
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """Yield what the line can become."""
+        """Yield the completions of the line before the cursor."""
         command, space, rest = document.text_before_cursor.partition(" ")
         if space and command in self._with_file:
             yield from self._paths.get_completions(Document(rest), complete_event)
@@ -29,7 +29,7 @@ class CommandCompleter(Completer):
 
 
 def typed_messages(completer: Completer) -> Iterator[str]:
-    """Yield what is typed, of one line or several, until Ctrl-D; Ctrl-C drops it."""
+    """Yield the messages that the user types, of one or more lines each, until Ctrl-D; Ctrl-C discards the input."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -61,7 +61,7 @@ def typed_messages(completer: Completer) -> Iterator[str]:
 
 
 def open_history() -> History:
-    """Return what was typed in earlier sessions, a file that only its owner can read; where it cannot be, none."""
+    """Return the input history: a file that only its owner can read, or memory if the file cannot be created."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     path = state / "rmkv" / "chat_history"
     try:

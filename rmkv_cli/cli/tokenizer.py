@@ -1,4 +1,4 @@
-"""`rmkv tokenizer`: train, use and look into tokenizers."""
+"""`rmkv tokenizer`: train, use and inspect tokenizers."""
 
 import sys
 from pathlib import Path
@@ -11,32 +11,33 @@ from rmkv_cli.config import load_config, preset_path
 from rmkv_cli.errors import UserError
 from rmkv_cli.files import HEAD, require_file, require_new, text_fault
 
-app = typer.Typer(no_args_is_help=True, help="Train, use and look into tokenizers.")
-SHOWN = 2_000  # characters of a file whose split is shown
+app = typer.Typer(no_args_is_help=True, help="Train, use and inspect tokenizers.")
+SHOWN = 2_000
+"""Characters of a text whose split into tokens is shown."""
 
-TokenizerFile = Annotated[
-    Path, typer.Argument(metavar="TOKENIZER", help="A tokenizer.json, or a folder that holds one.")
-]
-File = Annotated[Path | None, typer.Option("--file", help="Take the text from a file.")]
+TokenizerFile = Annotated[Path, typer.Argument(metavar="TOKENIZER", help="A tokenizer.json, or a folder with one.")]
+File = Annotated[Path | None, typer.Option("--file", help="Read the text from this file.")]
 
 
 @app.command(epilog="Example: rmkv tokenizer train sample/mix.toml --vocab-size 4096 --out tokenizer.json")
 def train(
     mix: MixName = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Take this preset's mix and vocabulary.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Use this preset's mix and vocabulary size.")
+    ] = None,
     vocab_size: Annotated[
         int | None,
         typer.Option(
             parser=at_least(1), metavar="N", help="Number of tokens, at least 263.", show_default="the preset's"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the tokenizer goes; must not exist.")] = Path("tokenizer.json"),
+    out: Annotated[Path, typer.Option(help="File to create; must not exist.")] = Path("tokenizer.json"),
     max_bytes: Annotated[
         int, typer.Option(parser=at_least(1), metavar="N", help="Read at most this much text.")
     ] = 200_000_000,
     as_json: Json = False,
 ) -> None:
-    """Train byte-level BPE on the sources of a mix, in proportion to their weights."""
+    """Train a byte-level BPE tokenizer on the sources of a mix, in proportion to their weights."""
     from rmkv_cli.data.vocabulary import train_on_mix
 
     require_new(out)
@@ -59,7 +60,7 @@ def train(
             }
         )
         return
-    measured = "held-out text" if trained.held_out else "its training text (the mix holds no text out)"
+    measured = "held-out text" if trained.held_out else "its training text (the mix holds out no text)"
     print(f"{out}: {trained.tokenizer.vocab_size:,} tokens from {trained.bytes:,} bytes of text")
     print(f"{trained.bytes_per_token:.3f} bytes per token on {measured}")
 
@@ -67,11 +68,11 @@ def train(
 @app.command(epilog='Example: rmkv tokenizer encode tokenizer.json "Hello, world"')
 def encode(
     tokenizer: TokenizerFile,
-    text: Annotated[str | None, typer.Argument(help="The text; without it and --file, stdin is read.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text; without it and --file, read stdin.")] = None,
     file: File = None,
     as_json: Json = False,
 ) -> None:
-    """Print the ids of a text. What spells a special token is text like any other."""
+    """Print the token ids of a text. Text that spells a special token is encoded as ordinary text."""
     from rmkv_cli.tokenizer import Tokenizer
 
     ids = Tokenizer.load(tokenizer).encode(_text(text, file))
@@ -84,10 +85,10 @@ def encode(
 @app.command(epilog="Example: rmkv tokenizer decode tokenizer.json 71 100 260")
 def decode(
     tokenizer: TokenizerFile,
-    ids: Annotated[list[int] | None, typer.Argument(help="The ids; without them, stdin is read.")] = None,
+    ids: Annotated[list[int] | None, typer.Argument(help="The ids; without them, read stdin.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the text of ids, byte for byte; special tokens are spelt out."""
+    """Print the text of token ids, byte for byte, with special tokens spelt out."""
     from rmkv_cli.tokenizer import Tokenizer
 
     library = Tokenizer.load(tokenizer)
@@ -97,7 +98,7 @@ def decode(
             ids = [int(word) for word in words]
         except ValueError:
             wrong = next((word for word in words if not word.isdecimal()), words[0][:20])  # or a huge number
-            raise UserError(f"stdin: '{wrong}' is no token id; ids are whole numbers between spaces") from None
+            raise UserError(f"stdin: '{wrong}' is not a token id; give whole numbers separated by spaces") from None
     if as_json:
         print_json({"text": library.decode(ids)})
     else:
@@ -112,7 +113,7 @@ def inspect(
     text: Annotated[str | None, typer.Option("--text", help="A text to split.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a tokenizer's size and hash, its bytes per token on a text, and how the text splits."""
+    """Show a tokenizer's size and hash, its bytes per token on a text, and the text's tokens."""
     from rmkv_cli.tokenizer import Tokenizer
 
     library = Tokenizer.load(tokenizer)
@@ -134,7 +135,7 @@ def inspect(
 
 
 def _print_split(split: list[str]) -> None:
-    """Print tokens in alternating colours on a terminal, and elsewhere with a bar between them."""
+    """Print tokens, in alternating colours on a terminal and separated by bars elsewhere."""
     from rich.console import Console
     from rich.text import Text
 
@@ -147,9 +148,9 @@ def _print_split(split: list[str]) -> None:
 
 
 def _text(text: str | None, file: Path | None) -> str:
-    """Return the one text that an argument, a file or stdin gives, newlines as they are."""
+    """Return the text of the argument, the file or stdin, with newlines unchanged."""
     if text is not None and file is not None:
-        raise UserError("give the text either as an argument or by --file, not both")
+        raise UserError("give the text either as an argument or with --file, not both")
     if text is not None:
         return text
     if file is not None:

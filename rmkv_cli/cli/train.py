@@ -17,7 +17,7 @@ from rmkv_cli.progress import plural, stderr
 def train(
     preset: Preset = None,
     config: ConfigFile = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="What `rmkv data mix` made.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder from `rmkv data mix`.")] = None,
     mix: Annotated[
         str | None,
         typer.Option(
@@ -29,14 +29,14 @@ def train(
         typer.Option(
             "--from",
             metavar="MODEL",
-            help="Start from this model folder, checkpoint or run, not from random weights: see docs/finetuning.md.",
+            help="Start from this model folder, checkpoint or run instead of random weights; see docs/finetuning.md.",
         ),
     ] = None,
-    run: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/NAME]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. [default: runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run's last checkpoint.")] = False,
     overrides: Overrides = None,
     allow_noncausal: Annotated[
-        bool, typer.Option("--allow-noncausal", help="Train the published wiring, which sees the future.")
+        bool, typer.Option("--allow-noncausal", help="Allow the published wiring, in which tokens see later tokens.")
     ] = False,
     profile: Annotated[
         int | None,
@@ -48,50 +48,53 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything, take two steps, tell what the run takes; leave nothing."),
+        typer.Option(
+            "--dry-run", help="Check everything, run two steps, estimate time, memory and disk, and leave no files."
+        ),
     ] = False,
     price: Annotated[
-        float | None, typer.Option(min=0, metavar="PER_HOUR", help="With --dry-run: tell the cost.")
+        float | None, typer.Option(min=0, metavar="PER_HOUR", help="With --dry-run, estimate the cost at this price.")
     ] = None,
     nproc: Annotated[
         int,
-        typer.Option("--nproc", min=1, help="Processes, one a GPU; several machines: see docs/distributed.md."),
+        typer.Option("--nproc", min=1, help="Processes, one per GPU. For several machines, see docs/distributed.md."),
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train a model. Ctrl-C saves; `--resume` continues exactly where the run stopped, and with `--set` extends it."""
+    """Train a model. Ctrl-C saves a checkpoint and stops; `--resume` continues exactly where the run stopped.
+
+    Combine `--resume` with `--set` to extend a finished run.
+    """
     if sum(map(bool, (resume, profile, dry_run))) > 1:
-        raise UserError("--resume, --profile and --dry-run: only one of them at a time")
+        raise UserError("--resume, --profile and --dry-run cannot be combined; give only one of them")
     if (nproc > 1 or "RANK" in os.environ) and (profile or dry_run):
-        raise UserError("--profile and --dry-run take one process: leave out --nproc, and torchrun")
+        raise UserError("--profile and --dry-run use a single process; leave out --nproc and torchrun")
     if price is not None and not dry_run:
-        raise UserError("--price tells the cost with --dry-run alone")
+        raise UserError("--price needs --dry-run")
     name = preset or (config.stem if config else None)
     if run is None:
         if name is None:
-            raise UserError(
-                "give a config (--preset NAME or --config FILE), or a run to go on with: --resume --run DIR"
-            )
+            raise UserError("give a config (--preset NAME or --config FILE), or a run to resume (--resume --run DIR)")
         run = Path("runs") / name
     if data and mix:
-        raise UserError("--data and --mix: a training reads either prepared data or a stream; give one of them")
+        raise UserError("--data and --mix: training reads either prepared data or a stream; give only one of them")
     moved = [f"train.data={data}"] if data else [f"train.mix={mix_path(mix).absolute()}"] if mix else []
     if resume:
         if from_model:
-            raise UserError(f"--from: {run} has begun already; leave out --resume, and choose another --run")
+            raise UserError(f"--from starts a new run, but --resume continues {run}; leave out one of them")
         if not (run / "config.toml").is_file():
-            raise UserError(f"{run}: no run to go on with (it has no config.toml)")
+            raise UserError(f"{run}: no run to resume (it has no config.toml)")
         resolved = resumed_config(run / "config.toml", overrides or (), moved)
     elif from_model:
         resolved = read_recipe(preset, config, [*(overrides or ()), *moved], from_model)
     elif preset and tunes_only(preset):
-        raise UserError(f"--preset {preset}: tunes a model that exists already; name it by --from MODEL")
+        raise UserError(f"--preset {preset}: fine-tunes an existing model; give it with --from MODEL")
     else:
         resolved = read_config(preset, config, [*(overrides or ()), *moved])
     if mix and resolved.train.data:
         raise UserError(f"--mix: this training reads prepared data, train.data = '{resolved.train.data}'; see --data")
 
-    if nproc > 1 and "RANK" not in os.environ:  # which each of the processes has
+    if nproc > 1 and "RANK" not in os.environ:  # set in each process that `launch` starts
         from rmkv_cli.training.launch import launch
 
         raise typer.Exit(launch(nproc, sys.argv[1:], run))
@@ -114,7 +117,7 @@ def train(
     except BadStepError as error:
         stderr().print(f"error: {error}", style="red")
         raise typer.Exit(error.job_exit_code if "RANK" in os.environ else 1) from None
-    if outcome is None:  # one of several processes, of which the first tells
+    if outcome is None:  # not the first process, which alone reports
         _leave(0)
     if as_json:
         print_json(
@@ -129,15 +132,15 @@ def train(
     else:
         print(f"{outcome.run}: {plural(outcome.tokens, 'token')} in {plural(outcome.step, 'step')}")
     if not outcome.finished:
-        stderr().print(f"stopped; go on with: rmkv train --resume --run {run}")
+        stderr().print(f"stopped; resume with: rmkv train --resume --run {run}")
     _leave(outcome.exit_code)
 
 
 def _leave(code: int) -> NoReturn:
-    """End with this exit code; as one of several processes at once.
+    """Exit with this code; in a distributed run, without Python's shutdown.
 
-    There threads of the process group may live on (functional collectives keep it), and one that drops a tensor while
-    the interpreter is torn down aborts the process.
+    Functional collectives keep the process group's threads alive. A thread that frees a tensor during Python's shutdown
+    aborts the process.
     """
     if "RANK" in os.environ:
         sys.stdout.flush()
@@ -147,7 +150,7 @@ def _leave(code: int) -> NoReturn:
 
 def _print_dry_run(report: dict[str, Any]) -> None:
     memory, disk = report["memory_bytes"], report["disk_bytes"]
-    shown = table("of the run", "expected")
+    shown = table("this run", "estimate")
     shown.add_row("parameters", f"{report['parameters']:,}")
     shown.add_row("tokens", f"{report['tokens']:,}")
     shown.add_row("steps", f"{report['steps']:,}")
@@ -156,16 +159,16 @@ def _print_dry_run(report: dict[str, Any]) -> None:
     if "cost" in report:
         shown.add_row("cost", f"{report['cost']:,.2f}")
     shown.add_row("memory, estimated", size(memory["estimated"]))
-    shown.add_row("memory, at most so far", f"{size(memory['peak'])} of {size(memory['total'])}")
-    shown.add_row("a checkpoint", size(report["checkpoint_bytes"]))
-    shown.add_row("disk, for all that are kept", f"{size(disk['needed'])}, {size(disk['free'])} are free")
+    shown.add_row("memory, peak of two steps", f"{size(memory['peak'])} of {size(memory['total'])}")
+    shown.add_row("checkpoint", size(report["checkpoint_bytes"]))
+    shown.add_row("disk, all kept checkpoints", f"{size(disk['needed'])} ({size(disk['free'])} free)")
     console().print(shown)
 
 
 def _print_profile(report: dict[str, Any]) -> None:
-    shown = table("operation", "calls a step", "ms a step", "share")
+    shown = table("operation", "calls per step", "ms per step", "share")
     for each in report["operations"]:
         shown.add_row(each["name"], f"{each['calls']:,.1f}", f"{each['milliseconds']:,.3f}", f"{each['share']:.1%}")
     console().print(shown)
     size = f"{plural(report['rows'], 'row')} of {plural(report['segments'], 'segment')}"
-    print(f"{plural(report['steps'], 'step')}, each of one micro-batch, {size}: {report['trace']}")
+    print(f"{plural(report['steps'], 'step')} of one micro-batch each ({size}); trace: {report['trace']}")

@@ -72,7 +72,7 @@ def test_mix_and_inspect_print_what_there_is(folder):
     assert questions.split()[-1] == "1"
     assert prose.split()[:3] == ["prose", "1", "25.00%"]
     assert (train.split(":")[0], validation.split(":")[0]) == ("train", "validation")
-    assert "source 'questions': 1 skipped, the first: a.jsonl:8: is not valid JSON" in done.stderr
+    assert "source 'questions': 1 record skipped; the first: a.jsonl:8: is not valid JSON" in done.stderr
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
     again = rmkv("mix", "mix.toml", "--tokenizer", "out", "--out", "two", "--workers", 1, "--json", cwd=folder)
     assert json.loads(again.stdout) == manifest

@@ -87,7 +87,7 @@ def test_a_mix_toml_is_read_from_its_sources(place, printed):
 def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, shown):
     save_small_model(tmp_path, memory=MemoryConfig(slots=2, carry="layers", store=0))
     wrote = shown("eval", "--model", tmp_path, "--data", place / "mix", "--split", "train")
-    assert "this loss is no causal model's" in wrote.err
+    assert "this loss is not that of a causal model" in wrote.err
     assert ROWS in wrote.out
     assert "bits per byte" in wrote.out
     assert "another document's" not in wrote.out
@@ -102,14 +102,14 @@ def test_bad_input_is_said_in_one_line(place, tmp_path, monkeypatch, capsys):
     assert "not a model folder" in error(mix, mix)
     assert "no such file" in error(model, place / "absent.txt")
     assert "is not a mix" in error(model, model)
-    assert "was made with another tokenizer than that of" in error(place / "other", mix)
+    assert "was made with a different tokenizer than that of" in error(place / "other", mix)
     assert "max_tokens: should be 1 or more" in error(model, mix, "--max-tokens", "0")
     (tmp_path / "empty.txt").touch()
     assert "is empty" in error(model, tmp_path / "empty.txt")
     (tmp_path / "binary.txt").write_bytes(b"\x80\x00")
     assert "binary.txt" in error(model, tmp_path / "binary.txt")
     save_small_model(tmp_path / "small", vocab_size=270)
-    assert "its tokenizer does not fit its model: 280 tokens, the model has 270" in error(tmp_path / "small", mix)
+    assert "the tokenizer has 280 tokens, the model only 270" in error(tmp_path / "small", mix)
     broken, _ = save_small_model(tmp_path / "broken")
     with torch.no_grad():
         broken.norm.weight.fill_(torch.nan)
@@ -146,4 +146,4 @@ class TestBeside:
         assert "transformers cannot load it: " in error_of(monkeypatch, capsys, *ask, tmp_path)
         monkeypatch.setattr("rmkv_cli.evaluation.transformer.find_spec", lambda name: None)
         assert "loading it requires transformers: pip install" in error_of(monkeypatch, capsys, *ask, tmp_path)
-        assert "--beside are not for --task" in error_of(monkeypatch, capsys, *ask, tmp_path, "--task", "recall")
+        assert "--beside do not apply to --task" in error_of(monkeypatch, capsys, *ask, tmp_path, "--task", "recall")

@@ -40,8 +40,8 @@ def test_a_table(place, printed):
     table = printed(*ask, "--num-fewshot", 1)
     for word in ("own_choice", "acc", "standard error", "lm_eval 0."):
         assert word in table
-    assert "no scores to publish" not in table
-    assert "At most 2 documents of each task: no scores to publish" in printed(*ask, "--limit", 2)
+    assert "not comparable with published scores" not in table
+    assert "Only 2 documents per task: not comparable with published scores" in printed(*ask, "--limit", 2)
 
 
 def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
@@ -50,7 +50,7 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
 
     assert "--include, --limit and --num-fewshot are for --harness" in error("--data", place, "--limit", 3)
     for other in (["--data", place], ["--task", "copy"], ["--max-tokens", 3], ["--set", "pairs=[1]"]):
-        assert "--harness goes with --include, --limit and --num-fewshot alone" in error("--harness", "piqa", *other)
+        assert "--harness takes only --include, --limit and --num-fewshot" in error("--harness", "piqa", *other)
     assert "--harness: names no task" in error("--harness", " , ")
     assert "absent: no such folder" in error("--harness", "own_choice", "--include", place / "absent")
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # Python's own mark of what cannot be imported

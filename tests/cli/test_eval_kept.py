@@ -130,4 +130,4 @@ def test_where_it_cannot_be_kept_the_results_are_printed_with_a_note(run, data, 
     (other / "evaluations").touch()
     wrote = shown("eval", "--model", other, "--data", data, "--no-memory")
     assert "bits per byte" in wrote.out
-    assert f"note: not kept for `rmkv report`: {other / 'evaluations'}" in wrote.err
+    assert f"note: not saved for `rmkv report`: {other / 'evaluations'}" in wrote.err

@@ -82,9 +82,9 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
     def error(*rest):
         return error_of(monkeypatch, capsys, "eval", "--model", place / "model", *rest)
 
-    assert "give what to read: --data PATH; or a task" in error()
-    assert "--set, --text and --picture are for a task" in error("--data", place / "mix", "--set", "pairs=[1]")
-    assert "--max-tokens, --split and --beside are not for --task" in error("--task", "copy", "--max-tokens", "5")
+    assert "nothing to evaluate on: give --data PATH, a task" in error()
+    assert "--set, --text and --picture need a task" in error("--data", place / "mix", "--set", "pairs=[1]")
+    assert "--max-tokens, --split and --beside do not apply to --task" in error("--task", "copy", "--max-tokens", "5")
     assert "no source of kind 'copy'" in error("--task", "copy", "--data", place / "mix")
     assert "is not a mix" in error("--task", "copy", "--data", place / "model")
     assert "--set paris: unknown key; did you mean 'pairs'?" in error("--task", "recall", "--set", "paris=[1]")

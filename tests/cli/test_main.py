@@ -99,7 +99,7 @@ def test_what_show_prints_is_a_config_that_validate_accepts(printed, tmp_path):
         (["train", "--preset", "tiny"], "no data: give --data DIR"),
         (["train", "--preset", "tiny", "--data", "absent"], "absent"),
         (["train"], "give a config"),
-        (["train", "--resume", "--run", "absent"], "absent: no run to go on with"),
+        (["train", "--resume", "--run", "absent"], "absent: no run to resume"),
         (["train", "--preset", "tiny", "--config", "x.toml"], "either --preset NAME"),
         (
             ["params", "--preset", "tiny", "--set", "memory.slots=1"],

@@ -86,7 +86,7 @@ def test_what_cannot_be_merged_is_one_line(folders, tmp_path, monkeypatch, capsy
     foreign = save_model(tmp_path / "foreign")
     save_small_model(foreign, text="another text of other words and letters ")
     for words, said in (
-        ([base], "give a model and its adapter, or two models or more"),
+        ([base], "give a model and its adapter, or at least two models"),
         ([base, other], f"{other}: model.hidden_size is 32, but that of {base} is 16; only models of one shape"),
         ([base, foreign], f"{foreign}: has another tokenizer than {base}"),
         ([adapter, base], f"{adapter}: is an adapter; `rmkv merge MODEL {adapter}` merges it, one adapter at a time"),
@@ -127,7 +127,7 @@ def test_an_adapter_for_an_adapted_model_and_one_of_other_weights_are_said(
 ):
     _, adapter = folders
     line = error_of(monkeypatch, capsys, *GENERATE, "--model", adapter, "--adapter", adapter)
-    assert line == f"error: {adapter}: has an adapter already; `rmkv merge` puts it into its base model"
+    assert line == f"error: {adapter}: already has an adapter; merge that into its base model with `rmkv merge` first"
     other = save_model(tmp_path / "other", seed=5)
     told = shown(*GENERATE, "--model", other, "--adapter", adapter).err
     assert f"warning: {adapter}: this adapter was trained on other weights than {other}" in told

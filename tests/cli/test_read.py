@@ -70,7 +70,7 @@ def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys, tmp_path):
     (tmp_path / "binary").write_bytes(b"text \xff")
     assert "no such file" in error(tmp_path / "absent", *out)
     assert "is empty" in error(tmp_path / "empty", *out)
-    assert "there is nothing to read" in error(tmp_path / "mark", *out, *state)
+    assert "contains no text" in error(tmp_path / "mark", *out, *state)
     assert "is not valid UTF-8: byte 0xff at offset 5" in error(tmp_path / "binary", *out)
     assert "already exists" in error(place / "two.txt", "--out", place / "one.rmkv")
     assert "cannot be written" in error(place / "two.txt", "--out", place / "two.txt" / "notes.rmkv")

@@ -95,9 +95,9 @@ def test_inspect_shows_how_a_text_splits(folder):
         (["encode", "t.json", "--file", "none.txt"], b"", "none.txt: no such file"),
         (["encode", "t.json"], b"a\xff", "stdin: is not valid UTF-8 at byte 1"),
         (["encode", "t.json", b"a\xff"], b"", "character 2 of the text is a lone surrogate"),
-        (["encode", "t.json", "a", "--file", "a.txt"], b"", "give the text either as an argument or by --file"),
+        (["encode", "t.json", "a", "--file", "a.txt"], b"", "give the text either as an argument or with --file"),
         (["decode", "t.json", "9999"], b"", "9999 is not a token id of this tokenizer; its ids are 0 to 269"),
-        (["decode", "t.json"], b"1 b", "stdin: 'b' is no token id"),
+        (["decode", "t.json"], b"1 b", "stdin: 'b' is not a token id"),
         (["train", "mix.toml", "--vocab-size", "9", "--out", "x"], b"", "a vocabulary of 9 is too small"),
     ],
 )

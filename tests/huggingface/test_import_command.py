@@ -157,7 +157,7 @@ class TestCommand:
     def test_without_transformers_a_note_replaces_the_check(self, llama, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("rmkv_cli.evaluation.transformer.find_spec", lambda name: None)
         shown = written_by(monkeypatch, capsys, "import", "hf", llama, "--out", tmp_path / "out")
-        assert "the logits are not compared, because transformers is not installed" in shown.err
+        assert "logits are not compared, because transformers is not installed" in shown.err
         assert "Logits of" not in shown.out
 
     def test_options_for_transformers_are_refused_for_exported_folders(self, models, tmp_path, monkeypatch, capsys):
@@ -165,7 +165,7 @@ class TestCommand:
         export_folder(models[0] / "usual", tmp_path / "exported")
         options = ["--slots", 2, "--no-check"]
         (line,) = said(monkeypatch, capsys, tmp_path / "exported", tmp_path / "out", *options)
-        assert "is already an RMKV; --slots, --check" in line
+        assert "is already an RMKV; leave out --slots, --check" in line
 
 
 @pytest.fixture

@@ -157,8 +157,11 @@ def test_a_stream_is_tokenized_as_the_model_was(streamed, source, tmp_path, monk
     ("arguments", "says"),
     [
         (["--from", "nowhere"], "nowhere: no such folder; give a model folder, a checkpoint or a run"),
-        (["--from", "{source}", "--set", "train.tokenizer=x.json"], "with --from the tokenizer is the model's"),
-        (["--from", "{source}", "--resume"], "--from: {run} has begun already; leave out --resume"),
+        (["--from", "{source}", "--set", "train.tokenizer=x.json"], "--from uses the model's tokenizer"),
+        (
+            ["--from", "{source}", "--resume"],
+            "--from starts a new run, but --resume continues {run}",
+        ),
     ],
 )
 def test_what_cannot_be_started_from_is_said(arguments, says, source, recipe, tmp_path, monkeypatch, capsys):

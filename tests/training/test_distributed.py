@@ -184,7 +184,7 @@ def test_a_signal_to_the_launcher_ends_the_step_everywhere_and_saves(written, tm
         job.send_signal(number)
         _, told = job.communicate()
     assert job.returncode == code
-    assert told.endswith(f"stopped; go on with: rmkv train --resume --run {run}\n")
+    assert told.endswith(f"stopped; resume with: rmkv train --resume --run {run}\n")
     steps = [record["step"] for record in read_metrics(run / "metrics.jsonl")]
     assert find_model(run, training=True).name == f"step-{steps[-1]:08d}"
 

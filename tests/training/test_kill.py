@@ -54,7 +54,7 @@ def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp
             last = process.stderr.read().splitlines()[-1]
         assert process.returncode == code
         begin = ["--resume"]
-    assert last == f"stopped; go on with: rmkv train --resume --run {run}"
+    assert last == f"stopped; resume with: rmkv train --resume --run {run}"
     assert_same(train(config, run, resume=True).run, train(config, tmp_path / "whole").run)
 
 

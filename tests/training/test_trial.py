@@ -107,9 +107,9 @@ def test_on_the_command_line(make_config, tmp_path, monkeypatch, capsys):
     shown = written_by(monkeypatch, capsys, *given, "--profile", "1").out
     size = "each of one micro-batch, 4 rows of 2 segments"
     assert shown.endswith(f"1 step, {size}: {tmp_path / 'run' / 'profile' / 'trace.json.gz'}\n")
-    assert "take one process" in error_of(monkeypatch, capsys, *given, "--dry-run", "--nproc", "2")
+    assert "use a single process" in error_of(monkeypatch, capsys, *given, "--dry-run", "--nproc", "2")
     with monkeypatch.context() as started_by_torchrun:
         started_by_torchrun.setenv("RANK", "0")
-        assert "take one process" in error_of(monkeypatch, capsys, *given, "--profile", "1")
+        assert "use a single process" in error_of(monkeypatch, capsys, *given, "--profile", "1")
     assert "only one of them" in error_of(monkeypatch, capsys, *given, "--dry-run", "--profile", "1")
-    assert "--price tells the cost with --dry-run alone" in error_of(monkeypatch, capsys, *given, "--price", "1")
+    assert "--price needs --dry-run" in error_of(monkeypatch, capsys, *given, "--price", "1")

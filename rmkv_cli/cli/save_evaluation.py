@@ -1,4 +1,4 @@
-"""What `rmkv eval` finds of a run stays in the run's folder, for `rmkv report`."""
+"""Save the results of `rmkv eval` in the run's folder, for `rmkv report`."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rmkv_cli.evaluation.kept import DocumentsReport
 
 
-def keep(
+def save_evaluation(
     run: Path,
     name: str,
     checkpoint: Path,
@@ -23,9 +23,9 @@ def keep(
     adapter: Path | None,
     report: "DocumentsReport | TaskReport | HarnessReport",
 ) -> None:
-    """Write what was found of a run's checkpoint into the run's folder, with this command, and say where.
+    """Save a checkpoint's evaluation and this command in the run's folder, and print the file's path.
 
-    A report in bfloat16, or with an adapter, has a name of its own. Where the folder cannot be written, a note says so.
+    An evaluation in bfloat16 or with an adapter has this in its name. If the folder cannot be written, print a note.
     """
     from rmkv_cli.evaluation.kept import Evaluation, keep_evaluation
     from rmkv_cli.model import find_model
@@ -33,7 +33,7 @@ def keep(
     from rmkv_cli.model.checkpoints import checkpoint_step
 
     step = checkpoint_step(checkpoint)
-    assert step is not None  # a run's
+    assert step is not None  # the checkpoint is in a run
     if dtype == "bf16":
         name = f"{name} dtype={dtype}"
     if adapter is not None:
@@ -41,6 +41,6 @@ def keep(
     try:
         path = keep_evaluation(run, name, Evaluation(step, shlex.join(["rmkv", *sys.argv[1:]]), report))
     except OSError as error:
-        stderr().print(f"note: not kept for `rmkv report`: {one_line(error)}", style="yellow")
+        stderr().print(f"note: not saved for `rmkv report`: {one_line(error)}", style="yellow")
     else:
-        stderr().print(f"kept for `rmkv report`: {path}")
+        stderr().print(f"saved for `rmkv report`: {path}")

@@ -1,4 +1,4 @@
-"""From local files to token documents on disk, and from those to endless lanes of rows.
+"""From files and data sets to tokenized documents, and from documents to endless lanes of training rows.
 
-Nothing is imported here: the tokenizing worker processes come through this package and must start fast.
+This package imports nothing, because the tokenizing worker processes import it and must start fast.
 """

@@ -1,4 +1,4 @@
-"""Define the numbered blocks of good and bad records that files are read as."""
+"""Blocks of good and bad records, the units in which files are read."""
 
 import gzip
 import zlib
@@ -16,10 +16,12 @@ DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 
 @dataclass(frozen=True)
 class BadRecord:
-    """One or several consecutive records that cannot be read: their location and the fault."""
+    """One or several consecutive records that cannot be read."""
 
     where: str
+    """Location in the file, for messages."""
     what: str
+    """What is wrong."""
     records: int = 1
     """Number of records; 1 if the number is unknown."""
 
@@ -29,17 +31,18 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """The columns of one record, not yet validated, and its location."""
+    """The columns of one record, not yet validated."""
 
     where: str
+    """Location in the file, for messages."""
     columns: dict[str, Any]
     part: Part | None = None
-    """Part of the text that this record holds; None for the whole text."""
+    """Part of the text that this record contains; None for the whole text."""
 
 
 Position: TypeAlias = tuple[int, int]
-"""Start of a block: its byte in a file of lines, or its row group's or record batch's number; then lines or rows before
-it."""
+"""Start of a block. First its byte in a file of lines, or the number of its row group or record batch; then the number
+of lines or rows before it."""
 START: Position = (0, 0)
 FIRST_PART: Position = (0, 1)
 """Position of the first part of a long text. It differs from START, which is the only block of a text read whole."""
@@ -49,8 +52,8 @@ Blocks: TypeAlias = Iterator[Block]
 
 def named_twice(name: str, columns: Sequence[str], names: Sequence[str]) -> BadRecord | None:
     """Return the fault of a file in which several columns share the name of a requested column, else None."""
-    times = Counter(names)
+    counts = Counter(names)
     for column in columns:
-        if times[column] > 1:
-            return BadRecord(name, f"has {times[column]} columns named '{column}'; rename all but the one to read")
+        if counts[column] > 1:
+            return BadRecord(name, f"has {counts[column]} columns named '{column}'; rename all but the one to read")
     return None

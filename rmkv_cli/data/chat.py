@@ -1,8 +1,7 @@
-"""Conversations as pieces: what is asked between <start> and <end>, what the assistant says after it.
+"""Render conversations as pieces: each prompt between <start> and <end>, followed by the assistant's answer.
 
-This is the one renderer: training, `rmkv chat`, `rmkv serve` and prompts from files use it. The chat template of an
-exported folder gives the same ids. A model folder has this format unless it contains a chat template, which then
-defines the format.
+Training, `rmkv chat`, `rmkv serve` and prompts from files all use this renderer. The chat template of an exported
+folder gives the same ids. If a model folder contains a chat template, that template defines the format instead.
 """
 
 import json
@@ -17,9 +16,9 @@ from rmkv_cli.tokenizer.template import Message, without_begin
 ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt", "ai"}
 MESSAGE_PART, LONGEST_PART = 1 << 13, 1 << 20  # characters
 ROLES = {"human": "user", "prompter": "user"}
-"""Names of roles in data sets, with the names that templates know."""
+"""Names of roles in data sets, and the names that templates know for them."""
 TRAIN = ("train", "training", "weight")
-"""Keys of a message, each of which may say false or 0: do not learn it (ours, axolotl's, OpenAI's)."""
+"""Keys that exclude a message from the loss if they are false or 0: rmkv's, axolotl's and OpenAI's."""
 _HEADER = re.compile(r"<\|start_header_id\|>(.*?)<\|end_header_id\|>(?:\r?\n){0,2}", re.S)
 _MARKS = re.compile(r"<\|(?:begin_of_text|eot_id|eom_id|end_of_text)\|>")
 
@@ -38,7 +37,7 @@ def pieces_of(
 ) -> tuple[Piece, ...]:
     """Return a conversation's pieces, up to the assistant's next answer.
 
-    In rmkv's own format, START and END enclose each turn that is not the assistant's; empty turns are left out.
+    In rmkv's own format, START and END enclose each turn that is not the assistant's. Empty turns are omitted.
 
     Args:
         turns: the turns of the conversation.
@@ -48,18 +47,18 @@ def pieces_of(
     Raises:
         ValueError: the model's chat template refuses the conversation, or it has none.
     """
-    known = [Turn(*turn) for turn in turns]
+    all_turns = [Turn(*turn) for turn in turns]
     require_format(tokenizer)
     if tokenizer is None or tokenizer.template is None:
-        return rendered(spoken(known))[0]
-    messages = _messages(known, tokenizer)
+        return render(without_empty_prompts(all_turns))[0]
+    messages = _messages(all_turns, tokenizer)
     if after:
         try:
             return tokenizer.template.follow(messages, closed=True)
         except ValueError:
-            pass  # a system message, say, that may only be the first
-    found = tokenizer.template.prompt(messages)
-    return without_begin(found, tokenizer.roles.begin) if after else found
+            pass  # for example a system message, which some templates accept only first
+    pieces = tokenizer.template.prompt(messages)
+    return without_begin(pieces, tokenizer.roles.begin) if after else pieces
 
 
 def read_as_message(
@@ -80,12 +79,13 @@ def read_as_message(
     if tokenizer.template is None:
         yield from question(texts)
         return
-    before, behind = tokenizer.template.around([Message("system", system)] if system else [], after)
-    lead = [piece for piece in before[-1:] if not isinstance(piece, Token)]
-    trail = [piece for piece in behind[:1] if not isinstance(piece, Token)]
-    yield from before[: len(before) - len(lead)]
+    prefix, suffix = tokenizer.template.around([Message("system", system)] if system else [], after)
+    # Template text next to the message is tokenized together with it.
+    lead = [piece for piece in prefix[-1:] if not isinstance(piece, Token)]
+    trail = [piece for piece in suffix[:1] if not isinstance(piece, Token)]
+    yield from prefix[: len(prefix) - len(lead)]
     yield from tokenizer.parts(chain(lead, texts, trail), MESSAGE_PART, LONGEST_PART)
-    yield from behind[len(trail) :]
+    yield from suffix[len(trail) :]
 
 
 def _messages(turns: Iterable[Turn], tokenizer: Tokenizer) -> list[Message]:
@@ -99,7 +99,7 @@ def _messages(turns: Iterable[Turn], tokenizer: Tokenizer) -> list[Message]:
 
 
 def require_format(tokenizer: Tokenizer | None) -> None:
-    """Raise `ValueError` if a model takes no conversations: a pretrained one without a chat template."""
+    """Raise `ValueError` if a model takes no conversations, as a pretrained model without a chat template."""
     if tokenizer is not None and tokenizer.foreign and tokenizer.template is None:
         raise ValueError(
             "this model has no chat template, so it takes no conversations; add a chat_template.jinja to the folder of "
@@ -107,27 +107,27 @@ def require_format(tokenizer: Tokenizer | None) -> None:
         )
 
 
-def spoken(turns: Iterable[Turn]) -> list[Turn]:
-    """Return the turns without empty prompts, which no format has; an empty answer is one."""
+def without_empty_prompts(turns: Iterable[Turn]) -> list[Turn]:
+    """Return the turns without empty prompts, which no format can express; empty answers stay."""
     return [turn for turn in turns if turn.content or is_assistant(turn.role)]
 
 
-def rendered(
+def render(
     turns: Sequence[Turn], answers_only: bool = False, tokenizer: Tokenizer | None = None
 ) -> tuple[tuple[Piece, ...], tuple[bool, ...] | None]:
-    """Return the pieces of a conversation, and for each of them and for the end of the document whether it is learned.
+    """Return the pieces of a conversation, and a flag for each piece and for the document's end: is it learned?
 
     The token that ends an answer belongs to it: the next turn's START, or the end of the document. Tokens of a turn
     with `train` = False are not learned. Answers that follow one another are one text, as in a chat template's result,
     unless only one of them is learned.
 
     Args:
-        turns: of the conversation; none is left out.
+        turns: the turns of the conversation; all are rendered.
         answers_only: whether only the assistant's turns are learned.
         tokenizer: determines the format; without it, rmkv's own format.
 
     Returns:
-        The pieces (n), and n + 1 flags or, if all would be true, None.
+        n pieces, and n + 1 flags or, if all would be true, None.
 
     Raises:
         ValueError: the model's chat template refuses the conversation, or does not render turn by turn; or it has none.
@@ -138,23 +138,23 @@ def rendered(
         return tokenizer.template.conversation(messages, train, answers_only)
     pieces: list[Piece] = []
     learned: list[bool] = []
-    ending: bool | None = None  # whether the token that ends the answer just given is learned; None after a prompt
+    end_learned: bool | None = None  # whether the token that ends the previous answer is learned; None after a prompt
     for turn in turns:
         if is_assistant(turn.role):
-            said = answer(turn.content)
-            before = pieces[-1] if pieces and ending == turn.train else Special.END
-            if not isinstance(before, Token) and not isinstance(said[0], Token):
-                said = (before + said[0],)
+            new = answer(turn.content)
+            before = pieces[-1] if pieces and end_learned == turn.train else Special.END
+            if not isinstance(before, Token) and not isinstance(new[0], Token):
+                new = (before + new[0],)
                 del pieces[-1], learned[-1]
-            pieces += said
-            learned += [turn.train] * len(said)
-            ending = turn.train
+            pieces += new
+            learned += [turn.train] * len(new)
+            end_learned = turn.train
         else:
-            own = turn.train and not answers_only
+            prompt_learned = turn.train and not answers_only
             pieces += question([turn.content])
-            learned += [own if ending is None else ending, own, own]
-            ending = None
-    learned.append(not answers_only if ending is None else ending)
+            learned += [prompt_learned if end_learned is None else end_learned, prompt_learned, prompt_learned]
+            end_learned = None
+    learned.append(not answers_only if end_learned is None else end_learned)
     return tuple(pieces), None if all(learned) else tuple(learned)
 
 
@@ -202,41 +202,41 @@ def text_with_calls(content: Any, calls: Any) -> str | None:
     """Return a message's text and the tool calls after it, each as a JSON object between <tool_call> and </tool_call>.
 
     Args:
-        content: as in `text_of`; beside calls it may be None.
+        content: as in `text_of`; it may be None if there are calls.
         calls: OpenAI's `tool_calls`, a list of {"function": {"name", "arguments"}}; None for none.
 
     Returns:
-        The text; None if the content is none.
+        The text; None if the content has none.
 
     Raises:
-        ValueError: `calls` is something else.
+        ValueError: `calls` has another form.
     """
     if not calls:
         return text_of(content)
     text = text_of(content or "")
     if text is None:
         return None
-    written = [text] if text else []
+    parts = [text] if text else []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function") if isinstance(call, dict) else None
         name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (0, 0)
         if not isinstance(name, str) or not isinstance(arguments, str | dict):
             raise ValueError("has a tool call without a function's name and arguments")
-        given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        call_json = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {given}}}'
-        written.append(f"<tool_call>\n{call_json}\n</tool_call>")
-    return "\n".join(written)
+        arguments_json = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        call_json = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments_json}}}'
+        parts.append(f"<tool_call>\n{call_json}\n</tool_call>")
+    return "\n".join(parts)
 
 
 def read_messages(value: Any) -> list[Turn]:
     """Return the turns of a list of {role, content} (or {from, value}), or of a text with Llama-3 header tokens.
 
-    A text without headers is one turn of the user. A turn of the assistant that is opened and has no content, as where
-    an answer is to follow, is none. A message's `tool_calls` become text (see `text_with_calls`). A message with
-    `train`: false, also spelt `training`: false or `weight`: 0, is not learned.
+    A text without headers is one user turn. An assistant header without content, as at the end of a prompt, gives no
+    turn. A message's `tool_calls` become text (see `text_with_calls`). A message with `train`: false, also spelt
+    `training`: false or `weight`: 0, is not learned.
 
     Raises:
-        ValueError: it is neither; the message tells what is wrong.
+        ValueError: the value is neither; the message says what is wrong.
     """
     if isinstance(value, str):
         return list(_llama_turns(value))
@@ -253,7 +253,7 @@ def _turn(message: Any, name: str) -> Turn:
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
     if not isinstance(role, str) or text is None:
-        raise ValueError(f"{name} has not both a role and a content that are strings")
+        raise ValueError(f"{name} should have a role and a content, both strings")
     train = True
     for key in TRAIN:
         if (flag := message.get(key)) is not None:
@@ -264,7 +264,7 @@ def _turn(message: Any, name: str) -> Turn:
 
 
 def _llama_turns(text: str) -> Iterator[Turn]:
-    parts = _HEADER.split(text)  # what stands before the first header, then role and content in turn
+    parts = _HEADER.split(text)  # the text before the first header, then roles and contents alternately
     if before := _MARKS.sub("", parts[0]):
         yield Turn("user", before)
     for role, content in zip(parts[1::2], parts[2::2], strict=True):

@@ -16,7 +16,8 @@ from rmkv_cli.data import blocks
 from rmkv_cli.data.blocks import BadRecord, Blocks, Position, Record, named_twice
 
 Rows: TypeAlias = list[Record | BadRecord]
-FAULTS = (pa.ArrowException, ValueError, OSError, MemoryError)  # a damaged size may ask for any amount of memory
+FAULTS = (pa.ArrowException, ValueError, OSError, MemoryError)
+"""Errors that damaged content raises; a damaged size may request any amount of memory."""
 MAGIC = b"ARROW1\0\0"
 
 
@@ -46,7 +47,7 @@ def parquet_blocks(name: str, stream: IO[bytes], start: Position, columns: Seque
             if at < end:
                 raise ValueError("its row group has fewer rows than its metadata says")
         except FAULTS as error:
-            _require_of_content(error)
+            _reraise_io_error(error)
             good: Rows = []
             with _until_damage():
                 # Read row by row: most rows of the block that failed are good.
@@ -109,7 +110,7 @@ def _batches_of_file(file: pa.PythonFile, reader: pa.RecordBatchFileReader, firs
         try:
             batch = reader.get_batch(number)
         except FAULTS as error:
-            _require_of_content(error)
+            _reraise_io_error(error)
             if lengths is None:
                 lengths = list(_lengths(file))
             batch = _Unreadable(error, lengths[number] if number < len(lengths) else None)
@@ -124,7 +125,7 @@ def _batches_of_stream(file: pa.PythonFile, reader: pa.RecordBatchStreamReader, 
         except StopIteration:
             return
         except FAULTS as error:
-            _require_of_content(error)
+            _reraise_io_error(error)
             file.seek(begin)
             rows = next(_messages(file), None)  # leaves the file at the next batch
             batch = _Unreadable(error, rows)
@@ -227,7 +228,7 @@ def _lost(name: str, before: int, rows: int | None, kind: str, error: Exception)
     Raises:
         OSError: the disk or the hub failed, not the file's content.
     """
-    _require_of_content(error)
+    _reraise_io_error(error)
     what = f"not readable as {kind}: {_first_line(error)}"
     if rows is None:
         return BadRecord(f"{name}:{before + 1}", f"is {what}; the number of lost records is unknown")
@@ -246,10 +247,10 @@ def _until_damage() -> Iterator[None]:
     try:
         yield
     except FAULTS as error:
-        _require_of_content(error)
+        _reraise_io_error(error)
 
 
-def _require_of_content(error: Exception) -> None:
+def _reraise_io_error(error: Exception) -> None:
     """Raise the error again if the disk or the hub caused it. Arrow's errors about content have no errno."""
     if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error

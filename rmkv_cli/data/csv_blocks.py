@@ -16,7 +16,7 @@ SPAN_BYTES = 32 << 20
 def csv_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Blocks:
     """Yield a file's blocks from `start` on; a row that cannot be parsed loses only its first line.
 
-    A row may have up to `SPAN_BYTES`. At twice that size its quote counts as unclosed.
+    A row may have up to `SPAN_BYTES` bytes. At twice that size its quote counts as unclosed.
     """
     csv.field_size_limit(sys.maxsize)
     lines = _Lines(stream, *START)

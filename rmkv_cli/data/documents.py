@@ -1,4 +1,4 @@
-"""Tokenized documents, from a mix's folder or straight from files, by number."""
+"""Random access to tokenized documents, from a prepared mix or directly from files."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ from rmkv_cli.tokenizer import Tokenizer
 class Documents:
     """A sequence of documents: `documents[i]` is an array (length,) of ids; the target after its last id is `eod`.
 
-    Documents of a prepared mix are memory-mapped: nothing is read before it is used. The first use of a shard compares
-    its content with the hash in the manifest.
+    Documents of a prepared mix are memory-mapped and read on demand. The first use of a shard compares its content with
+    the hash in the manifest.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Documents:
         tokenizer_hash: str,
         verify: Sequence[Verify] = (),
     ) -> None:
-        """Take the documents of record batches; `verify` has one function per batch, called before its first use."""
+        """Wrap the documents of record batches; `verify` has one function per batch, called before its first use."""
         self.source_names = list(source_names)
         self.eod = eod
         self.vocab_size = vocab_size
@@ -58,9 +58,9 @@ class Documents:
             return np.diff(np.append(0, np.cumsum(of_rows))[self._rows])
 
         self.lengths: npt.NDArray[np.int64] = totals(rows)
-        """Tokens of each document (documents,)."""
+        """Number of tokens of each document (documents,)."""
         self.sizes: npt.NDArray[np.int64] = totals(_join([batch.column("size").to_numpy() for batch in batches]))
-        """Bytes of each document's untrusted text (documents,)."""
+        """Number of bytes of each document's untrusted text (documents,)."""
         sources = _join([batch.column("source").to_numpy() for batch in batches])
         self.sources: npt.NDArray[np.int64] = sources[self._rows[:-1]]
         """Index of each document's source in `source_names` (documents,)."""
@@ -68,7 +68,7 @@ class Documents:
             _join([has for *_, has in self._answers]), _join([_sums(*spans) for spans in self._answers]), rows
         )
         self.counts: npt.NDArray[np.int64] = totals(counts)
-        """Targets of each document that count in the loss (documents,): all, or those of its answers."""
+        """Number of each document's targets that count in the loss (documents,): all, or those of its answers."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -92,9 +92,9 @@ class Documents:
         rows = range(first, max(first + 1, int(self._before.searchsorted(end))))
         parts = [self._row(i)[max(begin - self._before[i], 0) : max(end - self._before[i], 0)] for i in rows]
         tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if tokens.max(initial=0) >= self.vocab_size:  # has no embedding
+        if tokens.max(initial=0) >= self.vocab_size:  # such an id has no embedding
             raise UserError(
-                f"document {index} of the data is damaged (it holds token {tokens.max()}); make the mix again"
+                f"document {index} of the data is damaged (it contains token {tokens.max()}); make the mix again"
             )
         return tokens
 
@@ -132,7 +132,7 @@ class Documents:
         documents = cls.of_shards(folder, manifest, report.shards)
         found = len(documents), documents.lengths.sum(), documents.sizes.sum()
         if found != (report.documents, report.tokens, report.bytes):
-            raise UserError(f"{folder}: its {split} shards do not fit its manifest; make the mix again")
+            raise UserError(f"{folder}: its {split} shards do not match its manifest; make the mix again")
         if not len(documents):
             raise UserError(
                 f"{folder}: its {split} split is empty: with validation = {manifest.mix.validation} the mix held out "
@@ -157,10 +157,10 @@ class Documents:
     def from_files(cls, paths: Sequence[Path], tokenizer: Tokenizer, max_tokens: int | None = None) -> "Documents":
         """Read and tokenize files into memory: jsonl, parquet, csv, any text, also .gz, or the sources of a mix.toml.
 
-        With `max_tokens`, a long text file ends after `max_tokens` + 1 tokens, the last of which is only a target.
+        With `max_tokens`, a long text file is cut after `max_tokens` + 1 tokens; the last one is only a target.
 
         Raises:
-            UserError: a path is absent, a record is bad, or there is no document at all.
+            UserError: a path is missing, a record is bad, or there is no document at all.
         """
         sources, texts = [], set()
         for path in paths:
@@ -178,16 +178,16 @@ class Documents:
         batches = []
         complete = True
         for index, (_, documents) in enumerate(sources):
-            length, most = 0, sys.maxsize if max_tokens is None or index not in texts else max_tokens + 1
+            length, limit = 0, sys.maxsize if max_tokens is None or index not in texts else max_tokens + 1
             for document, tokens, answers in _tokenized(documents, tokenizer):
                 length = 0 if document.first else length
-                complete &= length + len(tokens) <= most
-                if length < most:
-                    builder.add(index, tokens[: most - length], document.size, answers, continues=not document.first)
+                complete &= length + len(tokens) <= limit
+                if length < limit:
+                    builder.add(index, tokens[: limit - length], document.size, answers, continues=not document.first)
                 length += len(tokens)
                 if builder.full:
                     batches.append(builder.build())
-                if length > most:
+                if length > limit:
                     break
         batches.append(builder.build())
         built = cls(batches, [name for name, _ in sources], tokenizer.eod, tokenizer.vocab_size, tokenizer.hash)
@@ -208,21 +208,25 @@ def _tokenized(
 
 
 def _answers(batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Return a batch's starts and stops, where each document's begin and end, and whether it has any (documents,)."""
-    old = "answers" not in batch.schema.names  # made before there were tasks
-    column = pa.nulls(len(batch), pa.list_(pa.int32())) if old else batch.column("answers")
+    """Return a batch's spans of answers, as three arrays.
+
+    The first has the starts and stops of all spans, the second each document's offset in it (documents + 1,), the third
+    whether a document has answers (documents,).
+    """
+    missing = "answers" not in batch.schema.names  # in shards of the first version
+    column = pa.nulls(len(batch), pa.list_(pa.int32())) if missing else batch.column("answers")
     return column.values.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
 
 
 def _continues(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
     """Return which rows continue the document of the previous row (rows,)."""
-    if "continues" not in batch.schema.names:  # of format 1
+    if "continues" not in batch.schema.names:  # in shards of format 1
         return np.zeros(len(batch), np.bool_)
     return batch.column("continues").to_numpy(zero_copy_only=False)
 
 
 def _sums(spans: npt.NDArray[Any], offsets: npt.NDArray[Any], _: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return how many tokens each document's spans hold (documents,)."""
+    """Return the number of tokens in each document's spans (documents,)."""
     before = np.append(0, np.cumsum(spans[1::2] - spans[::2], dtype=np.int64))
     return np.diff(before[offsets // 2])
 

@@ -1,4 +1,4 @@
-"""Tokenizing in parallel processes. The workers import this module, and so nothing but the tokenizer."""
+"""Tokenize in parallel processes. The workers import this module, so it imports nothing but the tokenizer."""
 
 import multiprocessing
 import os
@@ -19,16 +19,18 @@ GROUP_BYTES = 1 << 19
 GROUP_DOCUMENTS = 1024
 T = TypeVar("T")
 Batch: TypeAlias = Sequence[tuple[Sequence[Piece], Sequence[bool] | None]]
-"""The pieces of each document, and which of them are learned (see `rmkv_cli.data.chat.rendered`); None: all."""
+"""The pieces of each document, and which of them are learned (see `rmkv_cli.data.chat.render`); None: all."""
 Encoded: TypeAlias = list[tuple[array, list[tuple[int, int]] | None]]
-"""A document's ids as array("I") and the spans of those that are learned, None for all, for each of a batch."""
+"""For each document of a batch, its ids as array("I") and the spans of learned ids; None: all."""
 Submit: TypeAlias = Callable[[Batch], "Future[Encoded]"]
+"""A function that tokenizes a batch in the background."""
 
-_tokenizer: Tokenizer  # of this worker process
+_tokenizer: Tokenizer
+"""The tokenizer of this worker process."""
 
 
 def grouped(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield the items in lists that are large enough to tokenize at once; `size` returns an item's bytes of text."""
+    """Yield the items in groups of a size to tokenize at once; `size` returns an item's number of bytes of text."""
     group: list[T] = []
     total = 0
     for item in items:
@@ -43,14 +45,14 @@ def grouped(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 @contextmanager
 def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
-    """Give a function that tokenizes a batch of documents in one of `workers` processes; leaves none behind.
+    """Yield a function that tokenizes a batch of documents in one of `workers` processes; end the processes at exit.
 
     Raises:
         UserError: a worker died.
     """
     executor: Executor
     if workers == 1:
-        executor = ThreadPoolExecutor(1)  # reading and tokenizing still overlap: the library needs no Python lock
+        executor = ThreadPoolExecutor(1)  # reading and tokenizing overlap, because the library releases Python's lock
 
         def submit(batch: Batch) -> "Future[Encoded]":
             return executor.submit(encode, tokenizer, batch)
@@ -59,54 +61,54 @@ def parallel_encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Submit]:
         executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tokenizer,))
 
         def submit(batch: Batch) -> "Future[Encoded]":
-            with without_ctrl_c():  # it starts workers when it needs them
+            with without_ctrl_c():  # the executor starts workers on demand
                 return executor.submit(_work, batch)
 
     try:
         yield submit
     except BrokenProcessPool:
-        raise UserError("a tokenizing process died, perhaps for want of memory; fewer --workers need less") from None
+        raise UserError("a tokenizing process died, perhaps out of memory; use fewer --workers") from None
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
-    """Let processes that are started in this block never see Ctrl-C, which a terminal sends to all of a job.
+    """Shield processes that are started in this block from Ctrl-C, which a terminal sends to every process of a job.
 
-    Their parent ends them. A handler of their own would come too late: a process imports for seconds before it runs.
-    This process itself gets its Ctrl-C after the block. Else it could come, by way of another thread, between the start
-    of a process and what is written to it.
+    Their parent ends them. A handler in the child would be installed too late, because a new process imports for
+    seconds. This process handles its own Ctrl-C after the block. Otherwise another thread could deliver the signal
+    between the start of a process and the data that is written to it.
     """
-    resource_tracker.ensure_running()  # else the first process started would start it, which unblocks the signal
+    resource_tracker.ensure_running()  # otherwise the first child would start it, which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    came: list[int] = []
+    received: list[int] = []
     handler = None
-    if threading.current_thread() is threading.main_thread():  # the one that runs handlers
-        handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    if threading.current_thread() is threading.main_thread():  # only this thread runs handlers
+        handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if came:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 def _begin(tokenizer: Tokenizer) -> None:
     global _tokenizer
     threading.Thread(target=end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per process
     _tokenizer = tokenizer
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent is no more; to be run in a thread."""
+    """End this process when its parent ends; run this in a thread."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)  # it was killed: nobody would ever tell this process to stop
+    os._exit(1)  # the parent was killed, so nothing else would stop this process
 
 
 def _work(batch: Batch) -> Encoded:
@@ -126,7 +128,7 @@ def encode(tokenizer: Tokenizer, batch: Batch) -> Encoded:
 
 
 def _spans(start: int, lengths: Sequence[int], learned: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return the spans of learned tokens, given the lengths of the pieces, the first of which begins at token `start`.
+    """Return the spans of learned tokens; `lengths` are the pieces' numbers of tokens, from token `start` on.
 
     The first token of a document cannot be learned, because nothing predicts it.
     """

@@ -1,4 +1,4 @@
-"""One source of a mix as tokenized documents, from any place on."""
+"""Read the sources of a mix as tokenized documents, from any place on."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.encoding import Encoded, Submit, grouped
 from rmkv_cli.data.noise import noise_document
 from rmkv_cli.data.order import Place
-from rmkv_cli.data.sources import LeftOut, Skipped, open_source, read_source, refuse
+from rmkv_cli.data.sources import LeftOut, Skipped, open_source, read_source, skip_or_raise
 from rmkv_cli.data.splits import Assigned, assign, digest, is_held_out
 from rmkv_cli.data.tasks import Haystack, TextHaystack, plain_haystack, task_example
 from rmkv_cli.errors import UserError
@@ -29,13 +29,13 @@ class Tokenized:
 
     tokens: NDArray[Any]
     size: int
-    """Bytes of its untrusted text."""
+    """Number of bytes of its untrusted text."""
     held_out: bool
     """Whether this text belongs to the validation split."""
     digest: int | None = None
     """Digest, as in `Assigned`; duplicates have equal digests."""
     answers: list[tuple[int, int]] | None = None
-    """Spans of the tokens that alone count in the loss, as in `rmkv_cli.data.shards.schema`; None: all do."""
+    """Spans of the tokens that count in the loss, as in `rmkv_cli.data.shards.schema`; None: all tokens count."""
     continues: bool = False
     """Whether this part continues the document of the previous item."""
     more: bool = False
@@ -45,17 +45,17 @@ class Tokenized:
 
     @property
     def counted(self) -> int:
-        """How many of its tokens count in the loss; the document's end counts as one of them."""
+        """Number of its tokens that count in the loss, the document's end included."""
         return len(self.tokens) if self.answers is None else sum(stop - start for start, stop in self.answers)
 
 
 Item: TypeAlias = Tokenized | BadRecord | LeftOut
 Items: TypeAlias = Iterator[tuple[Any, Item]]
-"""Each with the place after it, as plain values."""
+"""Items, each with the place after it as plain values."""
 Splits: TypeAlias = Literal["train", "validation", "both"]
 """The splits whose documents are read."""
 Open: TypeAlias = Callable[[Any], Items]
-"""Reads a source from a place on; None is its beginning."""
+"""A function that reads a source from a place on; None is its beginning."""
 
 
 def feeds(
@@ -68,25 +68,25 @@ def feeds(
     *,
     stretches: bool,
 ) -> list[Open]:
-    """Return for each source a function that reads it: one epoch of a source of text, or all of an endless one.
+    """Return a function for each source that reads one epoch of a text source, or an endless source without end.
 
     Args:
-        mix: of the sources.
+        mix: the mix with the sources.
         base: the folder that their files are relative to.
-        tokenizer: theirs.
-        submit: what tokenizes.
-        ahead: groups of documents that are tokenized before they are asked for, a source.
+        tokenizer: the tokenizer that `submit` uses.
+        submit: tokenizes a batch.
+        ahead: number of groups of documents per source that are tokenized in advance.
         splits: the splits to read; documents of other splits are dropped before they are tokenized.
         stretches: as in `assign`.
     """
     begin = int(tokenizer.roles.begin is not None)
     files = {source.name: open_source(source, base) for source in mix.sources if isinstance(source, TextSource)}
 
-    def open_text(index: int, source: TextSource, wanted: Splits) -> Open:
+    def open_text(index: int, source: TextSource, splits: Splits) -> Open:
         def items(place: Any) -> Items:
             start = Place() if place is None else Place.from_json(place)
             read = read_source(source, files[source.name], [mix.seed, index], start, mix.supervision(source), tokenizer)
-            return _tokenized(assign(mix, source, read, stretches), submit, ahead, wanted)
+            return _tokenized(assign(mix, source, read, stretches), submit, ahead, splits)
 
         return items
 
@@ -96,18 +96,19 @@ def feeds(
                 return open_text(index, source, splits)
             case NoiseSource():
                 return lambda place: _noise(mix, index, source, tokenizer, place or 0, splits)
-        text = next((i for i, s in enumerate(mix.sources) if s.name == source.text), None)
+        text_index = next((i for i, s in enumerate(mix.sources) if s.name == source.text), None)
 
         def noise(place: Any) -> Haystack:
-            if text is None:
+            if text_index is None:
                 return plain_haystack(source, tokenizer)
-            its = mix.sources[text]
-            assert isinstance(its, TextSource)
-            return TextHaystack(_Training(its.name, open_text(text, its, "train"), mix.on_error, begin), place)
+            text = mix.sources[text_index]
+            assert isinstance(text, TextSource)
+            read = _EndlessTraining(text.name, open_text(text_index, text, "train"), mix.on_error, begin)
+            return TextHaystack(read, place)
 
         def examples(place: Any) -> Items:
-            number, hay = place or (0, None)
-            return _examples(mix, index, source, tokenizer, noise(hay), number, splits)
+            number, noise_place = place or (0, None)
+            return _examples(mix, index, source, tokenizer, noise(noise_place), number, splits)
 
         return examples
 
@@ -115,8 +116,8 @@ def feeds(
 
 
 @dataclass(frozen=True)
-class _Training:
-    """A source's documents again and again, each with the place before it, as a task's noise."""
+class _EndlessTraining:
+    """Reads a source's training documents endlessly, each with the place before it, as a task's noise."""
 
     name: str
     items: Open
@@ -127,10 +128,11 @@ class _Training:
     def __call__(self, place: Any) -> Iterator[tuple[Any, NDArray[Any]]]:
         place = place or Place().to_json()
         while True:
-            empty, before = place == Place(place[0]).to_json(), place  # begun half-way it may well have no more
+            # An epoch that is resumed half-way may have no documents left.
+            empty, before = place == Place(place[0]).to_json(), place
             for after, item in self.items(place):
                 if isinstance(item, BadRecord):
-                    refuse(item, self.name, self.on_error, Skipped())
+                    skip_or_raise(item, self.name, self.on_error, Skipped())
                 elif isinstance(item, Tokenized) and len(
                     text := item.tokens if item.continues else item.tokens[self.begin :]
                 ):
@@ -138,21 +140,21 @@ class _Training:
                     yield before, text
                 before = after
             if empty:
-                raise UserError("there is no text that a task's noise could be taken from")
+                raise UserError(f"source '{self.name}': has no training text for a task's noise")
             place = Place(place[0] + 1).to_json()
 
 
 def _tokenized(
     read: Iterator[tuple[Place, Assigned | BadRecord | LeftOut]], submit: Submit, ahead: int, splits: Splits
 ) -> Items:
-    """Yield documents in order, while up to `ahead` groups of the next ones are tokenized."""
+    """Yield documents in order, while up to `ahead` groups of later documents are being tokenized."""
 
-    def chosen() -> Iterator[tuple[Place, Assigned | BadRecord | LeftOut]]:
+    def selected() -> Iterator[tuple[Place, Assigned | BadRecord | LeftOut]]:
         document_digest = None
         for place, item in read:
             if isinstance(item, Assigned):
                 document_digest = document_digest if item.digest is None else item.digest
-                if not _is_wanted(splits, item.held_out):
+                if not _is_selected(splits, item.held_out):
                     continue
                 if splits == "validation" and not item.continues:
                     # Only the stretch of this document is read, so it carries the document's digest.
@@ -163,7 +165,7 @@ def _tokenized(
         return pair[1].document.size if isinstance(pair[1], Assigned) else 0
 
     waiting: deque[tuple[list[Any], Future[Encoded]]] = deque()
-    for group in chain(grouped(chosen(), size), repeat(None)):
+    for group in chain(grouped(selected(), size), repeat(None)):
         if group is not None:
             assigned = [item for _, item in group if isinstance(item, Assigned)]
             waiting.append((group, submit([(item.placed, item.document.learned) for item in assigned])))
@@ -181,16 +183,17 @@ def _tokenized(
                     yield place.to_json(), item
 
 
-def _is_wanted(splits: Splits, held_out: bool) -> bool:
+def _is_selected(splits: Splits, held_out: bool) -> bool:
     return splits == "both" or held_out == (splits == "validation")
 
 
 def _noise(mix: MixConfig, index: int, source: NoiseSource, tokenizer: Tokenizer, first: int, splits: Splits) -> Items:
     first_id = tokenizer.text_ids.start
     for number in count(first):
-        # By number, not by tokens: were all copies of a short document held out, the others would not be uniform.
+        # Chosen by number, not by content: if all copies of a short document were held out, the training documents
+        # would not be uniformly random.
         held_out = is_held_out(mix, digest(mix.seed, b"%d" % index, b"%d" % number))
-        if _is_wanted(splits, held_out):
+        if _is_selected(splits, held_out):
             yield (
                 number + 1,
                 Tokenized(
@@ -205,7 +208,7 @@ def _examples(
     for number in count(first):
         example = task_example(task, tokenizer, noise, [mix.seed, index, number])
         held_out = is_held_out(mix, digest(mix.seed, b"%d" % index, b"%d" % number))
-        if _is_wanted(splits, held_out):
+        if _is_selected(splits, held_out):
             answers = [(start + 1, stop + 1) for start, stop in example.answers]
             tokens = np.concatenate([[tokenizer.opening], example.tokens])
             yield (number + 1, noise.place), Tokenized(tokens, 0, held_out, None, answers)

@@ -1,4 +1,4 @@
-"""The local files of a source."""
+"""Find the local files of a source."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,14 +13,13 @@ NO_RECORDS = {".json", ".ndjson"}  # suffixes of files that may hold one record,
 
 
 def find_files(patterns: Sequence[str], base: Path) -> list[File]:
-    """Return the files that paths and globs (`**` crosses folders) match from `base`, sorted within a pattern.
+    """Return the files that paths and globs relative to `base` match, sorted within each pattern; `**` crosses folders.
 
-    A path that exists is never a pattern, whatever characters it has. A file that is found in several ways, through
-    links for instance, counts once, under the first name found. A folder that `datasets` saved to disk stands for the
-    files in it.
+    A path that exists is never treated as a pattern. A file that is found in several ways, for instance through links,
+    counts once, under the first name found. A folder that `datasets` saved to disk stands for the files in it.
 
     Raises:
-        UserError: a pattern matches nothing, or a file is one of JSON, whose records have no lines.
+        UserError: a pattern matches nothing, or a file is JSON that is not line-based.
     """
     found: dict[Path, File] = {}
     for pattern in patterns:
@@ -30,19 +29,19 @@ def find_files(patterns: Sequence[str], base: Path) -> list[File]:
         else:
             files = sorted(filter(Path.is_file, _matches(base, Path(pattern).parts)), key=str)
         if not files:
-            what = f"is a folder; its files are {pattern}/**/*.txt, say" if literal.is_dir() else "no such file"
+            what = f"is a folder; name its files, such as {pattern}/**/*.txt" if literal.is_dir() else "no such file"
             if (literal / "dataset_dict.json").is_file():
-                what = f"holds a folder for each split; name them: {pattern}/train, say"
+                what = f"contains a folder for each split; name one, such as {pattern}/train"
             raise UserError(f"{literal}: {what}")
         for path in files:
             if suffix(path.name) in NO_RECORDS:
-                raise UserError(f"{path}: is it text? name it .txt; is each line a record? name it .jsonl")
+                raise UserError(f"{path}: is ambiguous; name it .jsonl if each line is a record, or .txt if it is text")
             found.setdefault(path.resolve(), File.local(path))
     return list(found.values())
 
 
 def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """Yield the paths in a folder that match a pattern's parts, as `glob` does; follow a loop of links only once."""
+    """Yield the paths in a folder that match a pattern's parts, as `glob` does, but do not follow loops of links."""
     if not parts:
         yield folder
         return
@@ -81,4 +80,4 @@ def _saved_to_disk(folder: Path) -> list[Path]:
     try:
         return [folder / file["filename"] for file in read_json(path)["_data_files"]]
     except (LookupError, TypeError):
-        raise UserError(f"{path}: is not what `datasets` writes when it saves to disk") from None
+        raise UserError(f"{path}: is not a file that `datasets.Dataset.save_to_disk` wrote") from None

@@ -1,4 +1,4 @@
-"""Rows of packed documents, in lanes: nothing cropped, nothing padded, exactly resumable."""
+"""Pack documents into rows, in lanes: without cropping or padding, and exactly resumable."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +11,8 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.errors import UserError
 
 Int64 = npt.NDArray[np.int64]
-IGNORED = -100  # what torch's cross_entropy leaves out by default
+IGNORED = -100
+"""The target that torch's cross_entropy ignores by default."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,13 @@ class Rows:
 
     input_ids: Int64
     targets: Int64
-    """The next token of the same document, and after its last token the end of the document; -100 where it does not
-    count in the loss."""
+    """Next token of the same document, or end-of-document after the last one; -100 if it does not count in the loss."""
     document_ids: Int64
-    """A number for each document of a lane, counted from 0; one that goes on in the lane's next row keeps it."""
+    """Number of the document within its lane, from 0; a document that continues in the next row keeps its number."""
 
 
 class EndOfData(Exception):  # noqa: N818 - not an error
-    """A mix has come to its end, as it asked for; the message says why."""
+    """A mix ended as configured; the message says why."""
 
 
 class Document(Protocol):
@@ -43,7 +43,7 @@ class Document(Protocol):
         """Return which targets from `start` to `stop` count in the loss, or None if all do."""
 
     def rest(self, offset: int) -> dict[str, Any]:
-        """Return what a checkpoint needs for `Queue.reopen` to return the document from token `offset` on."""
+        """Return the data from which `Queue.reopen` restores the document from token `offset` on."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class InMemory:
 
     @classmethod
     def reopened(cls, rest: dict[str, Any]) -> "InMemory":
-        """Return the document that `rest` described."""
+        """Restore a document from the result of `rest`."""
         tokens = np.asarray(rest["tokens"])
         counts = None if rest["counts"] is None else np.asarray(rest["counts"], np.bool_)
         return cls(tokens.view(f"u{tokens.itemsize}"), counts)
@@ -109,7 +109,7 @@ class Stored:
 
 
 class Queue(Protocol):
-    """A queue of documents, mostly endless."""
+    """A queue of documents, usually endless."""
 
     def next(self) -> Document:
         """Return the next document.
@@ -119,24 +119,24 @@ class Queue(Protocol):
         """
 
     def reopen(self, rest: dict[str, Any]) -> tuple[Document, int]:
-        """Return the document that `rest` describes and the offset of its next token."""
+        """Return the document that `rest` describes, and the offset of its next token."""
 
     def bookmark(self) -> Callable[[], dict[str, Any]]:
-        """Return a function that returns all that `load_state_dict` needs to go on exactly here.
+        """Return a function that returns the state of this moment, for `load_state_dict`.
 
-        It may be called later, when the queue has gone on. A bookmark is cheap, its state may not be.
+        The function may be called after the queue has advanced. A bookmark is cheap; computing its state may not be.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
 
 
 class Prepared:
-    """The documents of a prepared mix: once in the mix's order, then over and over in orders drawn from the seed.
+    """The documents of a prepared mix: first in the mix's order, then endlessly in random orders.
 
     Args:
-        documents: the mix's, in its order.
-        seed: of the orders after the first.
+        documents: the documents in the mix's order.
+        seed: the seed of the random orders.
     """
 
     def __init__(self, documents: Documents, seed: int) -> None:
@@ -145,8 +145,8 @@ class Prepared:
         self._order = self._permutation()
 
     def _permutation(self) -> Int64:
-        standing = np.arange(len(self._documents))
-        return np.random.default_rng([self._seed, self._epoch]).permutation(standing) if self._epoch else standing
+        order = np.arange(len(self._documents))
+        return np.random.default_rng([self._seed, self._epoch]).permutation(order) if self._epoch else order
 
     def next(self) -> Stored:
         """Return the next document (see `Queue`)."""
@@ -159,7 +159,7 @@ class Prepared:
 
     def reopen(self, rest: dict[str, Any]) -> tuple[Document, int]:
         """Return a document and the offset of its next token (see `Queue`)."""
-        if "document" not in rest:  # an earlier version's checkpoint holds the tokens themselves
+        if "document" not in rest:  # checkpoints of earlier versions contain the tokens themselves
             return InMemory.reopened(rest), 0
         return Stored(self._documents, rest["document"]), rest["offset"]
 
@@ -170,7 +170,7 @@ class Prepared:
         return lambda: state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; raise `UserError` if there were other documents, or another seed."""
+        """Continue from `state`; raise `UserError` if it is that of other documents or another seed."""
         for key, here in (("documents", len(self._documents)), ("seed", self._seed)):
             _require_equal(key, state[key], here)
         self._epoch, self._cursor = state["epoch"], state["cursor"]
@@ -185,18 +185,18 @@ class _Lane:
     offset: int = 0
     """Number of the document's tokens that the lane has read."""
     number: int = -1
-    """Of the document in the lane."""
+    """Number of the document within the lane."""
 
 
 class Lanes:
-    """Endless streams of documents, one a lane. A lane that needs a document takes the next one of a shared queue."""
+    """Endless streams of documents, one per lane. A lane takes its next document from a shared queue."""
 
     def __init__(self, queue: Queue, lanes: int, eod: int) -> None:
         self._queue, self._eod = queue, eod
         self._lanes = [_Lane(InMemory(np.empty(0, np.int64))) for _ in range(lanes)]
 
     def next(self, length: int) -> Rows:
-        """Return the next `length` tokens of every lane; raise `EndOfData` where a lane finds no more documents."""
+        """Return the next `length` tokens of every lane; raise `EndOfData` if the queue is exhausted."""
         shape = (len(self._lanes), length)
         rows = Rows(*(np.empty(shape, np.int64) for _ in range(3)))
         for number, lane in enumerate(self._lanes):
@@ -222,7 +222,7 @@ class Lanes:
             at = end
 
     def bookmark(self) -> Callable[[], dict[str, Any]]:
-        """Return a function that returns this place (see `Queue`), the rests of the open documents included."""
+        """Return a function that returns this moment's state (see `Queue`), with the rests of the open documents."""
         queue, lanes = self._queue.bookmark(), [replace(lane) for lane in self._lanes]
         return lambda: {
             "queue": queue(),
@@ -230,21 +230,21 @@ class Lanes:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on exactly here."""
+        """Return the state for `load_state_dict`."""
         return self.bookmark()()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the lanes stood that gave `state`.
+        """Continue from `state`.
 
         Raises:
-            UserError: there were more or fewer of them, or they had another queue.
+            UserError: the state has another number of lanes, or belongs to another queue.
         """
         _require_equal("lanes", len(state["lanes"]), len(self._lanes))
         self._queue.load_state_dict(state["queue"])
-        self._lanes = [_Lane(*self._queue.reopen(rest), rest["number"]) for rest in map(_as_now, state["lanes"])]
+        self._lanes = [_Lane(*self._queue.reopen(rest), rest["number"]) for rest in map(_upgraded, state["lanes"])]
 
 
-def _as_now(lane: Any) -> dict[str, Any]:
+def _upgraded(lane: Any) -> dict[str, Any]:
     """Return a lane's state in the form of `Lanes.state_dict`; earlier versions stored lists of numbers."""
     return dict(zip(("tokens", "counts", "number"), lane, strict=True)) if isinstance(lane, list) else lane
 

@@ -1,4 +1,4 @@
-"""What `rmkv data mix` writes beside the documents: where they come from, how many they are, and in which ratio."""
+"""The manifest of a prepared mix: the origin, number and ratio of its documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,33 +14,33 @@ FILE = "manifest.json"
 
 
 class Count(Section):
-    """How much there is of something."""
+    """Numbers of documents, tokens and bytes."""
 
     documents: int = Field(ge=0)
     tokens: int = Field(ge=0)
     bytes: int = Field(ge=0)
-    """Of untrusted text in UTF-8; 0 for noise and tasks."""
+    """Bytes of untrusted text in UTF-8; 0 for noise and tasks."""
 
 
 class SourceReport(Count):
-    """What a source gave to the training split."""
+    """A source's contribution to the training split."""
 
     name: str
     weight: float
     wanted: float
-    """Share of the tokens that its weight asks for."""
+    """Share of the tokens that the weight asks for."""
     achieved: float
-    """Share of the tokens that it has."""
+    """Actual share of the tokens."""
     epochs: int
-    """How often its documents were begun: 1, or more where the mix is longer than it."""
+    """Number of epochs begun; more than 1 if the mix is longer than the source."""
     skipped: int
-    """Records that could not be read."""
+    """Number of records that could not be read."""
     first_error: str | None
-    """What was wrong with the first of them."""
+    """Message of the first record that could not be read."""
     left_out: int = 0
-    """Records that the source's config does not want."""
+    """Number of records that the source's config excludes."""
     duplicates: int = 0
-    """Documents that were left out because they came before."""
+    """Number of documents left out as duplicates."""
     supervised_tokens: int | None = None
     """Number of its tokens that count in the loss; None in formats 1 and 2, which did not count them."""
     held_out_documents: int | None = None
@@ -50,7 +50,7 @@ class SourceReport(Count):
 
 
 class SplitReport(Count):
-    """What a split holds."""
+    """Contents of a split."""
 
     shards: list[str]
     """Names of the split's shards, in order."""
@@ -59,7 +59,7 @@ class SplitReport(Count):
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong across fields."""
+        """Yield the rules across fields that are broken."""
         match fields:
             case {"shards": shards} if any(Path(name).name != name for name in shards):
                 yield "shards should be names of files beside the manifest"
@@ -73,7 +73,7 @@ class SplitReport(Count):
 
 
 class Manifest(Section):
-    """Everything about a mix but the tokens."""
+    """Description of a prepared mix."""
 
     format: Literal[1, 2, 3] = 3
     """Version of the format. Since 2, long documents are held out in part (see `assign`) and may span several rows.
@@ -84,14 +84,14 @@ class Manifest(Section):
     eod: int = Field(ge=0)
     sources: list[SourceReport]
     splits: dict[str, SplitReport]
-    """By name: train and validation."""
+    """Splits by name: train and validation."""
     ended_by: str | None = None
-    """The source that ran dry and so ended the mix, where it has no `tokens`; the others may hold more."""
+    """Name of the exhausted source that ended a mix without `tokens`; other sources may have documents left."""
     mix: MixConfig
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong across fields."""
+        """Yield the rules across fields that are broken."""
         if fields.get("eod", 0) >= fields.get("vocab_size", 1 << 24):
             yield "eod should be one of the vocabulary's ids"
         if "splits" in fields and fields["splits"].keys() != {"train", "validation"}:
@@ -100,8 +100,8 @@ class Manifest(Section):
     def sources_without_held_out(self) -> list[str]:
         """Return the names of the text sources that should have held-out documents but have none."""
         texts = {source.name for source in self.mix.sources if isinstance(source, TextSource)}
-        given = [s.name for s in self.sources if (s.weight or s.documents) and not s.held_out_documents]
-        return [name for name in given if name in texts] if self.mix.validation else []
+        without = [s.name for s in self.sources if (s.weight or s.documents) and not s.held_out_documents]
+        return [name for name in without if name in texts] if self.mix.validation else []
 
     def save(self, folder: Path) -> None:
         """Write manifest.json into a folder."""

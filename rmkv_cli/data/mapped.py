@@ -13,15 +13,15 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import sha256
 
 Verify: TypeAlias = Callable[[], None]
-"""A function that reads a whole shard, once, and raises `UserError` if its SHA-256 is not the manifest's."""
+"""A function that verifies a shard once: it raises `UserError` if the SHA-256 differs from the manifest's."""
 ALWAYS = ("source", "tokens", "size")  # columns of shards of every version
 
 
 def map_shard(file: Path, vocab_size: int, sources: int, digest: str | None) -> tuple[list[pa.RecordBatch], Verify]:
     """Return the memory-mapped record batches of a shard, and the function that verifies its content.
 
-    The offsets of documents are checked here, so that no later read leaves the file or its document. Token ids are not
-    read.
+    The offsets of documents are checked here, so that later reads stay within the file and their document. Token ids
+    are not read.
 
     Args:
         file: the shard.
@@ -30,7 +30,7 @@ def map_shard(file: Path, vocab_size: int, sources: int, digest: str | None) -> 
         digest: SHA-256 of the file, in hexadecimal; None in mixes of earlier versions, which cannot be verified.
 
     Raises:
-        UserError: the shard is absent or damaged.
+        UserError: the shard is missing or damaged.
     """
     if not file.is_file():
         raise UserError(f"{file}: {'is not a file' if file.exists() else 'is missing'}; make the mix again")

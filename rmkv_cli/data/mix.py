@@ -1,4 +1,4 @@
-"""Mixing sources by tokens into a folder of tokenized documents."""
+"""Mix sources by tokens into a folder of tokenized documents."""
 
 import os
 from pathlib import Path
@@ -17,16 +17,16 @@ from rmkv_cli.tokenizer import Tokenizer
 
 
 def prepare(mix: MixConfig, base: Path, tokenizer: Tokenizer, out: Path, workers: int) -> Manifest:
-    """Tokenize and mix the sources into the folder `out`, which appears whole, and return its manifest.
+    """Tokenize and mix the sources into the folder `out`, created atomically, and return its manifest.
 
-    The documents stand in the mix's order (see `Mixer`), those that are held out in a split of their own. The mix ends
-    when the first source runs dry or, with `mix.tokens`, when the training split has that many. The result does not
-    depend on `workers`.
+    The documents are in the mix's order (see `Mixer`); held-out documents form a separate split. Mixing stops when any
+    source is exhausted or, with `mix.tokens`, when the training split has that many tokens. The result does not depend
+    on `workers`.
 
     Raises:
         UserError: `out` exists; a source has no files or no documents; a record is bad and `on_error` is "stop"; or no
             training token is supervised.
-        OSError: the disk is full; nothing is left on it.
+        OSError: the disk is full; no partial result is left.
     """
     require_new(out)
     require_room(mix, tokenizer)
@@ -36,21 +36,21 @@ def prepare(mix: MixConfig, base: Path, tokenizer: Tokenizer, out: Path, workers
     except OSError as error:
         if error.filename or not error.errno:
             raise
-        raise OSError(error.errno, os.strerror(error.errno), str(out)) from None  # Arrow's names no file
+        raise OSError(error.errno, os.strerror(error.errno), str(out)) from None  # Arrow's error names no file
     return manifest
 
 
 def hold_out(mix: MixConfig, base: Path, tokenizer: Tokenizer, tokens: int, out: Path, workers: int) -> Manifest:
-    """Write up to so many tokens of the documents that a mix holds out, and no others, to the folder `out`.
+    """Write at most about `tokens` tokens of a mix's held-out documents to the folder `out`; return its manifest.
 
-    They are mixed by the same weights; each comes once. Errors as in `prepare`.
+    The sources are mixed by the same weights, and each document occurs once. Errors as in `prepare`.
     """
     with atomic_directory(out) as folder:
         return _write(mix.model_copy(update={"tokens": tokens}), base, tokenizer, folder, workers, "validation")
 
 
 def warn_of_sources_without_supervision(manifest: Manifest) -> None:
-    """Warn of each source that has documents for training, but no supervised token in them."""
+    """Warn of each source whose training documents have no supervised token."""
     for source in manifest.sources:
         if source.documents and source.supervised_tokens == 0:
             stderr().print(nothing_supervised(source.name), style="yellow")
@@ -60,14 +60,14 @@ def warn_of_sources_without_held_out(manifest: Manifest) -> None:
     """Warn of each source without any held-out text."""
     for name in manifest.sources_without_held_out():
         stderr().print(
-            f"warning: source '{name}': none of its text is held out, so no validation measures it; raise `validation` "
-            f"in the mix, or give it more text",
+            f"warning: source '{name}': none of its text is held out, so validation does not measure it; raise "
+            f"`validation` in the mix, or add text to the source",
             style="yellow",
         )
 
 
 def pinned(mix: MixConfig) -> MixConfig:
-    """Return the mix with the commits that its hub sources' revisions mean now; errors as in `resolve_revision`."""
+    """Return the mix with its hub sources pinned to their current commits; errors as in `resolve_revision`."""
 
     def pin(source: Source) -> Source:
         if not isinstance(source, HubSource):

@@ -1,4 +1,4 @@
-"""The documents of a mix in their one order, from any place on."""
+"""Yield the documents of a mix in their fixed order, from any place on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,24 +10,24 @@ from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.encoding import Submit
 from rmkv_cli.data.feed import Items, Open, Splits, Tokenized, feeds
 from rmkv_cli.data.order import Place
-from rmkv_cli.data.sources import Skipped, refuse
+from rmkv_cli.data.sources import Skipped, skip_or_raise
 from rmkv_cli.errors import UserError
 from rmkv_cli.progress import stderr
 from rmkv_cli.tokenizer import Tokenizer
 
 NOTHING_SUPERVISED = (
     "no token of the mix is supervised, so there is nothing to learn: supervise = 'answers' learns only turns of the "
-    "assistant that do not say train = false; look at the roles with `rmkv data inspect`, or set supervise = 'all'"
+    "assistant without train = false; check the roles with `rmkv data inspect`, or set supervise = 'all'"
 )
 
 
 def nothing_supervised(source: str) -> str:
-    """Return the warning of a source without supervised tokens."""
+    """Return the warning about a source without supervised tokens."""
     return f"warning: source '{source}': no token of its documents is supervised, so nothing is learned from it"
 
 
 class Reader:
-    """One source of a mix: how far it has been read, and what it gave to the split that is balanced."""
+    """The reader of one source of a mix, with counts of the documents in the balanced split."""
 
     def __init__(self, source: Source, begin: Open) -> None:
         self.source = source
@@ -35,10 +35,10 @@ class Reader:
         self.epochs = 1
         self.documents = self.tokens = self.bytes = self.duplicates = self.left_out = 0
         self.supervised = 0
-        """Tokens that count in the loss."""
+        """Number of tokens that count in the loss."""
         self.held_out_documents = self.held_out_tokens = 0
         self.seen: set[int] = set()
-        """Digests of this epoch's documents, where duplicates are left out."""
+        """Digests of this epoch's documents, if duplicates are left out."""
         self._is_duplicate = False
         self._begin = begin
         self._place: Any = None
@@ -46,14 +46,14 @@ class Reader:
         self.items: Items = begin(None)
 
     def next(self) -> tuple[Any, Any] | None:
-        """Return the next item with the place after it, or None at the source's end."""
+        """Return the place after the next item and the item, or None at the source's end."""
         pair = next(self.items, None)
         if pair is not None:
             self._place = pair[0]
         return pair
 
-    def start_again(self) -> None:
-        """Read the source from its beginning, in another order."""
+    def start_epoch(self) -> None:
+        """Read the source again from its beginning, in another order."""
         self._place = Place(self.epochs).to_json()
         self.epochs += 1
         self.seen.clear()
@@ -61,7 +61,7 @@ class Reader:
         self.items = self._begin(self._place)
 
     def is_duplicate(self, document: Tokenized) -> bool:
-        """Return whether the document came before; take note of it if not."""
+        """Return whether the document occurred before in this epoch, and remember it."""
         if document.digest is not None and isinstance(self.source, TextSource) and self.source.deduplicate:
             self._is_duplicate = document.digest in self.seen
             self.seen.add(document.digest)
@@ -69,7 +69,7 @@ class Reader:
         return self._is_duplicate  # a later part shares the verdict of its document's first part
 
     def count(self, document: Tokenized, balanced: bool) -> None:
-        """Count a document or a part of one; `balanced`: whether it belongs to the split that follows the weights."""
+        """Count a document or a part of one; `balanced` says whether it is in the split that follows the weights."""
         if balanced:
             self.documents += not document.continues
             self.tokens += len(document.tokens)
@@ -80,7 +80,7 @@ class Reader:
             self.held_out_tokens += len(document.tokens)
 
     def require_progress(self) -> None:
-        """Raise `UserError` if this epoch gave nothing: the mix could never go on."""
+        """Raise `UserError` if this epoch gave no token, because repeating it would never end."""
         if self.tokens == self._tokens_before:
             first = f", the first: {self.skipped.first}" if self.skipped.first else ""
             raise UserError(
@@ -94,15 +94,15 @@ class Reader:
     )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return, as plain values, all that `load_state_dict` needs but `seen`."""
+        """Return the state for `load_state_dict` as plain values, without `seen`."""
         return {name: getattr(self, name) for name in self._COUNTS} | {
             "skipped": self.skipped.records,
             "first_error": self.skipped.first,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        state = {"supervised": state["tokens"]} | state  # which states of earlier versions lack
+        """Continue from `state`."""
+        state = {"supervised": state["tokens"]} | state  # states of earlier versions lack this count
         for name in self._COUNTS:
             setattr(self, name, state[name])
         self.skipped = Skipped(state["skipped"], state["first_error"])
@@ -110,9 +110,9 @@ class Reader:
 
 
 class Mixer:
-    """Yields (index of the source, document) without end, or until the mix has its tokens or a source ends it.
+    """Yields (index of the source, document), endlessly or until the mix has its tokens or a source ends it.
 
-    The same mix gives the same documents in the same order, wherever it is begun, and however many processes tokenize.
+    The same mix gives the same documents in the same order, after any resume and for any number of processes.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Mixer:
         """Open all sources.
 
         Args:
-            mix: what is mixed.
+            mix: the mix.
             base: the folder that its files are relative to.
-            tokenizer: for tasks and noise; `submit` uses the same.
-            submit: what tokenizes.
-            ahead: groups of documents a source that are tokenized before they are asked for.
-            splits: which documents are yielded. Training documents are balanced; alone, those of validation.
+            tokenizer: the tokenizer for tasks and noise, which `submit` uses as well.
+            submit: tokenizes a batch.
+            ahead: number of groups of documents per source that are tokenized in advance.
+            splits: the splits to yield. The weights balance training documents or, if alone, validation documents.
             stretches: whether long documents give a held-out stretch (see `assign`).
-            endless: go on beyond `mix.tokens`, and repeat sources by default where there are none.
+            endless: continue beyond `mix.tokens`, and repeat sources by default.
 
         Raises:
             UserError: a source cannot be opened.
@@ -151,7 +151,7 @@ class Mixer:
             None  # index of the source with an unfinished document, and its tokens so far
         )
         self.ended_by: str | None = None
-        """The source that ran dry and so ended the mix."""
+        """Name of the exhausted source that ended the mix."""
 
     def __iter__(self) -> Iterator[tuple[int, Tokenized]]:
         while not self._is_full():
@@ -161,13 +161,13 @@ class Mixer:
             reader = self.readers[index]
             pair = reader.next()
             if pair is None:
-                if not self._go_on(index, reader):
+                if not self._continues_after_end(index, reader):
                     return
                 continue
             item = pair[1]
             if isinstance(item, BadRecord):
                 if reader.epochs == 1:
-                    refuse(item, reader.source.name, self.mix.on_error, reader.skipped)
+                    skip_or_raise(item, reader.source.name, self.mix.on_error, reader.skipped)
             elif not isinstance(item, Tokenized):
                 reader.left_out += reader.epochs == 1
             elif reader.is_duplicate(item):
@@ -189,11 +189,11 @@ class Mixer:
             return False
         return sum(self.balance.tokens) + (self._open[1] if self._open else 0) >= self._tokens
 
-    def _go_on(self, index: int, reader: Reader) -> bool:
-        """Do what a source's end asks for; return whether the mix goes on."""
+    def _continues_after_end(self, index: int, reader: Reader) -> bool:
+        """Repeat, drop or stop at an exhausted source, as configured; return whether the mix continues."""
         source = reader.source
         assert isinstance(source, TextSource)
-        if self._splits == "validation":  # each document once, however few there are
+        if self._splits == "validation":  # each held-out document occurs once
             self.balance.drop(index)
             return True
         reader.require_progress()
@@ -202,40 +202,42 @@ class Mixer:
             self._require_supervision(index, last=then == "stop")
         match then:
             case "repeat":
-                reader.start_again()
-                if reader.epochs & (reader.epochs - 1) == 0:  # 2, 4, 8, ...: small sources begin again all the time
+                reader.start_epoch()
+                if reader.epochs & (reader.epochs - 1) == 0:  # only at 2, 4, 8, ...: small sources restart often
                     stderr().print(f"source '{source.name}': epoch {reader.epochs} begins", style="dim")
             case "drop":
                 self.balance.drop(index)
-                stderr().print(f"source '{source.name}': is dry, and goes", style="dim")
+                stderr().print(f"source '{source.name}': exhausted, so it is dropped", style="dim")
             case "stop":
                 self.ended_by = source.name
                 return False
         return True
 
     def _require_supervision(self, ended: int, *, last: bool) -> None:
-        """Warn if a source that was read to its end has no supervised token; raise `UserError` if none can have any.
+        """Warn if an exhausted source has no supervised token; raise `UserError` if no source can have any.
 
-        `last`: whether the mix ends with the source.
+        Args:
+            ended: index of the exhausted source.
+            last: whether the mix ends with this source.
         """
         if self.readers[ended].supervised:
             return
         if self.readers[ended].epochs == 1:
             stderr().print(nothing_supervised(self.readers[ended].source.name), style="yellow")
         unread = [
-            i != ended and reader.epochs == 1 and self.balance.may_give(i) for i, reader in enumerate(self.readers)
+            i != ended and reader.epochs == 1 and self.balance.is_used(i) for i, reader in enumerate(self.readers)
         ]
         if (last or not any(unread)) and not any(reader.supervised for reader in self.readers):
             raise UserError(NOTHING_SUPERVISED)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return, as plain values, all that `load_state_dict` needs but the readers' `seen`."""
+        """Return the state for `load_state_dict` as plain values, without the readers' `seen`."""
         readers = [reader.state_dict() for reader in self.readers]
         return {"balance": self.balance.state_dict(), "readers": readers, "open": self._open}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
         self.balance.load_state_dict(state["balance"])
-        self._open = state.get("open")  # absent in states of earlier versions
-        for reader, its in zip(self.readers, state["readers"], strict=True):
-            reader.load_state_dict(its)
+        self._open = state.get("open")  # states of earlier versions lack this key
+        for reader, reader_state in zip(self.readers, state["readers"], strict=True):
+            reader.load_state_dict(reader_state)

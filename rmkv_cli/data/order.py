@@ -1,4 +1,4 @@
-"""The order in which a source's records are read, and where in it a reader stands."""
+"""The order in which a source's records are read, and positions in it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -13,24 +13,24 @@ from rmkv_cli.data.records import File
 
 @dataclass(frozen=True)
 class Place:
-    """How far a source has been read: the record that comes next."""
+    """Place in the order of a source: the record that is read next."""
 
     epoch: int = 0
-    """How often it has been read to its end."""
+    """Number of epochs before this one."""
     file: int = 0
-    """In the order of this epoch."""
+    """Index of the file in this epoch's order."""
     block: Position = START
-    """Of the file."""
+    """Position of the block in the file."""
     record: int = 0
-    """In the order of this block."""
+    """Index of the record in this block's order."""
 
     def to_json(self) -> list[Any]:
-        """Return plain values that `from_json` takes back."""
+        """Return plain values for `from_json`."""
         return list(astuple(self))
 
     @classmethod
     def from_json(cls, value: list[Any]) -> "Place":
-        """Return the place that `to_json` told."""
+        """Return the place from the values of `to_json`."""
         epoch, file, (where, before), record = value
         return cls(epoch, file, (where, before), record)
 
@@ -40,9 +40,9 @@ def ordered(
 ) -> Iterator[tuple[Place, Record | BadRecord]]:
     """Yield the records of one epoch from `place` on, each with the place after it; errors as in `read_blocks`.
 
-    The files are in an order drawn from the seed and the epoch; the blocks of a file follow one another, and the
-    records of a block are in an order drawn from these and from where it stands. So a place is a few numbers, and
-    reading goes on at it when one block has been read again. Without a seed all are in the order in which they stand.
+    The seed and the epoch determine the order of the files. The blocks of a file keep their order. The seed, the epoch
+    and the block's position determine the order of the records within a block. So a place is a few numbers, and
+    resuming rereads a single block. Without a seed, everything keeps its order.
     """
 
     def permuted(length: int, *at: int) -> NDArray[np.int64]:
@@ -50,12 +50,12 @@ def ordered(
 
     order = permuted(len(files), place.epoch)
     for number in range(place.file, len(files)):
-        again = number == place.file
+        resumed = number == place.file
         file = files[order[number]]
-        for block, records in file.blocks(place.block if again else START, columns):
-            if block == FIRST_PART and again and place.block == START and place.record:
+        for block, records in file.blocks(place.block if resumed else START, columns):
+            if block == FIRST_PART and resumed and place.block == START and place.record:
                 break  # an earlier version read long texts whole, so its place has no parts
             within = permuted(len(records), place.epoch, int(order[number]), *block)
-            first = place.record if again and block == place.block else 0
+            first = place.record if resumed and block == place.block else 0
             for at in range(first, len(records)):
                 yield Place(place.epoch, number, block, at + 1), records[within[at]]

@@ -1,4 +1,4 @@
-"""Make a mix of one source from a plain folder or file of texts."""
+"""Create a mix of one source from a plain folder or file of texts."""
 
 import glob
 import os
@@ -15,12 +15,12 @@ from rmkv_cli.progress import stderr
 
 
 def mix_of(path: Path) -> tuple[MixConfig, Path]:
-    """Return a mix with one source, a file or all files in a folder, and the folder that its patterns are relative to.
+    """Return a mix whose one source is a file or a folder's files, and the folder that its patterns are relative to.
 
-    Report on stderr which files the source has. In a folder, hidden files and unreadable records are skipped.
+    Report the source's files on stderr. In a folder, hidden files and unreadable records are skipped.
 
     Raises:
-        UserError: the folder holds no text, or is a prepared mix.
+        UserError: the folder contains no text, or is a prepared mix.
     """
     name = path.resolve().name or "texts"  # the root has no name
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Worked problems, generated: a prompt, and a response that thinks step by step before it answers."""
+"""Generate worked problems: a prompt, and a response that reasons step by step before its answer."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ UNITS = [
 ]
 ORDERS = [("taller", "tallest", "shortest"), ("older", "oldest", "youngest"), ("faster", "fastest", "slowest")]
 Problem = tuple[str, str, str]
-"""A prompt, the thought and the answer."""
+"""A prompt, a thought and an answer."""
 
 
 def problems(seed: int) -> Iterator[dict[str, str]]:

@@ -1,8 +1,7 @@
-"""Files of records, read in numbered blocks: jsonl, csv, parquet, arrow, any other text, also .gz.
+"""Read files of records in blocks: jsonl, csv, parquet, arrow and any other text, each also as .gz.
 
-A block is the unit of reading: some megabytes of lines, up to 4,096 rows of a row group, a record batch, a text, or a
-part of a text longer than a megabyte.
-Reading can begin at any block, at once where the format allows it.
+A block is some megabytes of lines, up to 4,096 rows of a row group, a record batch, a text, or a part of a text longer
+than a megabyte. Reading can start at any block, without reading earlier ones if the format allows it.
 """
 
 import gzip
@@ -23,17 +22,18 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import HEAD, file_fault, text_fault
 
 RECORDS = {".jsonl", ".csv", ".parquet", ".arrow"}
-TEXTS = {".txt", ".md", ".py", ".tex", ".html"}  # of the files of a hub; a local one is text whatever its name
+TEXTS = {".txt", ".md", ".py", ".tex", ".html"}
+"""Suffixes of text files on the hub. A local file with any other suffix is read as text."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of records, wherever it lies."""
+    """A file of records, local or on the hub."""
 
     name: str
-    """As people know it."""
+    """Name in messages."""
     blocks: Callable[[Position, Sequence[str]], Iterator[Block]]
-    """Yields its blocks from a position on; of records that have these columns no others may be read."""
+    """Function that yields the blocks from a position on; it may read only the given columns."""
 
     @classmethod
     def local(cls, path: Path) -> "File":
@@ -42,29 +42,29 @@ class File:
 
 
 def suffix(name: str) -> str:
-    """Return the lower-case suffix that tells a file's kind, without .gz."""
+    """Return the lower-case suffix that determines a file's kind, without .gz."""
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
 def read_blocks(
-    name: str, open_it: Callable[[], IO[bytes]], start: Position, columns: Sequence[str]
+    name: str, open_file: Callable[[], IO[bytes]], start: Position, columns: Sequence[str]
 ) -> Iterator[Block]:
     """Yield a file's blocks from the one at `start` on.
 
-    Where records have all of `columns`, other columns may be skipped. A text is one record with the first of `columns`;
-    a long text is several records, one for each part. A fault of the file itself is a bad record, too.
+    If records have all of `columns`, other columns may be skipped. A text is one record with the first of `columns`; a
+    long text is several records, one for each part. A fault of the file itself is a bad record too.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         UserError: a long text changed while it was read.
     """
 
     def reread() -> Iterator[str]:
-        with open_it() as raw:
+        with open_file() as raw:
             yield from decoded(unzipped(name, raw))
 
     try:
-        with open_it() as raw:
+        with open_file() as raw:
             if not raw.read(1):
                 yield START, [BadRecord(name, "is empty")]
                 return
@@ -112,15 +112,15 @@ def unzipped(name: str, raw: IO[bytes]) -> IO[bytes]:
 def _jsonl_blocks(name: str, stream: IO[bytes], start: Position, columns: Sequence[str]) -> Iterator[Block]:
     offset, number = start
     stream.seek(offset)
-    while lines := list(_some_lines(stream)):
+    while lines := list(_block_lines(stream)):
         numbered = enumerate(lines, number + 1)
         yield (offset, number), [_json_record(f"{name}:{n}", x, columns) for n, x in numbered if x.strip()]
         offset += sum(map(len, lines))
         number += len(lines)
 
 
-def _some_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield a block's lines: of a gzip file that is damaged those before the damage, which the next call meets."""
+def _block_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield a block's lines; a damaged gzip file yields the lines before the damage and raises at the next call."""
     size = 0
     try:
         while size < blocks.BLOCK_BYTES and (line := stream.readline()):
@@ -131,15 +131,15 @@ def _some_lines(stream: IO[bytes]) -> Iterator[bytes]:
             raise
 
 
-def _json_record(where: str, line: bytes, wanted: Sequence[str]) -> Record | BadRecord:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _json_record(where: str, line: bytes, requested: Sequence[str]) -> Record | BadRecord:
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        if len(found) < len(pairs) and (twice := named_twice(where, wanted, [name for name, _ in pairs])):
+        if len(found) < len(pairs) and (twice := named_twice(where, requested, [name for name, _ in pairs])):
             raise ValueError(twice.what)
         return found
 
     try:
-        columns = json.loads(decode(line.rstrip(b"\r\n")), object_pairs_hook=once)
+        columns = json.loads(decode(line.rstrip(b"\r\n")), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         return BadRecord(where, f"is not valid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:
@@ -150,6 +150,6 @@ def _json_record(where: str, line: bytes, wanted: Sequence[str]) -> Record | Bad
 
 
 def describe(value: Any) -> str:
-    """Return what people call a JSON value's type, with its article."""
+    """Return the name of a JSON value's type, with its article."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
     return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)

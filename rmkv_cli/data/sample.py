@@ -1,4 +1,4 @@
-"""The built-in corpus: prose and code from Python's standard library on this machine, and generated reasoning."""
+"""The sample corpus: prose and code from the local Python's standard library, and generated worked problems."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ SKIPPED = {
     *("site-packages", "dist-packages", "__pycache__"),
 }
 MIX = """\
-# Three sources from this machine's Python: `rmkv data mix mix.toml --tokenizer tokenizer.json --out data`
+# Three sources from the local Python installation: `rmkv data mix mix.toml --tokenizer tokenizer.json --out data`
 seed = 0
 validation = 0.05
 
@@ -41,29 +41,29 @@ files = ["reasoning.jsonl"]
 format = "prompt_response"
 """
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-CODE_PER_PROSE = 1.1  # bytes; with REASONING_PER_PROSE it lets the three run dry at about the same time
+CODE_PER_PROSE = 1.1  # in bytes; with these two ratios the three sources are exhausted at about the same time
 REASONING_PER_PROSE = 0.3
 
 
 def make_sample(out: Path) -> dict[str, int]:
-    """Write prose.jsonl, code.jsonl, reasoning.jsonl and mix.toml to the new folder `out`; return the files' bytes.
+    """Write prose.jsonl, code.jsonl, reasoning.jsonl and mix.toml to the new folder `out`; return the files' sizes.
 
-    The same Python gives the same files. Prose and code share no text: the code has lost its docstrings.
+    The same Python gives the same files. Prose and code share no text, because docstrings are removed from the code.
 
     Raises:
-        UserError: `out` exists, or this Python came without its library's sources.
+        UserError: `out` exists, or this Python lacks the sources of its standard library.
     """
     require_new(out)
     with atomic_directory(out) as folder:
         prose, code = [], []
         for path in _modules():
-            words, rest = split_docstrings(path.read_bytes())
-            if words:
-                prose.append({"text": words})
+            docstrings, rest = split_docstrings(path.read_bytes())
+            if docstrings:
+                prose.append({"text": docstrings})
             if rest:
                 code.append({"text": rest})
         if not code:
-            raise UserError("this Python has no sources of its standard library, which the sample is made from")
+            raise UserError("this Python lacks the sources of its standard library, from which the sample is made")
         prose += [{"text": text} for text in _topics()]
         size = sum(len(document["text"].encode()) for document in prose)
         _write(folder / "prose.jsonl", prose, size)
@@ -74,45 +74,45 @@ def make_sample(out: Path) -> dict[str, int]:
 
 
 def _modules() -> list[Path]:
-    """Return the library's modules in an order that is fixed but mixes the subjects."""
+    """Return the library's modules in a fixed order that mixes the subjects."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = [p for p in root.rglob("*.py") if not SKIPPED & set(p.relative_to(root).parts)]
     return sorted(paths, key=lambda path: hashlib.sha256(str(path.relative_to(root)).encode()).digest())
 
 
 def split_docstrings(source: bytes) -> tuple[str, str]:
-    """Return a module's docstrings as one text, and its code without them; ("", "") if it is no Python in UTF-8."""
+    """Return a module's docstrings as one text, and its code without them; ("", "") if it is not Python in UTF-8."""
     try:
         source.decode()
         tree = _parse(source)
-        words, cuts, odd = [], [], False
+        docstrings, cuts, shared_line = [], [], False
         for node in ast.walk(tree):
             if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
-                words.append(docstring)
+                docstrings.append(docstring)
                 cuts.append((node.body[0], b"pass" if len(node.body) == 1 else b""))
         lines = source.splitlines(keepends=True)
-        for cut, instead in sorted(cuts, key=lambda pair: -pair[0].lineno):
+        for cut, replacement in sorted(cuts, key=lambda pair: -pair[0].lineno):
             first, last = cut.lineno - 1, (cut.end_lineno or 0) - 1
             before, after = lines[first][: cut.col_offset], lines[last][cut.end_col_offset :]
-            whole = before + instead + after
-            lines[first : last + 1] = [whole] if whole.strip() else []
-            odd |= bool((before + after).strip())
+            line = before + replacement + after
+            lines[first : last + 1] = [line] if line.strip() else []
+            shared_line |= bool((before + after).strip())
         code = b"".join(lines)
-        if odd:
-            _parse(code)  # a docstring that shared its line with code may leave what is no Python
+        if shared_line:
+            _parse(code)  # the rest of a line that a docstring shared with code may be invalid
     except (SyntaxError, ValueError):
         return "", ""
-    return "\n\n".join(words), code.decode()
+    return "\n\n".join(docstrings), code.decode()
 
 
 def _parse(source: bytes) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd escapes: not our code
+        warnings.simplefilter("ignore")  # about invalid escapes in code that is not ours
         return ast.parse(source)
 
 
 def _topics() -> Iterator[str]:
-    """Yield the language reference's topics, which `help("topics")` shows."""
+    """Yield the topics of the language reference, which `help("topics")` lists."""
     file = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
     if file.is_file():
         for node in _parse(file.read_bytes()).body:

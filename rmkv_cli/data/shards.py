@@ -1,4 +1,4 @@
-"""Documents on disk: Arrow IPC files that are mapped into memory, not read."""
+"""Write documents to shards, which are Arrow IPC files for memory mapping."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,16 +16,16 @@ BATCH_TOKENS = 1 << 20
 BATCH_DOCUMENTS = 1 << 16
 SHARD_BYTES = 256 << 20
 Spans: TypeAlias = Sequence[tuple[int, int]]
-"""(start, stop) of each."""
+"""Spans of tokens, as (start, stop)."""
 
 
 def schema(vocab_size: int) -> pa.Schema:
     """Return the columns of a shard.
 
-    source is its index; tokens have the narrowest type that holds the vocabulary; size is bytes of text; answers are
-    start, stop, start, stop, ... of the tokens that count in the loss, null where all do. The end of a document of n
-    tokens counts as its token n, so the last stop may be n + 1. A long document has several consecutive rows; continues
-    is true in all but the first.
+    `source` is the source's index. `tokens` has the narrowest type that fits the vocabulary. `size` is the number of
+    bytes of text. `answers` is start, stop, start, stop, ... of the tokens that count in the loss, or null if all do.
+    The end of a document of n tokens counts as its token n, so the last stop may be n + 1. A long document has several
+    consecutive rows; `continues` is true in all but the first.
     """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
     columns = [("source", pa.int16()), ("tokens", pa.list_(ids)), ("size", pa.int64())]
@@ -35,7 +35,7 @@ def schema(vocab_size: int) -> pa.Schema:
 def counted(length: int, answers: Iterable[Iterable[int]] | None) -> npt.NDArray[np.bool_] | None:
     """Return which targets of a document count in the loss, (length,), or None if all do.
 
-    The target of a token is the next one, and that of the last token is the end of the document. Where a document has
+    The target of a token is the next token; the target of the last token is the end of the document. If a document has
     answers, only their tokens count.
     """
     if answers is None:
@@ -47,7 +47,7 @@ def counted(length: int, answers: Iterable[Iterable[int]] | None) -> npt.NDArray
 
 
 class BatchBuilder:
-    """Gathers documents for one record batch, whose size bounds the memory of writing."""
+    """Collects documents for one record batch, whose size bounds the memory for writing."""
 
     def __init__(self, vocab_size: int) -> None:
         self._schema = schema(vocab_size)
@@ -89,7 +89,7 @@ class BatchBuilder:
         return self._length >= BATCH_TOKENS or len(self._sources) >= BATCH_DOCUMENTS
 
     def build(self) -> pa.RecordBatch:
-        """Return what was added as a record batch, and begin anew."""
+        """Return the added documents as a record batch, and start a new one."""
         offsets = np.cumsum([0, *map(len, self._tokens)], dtype=np.int32)
         values = np.concatenate([np.empty(0, self._dtype), *self._tokens])
         columns = [
@@ -105,7 +105,7 @@ class BatchBuilder:
 
 
 class ShardWriter:
-    """Writes one split's documents to SPLIT-00000.arrow, SPLIT-00001.arrow, ... in a folder; a context manager."""
+    """Context manager that writes one split's documents to SPLIT-00000.arrow, SPLIT-00001.arrow, ... in a folder."""
 
     def __init__(self, folder: Path, split: str, vocab_size: int) -> None:
         self._folder, self._split, self._schema = folder, split, schema(vocab_size)
@@ -129,7 +129,7 @@ class ShardWriter:
             self._flush()
 
     def report(self) -> SplitReport:
-        """Return what was written, once it is."""
+        """Return the counts and hashes of the written shards; call this after the context has ended."""
         return SplitReport(
             documents=self._documents,
             tokens=self._tokens,

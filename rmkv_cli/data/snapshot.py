@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from rmkv_cli.data.hub import WAITS_TO_OPEN, Repository, patiently, use_impatient_client
+from rmkv_cli.data.hub import WAITS_TO_OPEN, Repository, use_client_with_timeout, with_retries
 from rmkv_cli.errors import UserError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -30,7 +30,7 @@ def find_snapshot(source: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
         return Path(source)
     if Path(source).exists():
         raise UserError(f"{source}: is not a folder; name the folder of a model, or OWNER/NAME on the hub")
-    use_impatient_client()
+    use_client_with_timeout()
 
     def download() -> Path:
         try:
@@ -39,6 +39,6 @@ def find_snapshot(source: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
             raise error.__cause__ or error from None
 
     try:
-        return patiently(Repository("model", source, "main", source), WAITS_TO_OPEN, download)
+        return with_retries(Repository("model", source, "main", source), WAITS_TO_OPEN, download)
     except HFValidationError:
         raise UserError(f"{source}: no such folder, and not a name on the hub (OWNER/NAME)") from None

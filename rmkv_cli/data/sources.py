@@ -1,4 +1,4 @@
-"""From a source's records to documents of untrusted text and special tokens."""
+"""Convert a source's records to documents of untrusted text and special tokens."""
 
 import sys
 import zlib
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from rmkv_cli.config import FileSource, HubSource, MixConfig, Supervise, TextSource
 from rmkv_cli.data.blocks import BadRecord, Record
-from rmkv_cli.data.chat import Turn, read_messages, rendered, spoken
+from rmkv_cli.data.chat import Turn, read_messages, render, without_empty_prompts
 from rmkv_cli.data.files import NO_RECORDS, find_files
 from rmkv_cli.data.order import Place, ordered
 from rmkv_cli.data.records import RECORDS, File, describe, suffix, unzipped
@@ -19,8 +19,10 @@ from rmkv_cli.files import HEAD, text_fault
 from rmkv_cli.progress import plural, stderr
 from rmkv_cli.tokenizer import CONTINUED, Piece, Token, Tokenizer
 
-LONG = 1 << 16  # bytes from which a text is read in parts if only its beginning is needed
-HOPELESS = 1000  # bad records, and no good one: the source's declaration is wrong, not the records
+LONG = 1 << 16
+"""Bytes above which a text is read in parts if only its beginning is needed."""
+MAX_FIRST_BAD = 1000
+"""Number of bad records before any good one after which the source's config must be wrong, not its records."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Document:
     """Name of its source."""
     pieces: tuple[Piece, ...]
     size: int
-    """Bytes of its untrusted text in UTF-8."""
+    """Number of bytes of its untrusted text in UTF-8."""
     part: Part | None = None
-    """The part that this is; None for a whole document."""
+    """Position of this part in its document; None for a whole document."""
     learned: tuple[bool, ...] | None = None
-    """Which pieces count in the loss, and whether the document's end does (see `rendered`); None: all do."""
+    """Flags for the pieces and the document's end: do they count in the loss (see `render`)? None: all do."""
 
     @property
     def first(self) -> bool:
@@ -44,7 +46,7 @@ class Document:
 
     @property
     def placed(self) -> tuple[Piece, ...]:
-        """The pieces; those of a later part are preceded by the piece `CONTINUED`."""
+        """Pieces of the document; those of a later part are preceded by the piece `CONTINUED`."""
         return self.pieces if self.first else (CONTINUED, *self.pieces)
 
     @property
@@ -55,7 +57,7 @@ class Document:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A record that its source's config does not want."""
+    """A record that its source's config excludes."""
 
 
 Item: TypeAlias = Document | BadRecord | LeftOut
@@ -63,7 +65,7 @@ Item: TypeAlias = Document | BadRecord | LeftOut
 
 @dataclass
 class Skipped:
-    """How many of a source's records could not be read, and the first one's message."""
+    """Number of a source's records that could not be read, and the first one's message."""
 
     records: int = 0
     first: str | None = None
@@ -76,7 +78,7 @@ def open_source(source: TextSource, base: Path) -> list[File]:
     """Return a source's files; local ones are relative to `base`.
 
     Raises:
-        UserError: there are none, or what `find_files` and `find_hub_files` refuse.
+        UserError: as in `find_files` and `find_hub_files`.
     """
     try:
         if isinstance(source, FileSource):
@@ -97,24 +99,24 @@ def read_source(
     supervise: Supervise = "all",
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[tuple[Place, Item]]:
-    """Yield the documents of one reading of a source, what is left out, and bad records, each with the place after it.
+    """Yield one epoch of a source: documents, excluded records and bad records, each with the place after it.
 
     The parts of a long document follow one another.
 
     Args:
-        source: what a document is made of.
-        files: of the source.
-        seed: of their order; without it they come as they stand.
-        place: where to begin; without it at the first record.
+        source: the source's config.
+        files: the source's files.
+        seed: the seed of their order; without it they keep their order.
+        place: where to start; without it, at the first record.
         supervise: which tokens of a conversation are learned.
-        tokenizer: has the format of conversations; without it they have rmkv's own.
+        tokenizer: determines the format of conversations; without it, rmkv's own format.
 
     Raises:
-        UserError: the first thousand records are all bad, so that the source cannot be as it is declared.
+        UserError: the first thousand records are all bad, so the source's config must be wrong.
     """
     columns = _columns(source)
     filters = [*source.where, *source.at_least, *source.at_most]
-    bad = 0 if place in (None, Place()) else None  # until a good one comes; what was begun has been looked at
+    bad = 0 if place in (None, Place()) else None  # number of bad records so far; None after the first good one
     first = ""
     for after, record in ordered(files, [*columns, *filters], seed, place or Place()):
         item = record if isinstance(record, BadRecord) else _item(source, record, columns, supervise, tokenizer)
@@ -122,8 +124,10 @@ def read_source(
             continue
         if bad is not None and isinstance(item, BadRecord):
             bad, first = bad + 1, first or str(item)
-            if bad == HOPELESS:
-                raise UserError(f"{first} (source '{source.name}'; and none of the next {HOPELESS - 1} can be read)")
+            if bad == MAX_FIRST_BAD:
+                raise UserError(
+                    f"{first} (source '{source.name}'; the next {MAX_FIRST_BAD - 1} records cannot be read either)"
+                )
         else:
             bad = None
         yield after, item
@@ -137,10 +141,10 @@ def good_documents(
     supervise: Supervise = "all",
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[Document]:
-    """Return an iterator over the wanted, readable documents; how many could not be read is said on stderr at the end.
+    """Return an iterator over a source's documents, which prints the number of unreadable records at the end.
 
     Raises:
-        UserError: as in `open_source`, and on the way as in `refuse`.
+        UserError: as in `open_source`; the iterator raises it as `skip_or_raise` does.
     """
     files = open_source(source, base)
 
@@ -148,7 +152,7 @@ def good_documents(
         skipped = Skipped()
         for _, item in read_source(source, files, seed, supervise=supervise, tokenizer=tokenizer):
             if isinstance(item, BadRecord):
-                refuse(item, source.name, on_error, skipped)
+                skip_or_raise(item, source.name, on_error, skipped)
             elif isinstance(item, Document):
                 yield item
         if skipped.records:
@@ -183,15 +187,15 @@ def text_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
             raise UserError(f"{path}: {error}") from None
 
 
-def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None:
-    """Count a bad record in `skipped` if `on_error` is "skip"; print it if it stands for several.
+def skip_or_raise(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None:
+    """Count a bad record in `skipped` if `on_error` is "skip", and print it if it stands for several records.
 
     Raises:
-        UserError: the record's place and fault, if `on_error` is "stop".
+        UserError: the record's location and fault, if `on_error` is "stop".
     """
     if on_error == "stop":
         raise UserError(
-            f"{bad} (source '{source}'; on_error = \"skip\" above the mix's first [[sources]] leaves such records out)"
+            f"{bad} (source '{source}'; to skip bad records, set on_error = \"skip\" above the mix's first [[sources]])"
         )
     skipped.records += bad.records
     skipped.first = skipped.first or str(bad)
@@ -202,11 +206,11 @@ def refuse(bad: BadRecord, source: str, on_error: str, skipped: Skipped) -> None
 def mix_documents(
     mix: MixConfig, base: Path, tokenizer: Tokenizer | None = None
 ) -> Iterator[tuple[TextSource, Iterator[Document]]]:
-    """Yield the sources of a mix that hold text, each with its documents; errors as in `good_documents`."""
+    """Yield the text sources of a mix, each with its documents; errors as in `good_documents`."""
     for index, source in enumerate(mix.sources):
         if isinstance(source, TextSource):
-            how = mix.on_error, [mix.seed, index], mix.supervision(source), tokenizer
-            yield source, good_documents(source, base, *how)
+            options = mix.on_error, [mix.seed, index], mix.supervision(source), tokenizer
+            yield source, good_documents(source, base, *options)
 
 
 def _columns(source: TextSource) -> list[str]:
@@ -221,11 +225,11 @@ def _columns(source: TextSource) -> list[str]:
 def _item(
     source: TextSource, record: Record, columns: list[str], supervise: Supervise, tokenizer: Tokenizer | None
 ) -> Item | None:
-    """Return the item that a record gives; None for a later part of a text that its first part already settled."""
+    """Return the item of a record; None for a later part of a text whose first part gave the item of the whole."""
     part = record.part
     if part is None:
         return _whole_item(source, record, columns, supervise, tokenizer)
-    if source.format != "text":  # finding turns takes the whole text
+    if source.format != "text":  # turns are found in the whole text
         if part.before:
             return None
         record = Record(record.where, {columns[0]: "".join(part.reread())})
@@ -247,7 +251,7 @@ def _whole_item(
             pieces = (_text(values[0], columns[0]),)
         else:
             turns = (_messages if source.format == "messages" else _prompt_and_response)(values, columns)
-            pieces, learned = rendered(turns, supervise == "answers", tokenizer)
+            pieces, learned = render(turns, supervise == "answers", tokenizer)
     except ValueError as error:
         return BadRecord(record.where, str(error))
     texts = [piece for piece in pieces if not isinstance(piece, Token)]
@@ -269,13 +273,13 @@ def _messages(values: list[Any], columns: list[str]) -> list[Turn]:
         raise ValueError(f"column '{columns[0]}' {error}") from None
     turns = [turn._replace(content=_text(turn.content, columns[0])) for turn in turns]
     answers = [Turn("assistant", _text(value, name)) for value, name in zip(values[1:], columns[1:], strict=True)]
-    return spoken(turns + answers)
+    return without_empty_prompts(turns + answers)
 
 
 def _is_wanted(source: TextSource, columns: dict[str, Any]) -> bool:
     def number(name: str) -> float:
         value = _column(columns, name)
-        if isinstance(value, str):  # of a csv, which has no numbers
+        if isinstance(value, str):  # csv files have no numbers
             try:
                 return float(value)
             except ValueError:
@@ -298,13 +302,13 @@ def _is_wanted(source: TextSource, columns: dict[str, Any]) -> bool:
 def _column(columns: dict[str, Any], name: str) -> Any:
     if name not in columns:
         known = ", ".join(columns) or "none"
-        hint = did_you_mean(name, columns) or "; the source's *_column, or format, tells which to read"
+        hint = did_you_mean(name, columns) or "; set the source's *_column or format"
         raise ValueError(f"has no column '{name}' (it has: {known}){hint}")
     return columns[name]
 
 
 def _text(value: Any, name: str) -> str:
-    """Return a column's text; raise `ValueError` if it is none."""
+    """Return a column's text; raise `ValueError` if it is not valid text."""
     if not isinstance(value, str):
         raise ValueError(f"column '{name}' is not a string but {describe(value)}")
     try:

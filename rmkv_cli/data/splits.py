@@ -10,9 +10,12 @@ from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.sources import Document, LeftOut
 from rmkv_cli.tokenizer import CONTINUED, Piece, Token
 
-LONG = 1 << 16  # bytes from which a document gives a held-out stretch
-SHORTEST = 512  # least bytes of a stretch
-NEAR = 4096  # characters before the target in which to look for a line end
+LONG = 1 << 16
+"""Minimum bytes of a document that gives a held-out stretch."""
+SHORTEST = 512
+"""Minimum bytes of a stretch."""
+NEAR = 4096
+"""Number of characters before the target in which to look for a line end."""
 T = TypeVar("T")
 
 
@@ -57,7 +60,7 @@ def assign(
     own. Any other document is held out whole or not at all, by its digest.
 
     Args:
-        mix: the mix that has the source.
+        mix: the mix with the source.
         source: the source of the items.
         items: items of `read_source`, each with its place; the first may be a later part of a training document.
         stretches: whether to cut long documents; earlier versions did not.

@@ -1,4 +1,4 @@
-"""The documents of a mix, read and tokenized by a process of its own while training goes on."""
+"""Stream the documents of a mix, read and tokenized in a separate process during training."""
 
 import multiprocessing
 import os
@@ -28,13 +28,15 @@ from rmkv_cli.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 1 << 16
 CHUNKS_AHEAD = 8
-ENDING = 5.0  # seconds that the process has to end by itself
-TOLD_EVERY = 20  # seconds without data
+END_TIMEOUT = 5.0
+"""Seconds that the process has to end by itself before it is killed."""
+NOTICE_INTERVAL = 20
+"""Seconds without data between notices."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A document or a part of one, its source's index, and the number of its epoch."""
+    """A document or a part of one, with its source's index and epoch."""
 
     source: int
     epoch: int
@@ -44,18 +46,18 @@ class Sent:
 @dataclass(frozen=True)
 class _Chunk:
     state: dict[str, Any]
-    """The mixer's, before these documents."""
+    """State of the mixer before these documents."""
     documents: list[Sent]
 
 
 class Stream:
-    """A mix's training documents as a `Queue` (see `rmkv_cli.data.lanes`), endless if the mix is; a context manager.
+    """A mix's training documents as a `Queue` (see `rmkv_cli.data.lanes`) and context manager; endless if the mix is.
 
     Args:
-        mix: what is mixed.
+        mix: the mix.
         base: the folder that its files are relative to.
-        tokenizer: of the model.
-        workers: processes that tokenize, besides the one that reads.
+        tokenizer: the model's tokenizer.
+        workers: number of tokenizing processes, in addition to the one that reads.
         stretches: as in `assign`.
     """
 
@@ -78,10 +80,10 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """End the process. A thread that is reading from it gets the error that it died."""
+        """End the process. A thread that is reading from it gets an error."""
         if self._process is not None:
             self._process.terminate()
-            self._process.join(ENDING)
+            self._process.join(END_TIMEOUT)
             self._process.kill()
             self._process.join()
 
@@ -93,14 +95,14 @@ class Stream:
         self._process = context.Process(target=_serve, args=(sent, *self._job, state, seen))
         with without_ctrl_c():
             self._process.start()
-        sent.close()  # so that its end is the process's
+        sent.close()  # then only the process holds this end, and the pipe closes with it
 
     def next(self) -> InMemory:
         """Return the next whole document (see `Queue`), in the narrowest type that holds its tokens.
 
         Raises:
-            UserError: what the mix cannot go on for.
-            EndOfData: it has come to the end that it asks for.
+            UserError: the mix cannot continue.
+            EndOfData: the mix ended as configured.
         """
         document = self._take()
         counts = counted(len(document.tokens), document.answers)
@@ -119,7 +121,7 @@ class Stream:
         if self._process is None:
             self._start(None)
         while self._taken == len(self._chunk.documents):
-            chunk = self._receive()  # which is none at the end: what is seen stays that of before the last one
+            chunk = self._receive()  # raises at the end of the mix, and then the seen documents stay as they were
             self._note_seen()
             self._chunk, self._taken = chunk, 0
         self._taken += 1
@@ -127,19 +129,19 @@ class Stream:
 
     def _receive(self) -> _Chunk:
         waited = 0
-        while not self._received.poll(TOLD_EVERY):
-            waited += TOLD_EVERY
-            stderr().print(f"no data has come for {waited} s; still waiting", style="yellow")
+        while not self._received.poll(NOTICE_INTERVAL):
+            waited += NOTICE_INTERVAL
+            stderr().print(f"no data received for {waited} s; still waiting", style="yellow")
         try:
             received = self._received.recv()
         except (EOFError, OSError):
-            raise UserError("the process that reads the data died, perhaps for want of memory") from None
+            raise UserError("the process that reads the data died, perhaps out of memory") from None
         if isinstance(received, Exception):
             raise received
         return received
 
     def _note_seen(self) -> None:
-        """Add the chunk's documents to those that are not to come again."""
+        """Add the chunk's documents to the digests by which duplicates are found."""
         for sent in self._chunk.documents:
             if sent.source in self._seen and sent.document.digest is not None:
                 epoch, known = self._seen[sent.source]
@@ -151,7 +153,7 @@ class Stream:
     def bookmark(self) -> Callable[[], dict[str, Any]]:
         """Return a function that returns this place as plain values (see `Queue`)."""
         chunk, taken = self._chunk, self._taken
-        seen = [(index, epoch, known, len(known)) for index, (epoch, known) in self._seen.items()]  # which only grow
+        seen = [(index, epoch, known, len(known)) for index, (epoch, known) in self._seen.items()]  # they only grow
         return lambda: {
             "mixer": chunk.state,
             "taken": taken,
@@ -159,7 +161,7 @@ class Stream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
         self._seen = {index: (epoch, array("Q", known)) for index, (epoch, known) in state["seen"].items()}
         self._start(state["mixer"] or None)
         self._chunk, self._taken = (self._receive(), state["taken"]) if state["mixer"] else (_Chunk({}, []), 0)
@@ -175,13 +177,13 @@ def _serve(
     state: dict[str, Any] | None,
     seen: dict[int, array],
 ) -> None:
-    """Send chunks, and at the end, if there is one, the reason for it as an exception."""
+    """Send chunks and, if the mix ends, the reason as an exception."""
 
     def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ignore further ones
         sys.exit()
 
-    os.setsid()  # torchrun's SIGTERM reaches all of a session; the parent ends the work
+    os.setsid()  # a session of its own, because torchrun's SIGTERM reaches a whole session; the parent ends the work
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=end_with_parent, daemon=True).start()
     ahead: queue.Queue[_Chunk | Exception] = queue.Queue(CHUNKS_AHEAD)
@@ -195,8 +197,8 @@ def _serve(
                 mixer.readers[index].seen.update(known)
             for chunk in _chunks(mixer):
                 ahead.put(chunk)
-            what = f"source '{mixer.ended_by}'" if mixer.ended_by else "each source"
-            ahead.put(EndOfData(f"the data ends here: {what} has run dry, and is not to be repeated"))
+            what = f"source '{mixer.ended_by}' is exhausted" if mixer.ended_by else "all sources are exhausted"
+            ahead.put(EndOfData(f"end of the data: {what}, and when_dry does not repeat"))
     except (UserError, OSError) as error:
         ahead.put(UserError(str(error)))
     except Exception as error:

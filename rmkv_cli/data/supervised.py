@@ -1,4 +1,4 @@
-"""A look at prepared documents token by token: which of them are supervised."""
+"""Show the supervised tokens of prepared documents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from rmkv_cli.tokenizer import Piece, Tokenizer
 
 @dataclass(frozen=True)
 class Supervised:
-    """A document of a prepared mix, or its beginning, with what is supervised of it."""
+    """The supervision of a document of a prepared mix, or of its beginning."""
 
     source: str
     """Name of its source."""
     document: int
-    """Its number in the split, from 0."""
+    """Index in the split, from 0."""
     length: int
-    """Tokens of the whole document."""
+    """Number of tokens of the whole document."""
     supervised_tokens: int
-    """How many tokens of the whole document are supervised; its end counts as one."""
+    """Number of supervised tokens of the whole document, its end included."""
     ids: list[int]
     supervised: list[bool]
     """Whether each of the ids is supervised; the first, which opens the document, never is."""

@@ -1,4 +1,4 @@
-"""A look at a mix, prepared or not: its ratios, the lengths of its documents, and samples of them."""
+"""Survey a mix, prepared or not: its ratios, document lengths and sample documents."""
 
 import tempfile
 from collections import Counter
@@ -15,7 +15,7 @@ from rmkv_cli.data.blocks import BadRecord
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.manifest import Manifest
 from rmkv_cli.data.mix import prepare
-from rmkv_cli.data.sources import Document, Skipped, open_source, read_source, refuse
+from rmkv_cli.data.sources import Document, Skipped, open_source, read_source, skip_or_raise
 from rmkv_cli.tokenizer import Piece, Token, Tokenizer
 
 SAMPLE_CHARACTERS = 240
@@ -23,18 +23,19 @@ SAMPLE_CHARACTERS = 240
 
 @dataclass(frozen=True)
 class SourceSurvey:
-    """What is known of a source; counts and lengths are of the training split where the mix is prepared."""
+    """Figures and samples of a source; in a prepared mix, they are those of the training split."""
 
     name: str
     wanted: float
-    """Share of the tokens that its weight asks for."""
+    """Share of the tokens that the weight asks for."""
     achieved: float | None
-    """Share of the tokens that it has; None before the mix is prepared, as also `tokens`."""
+    """Actual share of the tokens; None before the mix is prepared."""
     documents: int
     tokens: int | None
+    """Number of tokens; None before the mix is prepared."""
     bytes: int
     shortest: int
-    """Length of a document; in tokens, or in bytes before the mix is prepared."""
+    """Length of the shortest document, like all lengths in tokens, or in bytes before the mix is prepared."""
     median: float
     longest: int
     skipped: int
@@ -44,13 +45,13 @@ class SourceSurvey:
     held_out_tokens: int | None
     """Number of tokens in those documents."""
     histogram: dict[int, int]
-    """Documents by length: those that are shorter than twice the key, and not shorter than it."""
+    """Number of documents by length: each key N, a power of two, counts lengths from N to 2N - 1."""
     samples: list[tuple[Piece, ...]]
-    """The beginnings of some documents; with a task's also the end, which asks."""
+    """Beginnings of some documents; a task's document also shows its end, which contains the question."""
 
 
 def survey_folder(place: Path, samples: int) -> list[SourceSurvey]:
-    """Return what a prepared mix's training split holds, or one shard of it, with `samples` samples a source.
+    """Return the survey of a prepared mix's training split, or of one shard, with `samples` samples per source.
 
     Raises:
         UserError: the folder is not a mix, or is damaged.
@@ -63,37 +64,37 @@ def survey_folder(place: Path, samples: int) -> list[SourceSurvey]:
     tokenizer = Tokenizer.load(folder)
     found = []
     for index, source in enumerate(manifest.sources):
-        its = np.flatnonzero(documents.sources == index)
-        tokens = int(documents.lengths[its].sum())
+        indices = np.flatnonzero(documents.sources == index)
+        tokens = int(documents.lengths[indices].sum())
         lengths = held_out.lengths[held_out.sources == index]
         found.append(
             SourceSurvey(
                 name=source.name,
                 wanted=source.wanted,
                 achieved=tokens / max(1, int(documents.lengths.sum())),
-                documents=len(its),
+                documents=len(indices),
                 tokens=tokens,
-                bytes=int(documents.sizes[its].sum()),
-                **_lengths(documents.lengths[its]),
+                bytes=int(documents.sizes[indices].sum()),
+                **_lengths(documents.lengths[indices]),
                 skipped=source.skipped,
                 first_error=source.first_error,
                 held_out_documents=len(lengths),
                 held_out_tokens=int(lengths.sum()),
-                samples=[_shown(documents, int(i), tokenizer) for i in its[:samples]],
+                samples=[_shown(documents, int(i), tokenizer) for i in indices[:samples]],
             )
         )
     return found
 
 
 def survey_start(mix: MixConfig, base: Path, samples: int, tokenizer: Tokenizer, tokens: int) -> list[SourceSurvey]:
-    """Mix so many tokens, and return what they are, as `survey_folder` does; errors as in `prepare`."""
+    """Mix the first `tokens` tokens and return their survey, as `survey_folder` does; errors as in `prepare`."""
     with tempfile.TemporaryDirectory() as folder:
         prepare(mix.model_copy(update={"tokens": tokens}), base, tokenizer, Path(folder, "mix"), workers=1)
         return survey_folder(Path(folder, "mix"), samples)
 
 
 def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list[SourceSurvey]:
-    """Read so many documents of each source of a mix, or all, and return what they hold; noise and tasks hold nothing.
+    """Return the survey of at most `documents` documents of each text source; noise and tasks have no documents here.
 
     Raises:
         UserError: a source has no files, or a record is bad and `on_error` is "stop".
@@ -106,7 +107,7 @@ def survey_mix(mix: MixConfig, base: Path, samples: int, documents: int) -> list
         items = read_source(source, open_source(source, base)) if isinstance(source, TextSource) else ()
         for _, item in items:
             if isinstance(item, BadRecord):
-                refuse(item, source.name, mix.on_error, skipped)
+                skip_or_raise(item, source.name, mix.on_error, skipped)
             if not isinstance(item, Document) or not item.first:
                 continue
             if len(sizes) == documents:
@@ -142,7 +143,7 @@ def _shown(documents: Documents, index: int, tokenizer: Tokenizer) -> tuple[Piec
 
 
 def _shortened(pieces: Sequence[Piece], room: int) -> tuple[Piece, ...]:
-    """Return as much of the pieces as has so many characters, and a mark where something is left out."""
+    """Return the pieces cut to `room` characters, with "…" at the cut."""
     taken: list[Piece] = []
     for piece in pieces:
         if len(piece) > room:

@@ -1,4 +1,4 @@
-"""Read UTF-8 text from a file, a long one in parts, so that memory does not grow with the file."""
+"""Read UTF-8 text from a file. A long text is read in parts, so that memory does not grow with the file."""
 
 import codecs
 from collections.abc import Callable, Iterator
@@ -16,13 +16,13 @@ class Part:
     """The position of a part within its text."""
 
     before: int
-    """Bytes of the text before this part."""
+    """Number of bytes of the text before this part."""
     total: int
-    """Bytes of the whole text."""
+    """Number of bytes of the whole text."""
     characters: int
-    """Characters of the whole text."""
+    """Number of characters of the whole text."""
     reread: Callable[[], Iterator[str]]
-    """A function that reads the whole text again."""
+    """Function that reads the whole text again."""
 
 
 def read_text(
@@ -84,7 +84,7 @@ def _decode(data: bytes, final: bool, offset: int, lines: int) -> tuple[str, int
     incomplete character at their end is left for the next call.
     """
     if b"\0" in data:
-        raise ValueError("holds a NUL byte, so it is not a text file")
+        raise ValueError("contains a NUL byte, so it is not a text file")
     try:
         return codecs.utf_8_decode(data, "strict", final)
     except UnicodeDecodeError as error:

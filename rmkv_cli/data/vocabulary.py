@@ -1,4 +1,4 @@
-"""Training a tokenizer on the text of a mix."""
+"""Train a tokenizer on the text of a mix."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -19,26 +19,26 @@ PART = 1 << 15  # characters; the library splits hundreds of texts at once, at 1
 
 @dataclass(frozen=True)
 class Trained:
-    """A tokenizer and how well it does."""
+    """A trained tokenizer and its compression."""
 
     tokenizer: Tokenizer
     bytes: int
-    """Of the text that it was trained on."""
+    """Number of bytes of its training text."""
     bytes_per_token: float
     held_out: bool
-    """Whether `bytes_per_token` is of held-out documents; else, for want of any, of the last training ones."""
+    """Whether `bytes_per_token` was measured on held-out documents; if there are none, on the last training ones."""
 
 
 def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | None) -> Trained:
     """Train a tokenizer on the sources of a mix, in proportion to their weights by bytes.
 
-    Sources that run dry drop out; it ends after `max_bytes` or when all are dry. Documents that the mix holds out for
-    validation are not trained on.
+    Exhausted sources are dropped. Training text ends after `max_bytes` bytes or when all sources are exhausted.
+    Documents that the mix holds out for validation are excluded.
 
     Raises:
-        UserError: the sources hold no text, a record is bad, or the vocabulary is too small.
+        UserError: the sources contain no text, a record is bad, or the vocabulary is too small.
     """
-    held, last = _Window(), _Window()
+    held_out, last = _Window(), _Window()
     taken = 0
 
     def texts(bar: ExitStack) -> Iterator[str]:
@@ -47,7 +47,7 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
         for assigned in _by_bytes(mix, base):
             document = assigned.document
             if assigned.held_out:
-                held.add(document)
+                held_out.add(document)
                 continue
             last.add(document)
             taken += document.size
@@ -57,19 +57,19 @@ def train_on_mix(mix: MixConfig, base: Path, vocab_size: int, max_bytes: int | N
             if max_bytes is not None and taken >= max_bytes:
                 break
         bar.close()
-        stderr().print(f"Merging into {vocab_size:,} tokens")  # the library's progress cannot be asked for
+        stderr().print(f"Merging into {vocab_size:,} tokens")  # the library does not report its progress
 
-    with ExitStack() as bar:  # closed here as well: a signal ends this thread, but not the library's thread that reads
+    with ExitStack() as bar:  # also closes the bar if a signal ends this thread, but not the library's reading thread
         tokenizer = train_tokenizer(texts(bar), vocab_size)
     if not taken:
-        raise UserError("the sources of the mix hold no text to train a tokenizer on")
-    measured = (held if held.size else last).documents
+        raise UserError("the sources of the mix contain no text to train a tokenizer on")
+    measured = (held_out if held_out.size else last).documents
     tokens = sum(len(ids) - 1 for ids in tokenizer.encode_documents([d.pieces for d in measured]))
-    return Trained(tokenizer, taken, sum(d.size for d in measured) / tokens, bool(held.size))
+    return Trained(tokenizer, taken, sum(d.size for d in measured) / tokens, bool(held_out.size))
 
 
 class _Window:
-    """The last MEASURED_BYTES or so of documents."""
+    """The last documents, about MEASURED_BYTES bytes of them."""
 
     def __init__(self) -> None:
         self.documents: deque[Document] = deque()
@@ -83,17 +83,18 @@ class _Window:
 
 
 def _by_bytes(mix: MixConfig, base: Path) -> Iterator[Assigned]:
-    """Yield documents, always from the source that has given the fewest bytes for its weight."""
+    """Yield documents, always from the source with the fewest bytes per weight so far."""
     feeds = {source.name: _assigned(mix, source, documents) for source, documents in mix_documents(mix, base)}
-    weights = {source.name: source.weight or 1 for source in mix.sources}  # a task's noise is text to be spelt as well
-    served = dict.fromkeys(feeds, 0)
+    # A source without weight may be the text of a task's noise, which the tokenizer must encode too.
+    weights = {source.name: source.weight or 1 for source in mix.sources}
+    taken = dict.fromkeys(feeds, 0)
     while feeds:
-        name = min(feeds, key=lambda name: served[name] / weights[name])
+        name = min(feeds, key=lambda name: taken[name] / weights[name])
         assigned = next(feeds[name], None)
         if assigned is None:
             del feeds[name]
         else:
-            served[name] += assigned.document.size
+            taken[name] += assigned.document.size
             yield assigned
 
 

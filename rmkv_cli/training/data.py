@@ -136,7 +136,7 @@ def _check_held_out(config: Config, manifest: Manifest | None, held_out: Documen
     if manifest and manifest.splits["validation"].documents and held_out is None:
         stderr().print(
             "warning: no token of the held-out documents is supervised, so there is no validation; raise `validation` "
-            "in the mix, or give it more text",
+            "in the mix, or add text to it",
             style="yellow",
         )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rmkv_cli.data.chat import Turn, pieces_of, read_messages, rendered
+from rmkv_cli.data.chat import Turn, pieces_of, read_messages, render
 from rmkv_cli.tokenizer import Special
 
 START, END, THINK, END_THINK = Special.START, Special.END, Special.THINK, Special.END_THINK
@@ -58,7 +58,7 @@ def test_answers_that_follow_one_another_are_one_text():
     turns = [("assistant", "a <"), ("gpt", "end>"), ("assistant", "<think>so</think>b"), ("bot", "c"), ("user", "d")]
     assert pieces_of(turns) == ("a <end>", THINK, "so", END_THINK, "bc", START, "d", END)
     separate = [Turn("assistant", "a"), Turn("assistant", "b", train=False), Turn("assistant", "c", train=False)]
-    assert rendered(separate) == (("a", "bc"), (True, False, False))
+    assert render(separate) == (("a", "bc"), (True, False, False))
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}
@@ -102,11 +102,11 @@ def test_a_message_can_say_that_it_is_not_to_be_learned(keys, train):
     ("value", "what"),
     [
         (3, "is neither a list of messages nor a text"),
-        ([{"role": "user", "content": "a"}, {"role": "user"}], "message 2 has not both a role and a content"),
+        ([{"role": "user", "content": "a"}, {"role": "user"}], "message 2 should have a role and a content"),
         (["a"], "message 1 has not both"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 has not both a role and a content"),
-        ([{"role": "user", "content": None, "tool_calls": []}], "message 1 has not both a role and a content"),
-        ([{"role": "bot", "content": [{"type": "image_url"}], "tool_calls": [CALL]}], "message 1 has not both a role"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 should have a role and a content"),
+        ([{"role": "user", "content": None, "tool_calls": []}], "message 1 should have a role and a content"),
+        ([{"role": "bot", "content": [{"type": "image_url"}], "tool_calls": [CALL]}], "message 1 should have a role"),
         ([{"role": "bot", "tool_calls": [{"name": "f"}]}], "message 1 has a tool call without a function's name"),
         ([{"role": "bot", "content": "a", "train": "no"}], "message 1: train should be true or false, got 'no'"),
     ],

@@ -107,7 +107,7 @@ def swap(folder):
         (truncate, "train-00000.arrow: is damaged"),
         (lambda folder: (folder / "train-00000.arrow").unlink(), "train-00000.arrow: is missing"),
         (lambda folder: (folder / "train-00000.arrow").write_bytes(b""), "train-00000.arrow: is damaged"),
-        (swap, "its train shards do not fit its manifest"),
+        (swap, "its train shards do not match its manifest"),
         (lambda folder: (folder / "manifest.json").unlink(), r"is not a mix \(it has no manifest.json\)"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: is damaged"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json: seed: is missing"),

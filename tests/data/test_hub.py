@@ -154,7 +154,7 @@ def test_what_waiting_does_not_cure_is_one_line(hub, environment, tmp_path, data
     assert line in error
     assert "Traceback" not in done.stderr
     if "gated" in line:
-        assert error.endswith("then log in by `hf auth login`, or set HF_TOKEN")
+        assert error.endswith("then log in with `hf auth login`, or set HF_TOKEN")
 
 
 def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub, environment, sets, tmp_path):
@@ -163,7 +163,7 @@ def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub,
     (repo / "README.md").write_text('---\nconfigs:\n- config_name: default\n  data_files: "*.json"\n---\n')
     (repo / "all.json").write_text('[{"text": "one"}]')
     error = inspect(environment, tmp_path, "some/records").stderr.splitlines()[-1]
-    assert "all.json: is of a kind that cannot be read; .arrow, .csv" in error
+    assert "all.json: is not a supported kind of file; supported are .arrow, .csv" in error
     (tmp_path / FINEWEB).mkdir(parents=True)
     (tmp_path / FINEWEB / "a.parquet").touch()
     error = inspect(environment, tmp_path, FINEWEB).stderr.splitlines()[-1]
@@ -172,7 +172,7 @@ def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub,
 
 def test_a_hub_that_does_not_answer_is_asked_again(hub, environment, tmp_path):
     hub.fail("/api/datasets", 1, slow=60)
-    done = inspect(environment, tmp_path, FINEWEB, first="from rmkv_cli.data import hub; hub.ANSWER_WITHIN = 1.0")
+    done = inspect(environment, tmp_path, FINEWEB, first="from rmkv_cli.data import hub; hub.TIMEOUT = 1.0")
     assert done.returncode == 0
     assert "timed out; trying again in 1 s" in done.stderr
 

@@ -170,7 +170,7 @@ BAD_LINES = [
     (b'{"text": null}', "column 'text' is not a string but null"),
     (b'{"text": "\xff"}', "is not valid UTF-8: byte 0xff at offset 10"),
     (b'{"text": "a\\ud800"}', "column 'text' is not valid UTF-8: the lone surrogate U+D800 at character 2"),
-    (b'{"text": "\0"}', "holds a NUL byte, so it is not a text file"),
+    (b'{"text": "\0"}', "contains a NUL byte, so it is not a text file"),
     (b"[" * 100_000, ""),
 ]
 
@@ -200,7 +200,7 @@ def test_bad_rows_of_csv_are_named_by_line(tmp_path):
     [
         ("a.txt", b"", ": is empty"),
         ("a.jsonl", b"", ": is empty"),
-        ("a.txt", b"PK\0\1", ": holds a NUL byte"),
+        ("a.txt", b"PK\0\1", ": contains a NUL byte"),
         ("a.md", b"fine\n\xe9t\xe9", ": is not valid UTF-8: byte 0xe9 at offset 5 (line 2)"),
         ("a.txt.gz", b"not zipped", ": is not a whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], ": is not a whole gzip file"),
@@ -274,7 +274,7 @@ def test_lines_before_the_damage_of_a_gzip_file_are_read(tmp_path):
 
 def test_a_source_of_which_nothing_can_be_read_ends_even_where_bad_records_are_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"words": "a"}\n' * 1000)
-    what = r"a\.jsonl:1: has no column 'text' \(it has: words\).*source 'it'; and none of the next 999 can be read"
+    what = r"a\.jsonl:1: has no column 'text' \(it has: words\).*source 'it'; the next 999 records cannot"
     with pytest.raises(UserError, match=what):
         list(good_documents(source("a.jsonl"), tmp_path, "skip"))
     with (tmp_path / "a.jsonl").open("a") as file:
@@ -316,10 +316,10 @@ def test_on_error_stops_at_the_first_bad_record_or_counts_them(tmp_path, capsys)
     [
         ("none.txt", "no such file"),
         ("**/*.jsonl", "no such file"),
-        ("folder", "is a folder; its files are folder/**/*.txt, say"),
-        ("*.ndjson", "a.ndjson: is it text? name it .txt; is each line a record? name it .jsonl"),
-        ("saved", "holds a folder for each split; name them: saved/train, say"),
-        ("*.json", "a.json: is it text? name it .txt; is each line a record? name it .jsonl"),
+        ("folder", "is a folder; name its files, such as folder/**/*.txt"),
+        ("*.ndjson", "a.ndjson: is ambiguous; name it .jsonl if each line is a record, or .txt if it is text"),
+        ("saved", "contains a folder for each split; name one, such as saved/train"),
+        ("*.json", "a.json: is ambiguous; name it .jsonl if each line is a record, or .txt if it is text"),
     ],
 )
 def test_files_that_are_not_there_or_of_no_known_kind_are_refused_at_once(tmp_path, pattern, what):
@@ -369,7 +369,7 @@ def test_messages_with_the_answer_beside_them(tmp_path):
     one, other, bad = read(tmp_path, "a.jsonl", **columns)
     assert one.pieces == (Special.START, "Why?", Special.END, Special.THINK, "a", Special.END_THINK, "b")
     assert other.pieces == (Special.START, "Why?", Special.END, "b<end>")
-    assert str(bad).endswith(":3: column 'input' message 1 has not both a role and a content that are strings")
+    assert str(bad).endswith(":3: column 'input' message 1 should have a role and a content, both strings")
 
 
 def test_a_folder_that_datasets_saved_is_its_files(tmp_path):

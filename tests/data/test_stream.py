@@ -165,7 +165,7 @@ def test_a_dry_source_is_repeated_dropped_or_ends_the_mix(tmp_path, tokenizer, w
         ends[policy] = counts[0], counts[1]
         said = capsys.readouterr().err
         assert ("epoch 2 begins" in said) == (policy == "repeat")
-        assert ("is dry, and goes" in said) == (policy == "drop")
+        assert ("exhausted, so it is dropped" in said) == (policy == "drop")
     assert ends["drop"] == (30, 300)
     assert ends["repeat"][0] > 200
     assert ends["repeat"][1] == 300
@@ -179,12 +179,12 @@ def test_the_end_of_the_data_and_its_faults_are_told(tmp_path, tokenizer, write_
     with Stream(MixConfig(validation=0, sources=[source]), tmp_path, tokenizer) as stream:
         for _ in range(3):
             stream.next()
-        with pytest.raises(EndOfData, match="the data ends here: source 'a' has run dry"):
+        with pytest.raises(EndOfData, match="end of the data: source 'a' is exhausted"):
             stream.next()
     source["when_dry"] = "drop"
     with (
         Stream(MixConfig(validation=0, sources=[source]), tmp_path, tokenizer) as stream,
-        pytest.raises(EndOfData, match="the data ends here: each source has run dry"),
+        pytest.raises(EndOfData, match="end of the data: all sources are exhausted"),
     ):
         list(iter(stream.next, None))
     (tmp_path / "a.jsonl").write_text("broken")

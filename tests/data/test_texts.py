@@ -88,7 +88,7 @@ def test_a_place_that_was_noted_when_long_texts_were_read_whole_is_after_the_who
 
 @pytest.mark.parametrize(
     ("damage", "what"),
-    [(b"\xff", "is not valid UTF-8: byte 0xff at offset {at} (line {line})"), (b"\0", "holds a NUL byte")],
+    [(b"\xff", "is not valid UTF-8: byte 0xff at offset {at} (line {line})"), (b"\0", "contains a NUL byte")],
 )
 def test_of_a_long_text_that_is_not_valid_nothing_is_given(tmp_path, short_parts, damage, what):
     data = story(0, 5000).encode()
@@ -322,7 +322,7 @@ def test_each_source_s_held_out_share_is_known_and_one_without_any_is_named(
     assert manifest.sources_without_held_out() == ["few"]
     capsys.readouterr()
     warn_of_sources_without_held_out(manifest)
-    warning = "warning: source 'few': none of its text is held out, so no validation measures it; raise `validation` "
+    warning = "warning: source 'few': none of its text is held out, so validation does not measure it; raise "
     assert capsys.readouterr().err.startswith(warning)
     book, few, _ = manifest.sources
     assert 0.09 < book.held_out_tokens / (book.held_out_tokens + book.tokens) < 0.12

@@ -5,7 +5,7 @@ from foreign import MODELS, foreign_files, foreign_folder
 from foreign_chats import draw_foreign_chat
 from transformers import AutoTokenizer
 
-from rmkv_cli.data.chat import Turn, answer, pieces_of, read_messages, rendered
+from rmkv_cli.data.chat import Turn, answer, pieces_of, read_messages, render
 from rmkv_cli.tokenizer import BARE, Token, Tokenizer
 from rmkv_cli.tokenizer.template import MARKS, Message
 
@@ -102,7 +102,7 @@ class TestSupervision:
     def learned(self, name, turns, answers_only=True):
         """The ids of a conversation to train on, and the pieces that are learned."""
         tokenizer = TOKENIZERS.get(name) or name
-        pieces, flags = rendered([Turn(*turn) for turn in turns], answers_only, tokenizer)
+        pieces, flags = render([Turn(*turn) for turn in turns], answers_only, tokenizer)
         flags = flags or (True,) * (len(pieces) + 1)
         assert len(flags) == len(pieces) + 1
         shown = [*pieces, "(end)"]
@@ -138,10 +138,10 @@ class TestSupervision:
             chat = draw_foreign_chat(seed, system=name != "mistral", think=name == "qwen3", prompted=False)
             more = {"date_string": "26 Jul 2024"} if name == "llama3.2" else {}
             expected = theirs.apply_chat_template(chat, return_dict=False, **more)
-            pieces, learned = rendered(read_messages(chat), False, ours)
+            pieces, learned = render(read_messages(chat), False, ours)
             assert learned is None
             assert ours.encode_document(pieces) == expected
-            pieces, learned = rendered(read_messages(chat), True, ours)
+            pieces, learned = render(read_messages(chat), True, ours)
             assert ours.decode(ours.encode_document(pieces)) == ours.decode(expected)
 
     def test_a_turn_marked_as_not_learned_is_not_learned(self):
@@ -178,7 +178,7 @@ def test_a_template_whose_beginning_depends_on_the_end_is_refused():
     counting = with_template("smollm2", source)
     turns = [Turn("user", "a"), Turn("assistant", "b")]
     with pytest.raises(ValueError, match="the chat template does not render a conversation turn by turn"):
-        rendered(turns, True, counting)
+        render(turns, True, counting)
     assert not counting.template.by_turns
     assert all(tokenizer.template.by_turns for tokenizer in TOKENIZERS.values())
 

@@ -24,7 +24,7 @@ import sympy
 import torch
 
 from rmkv_cli.config import FactsSource
-from rmkv_cli.data.tasks.facts import tell
+from rmkv_cli.data.tasks.facts import make_story
 from rmkv_cli.model.pretrained import CHECKSUMS
 
 HERE = Path(__file__).parent
@@ -129,7 +129,7 @@ def stories() -> Iterator[str]:
     """Yield stories with their questions and answers."""
     rng = np.random.default_rng(0)
     for _ in range(STORIES):
-        yield "".join(f" {text}" for piece in tell(rng, FactsSource(), 1) for text, _ in piece)
+        yield "".join(f" {text}" for piece in make_story(rng, FactsSource(), 1) for text, _ in piece)
 
 
 def run(study: str, variant: str, seed: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_a_model_folder_writes_what_a_mix_reads(folder, shown):
     report = json.loads(said.out)
     assert (report["requests"], report["answered_before"], report["rows"], report["rejected"]) == (6, 0, 6, {})
     assert report["tokens"] == 48
-    assert "No evaluation set is named" in said.err
+    assert "No row is checked for contamination" in said.err
     rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [{"prompt", "response", "writer", "seed", "license", "verdict"}] * 6
     mixed = json.loads(shown("data", "mix", "mix.toml", "--tokenizer", "small", "--out", "data", "--json").out)

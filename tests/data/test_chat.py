@@ -103,7 +103,7 @@ def test_a_message_can_say_that_it_is_not_to_be_learned(keys, train):
     [
         (3, "is neither a list of messages nor a text"),
         ([{"role": "user", "content": "a"}, {"role": "user"}], "message 2 should have a role and a content"),
-        (["a"], "message 1 has not both"),
+        (["a"], "message 1 should have"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 should have a role and a content"),
         ([{"role": "user", "content": None, "tool_calls": []}], "message 1 should have a role and a content"),
         ([{"role": "bot", "content": [{"type": "image_url"}], "tool_calls": [CALL]}], "message 1 should have a role"),

@@ -86,7 +86,7 @@ def test_after_a_failure_only_unanswered_requests_are_sent(folder, most):
 def test_what_is_said_where_it_stops(folder, capsys):
     with pytest.raises(UserError):
         made(a_recipe(), folder, "out", Writer(1, 17))
-    assert "17 answers kept in" in capsys.readouterr().err
+    assert "17 answers saved in" in capsys.readouterr().err
 
 
 def test_filters_and_rows_change_without_a_request(folder):
@@ -137,7 +137,7 @@ def test_two_processes_do_not_share_a_journal(folder):
     writer = Writer()
     with (
         open_journal(journal_path(folder / "out.jsonl")),
-        pytest.raises(UserError, match="another process is generating into it"),
+        pytest.raises(UserError, match="is in use by another process"),
     ):
         made(a_recipe(), folder, "out", writer)
     assert writer.asked == []
@@ -246,7 +246,7 @@ def test_a_slot_s_value_is_not_a_template(folder):
         ({"file": "blank.txt"}, "blank.txt: has only empty lines"),
         ({"file": "wide.txt"}, "wide.txt: is UTF-16, where UTF-8 is expected"),
         ({"files": ["no*.md"]}, "no*.md: no such file"),
-        ({"files": ["blank.txt"]}, "slots.topic: its files hold no text"),
+        ({"files": ["blank.txt"]}, "slots.topic: its files contain no text"),
         ({"files": ["bad.jsonl"]}, "bad.jsonl:1: is not valid JSON"),
     ],
 )

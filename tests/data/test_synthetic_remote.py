@@ -164,7 +164,7 @@ def test_a_signal_waits_for_the_answers_in_flight_and_sends_nothing_more(tmp_pat
             time.sleep(0.3)  # a command that does not wait ends here
             paid.hold.set()
             assert command.wait() == code
-            assert f"{answers} kept in out.jsonl.journal; the same command continues" in command.stderr.read()
+            assert f"{answers} saved in out.jsonl.journal; the same command continues" in command.stderr.read()
         assert set(paid.received) == journalled(tmp_path)
         assert len(paid.received) == parallel
         with process(tmp_path, paid) as again:

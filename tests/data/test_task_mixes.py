@@ -77,7 +77,7 @@ def test_noise_is_the_training_text_of_its_source_from_its_start_and_over_again(
 
 def test_text_of_which_nothing_is_for_training_is_refused(tmp_path, make, write_jsonl, book):
     empty = book | {"name": "empty", "files": [write_jsonl("empty.jsonl", [""] * 40)]}
-    with pytest.raises(UserError, match="no text that a task's noise could be taken from"):
+    with pytest.raises(UserError, match="no training text for a task's noise"):
         make(RECALL | {"text": "empty", "segments": [1]}, empty)
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ from rmkv_cli.data.tasks import (
     row_axis,
     task_example,
 )
-from rmkv_cli.data.tasks.facts import DROPS, MOVES, TAKES, tell
+from rmkv_cli.data.tasks.facts import DROPS, MOVES, TAKES, make_story
 from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import train_tokenizer
 
@@ -189,7 +189,9 @@ class TestFacts:
     def test_a_story_tells_the_answer_in_so_many_statements_and_in_no_fewer(self, facts):
         told = Counter()
         for seed in range(60):
-            *told_so, ((question, _), (place, _)) = tell(np.random.default_rng(seed), FactsSource(sentences=9), facts)
+            *told_so, ((question, _), (place, _)) = make_story(
+                np.random.default_rng(seed), FactsSource(sentences=9), facts
+            )
             story = [statement for ((statement, _),) in told_so]
             assert len(story) == 9
             assert answer(story, question) == place
@@ -202,7 +204,7 @@ class TestFacts:
 
     def test_nobody_takes_what_is_elsewhere_or_drops_what_another_has(self):
         place, holder, lies = {}, {}, {}
-        for ((statement, _),) in tell(np.random.default_rng(0), FactsSource(sentences=2000), 1)[:-1]:
+        for ((statement, _),) in make_story(np.random.default_rng(0), FactsSource(sentences=2000), 1)[:-1]:
             person, verb, what = re.fullmatch(r"(\w+) (.+) the (\w+)\.", statement).groups()
             if verb in MOVES:
                 assert place.get(person) != what

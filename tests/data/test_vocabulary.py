@@ -50,5 +50,5 @@ def test_special_tokens_of_prompts_are_not_text(tmp_path):
 
 
 def test_a_mix_without_text_is_refused(tmp_path, mix_of):
-    with pytest.raises(UserError, match="hold no text"):
+    with pytest.raises(UserError, match="contain no text"):
         train_on_mix(mix_of({"noise": (1, 10)}, tokens=5), tmp_path, 270, None)

@@ -1,4 +1,4 @@
-"""Exercises of any kind, from a task, a level and a random generator alone."""
+"""Generate exercises of any kind from a task, a level and a random generator."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,24 +30,24 @@ WORDS: dict[type, tuple[str, Callable[[int, np.random.Generator], Puzzle]]] = {
     SpellingExercises: ("letters", spelling),
     SortingExercises: ("items", sorting),
 }
-"""For each kind in words: the key of its levels, and the function that makes an exercise of a level."""
+"""For each kind in words, the config key of its levels and the function that makes an exercise of a level."""
 
 
 def levels(task: Exercises) -> list[str]:
     """Return the names of a task's levels, such as "arithmetic digits=2" or "recall pairs=4 segments=7".
 
-    A memory task has one for each combination of its two lists.
+    A memory task has one level for each combination of its two lists.
     """
     return list(_settings(task))
 
 
 def make_exercise(task: Exercises, level: str, tokenizer: Tokenizer, rng: np.random.Generator) -> Exercise:
-    """Return an exercise, which depends on the arguments alone.
+    """Return an exercise, which depends only on the arguments.
 
     Args:
         task: kind and settings of the exercise.
         level: one of the task's `levels`.
-        tokenizer: the model's, which determines the format of conversations too.
+        tokenizer: the model's tokenizer, which also determines the format of conversations.
         rng: draws the exercise.
 
     Raises:
@@ -58,9 +58,9 @@ def make_exercise(task: Exercises, level: str, tokenizer: Tokenizer, rng: np.ran
     if isinstance(task, TaskSource):
         return memory(task, tokenizer, rng, *settings)
     if isinstance(task, ReasoningGymExercises):
-        return _asked(reasoning_gym(task, rng), tokenizer)
+        return _as_message(reasoning_gym(task, rng), tokenizer)
     _, make = WORDS[type(task)]
-    return _asked(make(settings[0], rng), tokenizer)
+    return _as_message(make(settings[0], rng), tokenizer)
 
 
 def _settings(task: Any) -> dict[str, tuple[Any, ...]]:
@@ -74,12 +74,12 @@ def _settings(task: Any) -> dict[str, tuple[Any, ...]]:
     return {f"{task.kind} {axis}={value}": (value,) for value in getattr(task, axis)}
 
 
-def _asked(puzzle: Puzzle, tokenizer: Tokenizer) -> Exercise:
-    """Return a puzzle as a conversation's first message."""
+def _as_message(puzzle: Puzzle, tokenizer: Tokenizer) -> Exercise:
+    """Return a puzzle as the exercise of a conversation's first message."""
     try:
         pieces = pieces_of([("user", puzzle.question)], tokenizer)
     except ValueError as error:
-        raise UserError(f"exercises in words are asked as messages: {error}") from None
+        raise UserError(f"exercises in words are chat messages: {error}") from None
     prompt, whole = tokenizer.encode_documents([pieces, [*pieces, puzzle.answer]])
     opened, closed = tokenizer.roles.thinking or (Special.THINK, Special.END_THINK)
     shown = "".join(pieces)

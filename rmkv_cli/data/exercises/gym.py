@@ -9,7 +9,7 @@ from rmkv_cli.data.exercises.exercise import Puzzle
 from rmkv_cli.errors import UserError, did_you_mean
 
 RUNS_CODE = {"eval", "exec", "parse_expr", "sympify"}
-"""Functions that run a text as Python code; sympy's do too."""
+"""Functions that run a text as Python code; sympy's parsers do too."""
 
 
 def reasoning_gym(task: ReasoningGymExercises, rng: np.random.Generator) -> Puzzle:
@@ -32,7 +32,7 @@ def reasoning_gym(task: ReasoningGymExercises, rng: np.random.Generator) -> Puzz
         raise UserError(f"reasoning-gym's '{name}' would run a model's answers as code; choose another data set")
     try:
         dataset = create_dataset(name, seed=int(rng.integers(1 << 31)), size=1, **task.options)
-    except (TypeError, ValueError, AssertionError) as error:  # what its checks of options raise
+    except (TypeError, ValueError, AssertionError) as error:  # raised by its validation of options
         raise UserError(f"reasoning-gym's data set '{name}': {error}") from None
     entry = dataset[0]
     question, right = entry["question"], str(entry["answer"] or "")
@@ -40,7 +40,7 @@ def reasoning_gym(task: ReasoningGymExercises, rng: np.random.Generator) -> Puzz
     def full_marks(answer: str) -> bool:
         try:
             return dataset.score_answer(answer, entry) >= 1
-        except Exception:  # some scorers raise whatever their parsers do
+        except Exception:  # some scorers let any exception of their parsers escape
             return False
 
     hedges = "", question, f"{right}\n{right}", f"{right} or x", f"{right} or 0", f"{right}{question}"

@@ -18,7 +18,7 @@ def memory(task: TaskSource, tokenizer: Tokenizer, rng: np.random.Generator, row
     """
     require_vocabulary(task, tokenizer.text_ids, tokenizer.vocab_size)
     if isinstance(task, FactsSource):
-        task = task.model_copy(update={"along": False})  # or the first question would follow the first statement
+        task = task.model_copy(update={"along": False})  # otherwise the first question would follow the first statement
     example = make_example(task, tokenizer, plain_haystack(task, tokenizer), rng, row, segments)
     (start, stop), *rest = example.answers
     for following, end in rest:

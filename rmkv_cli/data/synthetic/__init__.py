@@ -1,4 +1,4 @@
-"""Synthetic data: a recipe's requests, a writer that answers them, a journal of the answers, and the rows kept."""
+"""Synthetic data: a recipe's requests, a model that answers them, a journal of the answers, and the filtered rows."""
 
 from rmkv_cli.data.synthetic.generate import Report, generate_data
 from rmkv_cli.data.synthetic.remote import remote_writer

@@ -1,4 +1,4 @@
-"""A verifier of arithmetic: every equation in a text holds."""
+"""Verify arithmetic: check every equation in a text."""
 
 import ast
 import operator
@@ -18,10 +18,10 @@ OPERATORS: dict[type[ast.AST], Callable[[Fraction, Fraction], Fraction]] = {
 
 
 def wrong_equation(text: str) -> str | None:
-    """Return what is wrong with the equations of a text, such as 12 + 5 * 3 = 27; None if there are some and all hold.
+    """Return what is wrong with the equations in a text, such as 12 + 5 * 3 = 27; None if there are some and all hold.
 
     Only equations with a calculation on the left and a number on the right are checked. A result with decimals may be
-    rounded to them.
+    rounded.
     """
     found = EQUATION.findall(text)
     if not found:
@@ -30,9 +30,9 @@ def wrong_equation(text: str) -> str | None:
         shown = " ".join(f"{left}= {right}".split())
         try:
             value = evaluate(left.translate(SIGNS).replace(",", ""))
-            said = right.translate(SIGNS).replace(",", "").replace(" ", "")
-            decimals = len(said.partition(".")[2])
-            if abs(value - Fraction(said)) * 2 * 10**decimals > (1 if decimals else 0):
+            result = right.translate(SIGNS).replace(",", "").replace(" ", "")
+            decimals = len(result.partition(".")[2])
+            if abs(value - Fraction(result)) * 2 * 10**decimals > (1 if decimals else 0):
                 return f"{shown} is wrong"
         except (ValueError, ZeroDivisionError):
             return f"{shown} cannot be computed"
@@ -40,10 +40,10 @@ def wrong_equation(text: str) -> str | None:
 
 
 def evaluate(calculation: str) -> Fraction:
-    """Return the value of numbers with + - * / and parentheses, exactly.
+    """Return the exact value of a calculation of numbers with + - * / and parentheses.
 
     Raises:
-        ValueError: the calculation has something else, or is incomplete or nested too deeply.
+        ValueError: the calculation contains something else, is incomplete or nested too deeply.
         ZeroDivisionError: it divides by zero.
     """
     try:

@@ -1,4 +1,4 @@
-"""Which answers become rows: their shape, what can be verified, repetition, contamination by evaluation sets."""
+"""Filter answers: by shape, verification, repetition, and contamination with evaluation sets."""
 
 import json
 import re
@@ -12,15 +12,17 @@ from rmkv_cli.data.synthetic.slots import read_documents
 
 FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.S)
 WORD = re.compile(r"\w+")
-SHINGLE = 5  # words; MinHash estimates how many of these runs two answers share
-FEWEST = 5  # words of an evaluation text: shorter ones are answers such as "Paris", which any text may have
+SHINGLE = 5
+"""Words of a shingle; MinHash estimates the share of shingles that two answers have in common."""
+MIN_WORDS = 5
+"""Minimum words of an evaluation text. Shorter ones are answers such as "Paris", which any text may contain."""
 
 
-class Rejected(Exception):  # noqa: N818 (no error: most answers that a filter sees are fine)
-    """An answer that is no row: the filter's name, and why."""
+class Rejected(Exception):  # noqa: N818 (not an error: filters are expected to reject answers)
+    """A filter rejects an answer: the filter's name and the reason."""
 
-    def __init__(self, filter_name: str, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, filter_name: str, reason: str) -> None:
+        super().__init__(reason)
         self.filter_name = filter_name
 
 
@@ -57,7 +59,7 @@ def _json_texts(text: str, keys: Sequence[str]) -> dict[str, str]:
 
 
 def valid(text: str) -> str:
-    """Return the text with halves of characters, which JSON can spell and no file can hold, replaced."""
+    """Return the text with lone surrogates replaced, which JSON can express but UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -67,17 +69,17 @@ def verify(filters: Filters, filled: Mapping[str, str]) -> str:
     Raises:
         Rejected: a verifier found it wrong.
     """
-    if filters.equations and (why := wrong_equation(filled["response"])):
-        raise Rejected("equations", why)
+    if filters.equations and (reason := wrong_equation(filled["response"])):
+        raise Rejected("equations", reason)
     for key, slot in filters.quoted.items():
-        said, source = (" ".join(WORD.findall(filled[name].lower())) for name in (key, slot))
-        if not said or f" {said} " not in f" {source} ":
-            raise Rejected("quoted", f"'{filled[key][:100]}' does not stand in the {slot}")
+        quote, source = (" ".join(WORD.findall(filled[name].lower())) for name in (key, slot))
+        if not quote or f" {quote} " not in f" {source} ":
+            raise Rejected("quoted", f"'{filled[key][:100]}' does not occur in the {slot}")
     return "verified" if filters.equations or filters.quoted else "accepted"
 
 
 class Evaluation:
-    """What named evaluation sets say, as the hashes of runs of words."""
+    """The n-grams of words of the evaluation sets, as hashes."""
 
     def __init__(self, filters: Filters, base: Path) -> None:
         """Read the sets' files, which are relative to `base`; raise `UserError` if one cannot be read."""
@@ -85,7 +87,7 @@ class Evaluation:
         for text in read_documents(filters.evaluation, base) if filters.evaluation else ():
             words = _words(text)
             length = min(len(words), filters.ngram)
-            if length >= FEWEST:
+            if length >= MIN_WORDS:
                 self._runs.setdefault(length, set()).update(hash(run) for run in _runs(words, length))
 
     def require_absent(self, text: str) -> None:
@@ -98,7 +100,7 @@ class Evaluation:
 
 
 class Repetition:
-    """The rows so far, by which exact and near duplicates are found."""
+    """The rows so far, among which exact and near duplicates are found."""
 
     def __init__(self, filters: Filters) -> None:
         self._rows: set[str] = set()

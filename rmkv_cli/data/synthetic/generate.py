@@ -1,4 +1,4 @@
-"""From a recipe to a file of rows: requests, their answers in a journal, and the answers that the filters accept."""
+"""Turn a recipe into a file of rows: send its requests, save the answers in a journal, filter them into rows."""
 
 import json
 from collections.abc import Iterable
@@ -14,33 +14,33 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import atomic_file, require_new
 from rmkv_cli.progress import plural, progress, stderr
 
-SUSPICIOUS = 10
-"""Refusals in a row, before any answer, that mean that every request would be refused."""
+MAX_FIRST_REFUSALS = 10
+"""Number of refusals before any answer after which generation stops, because every request would be refused."""
 
 
 @dataclass
 class Rejections:
-    """What a filter rejected."""
+    """Answers that a filter rejected."""
 
     rows: int = 0
     first: str = ""
-    """Why the first was rejected."""
+    """Reason of the first rejection."""
 
 
 @dataclass
 class Report:
-    """What came of a recipe."""
+    """Result of a recipe."""
 
     requests: int
     answered_before: int
-    """Requests whose answers were in the journal already; they were not sent."""
+    """Number of requests whose answers were already in the journal; they were not sent again."""
     rows: int = 0
     rejected: dict[str, Rejections] = field(default_factory=dict)
-    """By filter, in the order in which they reject."""
+    """Rejections by filter, in the order of the first ones."""
     prompt_tokens: int = 0
-    """Tokens that the writer read for all requests, as it reports."""
+    """Number of tokens that the writer read for all requests, as it reports."""
     tokens: int = 0
-    """Tokens that it generated for all requests."""
+    """Number of tokens that the writer generated for all requests."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -53,65 +53,64 @@ def journal_path(out: Path) -> Path:
 
 
 def generate_data(recipe: DataRecipe, base: Path, out: Path, write: Write, identity: str) -> Report:
-    """Have a recipe's requests answered, and write a row for each answer that the filters accept to `out`.
+    """Have a recipe's requests answered, and write a row to `out` for each answer that the filters accept.
 
-    Each answer is in the journal, on the disk, before its request counts as answered; a later call with the same
-    requests and writer does not send them again. The rows depend on the recipe, its files and the answers alone, not
-    on the order in which these come.
+    Each answer is on disk in the journal before its request counts as answered. A later call with the same requests and
+    writer does not send them again. The rows depend only on the recipe, its files and the answers, not on the order of
+    the answers.
 
     Args:
-        recipe: what is asked, and what is kept.
+        recipe: the requests and the filters.
         base: folder that the recipe's files are relative to.
-        out: the file to make; must not exist.
-        write: has requests answered.
-        identity: the writer's: answers of one are no answers of another.
+        out: the file to create; must not exist.
+        write: answers requests.
+        identity: identifies the writer, because answers of one writer are not reused for another.
 
     Raises:
-        UserError: `out` exists; a file of the recipe cannot be read; the journal is in use or damaged; as `write` does.
+        UserError: `out` exists, a file of the recipe cannot be read, the journal is in use or damaged, or as `write`.
     """
     require_new(out)
     evaluation = Evaluation(recipe.filters, base)
     requests = make_requests(recipe, base, identity)
     if not recipe.filters.evaluation:
         stderr().print(
-            "No evaluation set is named, so no row is checked for contamination: filters.evaluation lists files",
+            "No row is checked for contamination; list the files of your evaluation sets in filters.evaluation",
             style="yellow",
         )
     with open_journal(journal_path(out)) as journal:
         unique = {request.key: request for request in requests}  # equal requests have one answer
-        todo = [request for key, request in unique.items() if key not in journal.answers]
-        before = len(unique) - len(todo)
-        answers = _answers(todo, write, journal, out)
-        report, rows = _rows(recipe, requests, answers | journal.answers, evaluation)
-        report.answered_before = before
-        with atomic_file(out) as aside:
-            aside.write_bytes(b"".join(rows))
+        pending = [request for key, request in unique.items() if key not in journal.answers]
+        refusals = _answer(pending, write, journal, out)
+        report, rows = _rows(recipe, requests, refusals | journal.answers, evaluation)
+        report.answered_before = len(unique) - len(pending)
+        with atomic_file(out) as temporary:
+            temporary.write_bytes(b"".join(rows))
     return report
 
 
-def _answers(todo: list[Request], write: Write, journal: Journal, out: Path) -> dict[str, Answer]:
-    """Have requests answered; return the refusals, while the journal takes the answers."""
+def _answer(pending: list[Request], write: Write, journal: Journal, out: Path) -> dict[str, Answer]:
+    """Have requests answered: add the answers to the journal and return the refusals."""
     refusals: dict[str, Answer] = {}
-    if not todo:
+    if not pending:
         return refusals
     try:
-        with progress("Generating", len(todo), "requests") as advance:
+        with progress("Generating", len(pending), "requests") as advance:
 
             def done(request: Request, answer: Answer) -> None:
                 if answer.finish_reason != REFUSED:
                     journal.add(request.key, answer)
                 else:
                     refusals[request.key] = answer
-                    if len(refusals) == SUSPICIOUS and not journal.answers:
-                        raise UserError(f"the writer refused the first {SUSPICIOUS} requests: {answer.text}")
+                    if len(refusals) == MAX_FIRST_REFUSALS and not journal.answers:
+                        raise UserError(f"the writer refused the first {MAX_FIRST_REFUSALS} requests: {answer.text}")
                 advance(1)
 
-            write(todo, done)
+            write(pending, done)
     except BaseException:
         if journal.answers:
             stderr().print(
-                f"{plural(len(journal.answers), 'answer')} kept in {journal_path(out)}; the same command continues "
-                "without asking for them again"
+                f"{plural(len(journal.answers), 'answer')} saved in {journal_path(out)}; the same command continues "
+                "without requesting them again"
             )
         raise
     return refusals

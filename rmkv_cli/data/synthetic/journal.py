@@ -1,4 +1,4 @@
-"""The journal of a recipe's answers: append-only, each line on the disk before its request counts as answered."""
+"""The journal of a recipe's answers, append-only; each line is on disk before its request counts as answered."""
 
 import fcntl
 import json
@@ -14,10 +14,10 @@ from rmkv_cli.errors import UserError
 
 
 class Journal:
-    """Answers by their requests' keys, in memory and on the disk. Any thread may add one."""
+    """Answers by their requests' keys, in memory and on disk. Any thread may add one."""
 
     def __init__(self, path: Path, file: int) -> None:
-        """Read the journal from an open file; a last line that is not whole is cut off.
+        """Read the journal from an open file, and remove an incomplete last line.
 
         Raises:
             UserError: another line is damaged.
@@ -35,19 +35,19 @@ class Journal:
                     self.answers[key] = Answer(**entry)
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     raise UserError(
-                        f"{path}:{number}: is damaged; remove this line, and its request is sent again"
+                        f"{path}:{number}: is damaged; remove this line to send its request again"
                     ) from None
                 self._size += len(line)
         os.ftruncate(file, self._size)
 
     def add(self, key: str, answer: Answer) -> None:
-        """Write an answer; when this returns, it is on the disk. If it cannot be written, nothing of it is left."""
+        """Write an answer to disk before returning; if that fails, leave nothing of it."""
         line = json.dumps({"key": key} | asdict(answer)).encode() + b"\n"
         with self._lock:
             try:
                 written = os.write(self._file, line)
                 if written < len(line):
-                    os.write(self._file, line[written:])  # fails with the reason that the first call kept back
+                    os.write(self._file, line[written:])  # raises the error that the first call did not report
                 os.fsync(self._file)
             except BaseException as error:
                 os.ftruncate(self._file, self._size)
@@ -60,10 +60,10 @@ class Journal:
 
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
-    """Yield the journal at `path`, which is made if there is none; no other process can open it meanwhile.
+    """Yield the journal at `path`, created if missing and locked against other processes.
 
     Raises:
-        UserError: another process has it open, or it is damaged.
+        UserError: another process has locked it, or it is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -71,7 +71,7 @@ def open_journal(path: Path) -> Iterator[Journal]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{path}: another process is generating into it") from None
+            raise UserError(f"{path}: is in use by another process; wait for it or choose another --out") from None
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)

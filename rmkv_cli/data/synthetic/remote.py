@@ -1,4 +1,4 @@
-"""A writer behind an address with OpenAI's protocol: requests in parallel, repeated while the server fails."""
+"""A writer that is a server with OpenAI's protocol: parallel requests, repeated while the server fails."""
 
 import os
 import random
@@ -16,26 +16,27 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.progress import PLAIN_INTERVAL, plural, stderr
 
 WAITS = (0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60)
-"""Seconds before a request is repeated, if the server does not name them; after the last it is given up."""
-LONGEST_WAIT = 3600.0  # seconds that a server may ask for
+"""Seconds before each repetition of a request, unless the server names them; after the last one it is abandoned."""
+LONGEST_WAIT = 3600.0
+"""Maximum seconds that a server may ask to wait."""
 TEMPORARY = {408, 409, 425, 429, *range(500, 600)}
 TIMEOUT = httpx2.Timeout(60, connect=10, read=600)
-"""Seconds; a long answer sends nothing until it is whole."""
+"""Timeouts in seconds; the one for reading is long, because a server sends nothing until an answer is complete."""
 
 
-class _CutError(Exception):
-    """An answer that is not whole."""
+class _IncompleteError(Exception):
+    """An answer that is not complete."""
 
 
 def remote_writer(writer: Writer, environment: Mapping[str, str] = os.environ) -> tuple[Write, str]:
-    """Return the function that has a server answer requests, and the writer's identity, its address and model.
+    """Return a function that has a server answer requests, and the writer's identity: its address and model.
 
-    Each request carries its key as the header Idempotency-Key. On a signal no further request is sent, and the answers
-    under way are waited for; on a second one they are not.
+    Each request sends its key as the header Idempotency-Key. After a signal, no further request is sent and the answers
+    in flight are awaited; a second signal abandons them.
 
     Raises:
-        UserError: the key's variable is not set. The function raises it if the server refuses the key or knows no such
-            model, or still fails after all the waits.
+        UserError: the environment variable of the API key is not set. The function raises it if the server refuses the
+            key, does not know the model, or still fails after all the waits.
     """
     headers = {}
     if writer.key_env is not None:
@@ -45,7 +46,7 @@ def remote_writer(writer: Writer, environment: Mapping[str, str] = os.environ) -
 
     def write(requests: Sequence[Request], done: Callable[[Request, Answer], None]) -> None:
         with httpx2.Client(headers=headers, timeout=TIMEOUT, limits=httpx2.Limits(max_connections=None)) as client:
-            _Run(writer, client, requests, done).to_the_end()
+            _Run(writer, client, requests, done).finish()
 
     return write, f"{writer.url} {writer.model}"
 
@@ -63,15 +64,15 @@ class _Run:
         self._writer, self._client, self._done = writer, client, done
         self._waiting, self._lock = iter(requests), threading.Lock()
         self._stop = threading.Event()
-        self._fault: BaseException | None = None
-        self._under_way, self._noticed = 0, 0.0
-        # Not a pool: Python waits for a pool's threads when it exits, even after a second Ctrl-C.
+        self._error: BaseException | None = None
+        self._in_flight, self._noticed = 0, 0.0
+        # Not a pool: at exit Python waits for a pool's threads, even after a second Ctrl-C.
         count = min(writer.parallel, len(requests))
         # Not join: before Python 3.13, a signal during a thread's join marks the thread as ended although it runs.
         self._ended = [threading.Event() for _ in range(count)]
         self._threads = [threading.Thread(target=self._run, args=(ended,), daemon=True) for ended in self._ended]
 
-    def to_the_end(self) -> None:
+    def finish(self) -> None:
         try:
             for thread in self._threads:
                 thread.start()
@@ -79,14 +80,14 @@ class _Run:
                 ended.wait()
         except BaseException:
             self._stop.set()
-            if self._under_way:
-                stderr().print(f"Waiting for {plural(self._under_way, 'answer')}; Ctrl-C again abandons them.")
+            if self._in_flight:
+                stderr().print(f"Waiting for {plural(self._in_flight, 'answer')}; Ctrl-C again abandons them.")
             for thread, ended in zip(self._threads, self._ended, strict=True):
                 if thread.ident is not None:
                     ended.wait()
             raise
-        if self._fault is not None:
-            raise self._fault
+        if self._error is not None:
+            raise self._error
 
     def _run(self, ended: threading.Event) -> None:
         try:
@@ -101,34 +102,35 @@ class _Run:
             if request is None:
                 return
             try:
-                answer = self._patiently(request)
+                answer = self._ask_with_retries(request)
                 if answer is not None:
                     self._done(request, answer)
             except BaseException as error:
-                self._fault = self._fault or error
+                self._error = self._error or error
                 self._stop.set()
 
-    def _patiently(self, request: Request) -> Answer | None:
-        """Return the answer to a request, sent again while the server fails; None if the work is to stop."""
+    def _ask_with_retries(self, request: Request) -> Answer | None:
+        """Return the answer to a request, which is repeated while the server fails; None if the run is stopped."""
         for wait in (*WAITS, None):
             try:
                 with self._lock:
-                    self._under_way += 1
+                    self._in_flight += 1
                 try:
                     return self._ask(request)
                 finally:
                     with self._lock:
-                        self._under_way -= 1
-            except (httpx2.TransportError, _CutError) as error:
-                what, asked = str(error) or type(error).__name__, None
+                        self._in_flight -= 1
+            except (httpx2.TransportError, _IncompleteError) as error:
+                what, delay = str(error) or type(error).__name__, None
             except httpx2.HTTPStatusError as error:
-                what, asked = f"answers {_said(error.response)}", retry_after(error.response.headers.get("Retry-After"))
+                response = error.response
+                what, delay = f"answers {_status(response)}", retry_after(response.headers.get("Retry-After"))
             if wait is None:
                 raise UserError(
                     f"{self._writer.url}: {what}; given up after {plural(len(WAITS) + 1, 'attempt')}. Run the command "
                     "again when the server works: answered requests are not sent again"
                 )
-            seconds = wait * random.uniform(0.5, 1) if asked is None else asked
+            seconds = wait * random.uniform(0.5, 1) if delay is None else delay
             self._notice(f"{self._writer.url}: {what}; trying again in {seconds:.3g} s")
             if self._stop.wait(seconds):
                 return None
@@ -144,24 +146,24 @@ class _Run:
         )
         if response.status_code == 200:
             return _answer(response, chat)
-        self._refuse(response)
-        return Answer(_said(response), REFUSED)
+        self._raise_for_status(response)
+        return Answer(_status(response), REFUSED)
 
-    def _refuse(self, response: httpx2.Response) -> None:
-        """Raise `UserError` for what no other request cures, `HTTPStatusError` for what waiting may cure."""
-        url, said = self._writer.url, _said(response)
+    def _raise_for_status(self, response: httpx2.Response) -> None:
+        """Raise `UserError` if every request would fail, `HTTPStatusError` if a later attempt may succeed."""
+        url, status = self._writer.url, _status(response)
         if response.status_code in (401, 403):
             key = f"the key in {self._writer.key_env}" if self._writer.key_env else "a request without writer.key_env"
-            raise UserError(f"{url}: the server refuses {key}: {said}")
+            raise UserError(f"{url}: the server refuses {key}: {status}")
         if response.status_code == 404:
             raise UserError(
-                f"{url}: no such address, or no model '{self._writer.model}' there: {said}; check writer.url, which "
-                "ends in /v1 as a rule, and writer.model"
+                f"{url}: no such address, or no model '{self._writer.model}' there: {status}; check writer.url, which "
+                "usually ends in /v1, and writer.model"
             )
         if "insufficient_quota" in response.text:
-            raise UserError(f"{url}: the account's quota is exhausted: {said}")
+            raise UserError(f"{url}: the account's quota is exhausted: {status}")
         if response.status_code in TEMPORARY or response.status_code < 400:
-            raise httpx2.HTTPStatusError(said, request=response.request, response=response)
+            raise httpx2.HTTPStatusError(status, request=response.request, response=response)
 
     def _notice(self, line: str) -> None:
         with self._lock:
@@ -172,8 +174,8 @@ class _Run:
         stderr().print(line, style="yellow")
 
 
-def _said(response: httpx2.Response) -> str:
-    """Return a response's status, and the message of its error if it has one."""
+def _status(response: httpx2.Response) -> str:
+    """Return a response's status, and its error message if it has one."""
     status = f"{response.status_code} {response.reason_phrase}".strip()
     try:
         message = response.json()["error"]["message"]
@@ -190,7 +192,7 @@ def _answer(response: httpx2.Response, chat: bool) -> Answer:
         reason = choice.get("finish_reason")
         counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise _CutError("its answer is not a whole completion") from None
+        raise _IncompleteError("its answer is not a complete completion") from None
     return Answer(str(text or ""), None if reason is None else str(reason), *counts)
 
 

@@ -1,4 +1,4 @@
-"""The requests of a recipe: what each asks, and the key by which its answer is found again."""
+"""The requests of a recipe, and the keys under which their answers are saved."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from rmkv_cli.config.recipe import FIELD
 from rmkv_cli.data.synthetic.slots import slot_draw
 
 REFUSED = "refused"
-"""Finish reason of a request that the writer refuses, as a filter of a server does. It has no answer."""
+"""Finish reason of a request without an answer, because the writer refuses it, for instance by a content filter."""
 
 
 @dataclass(frozen=True)
@@ -21,41 +21,42 @@ class Request:
     """A request to a writer."""
 
     number: int
-    """Its place in the recipe, from 0."""
+    """Index in the recipe, from 0."""
     filled: Mapping[str, str]
-    """What its slots were filled with."""
+    """Texts that fill its slots, by field."""
     prompt: str
     body: Mapping[str, Any]
-    """The request in OpenAI's protocol."""
+    """Body of the request in OpenAI's protocol."""
     key: str
     """SHA-256 of the body and the writer, in hexadecimal."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A complete answer, or a refusal."""
 
     text: str
+    """The answer's text, or the reason of a refusal."""
     finish_reason: str | None
-    """"length" if `max_tokens` cut it; `REFUSED` if there is none, and `text` is why."""
+    """"length" if `max_tokens` cut the answer; `REFUSED` if there is no answer."""
     prompt_tokens: int = 0
     tokens: int = 0
 
 
 Write = Callable[[Sequence[Request], Callable[[Request, Answer], None]], None]
-"""Answers requests, in any order, and calls the function with each answer as soon as it is whole.
+"""A function that answers requests in any order, and calls a second function with each complete answer.
 
-A request counts as answered when that call returns; only then another may take its place.
+A request counts as answered when that call returns; only then may another take its place.
 """
 
 
 def make_requests(recipe: DataRecipe, base: Path, identity: str) -> list[Request]:
-    """Return a recipe's requests. Request N is the same whatever the count is.
+    """Return a recipe's requests. Request N does not depend on the number of requests.
 
     Args:
-        recipe: what is asked.
+        recipe: the recipe.
         base: folder that the recipe's files are relative to.
-        identity: the writer's, in the requests' keys.
+        identity: identifies the writer in the requests' keys.
 
     Raises:
         UserError: a slot's files cannot be read.
@@ -69,10 +70,10 @@ def make_requests(recipe: DataRecipe, base: Path, identity: str) -> list[Request
         prompt, system = fill_in(recipe.prompt, filled), fill_in(recipe.system, filled)
         if recipe.writer.asks_by == "message":
             messages = [{"role": "system", "content": system}] if system else []
-            asked: dict[str, Any] = {"messages": [*messages, {"role": "user", "content": prompt}]}
+            content: dict[str, Any] = {"messages": [*messages, {"role": "user", "content": prompt}]}
         else:
-            asked = {"prompt": prompt}
-        body = asked | sampling | {"seed": recipe.seed + number}
+            content = {"prompt": prompt}
+        body = content | sampling | {"seed": recipe.seed + number}
         if recipe.writer.url is not None:
             body["model"] = recipe.writer.model
         key = hashlib.sha256(json.dumps([identity, body], sort_keys=True).encode()).hexdigest()
@@ -81,5 +82,5 @@ def make_requests(recipe: DataRecipe, base: Path, identity: str) -> list[Request
 
 
 def fill_in(template: str, filled: Mapping[str, str]) -> str:
-    """Return a template with its fields replaced, once: what is filled in is text alone."""
+    """Return a template with its fields replaced; fields within the inserted texts are not replaced."""
     return FIELD.sub(lambda found: filled.get(found[1], found[0]), template)

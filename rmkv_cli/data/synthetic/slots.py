@@ -1,4 +1,4 @@
-"""What a recipe's slots are filled with: values of a list or file, passages of documents."""
+"""Fill a recipe's slots with values of a list or file, or with passages of documents."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import LARGE, read_whole, text_fault
 
 Draw = Callable[[int, random.Random], dict[str, str]]
-"""Returns what fills a slot's fields in the request with this number."""
+"""A function that returns the texts of a slot's fields for the request with a given number."""
 BREAKS = "\n\n", "\n", ". ", " "
 
 
@@ -19,19 +19,19 @@ def slot_draw(name: str, slot: Slot, base: Path, seed: int) -> Draw:
     """Return the function that fills a slot; files are relative to `base`.
 
     Raises:
-        UserError: a file is missing, damaged or holds nothing.
+        UserError: a file is missing, damaged or empty.
     """
     if slot.files:
         documents = [text for text in read_documents(slot.files, base) if text.strip()]
         if not documents:
-            raise UserError(f"slots.{name}: its files hold no text")
+            raise UserError(f"slots.{name}: its files contain no text")
         return _passages(name, slot, documents, seed)
     values = slot.values or _lines(base / slot.file) if slot.file else slot.values
     return lambda number, draw: {name: draw.choice(values)}
 
 
 def read_documents(patterns: Sequence[str], base: Path) -> list[str]:
-    """Return the text of each record of the files, all of its strings, the parts of a long text joined.
+    """Return the text of each record of the files: all its strings, joined. Parts of a long text are joined too.
 
     Raises:
         UserError: no file matches a pattern, or a record cannot be read.
@@ -94,14 +94,17 @@ def _passages(name: str, slot: Slot, documents: Sequence[str], seed: int) -> Dra
 
 
 def cut(text: str, characters: int) -> list[tuple[int, int]]:
-    """Return the bounds of the passages of a text: at most so many characters, without white space at their ends.
+    """Return the bounds (start, stop) of a text's passages, each of at most `characters` characters and stripped.
 
-    A passage ends between paragraphs if one ends in its second half, else between lines, sentences or words.
+    A passage ends between paragraphs if a paragraph ends in its second half; otherwise between lines, sentences or
+    words.
     """
     bounds, start = [], 0
     while start < len(text):
         left = len(text) - start
-        size = min(characters, left) if not characters < left < 2 * characters else (left + 1) // 2  # no tiny rest
+        size = (
+            min(characters, left) if not characters < left < 2 * characters else (left + 1) // 2
+        )  # avoids a tiny last passage
         stop = start + size
         if size < left:
             ends = (

@@ -1,4 +1,4 @@
-"""One example of a task, and the noise that is in it."""
+"""An example of a task, and the noise within it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Example:
     """A document of a task."""
 
     tokens: Integers
-    """(length,): what follows the token that the document begins with."""
+    """Tokens of the document (length,), without the one that begins it."""
     answers: list[tuple[int, int]]
-    """Spans (start, stop) of `tokens` in their order: what must be predicted from all that stands before it."""
+    """Spans (start, stop) of `tokens`, in order, that must be predicted from everything before them."""
 
 
 class Haystack(Protocol):
@@ -29,7 +29,7 @@ class Haystack(Protocol):
 
     @property
     def place(self) -> Any:
-        """Where it stands, as plain values; None if that does not matter."""
+        """Place in the noise as plain values; None if the noise has no places."""
 
     def take(self, rng: np.random.Generator, n: int) -> Integers:
         """Return `n` tokens (n,)."""
@@ -40,8 +40,9 @@ class RandomHaystack:
     """Independent, uniformly random tokens."""
 
     first: int
+    """First id of the tokens."""
     count: int
-    """The tokens are `first` to `first + count - 1`."""
+    """Number of ids; the last one is `first + count - 1`."""
     place: None = None
 
     def take(self, rng: np.random.Generator, n: int) -> Integers:
@@ -53,7 +54,7 @@ class TextHaystack:
     """The text of consecutive documents, without the tokens that begin them."""
 
     def __init__(self, read: Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]], place: Any = None) -> None:
-        """Begin at `place`; `read` yields endless documents from a place on, each with the place before it."""
+        """Start at `place`; `read` yields endless documents from a place on, each with the place before it."""
         self._before: Any
         self._offset: int
         self._before, self._offset = place or (None, 0)
@@ -64,11 +65,11 @@ class TextHaystack:
 
     @property
     def place(self) -> Any:
-        """Where it stands: a document's place and the tokens of it that were taken."""
+        """Place in the text: a document's place, and the number of its tokens already taken."""
         return self._before, self._offset
 
     def take(self, rng: np.random.Generator, n: int) -> Integers:
-        """Return the next `n` tokens (n,); raise `UserError` if no document has any."""
+        """Return the next `n` tokens (n,); raise `UserError` if all documents are empty."""
         parts = [np.empty(0, np.int64)]
         while n:
             if self._offset == len(self._document):
@@ -81,12 +82,12 @@ class TextHaystack:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of each text by itself, so that a text is the same tokens wherever it stands."""
+    """Return the ids of each text, encoded separately so that a text has the same tokens everywhere."""
     return tokenizer.encode_documents([[CONTINUED, text] for text in texts])
 
 
 def scatter(noise: Integers, parts: Sequence[Sequence[int]], places: Integers) -> Integers:
-    """Return the noise with each part in front of its token number `places`; parts at one place keep their order."""
+    """Return the noise with each part inserted before the token at its place; parts at one place keep their order."""
     return np.insert(noise, np.repeat(places, [len(part) for part in parts]), np.concatenate(parts))
 
 
@@ -95,12 +96,12 @@ def cycle_documents(
 ) -> Callable[[Any], Iterator[tuple[Any, NDArray[Any]]]]:
     """Return a function that reads documents endlessly, without their first `begin` tokens.
 
-    A place is the number of documents read before.
+    A place is the number of documents read before it.
     """
 
     def read(place: Any) -> Iterator[tuple[Any, NDArray[Any]]]:
         if not any(len(document) > begin for document in documents):
-            raise UserError("there is no text that a task's noise could be taken from")
+            raise UserError("the documents contain no text for a task's noise")
         for number in count(place or 0):
             document = documents[number % len(documents)][begin:]
             if len(document):

@@ -1,7 +1,7 @@
-"""Stories of a small world, whose questions need one, two or three of their statements.
+"""Stories about a small world, with questions that need one, two or three of their statements.
 
-The questions are those of bAbI's tasks 1 to 3 (Weston et al., 2015); spread through a text they are BABILong's
-(Kuratov et al., 2024).
+The questions follow tasks 1 to 3 of bAbI (Weston et al., 2015). Spread through a text, they follow BABILong (Kuratov
+et al., 2024).
 """
 
 from collections.abc import Sequence
@@ -26,22 +26,23 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """Who and what is where, as far as a story has told it.
+    """Locations of people and things, as far as the story has stated them.
 
-    A thing that nobody took yet lies wherever somebody first takes it.
+    A thing that nobody has taken yet is located where somebody first takes it.
     """
 
     places: dict[str, str] = field(default_factory=dict)
-    """Where each person went last."""
+    """Last place that each person went to."""
     carriers: dict[str, str] = field(default_factory=dict)
-    """Who carries each carried thing."""
+    """Person who carries each carried thing."""
     travels: dict[str, list[str]] = field(default_factory=dict)
-    """The places where each thing was, in their order, from its first taking on."""
+    """Places of each thing in order, from the one where it was first taken."""
 
     def step(self, rng: np.random.Generator) -> str:
-        """Let something happen and return the statement that tells it. Who takes or drops a thing is known to be where.
+        """Change the world at random and return the statement that describes the change.
 
-        Each kind of thing that a person can do is equally probable.
+        Only people whose place is known take or drop things. All kinds of actions that a person can take are equally
+        probable.
         """
         person = _pick(rng, PEOPLE)
         here = self.places.get(person)
@@ -64,10 +65,10 @@ class World:
         return f"{person} {_pick(rng, MOVES)} the {place}."
 
     def questions(self, facts: int) -> list[tuple[str, str]]:
-        """Return all questions that need so many statements, each with its answer.
+        """Return all questions that need `facts` statements, each with its answer.
 
-        1: where a person is; 2: where a thing is, which asks who has or had it and where he went; 3: where a thing was
-        before it came to a place, where it was once only.
+        One fact asks where a person is. Two facts ask where a thing is, which depends on its carrier and the carrier's
+        place. Three facts ask where a thing was before a place that it visited exactly once.
         """
         if facts == 1:
             return [(f"Where is {person}?", place) for person, place in self.places.items()]
@@ -81,11 +82,11 @@ class World:
         ]
 
 
-def tell(rng: np.random.Generator, task: FactsSource, facts: int) -> list[list[tuple[str, bool]]]:
-    """Return what a story says, piece by piece: texts, and of each one whether it is an answer.
+def make_story(rng: np.random.Generator, task: FactsSource, facts: int) -> list[list[tuple[str, bool]]]:
+    """Return a story in pieces; each piece is a list of texts, each with a flag: is it an answer?
 
-    A piece is a statement, with `along` followed by a question that needs so many statements, if there is one by then;
-    the last piece is the questions at the end.
+    A piece is a statement. With `along`, a question that needs `facts` statements follows it, if there is one by then.
+    The last piece contains the questions at the end.
     """
     while True:
         world, pieces = World(), []
@@ -99,9 +100,9 @@ def tell(rng: np.random.Generator, task: FactsSource, facts: int) -> list[list[t
 def facts(
     task: FactsSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, facts: int, segments: int
 ) -> Example:
-    """Return segments of noise with a story's statements spread through it in their order, questions and answers."""
+    """Return an example: a story's statements spread in order through segments of noise, then questions and answers."""
     size = segments * task.segment_length
-    pieces = tell(rng, task, facts)
+    pieces = make_story(rng, task, facts)
     places = np.sort(rng.integers(size + 1, size=task.sentences))
     tokens: list[int] = []
     answers = []
@@ -114,9 +115,9 @@ def facts(
     return Example(np.array(tokens), answers)
 
 
-def _ask(rng: np.random.Generator, questions: list[tuple[str, str]], most: int) -> list[tuple[str, bool]]:
-    """Return at most so many of the questions, in random order, each followed by its answer."""
-    chosen = [questions[i] for i in rng.permutation(len(questions))[:most]]
+def _ask(rng: np.random.Generator, questions: list[tuple[str, str]], limit: int) -> list[tuple[str, bool]]:
+    """Return at most `limit` of the questions, in random order, each followed by its answer."""
+    chosen = [questions[i] for i in rng.permutation(len(questions))[:limit]]
     return [part for question, answer in chosen for part in ((question, False), (answer, True))]
 
 

@@ -1,4 +1,4 @@
-"""Examples of any task."""
+"""Generate examples of any task."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. T
 
 
 def row_axis(task: TaskSource) -> tuple[str, list[int] | list[float]]:
-    """Return the list, besides `segments`, that a task's documents draw from: its key and its entries."""
+    """Return the config key and the entries of the list that varies a task's difficulty, besides `segments`."""
     match task:
         case RecallSource():
             return "pairs", task.pairs
@@ -33,11 +33,11 @@ def require_vocabulary(task: TaskSource, ids: range, vocab_size: int) -> None:
     """Raise `UserError` if a vocabulary has too few `text_ids` for a task's tokens."""
     if isinstance(task, RecallSource | CopySource | ReverseSource):
         others = vocab_size - len(ids)
-        need = others + alphabet(task, ids).size
-        if need > vocab_size:
+        required = others + alphabet(task, ids).size
+        if required > vocab_size:
             keys = "keys, values" if isinstance(task, RecallSource) else "alphabet"
             raise UserError(
-                f"task '{task.name}': with the {others} special tokens it needs {need} ids, but the tokenizer "
+                f"task '{task.name}': with the {others} special tokens it needs {required} ids, but the tokenizer "
                 f"has {vocab_size}; lower {keys}{'' if task.text else ' or noise'}"
             )
 
@@ -52,7 +52,7 @@ def plain_haystack(task: TaskSource, tokenizer: Tokenizer) -> Haystack:
 def make_example(
     task: TaskSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, row: float, segments: int
 ) -> Example:
-    """Return an example of a task; `row` is an entry of its `row_axis`, `segments` how much noise there is."""
+    """Return an example of a task; `row` is an entry of its `row_axis`, `segments` the number of segments of noise."""
     match task:
         case RecallSource():
             return recall(task, tokenizer.text_ids, noise, rng, int(row), segments)
@@ -66,7 +66,10 @@ def make_example(
 
 
 def task_example(task: TaskSource, tokenizer: Tokenizer, noise: Haystack, seed: Sequence[int]) -> Example:
-    """Return an example of a task with an entry of each of its lists, all drawn from the seed; the noise goes on."""
+    """Return an example of a task, with its difficulty drawn from the task's lists.
+
+    The seed determines everything but text noise, which continues where the previous example ended.
+    """
     rng = np.random.default_rng(seed)
     rows = row_axis(task)[1]
     row, segments = rows[rng.integers(len(rows))], task.segments[rng.integers(len(task.segments))]

@@ -1,4 +1,4 @@
-"""A sentence in a haystack: RULER's single and multi-key tasks (Hsieh et al., 2024)."""
+"""Needles in a haystack: RULER's single and multi-key tasks (Hsieh et al., 2024)."""
 
 import uuid
 
@@ -30,17 +30,19 @@ tower trumpet tunnel turtle valley violin wagon walnut whale willow window wizar
 def needle(
     task: NeedleSource, tokenizer: Tokenizer, noise: Haystack, rng: np.random.Generator, depth: float, segments: int
 ) -> Example:
-    """Return segments of noise with the task's sentences in it, then the one at `depth` again, and others if the task
-    asks for more. Their values are the answers."""
+    """Return an example: needles within segments of noise, then the needle at `depth` again with its value, the answer.
+
+    If the task has more queries, other needles follow in the same way.
+    """
     keys = _words(rng, task.needles)
     beginnings = encode(tokenizer, [f" One of the special magic {task.value}s for {key} is:" for key in keys])
     values = encode(tokenizer, [f" {value}" for value in _values(task.value, rng, task.needles)])
     (stop,) = encode(tokenizer, ["."])
-    told = [[*beginning, *value, *stop] for beginning, value in zip(beginnings, values, strict=True)]
+    needles = [[*beginning, *value, *stop] for beginning, value in zip(beginnings, values, strict=True)]
     size = segments * task.segment_length
     places = rng.integers(size + 1, size=task.needles)
     places[0] = round(depth * size)
-    tokens, answers = scatter(noise.take(rng, size), told, places), []
+    tokens, answers = scatter(noise.take(rng, size), needles, places), []
     for beginning, value in zip(beginnings[: task.queries], values, strict=False):
         tokens = np.concatenate([tokens, beginning, value])
         answers.append((len(tokens) - len(value), len(tokens)))

@@ -1,4 +1,4 @@
-"""Tasks on tokens that mean nothing: recall, copy and reverse."""
+"""Tasks on arbitrary symbols: recall, copy and reverse."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ SymbolSource = RecallSource | CopySource | ReverseSource
 
 @dataclass(frozen=True)
 class Alphabet:
-    """Which ids a task's tokens are."""
+    """Ids of a task's tokens."""
 
     symbols: int
     """First id of the keys, which the values follow, or of the tokens to copy."""
     noise: int
-    """First id of the noise, where it is not text."""
+    """First id of the noise, unless it is text."""
     marker: int
-    """The id after which the answers come."""
+    """The id that precedes the answers."""
     size: int
-    """How many ids these are in all."""
+    """Number of all these ids."""
 
 
 def alphabet(task: SymbolSource, ids: range) -> Alphabet:
@@ -35,21 +35,22 @@ def alphabet(task: SymbolSource, ids: range) -> Alphabet:
 def recall(
     task: RecallSource, text_ids: range, noise: Haystack, rng: np.random.Generator, pairs: int, segments: int
 ) -> Example:
-    """Return so many key-value pairs, segments of noise, the marker, and keys with their values, the answers."""
+    """Return an example: key-value pairs, segments of noise, the marker, and keys with their values, the answers."""
     ids = alphabet(task, text_ids)
     keys = ids.symbols + rng.choice(task.keys, pairs, replace=False)
     values = ids.symbols + task.keys + rng.integers(task.values, size=(task.rounds, pairs))
-    told = np.empty((task.rounds, pairs, 2), np.int64)
-    for row, its_values in zip(told, values, strict=True):
+    shown = np.empty((task.rounds, pairs, 2), np.int64)
+    for round_pairs, round_values in zip(shown, values, strict=True):
         order = rng.permutation(pairs)
-        row[:, 0], row[:, 1] = keys[order], its_values[order]
+        round_pairs[:, 0], round_pairs[:, 1] = keys[order], round_values[order]
     S = task.segment_length
-    # The middle pair's value is token 2 + before + 2 * middle of the document, whose token 0 ends the one before.
+    # The document's token 0 is the end-of-document token, so the middle pair's value is its token
+    # 2 + before + 2 * middle. With `straddle`, that token begins a segment, and its key ends the one before.
     before = -(2 + 2 * (task.rounds * pairs // 2)) % S if task.straddle else 0
     asked = rng.permutation(pairs)[: task.queries]
     recalled = np.stack([keys[asked], values[-1, asked]], axis=1)
-    start = before + told.size + segments * S
-    parts = (noise.take(rng, before), told.ravel(), noise.take(rng, segments * S), [ids.marker], recalled.ravel())
+    start = before + shown.size + segments * S
+    parts = (noise.take(rng, before), shown.ravel(), noise.take(rng, segments * S), [ids.marker], recalled.ravel())
     return Example(np.concatenate(parts), [(i, i + 1) for i in range(start + 2, start + 2 + 2 * len(asked), 2)])
 
 
@@ -61,9 +62,12 @@ def copy(
     length: int,
     segments: int,
 ) -> Example:
-    """Return so many tokens, segments of noise, the marker, and the tokens again or reversed, each one an answer."""
+    """Return an example: tokens, segments of noise, the marker, and the same tokens or their reverse as answers.
+
+    There are `length` tokens. The answers occur `task.repeats` times.
+    """
     ids = alphabet(task, text_ids)
-    told = rng.integers(ids.symbols, ids.symbols + task.alphabet, length)
-    again = np.tile(told[::-1] if task.kind == "reverse" else told, task.repeats)
-    tokens = np.concatenate([told, noise.take(rng, segments * task.segment_length), [ids.marker], again])
-    return Example(tokens, [(i, i + 1) for i in range(len(tokens) - len(again), len(tokens))])
+    shown = rng.integers(ids.symbols, ids.symbols + task.alphabet, length)
+    answer = np.tile(shown[::-1] if task.kind == "reverse" else shown, task.repeats)
+    tokens = np.concatenate([shown, noise.take(rng, segments * task.segment_length), [ids.marker], answer])
+    return Example(tokens, [(i, i + 1) for i in range(len(tokens) - len(answer), len(tokens))])

@@ -102,9 +102,8 @@ def cut(text: str, characters: int) -> list[tuple[int, int]]:
     bounds, start = [], 0
     while start < len(text):
         left = len(text) - start
-        size = (
-            min(characters, left) if not characters < left < 2 * characters else (left + 1) // 2
-        )  # avoids a tiny last passage
+        # A rest between one and two passages is halved, so that no tiny passage remains.
+        size = min(characters, left) if not characters < left < 2 * characters else (left + 1) // 2
         stop = start + size
         if size < left:
             ends = (

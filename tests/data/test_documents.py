@@ -256,8 +256,8 @@ def test_of_documents_that_are_read_up_to_a_number_of_tokens_no_more_is_there(tm
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("a.json", b"{}\n" * 50_000, "is it text"),
-        ("a.ndjson", b"{}\n" * 50_000, "is it text"),
+        ("a.json", b"{}\n" * 50_000, "is ambiguous"),
+        ("a.ndjson", b"{}\n" * 50_000, "is ambiguous"),
         ("a.txt", ("text " * 20_000).encode("utf-16"), "is UTF-16, where UTF-8 is expected"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\n" * 2_000, "is a git-lfs pointer"),
     ],

@@ -54,7 +54,7 @@ SHORTER = {
 
 
 @pytest.mark.slow
-def test_it_can_be_followed(tmp_path, monkeypatch):
+def test_every_command_runs_as_documented(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_real_sets(tmp_path / "hub")
     save_transformer(tmp_path / "hub/Qwen/Qwen3-0.6B", "Qwen3", max_position_embeddings=4096, tie_word_embeddings=True)
@@ -74,7 +74,7 @@ def test_it_can_be_followed(tmp_path, monkeypatch):
         assert answer.usage.completion_tokens > 0
 
 
-def test_its_figures_are_those_of_params():
+def test_its_figures_match_params():
     page = PAGE.read_text(encoding="utf-8")
     model = read_family(QWEN3, Path("config.json"), Wiring())
     for size, cell in re.findall(r"^\| (\d+)[^|]* \| ([\d.]+) \|$", page, re.MULTILINE):

@@ -33,7 +33,7 @@ def first(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("first")
-def test_it_can_be_followed(monkeypatch, capsys):
+def test_every_command_runs_as_documented(monkeypatch, capsys):
     distil, *others = session(PAGE)
     written_by(monkeypatch, capsys, *distil.words, *SHORTER)
     assert "kl" in Path("runs/small/metrics.jsonl").read_text()
@@ -41,7 +41,7 @@ def test_it_can_be_followed(monkeypatch, capsys):
         assert written_by(monkeypatch, capsys, *command.words).out
 
 
-def test_its_stages_are_those_of_the_preset():
+def test_its_stages_match_the_preset():
     import tomllib
 
     (text,) = blocks(PAGE, "toml")

@@ -41,13 +41,13 @@ def tables(monkeypatch, capsys):
     ("study", "page"),
     [*((study, "memory.md") for study in ("recall", "copy", "needle", "facts", "text")), ("short", "training.md")],
 )
-def test_the_tables_are_the_bench_s(tables, study, page):
+def test_tables_match_the_benchmark_output(tables, study, page):
     told = tables("memory.py", study)
     assert "| slots and stores |" in told
     assert told in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
-def test_the_table_beside_other_models_is_the_bench_s(tables):
+def test_the_table_of_other_models_matches_the_benchmark_output(tables):
     pytest.importorskip("transformers")
     told = tables("quality.py")
     assert "| RMKV |" in told
@@ -55,25 +55,25 @@ def test_the_table_beside_other_models_is_the_bench_s(tables):
         assert table in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
-def test_the_table_of_the_small_conversion_is_the_benchmark_s(tables):
+def test_the_table_of_the_small_conversion_matches_the_benchmark_output(tables):
     shown = tables("convert_small.py")
     assert "| the default |" in shown
     assert shown in (ROOT / "docs/distillation.md").read_text(encoding="utf-8")
 
 
-def test_the_tables_of_the_conversion_are_the_benchmark_s(tables):
+def test_the_tables_of_the_conversion_match_the_benchmark_output(tables):
     shown = tables("convert.py")
     assert "| distilled, " in shown
     assert shown in (ROOT / "docs/convert.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_reinforcement_is_the_benchmark_s(tables):
+def test_the_table_of_reinforcement_matches_the_benchmark_output(tables):
     shown = tables("reinforce.py")
     assert "| recall" in shown
     assert shown in (ROOT / "docs/reinforcement.md").read_text(encoding="utf-8")
 
 
-def test_each_message_and_fault_has_a_test_with_the_words_that_are_seen():
+def test_each_documented_message_and_fault_names_a_test_that_checks_its_words():
     lines = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "::" in line]
     messages = [row for row in rows if len(row) == 3]  # what is seen, what to do, test
@@ -92,7 +92,7 @@ def test_each_message_and_fault_has_a_test_with_the_words_that_are_seen():
                 assert words.strip() in plain, f"{seen}: {file} does not ask for {words!r}"
 
 
-def test_the_hours_are_those_that_params_tells():
+def test_the_hours_match_params():
     told = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     small, large = (training_budget(load_config(preset_path(name))) for name in ("125m", "600m"))
     assert f"at an assumed MFU of {small['assumed_mfu']:.0%}" in told
@@ -100,7 +100,7 @@ def test_the_hours_are_those_that_params_tells():
         assert f"| {card} | {hours:,.1f} | {large['hours'][card]:,.1f} |\n" in told
 
 
-def test_the_megabytes_of_the_weights_are_those_of_the_presets():
+def test_the_megabytes_of_the_weights_match_the_presets():
     told = (ROOT / "docs/generation.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| ([\d.,]+) \| ([\d.,]+) \|$", told, re.MULTILINE)
     assert len(rows) == 3
@@ -112,7 +112,7 @@ def test_the_megabytes_of_the_weights_are_those_of_the_presets():
             assert cell == f"{size / 1e6:,.1f}"
 
 
-def test_the_gigabytes_of_what_is_trained_are_those_of_params():
+def test_the_gigabytes_of_what_is_trained_match_params():
     page = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
     config = load_config(preset_path("600m"))
     tuned = tuning_memory(config, 4, 8192)
@@ -124,7 +124,7 @@ def test_the_gigabytes_of_what_is_trained_are_those_of_params():
     assert f"for `600m` {start / 1e6:.1f}M numbers, {4 * start / 1e6:.1f} MB" in page
 
 
-def test_the_gigabytes_of_the_cards_are_those_that_params_tells():
+def test_the_gigabytes_of_the_cards_match_params():
     page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     assert len(rows) >= 3

@@ -24,7 +24,7 @@ from rmkv_cli.files import (
 )
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path):
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "deep" / "file"
     with atomic_file(path) as aside:
         aside.write_text("whole")
@@ -33,7 +33,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_the_umask_decides_who_may_read_a_file_whatever_writes_it(tmp_path, mask, mode):
+def test_permissions_follow_the_umask_whichever_library_writes_the_file(tmp_path, mask, mode):
     before = os.umask(mask)
     try:
         write_text(tmp_path / "text", "x")
@@ -59,7 +59,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_system_s_errors_name_what_was_to_be_written(tmp_path):
+def test_operating_system_errors_name_the_final_path(tmp_path):
     (tmp_path / "file").touch()
 
     def fail_inside(whole, name):
@@ -71,7 +71,7 @@ def test_the_system_s_errors_name_what_was_to_be_written(tmp_path):
             fail_inside(whole, name)
 
 
-def test_a_folder_appears_whole_and_leftovers_of_a_kill_are_cleared(tmp_path):
+def test_a_folder_appears_complete_and_leftovers_of_a_killed_process_are_removed(tmp_path):
     path = tmp_path / "folder"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -116,7 +116,7 @@ def test_checks_say_what_is_wrong(tmp_path):
         require_new(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
+def test_an_unwritable_path_is_reported_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "notes", tmp_path / "file" / "deep" / "notes", Path("/proc/notes")):
         with pytest.raises(UserError, match=r"notes: cannot be written \(.*\); choose another place"):
@@ -125,7 +125,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_is_read_whole_is_a_regular_file_of_a_bounded_size(tmp_path):
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     (tmp_path / "small").write_bytes(b"12345")
     assert read_whole(tmp_path / "small", 5) == b"12345"
     with pytest.raises(UserError, match="has 5 bytes; a file of this kind has at most 4"):
@@ -137,7 +137,7 @@ def test_what_is_read_whole_is_a_regular_file_of_a_bounded_size(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\udcff"])
-def test_what_is_no_json_object_is_damage(tmp_path, text):
+def test_anything_but_a_json_object_is_damage(tmp_path, text):
     (tmp_path / "x.json").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=r"x\.json: is damaged: not "):
         read_json(tmp_path / "x.json")

@@ -9,7 +9,7 @@ from trained_run import make_data, train_small_run
 PAGE = Path(__file__).parents[1] / "docs/quantization.md"
 
 
-def test_it_can_be_followed(tmp_path, monkeypatch, capsys):
+def test_every_command_runs_as_documented(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = make_data(tmp_path / "demo")
     train_small_run(data, tmp_path / "demo/run", shape={"hidden_size": 32, "intermediate_size": 32})

@@ -52,7 +52,7 @@ def test_it_takes_nothing_from_another_host(site):
     assert [name for name in taken if re.match(r"(\w+:)?//", name)] == []
 
 
-def test_links_that_lead_nowhere_are_errors(tmp_path):
+def test_broken_links_are_errors(tmp_path):
     for name in ("conf.py", "cli.md"):
         shutil.copy(DOCS / name, tmp_path)
     text = "# A\n\n## B\n\n- [C](cli.md): D\n\n[c](cli.md#rmkv-train)\n"
@@ -75,7 +75,7 @@ def test_a_page_that_is_not_in_the_navigation_is_an_error(tmp_path):
     assert "lost.md" in done.stderr
 
 
-def test_the_readme_links_to_what_there_is():
+def test_the_links_of_the_readme_exist():
     links = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(links) > 5
     for link in links:
@@ -83,7 +83,7 @@ def test_the_readme_links_to_what_there_is():
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
-def test_links_to_elsewhere_are_whole_addresses(page):
+def test_external_links_are_absolute(page):
     text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\((\w+:[^)]*)\)", text):
         parts = urlsplit(link)
@@ -126,7 +126,7 @@ def test_every_key_of_the_config_is_in_its_reference():
 
 
 @pytest.mark.parametrize("name", ["cli", "config"])
-def test_a_reference_that_is_not_up_to_date_is_found(tmp_path, name):
+def test_an_outdated_reference_is_detected(tmp_path, name):
     for file in [*DOCS.glob("make_*.py"), DOCS / "cli.md", DOCS / "configuration.md"]:
         shutil.copy(file, tmp_path)
     command = [sys.executable, tmp_path / f"make_{name}_reference.py", "--check"]

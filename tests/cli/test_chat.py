@@ -52,7 +52,7 @@ def position(notes, saved):
     return int(load_notes(notes, *saved[1:]).state.position)
 
 
-def test_lines_are_answered_and_the_memory_outlives_the_process(saved, run, tmp_path):
+def test_lines_are_answered_and_the_memory_survives_the_process(saved, run, tmp_path):
     folder, model, tokenizer = saved
     notes, book = tmp_path / "notes.rmkv", tmp_path / "a book.txt"
     book.write_text(TEXT)
@@ -72,7 +72,7 @@ def test_lines_are_answered_and_the_memory_outlives_the_process(saved, run, tmp_
     assert position(notes, saved) == int(conversation.memory.state.position)
 
 
-def test_what_is_wrong_is_one_line_and_the_conversation_goes_on(saved, run, tmp_path, capsys, monkeypatch):
+def test_an_error_is_one_line_and_the_conversation_continues(saved, run, tmp_path, capsys, monkeypatch):
     other, absent = tmp_path / "other.rmkv", tmp_path / "absent"
     Conversation(*save_small_model(tmp_path / "model", hidden_size=32), SamplingConfig(), 1).save(other)
     wrong = {

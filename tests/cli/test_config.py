@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 
-def test_validate_judges_each_file_as_what_it_is_and_reports_them_all(tmp_path):
+def test_validate_detects_each_file_s_kind_and_reports_all_errors(tmp_path):
     files = {
         "model.toml": "[model]\nsegment_length = 8\nlookback = 4\n",
         "bad.toml": "[model]\nslots = 3\n[train]\ntokens = 0\n",

@@ -61,7 +61,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_mix_and_inspect_print_what_there_is(folder):
+def test_mix_and_inspect_print_the_figures_of_the_mix(folder):
     home = os.environ | {"HOME": str(folder / "home")}
     done = rmkv("mix", "mix.toml", "--tokenizer", "t.json", "--out", "out", "--workers", 2, cwd=folder, env=home)
     assert done.returncode == 0, done.stderr
@@ -191,7 +191,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, monkeypatch, capsys, args
     assert (ended.value.code, shown.err.count("\n"), shown.out) == (2, 1, "")
 
 
-def test_what_stdout_cannot_show_is_a_question_mark_but_json_keeps_it(folder):
+def test_characters_that_stdout_cannot_encode_become_question_marks_but_json_escapes_them(folder):
     ascii_alone = os.environ | {"PYTHONIOENCODING": "ascii"}
     (folder / "00.txt").write_text("né 😀")
     done = rmkv("inspect", "mix.toml", "--samples", 1, cwd=folder, env=ascii_alone)
@@ -258,7 +258,7 @@ def mixing(folder):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_however_a_mix_is_stopped_no_worker_stays_and_no_half_result_shows(folder, how, code):
+def test_however_a_mix_is_stopped_no_worker_and_no_partial_result_remains(folder, how, code):
     with mixing(folder) as mix:
         aside = folder / f".out.{mix.pid}.part"
         shard = aside / "train-00000.arrow"

@@ -62,7 +62,7 @@ def test_generate_writes_what_the_bfloat16_model_writes(folder, models, printed)
     assert text != written(wide, tokenizer) + "\n"
 
 
-def test_many_texts_are_generated_in_it_and_resumed_only_in_the_same_type(
+def test_many_texts_are_generated_in_bfloat16_and_resumed_only_in_the_same_dtype(
     folder, tmp_path, printed, monkeypatch, capsys
 ):
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "texts.jsonl"
@@ -81,7 +81,7 @@ def test_many_texts_are_generated_in_it_and_resumed_only_in_the_same_type(
 
 
 @pytest.mark.parametrize(("read_in", "go_on_in"), [("fp32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16")])
-def test_notes_saved_in_one_type_load_in_the_other(folder, models, tmp_path, printed, read_in, go_on_in):
+def test_notes_saved_in_one_dtype_load_in_the_other(folder, models, tmp_path, printed, read_in, go_on_in):
     by_type, tokenizer = {"fp32": models[0], "bf16": models[1]}, models[2]
     (tmp_path / "book.txt").write_text(TEXT * 10)
     notes = tmp_path / "notes.rmkv"
@@ -97,7 +97,7 @@ def test_notes_saved_in_one_type_load_in_the_other(folder, models, tmp_path, pri
     assert text == written(model, tokenizer, prompt) + "\n"
 
 
-def test_a_chat_in_it_resumes_in_float32(folder, models, tmp_path, shown):
+def test_a_chat_in_bfloat16_resumes_in_float32(folder, models, tmp_path, shown):
     notes = tmp_path / "notes.rmkv"
     chat = ["chat", "--model", folder, "--state", notes, "--seed", 3, "--max-tokens", 20]
     shown(*chat, *BF16, stdin=b"the cat\n")
@@ -121,7 +121,7 @@ def test_the_loss_of_a_trained_model_hardly_changes(trained, printed):
     assert abs(narrow["memory"]["reset_cost_bits_per_byte"] - wide["memory"]["reset_cost_bits_per_byte"]) < BITS
 
 
-def test_a_run_keeps_the_evaluations_of_both_types(trained, printed):
+def test_a_run_keeps_the_evaluations_of_both_dtypes(trained, printed):
     run, data = trained
     task = ["--task", "recall", "--set", "segments=[1]", "--set", "pairs=[1]", "--set", "segment_length=40"]
     for more in ((), BF16):
@@ -145,7 +145,7 @@ def test_the_harness_scores_the_bfloat16_model(folder, tmp_path, printed, monkey
 
 
 @pytest.mark.slow
-def test_a_server_answers_in_it(folder, models):
+def test_a_server_answers_in_bfloat16(folder, models):
     command = [sys.executable, "-m", "rmkv_cli", "serve", "--model", str(folder), "--port", "0", *BF16]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         try:
@@ -159,7 +159,7 @@ def test_a_server_answers_in_it(folder, models):
     assert answer == written(narrow, tokenizer) != written(wide, tokenizer)
 
 
-def test_an_exported_folder_has_its_types_and_so_has_the_imported_one(folder, models, tmp_path, printed):
+def test_an_exported_folder_has_the_dtype_and_so_has_the_imported_one(folder, models, tmp_path, printed):
     printed("export", "hf", tmp_path / "out", "--model", folder, *BF16)
     found = load_file(tmp_path / "out" / "model.safetensors")
     for name, x in models[1].state_dict().items():
@@ -184,7 +184,7 @@ def test_an_exported_folder_has_its_types_and_so_has_the_imported_one(folder, mo
     ],
     ids=lambda words: " ".join(map(str, words)),
 )
-def test_an_unknown_type_is_refused_in_one_line(folder, tmp_path, monkeypatch, capsys, command):
+def test_an_unknown_dtype_is_one_line(folder, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     line = error_of(monkeypatch, capsys, *command, "--model", folder, "--dtype", "float16")
     assert line == "error: --dtype float16: should be auto, fp32 or bf16"

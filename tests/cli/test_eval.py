@@ -37,7 +37,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_json_holds_the_figures_of_a_mix_and_of_the_memory(place, printed):
+def test_json_contains_the_figures_of_a_mix_and_of_the_memory(place, printed):
     ask = ["eval", "--model", place / "model", "--data", place / "mix"]
     figures = json.loads(printed(*ask, "--json", "--device", "cpu"))
     model, tokenizer = RMKV.from_pretrained(place / "model"), Tokenizer.load(place / "model")
@@ -93,7 +93,7 @@ def test_a_model_that_is_not_causal_is_measured_with_a_warning(place, tmp_path, 
     assert "another document's" not in wrote.out
 
 
-def test_bad_input_is_said_in_one_line(place, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(place, tmp_path, monkeypatch, capsys):
     def error(model, data, *rest):
         return error_of(monkeypatch, capsys, "eval", "--model", model, "--data", data, *rest)
 
@@ -132,14 +132,14 @@ class TestBeside:
         for words in ("comparison", "bits per byte", "loss from position 0", "largest state, or cache"):
             assert words in printed
 
-    def test_json_holds_the_other_model(self, place, other, printed):
+    def test_json_contains_the_other_model(self, place, other, printed):
         ask = ["eval", "--model", place / "model", "--data", place / "mix", "--beside", other, "--json"]
         figures = json.loads(printed(*ask))
         assert figures["beside"]["name"] == str(other)
         assert figures["beside"]["documents"] == figures["documents"]
         assert figures["beside"]["reading"].keys() == figures["beside"]["own"].keys()
 
-    def test_bad_input_is_said_in_one_line(self, place, tmp_path, monkeypatch, capsys):
+    def test_bad_input_is_one_line(self, place, tmp_path, monkeypatch, capsys):
         ask = ["eval", "--model", place / "model", "--data", place / "cat11.txt", "--beside"]
         assert "no such folder, and not a name on the hub" in error_of(monkeypatch, capsys, *ask, "a/b/c")
         (tmp_path / "config.json").write_text("{}")

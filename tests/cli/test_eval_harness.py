@@ -44,7 +44,7 @@ def test_a_table(place, printed):
     assert "Only 2 documents per task: not comparable with published scores" in printed(*ask, "--limit", 2)
 
 
-def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
+def test_bad_input_is_one_line(place, monkeypatch, capsys):
     def error(*rest):
         return error_of(monkeypatch, capsys, "eval", "--model", place / "model", *rest)
 

@@ -27,7 +27,7 @@ def names(run):
     return {path.name for path in (run / "evaluations").glob("*")}
 
 
-def test_a_run_keeps_what_json_prints_with_step_and_command(run, data, printed):
+def test_a_run_keeps_the_printed_json_with_its_step_and_command(run, data, printed):
     printed_report = json.loads(printed("eval", "--model", run, "--data", data, "--json"))
     kept = json.loads((run / "evaluations" / "validation.json").read_text())
     step = int((run / "latest").resolve().name.removeprefix("step-"))
@@ -45,7 +45,7 @@ def test_a_run_keeps_what_json_prints_with_step_and_command(run, data, printed):
     assert "--json" not in kept_evaluations(run)["validation-max-tokens=50"].command
 
 
-def test_other_data_other_splits_and_tasks_have_names_of_their_own(run, data, printed, monkeypatch):
+def test_evaluations_on_other_data_splits_and_tasks_have_separate_names(run, data, printed, monkeypatch):
     before = {path: path.read_bytes() for path in (run / "evaluations").glob("*")}
     shutil.copytree(data, data.parent / "else", dirs_exist_ok=True)
     printed("eval", "--model", run, "--data", data, "--split", "train", "--no-memory")
@@ -68,7 +68,7 @@ def test_other_data_other_splits_and_tasks_have_names_of_their_own(run, data, pr
     assert [(cell.row, cell.segments) for cell in report.cells] == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
-def test_a_copy_beside_the_checkpoints_is_not_taken_for_the_newest(run, data, tmp_path, printed):
+def test_a_copy_among_the_checkpoints_is_not_the_latest(run, data, tmp_path, printed):
     other = tmp_path / "run"
     shutil.copytree(run, other, symlinks=True)
     shutil.copytree(other / "latest", other / "checkpoints" / "step-00000119-keep")
@@ -77,7 +77,7 @@ def test_a_copy_beside_the_checkpoints_is_not_taken_for_the_newest(run, data, tm
     assert kept_evaluations(other)["validation-no-memory"].step == step
 
 
-def test_another_path_content_or_setting_is_another_measurement(run, printed, tmp_path):
+def test_another_path_content_or_setting_is_a_separate_evaluation(run, printed, tmp_path):
     def new_names(*arguments):
         before = names(run)
         printed("eval", "--model", run, *arguments)
@@ -101,7 +101,7 @@ def test_another_path_content_or_setting_is_another_measurement(run, printed, tm
     assert new_names("--task", "recall", *TASK[4:], "--set", "segments=[0, 1]", "--examples", 1) == 0
 
 
-def test_evaluations_that_an_earlier_version_kept_are_still_read(run, data, printed):
+def test_evaluations_saved_by_an_earlier_version_are_still_read(run, data, printed):
     printed("eval", "--model", run, "--data", data)
     old = run / "evaluations" / "file-old.txt.json"
     kept = json.loads((run / "evaluations" / "validation.json").read_text())
@@ -117,14 +117,14 @@ def test_evaluations_that_an_earlier_version_kept_are_still_read(run, data, prin
     old.unlink()
 
 
-def test_a_model_that_is_no_run_keeps_nothing(run, data, shown):
+def test_a_model_outside_a_run_saves_no_evaluation(run, data, shown):
     checkpoint = (run / "latest").resolve()
     before = sorted(Path(run).rglob("*"))
     assert "kept" not in shown("eval", "--model", checkpoint, "--data", data, "--no-memory").err
     assert sorted(Path(run).rglob("*")) == before
 
 
-def test_where_it_cannot_be_kept_the_results_are_printed_with_a_note(run, data, tmp_path, shown):
+def test_results_that_cannot_be_saved_are_printed_with_a_note(run, data, tmp_path, shown):
     other = tmp_path / "run"
     shutil.copytree(run, other, symlinks=True, ignore=shutil.ignore_patterns("evaluations"))
     (other / "evaluations").touch()

@@ -37,7 +37,7 @@ def test_a_table_and_a_heat_map(place, printed):
     assert (place / "heat.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_table_too_wide_for_the_terminal_is_parted_and_no_header_is_broken(place, printed, monkeypatch):
+def test_a_table_too_wide_for_the_terminal_is_divided_without_breaking_headers(place, printed, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     small = [word for key in ("keys=4", "pairs=[1,2]", "segments=[0,1,2,3,1000]") for word in ("--set", key)]
     table = printed("eval", "--model", place[0] / "model", "--task", "recall", "--examples", 2, *small)
@@ -46,7 +46,7 @@ def test_a_table_too_wide_for_the_terminal_is_parted_and_no_header_is_broken(pla
     assert len([line for line in table.splitlines() if line.startswith("│ 2 ")]) == 2
 
 
-def test_json_of_a_task_as_it_is_in_a_mix(place, printed):
+def test_json_of_a_task_with_its_settings_in_a_mix(place, printed):
     place = place[0]
     ask = ["eval", "--model", place / "model", "--data", place / "mix", "--task", "recall", "--set", "segments=[1,2]"]
     figures = json.loads(printed(*ask, "--examples", 6, "--seed", 1, "--json"))
@@ -67,7 +67,7 @@ def test_any_text_can_be_the_noise(place, printed):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_task_can_be_asked(place, task):
+def test_each_task_can_be_evaluated(place, task):
     _, model, tokenizer = place
     fields = {"segments": [4]} | ({"alphabet": 16, "noise": 16} if task in ("copy", "reverse") else {})
     fields |= {"keys": 16, "values": 16, "noise": 16} if task == "recall" else {}
@@ -76,7 +76,7 @@ def test_each_task_can_be_asked(place, task):
     assert all(cell.answers >= 2 for cell in report.cells)
 
 
-def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys):
+def test_bad_input_is_one_line(place, monkeypatch, capsys):
     place = place[0]
 
     def error(*rest):

@@ -62,7 +62,7 @@ def test_a_full_stdout_is_one_line_and_exit_code_2(code_of, capsys, arguments):
 
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_a_stdout_that_nobody_reads_any_more_ends_it_quietly(code_of, capsys, arguments):
+def test_a_closed_pipe_ends_a_command_quietly(code_of, capsys, arguments):
     read, written = os.pipe()
     os.close(read)
     assert code_of(arguments, open(written, "w")) == 1  # noqa: PTH123, SIM115
@@ -70,21 +70,21 @@ def test_a_stdout_that_nobody_reads_any_more_ends_it_quietly(code_of, capsys, ar
 
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_without_a_stdout_the_work_is_done(code_of, arguments):
+def test_a_command_works_without_a_stdout(code_of, arguments):
     assert code_of(arguments, None) == 0
 
 
 @pytest.mark.parametrize(
     ("redirected", "code", "said"), [(">/dev/full", 2, FULL), ("| true", 1, ""), (">&-", 0, ""), (">&- 2>&-", 0, "")]
 )
-def test_python_itself_has_nothing_to_add(redirected, code, said):
+def test_python_prints_nothing_at_shutdown(redirected, code, said):
     line = f'set -o pipefail; "$0" -m rmkv_cli config list {redirected}'
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True, text=True, env=buffered)
     assert (done.returncode, done.stderr) == (code, said)
 
 
-def test_memory_that_cannot_be_had_is_one_line(folder, monkeypatch, capsys):
+def test_exhausted_memory_is_one_line(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     lanes = ["--batch-size", str(10**12)]  # each needs a state
     line = error_of(
@@ -95,7 +95,7 @@ def test_memory_that_cannot_be_had_is_one_line(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", THREADED.values(), ids=THREADED)
-def test_a_thread_that_cannot_be_started_is_one_line(folder, monkeypatch, capsys, arguments):
+def test_exhausted_threads_are_one_line(folder, monkeypatch, capsys, arguments):
     monkeypatch.chdir(folder)
     (folder / "mix.toml").write_text('[[sources]]\nkind = "files"\nname = "t"\nweight = 1\nfiles = ["lines.jsonl"]\n')
     size = threading.stack_size(1 << 46)  # larger than the address space

@@ -81,7 +81,7 @@ def write_sources(folder):
 
 
 @pytest.mark.parametrize("name", ["mistral", *(pytest.param(x, marks=pytest.mark.slow) for x in ("smollm2", "llama3"))])
-def test_a_model_is_trained_on_with_its_own_tokenizer_and_exported_with_it(tmp_path, run, name):
+def test_a_model_is_trained_and_exported_with_its_own_tokenizer(tmp_path, run, name):
     model = save_model(tmp_path / "model", name)
     tokenizer = Tokenizer.load(model)
     write_sources(tmp_path)
@@ -117,7 +117,7 @@ def test_a_model_is_trained_on_with_its_own_tokenizer_and_exported_with_it(tmp_p
     assert Tokenizer.load(tmp_path / "back").hash == tokenizer.hash
 
 
-def test_a_mix_is_streamed_with_it_and_the_run_resumes(tmp_path, run):
+def test_a_mix_is_streamed_with_a_foreign_tokenizer_and_the_run_resumes(tmp_path, run):
     model = save_model(tmp_path / "model", "mistral")
     write_sources(tmp_path)
     (tmp_path / "recipe.toml").write_text(

@@ -33,7 +33,7 @@ def run(monkeypatch, capsys, *arguments, stdin=b""):
     return capsys.readouterr()
 
 
-def test_it_writes_what_the_library_writes(saved):
+def test_the_command_generates_what_the_library_generates(saved):
     folder, model, tokenizer = saved
     expected = generate(model, tokenizer, TEXT, SamplingConfig(seed=7), 30)
     text = "".join(expected)
@@ -58,7 +58,7 @@ def test_json_of_several_samples(saved, monkeypatch, capsys):
         assert (sample["tokens"], sample["stop_reason"]) == (30, "length")
 
 
-def test_samples_are_told_apart_on_stderr(saved, monkeypatch, capsys):
+def test_samples_are_separated_on_stderr(saved, monkeypatch, capsys):
     shown = run(monkeypatch, capsys, "--model", saved[0], "--prompt", "", "--num-samples", 2, "--seed", 1)
     assert "--- 1 of 2, seed 1 ---" in shown.err
     assert "--- 2 of 2, seed 2 ---" in shown.err
@@ -80,7 +80,7 @@ def test_the_prompt_comes_from_an_option_a_file_or_standard_input(saved, monkeyp
     assert (empty["prompt"], empty["prompt_tokens"]) == ("", 1)
 
 
-def test_line_ends_of_a_file_are_newlines_and_its_encoding_is_told(saved, monkeypatch, capsys, tmp_path):
+def test_line_ends_of_a_file_become_newlines_and_a_wrong_encoding_is_reported(saved, monkeypatch, capsys, tmp_path):
     options = ["--model", saved[0], "--max-tokens", 1, "--json"]
     file = tmp_path / "prompt.txt"
     file.write_bytes(b"one\r\ntwo\rthree\n\r\n")
@@ -104,7 +104,7 @@ def test_stop_strings(saved, monkeypatch, capsys):
     assert "ended by stop" in cut.err
 
 
-def test_the_text_comes_as_it_is_written_and_ctrl_c_ends_it_cleanly(saved):
+def test_the_text_is_streamed_and_ctrl_c_ends_it_cleanly(saved):
     arguments = ["generate", "--model", str(saved[0]), "--prompt", "", "--max-tokens", "100000000"]
     with subprocess.Popen(
         [sys.executable, "-m", "rmkv_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -117,7 +117,7 @@ def test_the_text_comes_as_it_is_written_and_ctrl_c_ends_it_cleanly(saved):
     assert b"Traceback" not in err
 
 
-def test_bad_input_is_said_in_one_line(saved, monkeypatch, capsys, tmp_path):
+def test_bad_input_is_one_line(saved, monkeypatch, capsys, tmp_path):
     def error(*arguments, model=saved[0]):
         return error_of(monkeypatch, capsys, "generate", "--model", model, *arguments)
 
@@ -152,7 +152,7 @@ def test_the_options_default_to_the_librarys_values():
     assert {name: defaults[name] for name in library} == library
 
 
-def test_stats_tell_the_share_of_the_memory_s_bandwidth(saved, monkeypatch, capsys):
+def test_stats_show_the_share_of_the_memory_bandwidth(saved, monkeypatch, capsys):
     monkeypatch.setattr("rmkv_cli.generation.bandwidth.BUFFER", 1 << 20)
     options = ["--model", saved[0], "--prompt", TEXT, "--seed", 7, "--max-tokens", 10, "--stats"]
     assert 0 < json.loads(run(monkeypatch, capsys, *options, "--json").out)["bandwidth_share"] < 1
@@ -176,7 +176,7 @@ class TestManyPrompts:
     def options(self, saved, prompts, out):
         return ["--model", saved[0], "--file", prompts, "--out", out, "--max-tokens", 20, "--seed", 5]
 
-    def test_each_gets_the_text_that_it_gets_alone(self, saved, prompts, tmp_path, monkeypatch, capsys):
+    def test_each_prompt_gets_the_text_that_it_gets_alone(self, saved, prompts, tmp_path, monkeypatch, capsys):
         _, model, tokenizer = saved
         out = tmp_path / "texts.jsonl"
         options = [*self.options(saved, prompts, out), "--num-samples", 2, "--batch-size", 3, "--json"]
@@ -195,7 +195,7 @@ class TestManyPrompts:
         assert (figures["texts"], figures["tokens"]) == (8, sum(line["tokens"] for line in written))
         assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "texts.jsonl"}
 
-    def test_each_follows_what_a_state_holds(self, saved, prompts, tmp_path, monkeypatch, capsys):
+    def test_each_prompt_follows_the_state(self, saved, prompts, tmp_path, monkeypatch, capsys):
         _, model, tokenizer = saved
         notes, out = tmp_path / "notes.rmkv", tmp_path / "texts.jsonl"
         earlier = read_prompt(model, tokenizer, TEXT)
@@ -206,7 +206,7 @@ class TestManyPrompts:
             alone = generate(model, tokenizer, prompt, SamplingConfig(seed=5), 20)
             assert line["text"] == "".join(alone)
 
-    def test_a_start_that_was_killed_is_gone_on_with(self, saved, prompts, tmp_path, monkeypatch, capsys):
+    def test_a_killed_generation_is_resumed(self, saved, prompts, tmp_path, monkeypatch, capsys):
         whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
         run(monkeypatch, capsys, *self.options(saved, prompts, whole))
         texts, part = [], Path(f"{out}.part")
@@ -245,7 +245,7 @@ class TestManyPrompts:
         assert ended.value.code == 2
         return capsys.readouterr()
 
-    def test_a_text_that_a_fault_breaks_off_stops_no_other(self, saved, prompts, tmp_path, monkeypatch, capsys):
+    def test_a_failing_text_does_not_stop_the_others(self, saved, prompts, tmp_path, monkeypatch, capsys):
         whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
         run(monkeypatch, capsys, *self.options(saved, prompts, whole), "--num-samples", 2)
 
@@ -269,7 +269,7 @@ class TestManyPrompts:
                 assert other["text"].startswith(line["text"])
         assert not Path(f"{out}.part").exists()
 
-    def test_a_prompt_that_cannot_be_read_stops_no_other(self, prompts, tmp_path, monkeypatch, capsys):
+    def test_an_unreadable_prompt_does_not_stop_the_others(self, prompts, tmp_path, monkeypatch, capsys):
         """One prompt exceeds the model's learned positions; another leaves too few of them for the text."""
         (tmp_path / "short").mkdir()
         save_small_model(tmp_path / "short", position="learned", max_position_embeddings=80)
@@ -285,7 +285,7 @@ class TestManyPrompts:
             assert (line["prompt"], line["text"], line["tokens"]) == (prompt["prompt"], "", 0)
             assert "(max_position_embeddings)" in line["error"]
 
-    def test_bad_input_is_said(self, saved, prompts, tmp_path, monkeypatch, capsys):
+    def test_bad_input_is_reported(self, saved, prompts, tmp_path, monkeypatch, capsys):
         out = tmp_path / "texts.jsonl"
         options = self.options(saved, prompts, out)
         for arguments, message in (

@@ -69,7 +69,7 @@ def test_rejected_answers_are_counted_by_filter(folder, shown):
     assert (folder / "out.jsonl").read_bytes() == b""
 
 
-def test_shipped_recipes_make_rows_of_a_server_s_answers(folder, shown):
+def test_shipped_recipes_turn_a_server_s_answers_into_rows(folder, shown):
     answers = {
         "problems": {"problem": "2 and 3?", "steps": "2 + 3 = 5", "answer": "5."},
         "questions": {"question": "Who sat?", "answer": "The cat"},

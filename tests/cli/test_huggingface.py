@@ -1,7 +1,7 @@
 from small_run import save_small_model
 
 
-def test_a_model_goes_out_and_comes_back(printed, tmp_path):
+def test_an_exported_model_can_be_imported_again(printed, tmp_path):
     save_small_model(tmp_path / "model")
     out, back = tmp_path / "out", tmp_path / "back"
     assert printed("export", "hf", out, "--model", tmp_path / "model").startswith(f"{out}: a model for transformers")

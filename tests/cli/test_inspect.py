@@ -23,7 +23,7 @@ def test_tables_and_a_picture(book, printed):
     assert (book / "memory.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_slots_come_after_the_summary_where_they_are_asked_for(book, printed):
+def test_requested_slots_follow_the_summary(book, printed):
     file = ["--file", book / "book.txt", "--max-tokens", 200]
     summary = printed("inspect", "memory", "--model", book / "model", *file)
     tables = printed("inspect", "memory", "--model", book / "model", *file, "--slots")
@@ -49,7 +49,7 @@ def test_a_model_without_memory_gets_an_answer(book, printed):
     assert (book / "none.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_input_is_said_in_one_line(book, monkeypatch, capsys):
+def test_bad_input_is_one_line(book, monkeypatch, capsys):
     def error(file, *rest, model=book / "model"):
         return error_of(monkeypatch, capsys, "inspect", "memory", "--model", model, "--file", file, *rest)
 

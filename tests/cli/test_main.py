@@ -23,7 +23,7 @@ def every_command(command, path=()):
 COMMANDS = dict(every_command(typer.main.get_command(build())))
 
 
-def test_the_commands_are_these():
+def test_the_list_of_commands_is_complete():
     assert {" ".join(path) for path in COMMANDS} == {
         *("train", "eval", "generate", "chat", "serve", "read", "params", "count-params", "demo", "report", "merge"),
         *("quantize", "model quantize"),
@@ -86,7 +86,7 @@ def test_version():
     assert rmkv("--version").stdout.startswith("rmkv 0.")
 
 
-def test_what_show_prints_is_a_config_that_validate_accepts(printed, tmp_path):
+def test_validate_accepts_what_show_prints(printed, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(printed("config", "show", "--preset", "125m"))
     assert printed("config", "validate", path) == f"{path}: valid\n"
@@ -118,13 +118,13 @@ def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, ar
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_traceback_is_shown_when_asked_for():
+def test_rmkv_debug_shows_the_traceback():
     command = [sys.executable, "-m", "rmkv_cli", "params", "--preset", "tny"]
     done = subprocess.run(command, capture_output=True, text=True, env={"RMKV_DEBUG": "1", "PATH": ""})
     assert "Traceback" in done.stderr
 
 
-def test_a_model_folder_that_is_damaged_is_named(monkeypatch, capsys, tmp_path):
+def test_a_damaged_model_folder_is_named(monkeypatch, capsys, tmp_path):
     save_small_model(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -174,7 +174,7 @@ def test_train_from_the_command_line_and_its_json(small_run, shown, monkeypatch,
     assert "holds other things and is no run" in error(*small_run, "--run", tmp_path)
 
 
-def test_a_full_disk_ends_training_with_one_line_and_leaves_whole_checkpoints_only(small_run, tmp_path):
+def test_a_full_disk_ends_training_with_one_line_and_leaves_only_complete_checkpoints(small_run, tmp_path):
     """No file may pass 40 kB: the first checkpoint's weights are larger."""
     command = [sys.executable, "-m", "rmkv_cli", "train", *map(str, small_run)]
     done = subprocess.run(

@@ -64,7 +64,7 @@ def test_an_adapter_that_cannot_be_merged_exactly_is_refused(folders, tmp_path, 
         assert not (tmp_path / "merged").exists()
 
 
-def test_models_of_one_shape_are_averaged(tmp_path, printed):
+def test_models_of_the_same_shape_are_averaged(tmp_path, printed):
     folders = [save_model(tmp_path / f"{seed}", seed) for seed in range(3)]
     assert printed("merge", *folders, "--out", tmp_path / "mean") == f"{tmp_path}/mean: the average of 3 models\n"
     each = [load_file(folder / "model.safetensors") for folder in folders]
@@ -80,7 +80,7 @@ def test_the_average_of_a_model_with_itself_is_the_model(folders, tmp_path, prin
         assert torch.equal(load_file(tmp_path / "mean" / "model.safetensors")[name], x)
 
 
-def test_what_cannot_be_merged_is_one_line(folders, tmp_path, monkeypatch, capsys):
+def test_models_that_cannot_be_merged_are_one_line(folders, tmp_path, monkeypatch, capsys):
     base, adapter = folders
     other = save_model(tmp_path / "wider", hidden_size=32)
     foreign = save_model(tmp_path / "foreign")
@@ -100,7 +100,7 @@ def test_what_cannot_be_merged_is_one_line(folders, tmp_path, monkeypatch, capsy
     assert str(base) in line
 
 
-def test_a_chat_and_notes_are_those_of_the_adapted_model(folders, tmp_path, shown, monkeypatch, capsys):
+def test_chat_and_notes_use_the_adapted_model(folders, tmp_path, shown, monkeypatch, capsys):
     base, adapter = folders
     notes = tmp_path / "notes.rmkv"
     shown("chat", "--model", base, "--adapter", adapter, "--state", notes, "--max-tokens", 5, stdin=b"the cat\n")
@@ -110,7 +110,7 @@ def test_a_chat_and_notes_are_those_of_the_adapted_model(folders, tmp_path, show
     )
 
 
-def test_an_evaluation_with_an_adapter_is_kept_beside_the_run_s_own(tmp_path, printed):
+def test_an_evaluation_with_an_adapter_is_saved_beside_the_one_without(tmp_path, printed):
     run = train_small_run(make_data(tmp_path / "mix"), tmp_path / "run")
     (tmp_path / "adapter").mkdir()
     save_adapter(with_adapter(RMKV.from_pretrained(run)), tmp_path / "adapter", run, "")
@@ -122,7 +122,7 @@ def test_an_evaluation_with_an_adapter_is_kept_beside_the_run_s_own(tmp_path, pr
     assert names[1:] == ["validation-no-memory.json"]
 
 
-def test_an_adapter_for_an_adapted_model_and_one_of_other_weights_are_said(
+def test_an_adapter_for_an_adapted_model_or_for_other_weights_is_reported(
     folders, tmp_path, shown, monkeypatch, capsys
 ):
     _, adapter = folders

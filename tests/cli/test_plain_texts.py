@@ -49,13 +49,13 @@ def test_a_file_is_a_mix_of_one_document(books, shown):
     assert written.err.startswith("books/a.txt: using this file as a mix of one source\n")
 
 
-def test_tokens_make_it_that_long(books, shown):
+def test_tokens_set_the_length_of_the_mix(books, shown):
     written = shown("data", "mix", "books", "--tokens", "2k", "--workers", 1, "--json")
     assert 2000 <= json.loads(written.out)["sources"][0]["tokens"] < 2100
 
 
 @pytest.mark.parametrize("place", ["books", "books/a.txt"])
-def test_a_tokenizer_is_trained_on_either(books, shown, place):
+def test_a_tokenizer_is_trained_on_a_folder_or_a_file(books, shown, place):
     written = shown("tokenizer", "train", place, "--vocab-size", 270, "--out", "new.json", "--json")
     assert json.loads(written.out)["bytes"] == (76 if place == "books" else 10)
 
@@ -66,7 +66,7 @@ def test_a_folder_with_a_mix_toml_is_that_mix(books, printed):
     assert source["name"] == "mine"
 
 
-def test_what_cannot_be_a_mix_is_told(books, monkeypatch, capsys, shown):
+def test_a_path_that_cannot_be_a_mix_is_reported(books, monkeypatch, capsys, shown):
     def error(*arguments):
         return error_of(monkeypatch, capsys, *arguments)
 

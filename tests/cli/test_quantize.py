@@ -106,7 +106,9 @@ def test_fp32_computes_in_float32(quantized, printed):
         ),
     ],
 )
-def test_what_does_not_work_is_one_line(command, says, base, quantized, data, tmp_path, monkeypatch, capsys):
+def test_unsupported_uses_of_a_quantized_model_are_one_line(
+    command, says, base, quantized, data, tmp_path, monkeypatch, capsys
+):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     save_adapter(with_adapter(RMKV.from_pretrained(base)), adapter, base, sha256(base / "model.safetensors"))
@@ -128,7 +130,7 @@ def test_a_changed_folder_is_one_line(quantized, tmp_path, monkeypatch, capsys):
         assert "model.safetensors does not fit config.json" in error_of(monkeypatch, capsys, *generate)
 
 
-def test_a_kept_layer_is_stored_as_it_was(base, tmp_path, printed):
+def test_a_kept_layer_is_stored_unchanged(base, tmp_path, printed):
     printed("quantize", base, "--out", tmp_path / "q", "--keep", "embedding", "--keep", "feed_forward.down")
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "q" / "model.safetensors")
     for name in ("embedding.weight", "blocks.1.feed_forward.down.weight", "blocks.1.store.gates.weight", "memory"):

@@ -30,7 +30,7 @@ def place(tmp_path_factory):
     return place, model, tokenizer
 
 
-def test_text_goes_on_from_two_readings_as_from_one(place, printed):
+def test_text_after_two_readings_equals_text_after_one(place, printed):
     place, model, tokenizer = place
     notes, using = place / "two.rmkv", ["--model", place / "model"]
     on = ["read", "-", *using, "--out", notes, "--state", place / "one.rmkv", "--json"]
@@ -48,7 +48,7 @@ def test_text_goes_on_from_two_readings_as_from_one(place, printed):
     assert figures["samples"][0]["text"] == "".join(generate(model, tokenizer, whole, SamplingConfig(seed=3), 30))
 
 
-def test_the_file_says_what_it_is(place):
+def test_the_notes_describe_themselves(place):
     place, model, tokenizer = place
     with safe_open(place / "one.rmkv", framework="pt") as file:
         metadata = file.metadata()
@@ -58,7 +58,7 @@ def test_the_file_says_what_it_is(place):
     assert int(load_notes(place / "one.rmkv", model, tokenizer).state.position) == int(metadata["tokens"])
 
 
-def test_bad_input_is_said_in_one_line(place, monkeypatch, capsys, tmp_path):
+def test_bad_input_is_one_line(place, monkeypatch, capsys, tmp_path):
     place = place[0]
 
     def error(file, *rest, model=place / "model", command="read"):

@@ -11,7 +11,7 @@ def run(tmp_path_factory):
     return train_small_run(make_data(place / "story"), place / "first", tokens=300)
 
 
-def test_it_prints_where_the_report_is_and_as_json_the_figures(run, printed, tmp_path, monkeypatch):
+def test_the_report_s_paths_are_printed_and_json_contains_the_figures(run, printed, tmp_path, monkeypatch):
     assert printed("report", run) == f"{run}/report/index.html\n{run}/report/report.md\n"
     told = json.loads(printed("report", run, "--out", tmp_path / "mine", "--json"))
     assert told["html"] == str(tmp_path / "mine" / "index.html")
@@ -22,7 +22,7 @@ def test_it_prints_where_the_report_is_and_as_json_the_figures(run, printed, tmp
     assert printed("report", run, other) == "report/index.html\nreport/report.md\n"
 
 
-def test_bad_input_is_said_in_one_line(run, monkeypatch, capsys):
+def test_bad_input_is_one_line(run, monkeypatch, capsys):
     assert "no such folder; give a run's folder" in error_of(monkeypatch, capsys, "report", run / "absent")
     assert "is not a run (it has no config.toml)" in error_of(monkeypatch, capsys, "report", run / "checkpoints")
     out = ("--out", run / "checkpoints")

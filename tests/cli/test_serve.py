@@ -70,7 +70,7 @@ def test_a_signal_lets_answers_end(folder, number, code):
 
 
 @pytest.mark.slow
-def test_a_second_sigterm_cuts_them_off_with_an_error(folder):
+def test_a_second_sigterm_cuts_answers_off_with_an_error(folder):
     endless = "from rmkv_cli.serving import server; server.GRACE = 1e6; from rmkv_cli.__main__ import main; main()"
     with served(folder, "--max-tokens", 10**6, program=("-c", endless)) as (process, client):
         stream = client.completions.create(**CAT, max_tokens=10**6, stream=True)
@@ -87,7 +87,7 @@ def test_a_second_sigterm_cuts_them_off_with_an_error(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("delay", [0, 0.02, 0.1, 0.3])
-def test_a_signal_at_the_very_beginning_ends_it_as_later_ones_do(folder, number, code, delay):
+def test_a_signal_during_the_start_ends_the_server_like_a_later_one(folder, number, code, delay):
     with served(folder) as (process, _):
         time.sleep(delay)
         process.send_signal(number)
@@ -114,7 +114,7 @@ def test_a_signal_before_uvicorn_expects_one_is_not_lost(folder, monkeypatch, nu
 
 
 @pytest.mark.slow
-def test_a_body_that_is_still_coming_does_not_hold_up_the_end(folder):
+def test_an_unfinished_request_body_does_not_delay_the_end(folder):
     with served(folder) as (process, client):
         client.models.list()
         with socket.create_connection((client.base_url.host, client.base_url.port)) as half:
@@ -140,29 +140,29 @@ class TestRefusals:
             (b"a\nb", "is not printable UTF-8"),
         ],
     )
-    def test_a_key_that_no_client_can_show(self, monkeypatch, capsys, folder, key, why):
+    def test_a_key_that_no_client_can_send(self, monkeypatch, capsys, folder, key, why):
         monkeypatch.setenv("RMKV_API_KEY", os.fsdecode(key))
         line = error_of(monkeypatch, capsys, "serve", "--model", folder)
         assert line.startswith(f"error: RMKV_API_KEY {why}")
 
-    def test_others_are_let_in_only_with_a_key(self, monkeypatch, capsys, folder):
+    def test_other_hosts_need_a_key(self, monkeypatch, capsys, folder):
         monkeypatch.delenv("RMKV_API_KEY", raising=False)
         line = error_of(monkeypatch, capsys, "serve", "--model", folder, "--host", "0.0.0.0")
         assert "RMKV_API_KEY" in line
         assert "--allow-anyone" in line
 
-    def test_a_port_that_is_taken(self, monkeypatch, capsys, folder):
+    def test_a_port_that_is_in_use(self, monkeypatch, capsys, folder):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             line = error_of(monkeypatch, capsys, "serve", "--model", folder, "--port", port)
         assert line == f"error: 127.0.0.1:{port}: cannot be listened at: address already in use"
 
-    def test_a_limit_that_is_none(self, monkeypatch, capsys, folder):
+    def test_an_invalid_limit(self, monkeypatch, capsys, folder):
         line = error_of(monkeypatch, capsys, "serve", "--model", folder, "--lanes", 0, "--port", 0)
         assert line.startswith("error: serve: lanes: ")
 
     @pytest.mark.parametrize("name", ["fastapi", "prometheus_client", "uvicorn"])
-    def test_a_package_that_is_missing(self, monkeypatch, capsys, folder, name):
+    def test_a_missing_package(self, monkeypatch, capsys, folder, name):
         for module in [module for module in sys.modules if module.startswith("rmkv_cli.serving")]:
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, name, None)
@@ -179,5 +179,5 @@ class TestRefusals:
         ("stories=nowhere.rmkv", "nowhere.rmkv: no such file"),
     ],
 )
-def test_a_memory_that_cannot_be_offered_is_said(folder, memory, says, monkeypatch, capsys):
+def test_a_memory_that_cannot_be_loaded_is_reported(folder, memory, says, monkeypatch, capsys):
     assert says in error_of(monkeypatch, capsys, "serve", "--model", folder, "--port", "0", "--memory", memory)

@@ -37,7 +37,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_train_writes_a_tokenizer_once_and_says_how_good_it_is(folder):
+def test_train_writes_a_tokenizer_once_and_prints_its_compression(folder):
     figures = json.loads(printed("train", "mix.toml", "--vocab-size", 270, "--out", "new.json", "--json", cwd=folder))
     assert figures["vocab_size"] == 270
     assert figures["bytes_per_token"] > 1
@@ -50,7 +50,7 @@ def test_train_writes_a_tokenizer_once_and_says_how_good_it_is(folder):
     )
 
 
-def test_a_full_disk_leaves_no_half_tokenizer_and_says_so_in_a_line(folder):
+def test_a_full_disk_leaves_no_partial_tokenizer_and_is_one_line(folder):
     before = sorted(folder.iterdir())
     done = rmkv("train", "mix.toml", "--vocab-size", 270, "--out", "new.json", cwd=folder, limit=1_000)
     assert done.returncode == 2
@@ -72,7 +72,7 @@ def test_encode_then_decode_gives_back_the_bytes(folder):
     assert printed("decode", "t.json", first_byte, cwd=folder) == b"\xc3"
 
 
-def test_a_closed_standard_input_is_an_empty_one(folder):
+def test_a_closed_stdin_is_an_empty_text(folder):
     command = ["sh", "-c", '"$0" -m rmkv_cli tokenizer encode t.json --json <&-', sys.executable]
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
     assert (json.loads(done.stdout), done.stderr) == ({"ids": []}, b"")

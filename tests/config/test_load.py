@@ -40,7 +40,7 @@ def test_a_config_cannot_be_changed():
         Config().model.hidden_size = 5
 
 
-def test_overrides_are_typed_by_the_schema_and_the_last_one_counts():
+def test_overrides_are_typed_by_the_schema_and_the_last_one_wins():
     config = load_config(
         preset_path("tiny"),
         [
@@ -59,7 +59,7 @@ NUMBERS = {"64": 64, "5k": 5000, "1M": 10**6, "1.5G": 15 * 10**8, "2B": 2 * 10**
 
 
 @pytest.mark.parametrize(("written", "number"), NUMBERS.items(), ids=NUMBERS)
-def test_whole_numbers_are_read_alike_everywhere(tmp_path, written, number):
+def test_whole_numbers_are_parsed_the_same_everywhere(tmp_path, written, number):
     assert load_config(preset_path("tiny"), [f"train.tokens={written}"]).train.tokens == number
     assert load_config(write(tmp_path, f'[train]\ntokens = "{written}"')).train.tokens == number
     noise = '[[sources]]\nkind = "noise"\nname = "n"\nweight = 1\nvocab = 9'
@@ -68,7 +68,7 @@ def test_whole_numbers_are_read_alike_everywhere(tmp_path, written, number):
 
 
 @pytest.mark.parametrize("written", ["many", "", "k", "1.5", "0.0001k", "nan", "inf", "1e999999999", "0x10", "1e-3"])
-def test_what_is_no_whole_number_is_told_what_would_be(written):
+def test_the_error_for_an_invalid_whole_number_shows_valid_ones(written):
     with pytest.raises(ValueError, match=r"should be a whole number such as 64, 5k, 5M, 1\.5G or 1e6, got '"):
         whole_number(written)
 
@@ -129,7 +129,7 @@ def test_a_wrong_override_is_named(override, says):
     assert says in line
 
 
-def test_an_override_of_tokens_or_epochs_takes_the_place_of_the_other(tmp_path):
+def test_an_override_of_tokens_replaces_epochs_and_vice_versa(tmp_path):
     def length(given, *overrides):
         train = load_config(write(tmp_path, f"[train]\n{given}"), overrides).train
         return train.epochs, train.tokens if "tokens" in train.model_fields_set else None
@@ -159,7 +159,7 @@ def test_rules_across_keys(tmp_path, keys, says):
     assert line.endswith(says)
 
 
-def test_a_wrong_value_hides_no_rule_but_those_that_need_it(tmp_path):
+def test_a_wrong_value_hides_only_the_rules_that_need_it(tmp_path):
     keys = "hidden_size = 0\nnum_attention_heads = 5\nposition = 'sinusoidal'\nlookback = '9'\nsegment_length = 8"
     wrong, rule = errors(load_config, write(tmp_path, f"[model]\n{keys}"), ["model.lookback=9"])
     assert ": model.hidden_size: should be greater than" in wrong
@@ -207,7 +207,7 @@ def test_errors_in_a_mix_name_the_source(tmp_path):
     assert f"{path}: sources[2]: kind is missing; it should be {kinds}" in lines
 
 
-def test_a_file_full_of_errors_is_told_in_lines_that_can_be_read(tmp_path):
+def test_a_file_full_of_errors_is_reported_in_readable_lines(tmp_path):
     keys = "".join(f'k{i} = "{"x" * 5000}"\n' for i in range(900))
     *lines, last = errors(load_config, write(tmp_path, f"[model]\nhidden_size = '{'9' * 5000}'\n{keys}"))
     assert len(lines) == 50

@@ -32,7 +32,7 @@ def test_shipped_recipes_need_only_a_writer(name, tmp_path):
     assert errors(tmp_path, data_recipe_path(name).read_text()) == ["writer: is missing"]
 
 
-def test_a_recipe_that_is_not_shipped_is_answered_by_the_nearest():
+def test_an_unknown_recipe_suggests_the_nearest_one():
     with pytest.raises(UserError, match=r"recipe 'storys': no such recipe; did you mean 'stories'\?"):
         data_recipe_path("storys")
 
@@ -65,7 +65,7 @@ def test_every_error_of_a_recipe_is_reported_at_once(tmp_path):
         (GOOD.replace('"m"', '"m"\nkey_env = "K"'), "writer.key_env: a model folder needs no key"),
     ],
 )
-def test_what_does_not_fit_is_said(tmp_path, text, words):
+def test_what_does_not_fit_is_reported(tmp_path, text, words):
     assert words in "\n".join(errors(tmp_path, text))
 
 

@@ -14,7 +14,7 @@ def errors(tmp_path, text):
 
 
 @pytest.mark.parametrize("kind", ["recall", "copy", "reverse", "needle", "facts"])
-def test_a_task_needs_nothing_but_its_kind_and_survives_a_round_trip(tmp_path, kind):
+def test_a_task_needs_only_its_kind_and_survives_a_round_trip(tmp_path, kind):
     (tmp_path / "mix.toml").write_text(f'tokens = 5\n[[sources]]\nkind = "{kind}"\n')
     mix = load_mix(tmp_path / "mix.toml")
     (task,) = mix.sources
@@ -75,6 +75,6 @@ def test_two_tasks_of_a_kind_need_names(tmp_path):
     assert "sources share a name: copy; each needs its own" in line
 
 
-def test_tasks_are_made_without_a_mix_too():
+def test_tasks_can_be_created_without_a_mix():
     assert RecallSource(pairs=[3]).pairs == [3]
     assert NeedleSource().depth == [0, 0.25, 0.5, 0.75, 1]

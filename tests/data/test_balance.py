@@ -27,7 +27,7 @@ def run(balance, random, longest, until):
 
 @settings(max_examples=200, deadline=None)
 @given(weights, st.randoms(use_true_random=False))
-def test_no_source_is_ever_ahead_by_more_than_its_last_document_nor_behind_by_more_than_the_others_are(weights, random):
+def test_no_source_is_ahead_by_more_than_its_last_document_or_behind_by_more_than_the_others(weights, random):
     longest = [random.choice([5, 50, 500]) for _ in weights]  # a hundredfold
     balance = Balance(mix_of(weights))
     for _ in range(300):
@@ -74,7 +74,7 @@ def test_ratios_move_linearly_to_the_next_phase():
     assert balance.tokens == pytest.approx([5_000, 5_000], abs=20)
 
 
-def test_a_source_that_goes_leaves_its_share_to_the_others_in_their_ratio():
+def test_a_dropped_source_leaves_its_share_to_the_others_in_their_ratio():
     balance = Balance(mix_of([2, 1, 1]))
     run(balance, randoms.Random(0), [9, 9, 9], 4_000)
     balance.drop(0)
@@ -87,7 +87,7 @@ def test_a_source_that_goes_leaves_its_share_to_the_others_in_their_ratio():
 
 @settings(max_examples=50, deadline=None)
 @given(weights, st.randoms(use_true_random=False), st.integers(0, 500))
-def test_it_goes_on_where_it_stood(weights, random, until):
+def test_a_restored_state_continues_exactly(weights, random, until):
     longest = [30] * len(weights)
     one, other = Balance(mix_of(weights)), Balance(mix_of(weights))
     run(one, random, longest, until)
@@ -99,7 +99,7 @@ def test_it_goes_on_where_it_stood(weights, random, until):
         other.count(other.next(), length)
 
 
-def test_a_phase_whose_sources_are_dry_is_over():
+def test_a_phase_ends_when_its_sources_are_exhausted():
     phases = [{"share": 1, "weights": {"1": 0}}, {"share": 1, "weights": {"0": 0}}]
     balance = Balance(mix_of([1, 1], tokens=1000, phases=phases))
     balance.count(0, 10)

@@ -8,7 +8,7 @@ from rmkv_cli.tokenizer import Special
 START, END, THINK, END_THINK = Special.START, Special.END, Special.THINK, Special.END_THINK
 
 
-def test_all_turns_but_the_assistants_are_prompts():
+def test_all_turns_except_the_assistant_s_are_prompts():
     turns = [("system", "Be kind."), ("user", "Hi"), (" Assistant", "<think>so</think>Hello"), ("user", "Bye")]
     assert pieces_of(turns) == (
         *(START, "Be kind.", END, START, "Hi", END),
@@ -17,7 +17,7 @@ def test_all_turns_but_the_assistants_are_prompts():
     )
 
 
-def test_an_empty_prompt_is_none_and_specials_in_text_are_text():
+def test_an_empty_prompt_is_omitted_and_spelt_special_tokens_stay_text():
     assert pieces_of([("system", ""), ("user", "a<end>b<think>")]) == (START, "a<end>b<think>", END)
     assert all(type(piece) is str for piece in pieces_of([("assistant", "x</think><end>")]))
 
@@ -53,7 +53,7 @@ def test_messages_are_a_list_or_llama_3_s_text(value, turns):
     assert read_messages(value) == [Turn(*turn) for turn in turns]
 
 
-def test_answers_that_follow_one_another_are_one_text():
+def test_consecutive_answers_are_one_text():
     """As in what a chat template gives, so that the ids are the same on all paths."""
     turns = [("assistant", "a <"), ("gpt", "end>"), ("assistant", "<think>so</think>b"), ("bot", "c"), ("user", "d")]
     assert pieces_of(turns) == ("a <end>", THINK, "so", END_THINK, "bc", START, "d", END)
@@ -94,7 +94,7 @@ def test_tool_calls_are_text_after_the_message(message, text):
         ({"train": True, "weight": 0}, False),
     ],
 )
-def test_a_message_can_say_that_it_is_not_to_be_learned(keys, train):
+def test_a_message_can_be_excluded_from_the_loss(keys, train):
     assert read_messages([{"role": "assistant", "content": "a"} | keys]) == [Turn("assistant", "a", train)]
 
 
@@ -111,6 +111,6 @@ def test_a_message_can_say_that_it_is_not_to_be_learned(keys, train):
         ([{"role": "bot", "content": "a", "train": "no"}], "message 1: train should be true or false, got 'no'"),
     ],
 )
-def test_what_is_no_conversation_is_told(value, what):
+def test_an_invalid_conversation_is_reported(value, what):
     with pytest.raises(ValueError, match=what):
         read_messages(value)

@@ -63,7 +63,7 @@ def damage(data, group, column=0):
     data[at + 20 : at + 60] = b"\xff" * 40
 
 
-def test_a_damaged_row_group_costs_its_own_rows(tmp_path, monkeypatch):
+def test_a_damaged_row_group_loses_only_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ROWS", 5)
     data = parquet()
     damage(data, 1)
@@ -92,7 +92,7 @@ def test_the_pages_before_the_damaged_one_are_read(tmp_path, monkeypatch):
     assert numbers(requires_all_of(path)) == (list(range(40)), 20)
 
 
-def test_a_damaged_column_that_is_not_read_costs_nothing(tmp_path):
+def test_a_damaged_column_that_is_not_read_loses_nothing(tmp_path):
     data = parquet()
     damage(data, 2, column=1)
     (tmp_path / "a.parquet").write_bytes(data)
@@ -100,7 +100,7 @@ def test_a_damaged_column_that_is_not_read_costs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
-def test_a_damaged_batch_costs_its_own_rows(tmp_path, new):
+def test_a_damaged_batch_loses_only_its_rows(tmp_path, new):
     data = arrow(new, "zstd")
     at = data.index(b"\x28\xb5\x2f\xfd", len(data) // 3)  # start of a compressed column
     data[at : at + 4] = b"\0\0\0\0"
@@ -115,7 +115,7 @@ def test_a_damaged_batch_costs_its_own_rows(tmp_path, new):
 
 
 @pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
-def test_a_damaged_row_of_a_batch_costs_itself(tmp_path, new):
+def test_a_damaged_row_of_a_batch_loses_only_itself(tmp_path, new):
     data = arrow(new)
     offsets = pa.array(ROWS[20:30]).buffers()[1].to_pybytes()
     at = data.index(offsets[:44])
@@ -128,7 +128,7 @@ def test_a_damaged_row_of_a_batch_costs_itself(tmp_path, new):
     assert first.startswith(f"{path}:25: is damaged: ")
 
 
-def test_an_arrow_file_that_is_cut_off_is_read_to_there(tmp_path):
+def test_a_truncated_arrow_file_is_read_to_its_end(tmp_path):
     data = arrow(pa.ipc.new_file)
     path = tmp_path / "a.arrow"
     path.write_bytes(data[: len(data) * 2 // 3])
@@ -139,7 +139,7 @@ def test_an_arrow_file_that_is_cut_off_is_read_to_there(tmp_path):
     assert str(found[-1][1]).endswith("; the number of lost records is unknown")
 
 
-def test_a_quote_that_is_not_closed_costs_its_line(tmp_path, monkeypatch):
+def test_an_unclosed_quote_loses_only_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
     lines = [f"{i},record {i}\n" for i in range(60)]
     lines[9] = '9,"record 9\n'
@@ -153,7 +153,7 @@ def test_a_quote_that_is_not_closed_costs_its_line(tmp_path, monkeypatch):
     assert [r.where for _, r in found if isinstance(r, BadRecord)] == [f"{path}:{n}" for n in (11, 32, 53)]
 
 
-def test_lines_that_each_open_a_quote_are_not_read_again_and_again(tmp_path, monkeypatch):
+def test_lines_that_each_open_a_quote_take_linear_time(tmp_path, monkeypatch):
     """The second quote of each line opens a field without an end, however many lines the reader takes."""
     given = 0
     real = csv_blocks._Lines.__next__
@@ -170,7 +170,7 @@ def test_lines_that_each_open_a_quote_are_not_read_again_and_again(tmp_path, mon
     assert given < 4 * 3000
 
 
-def test_a_quote_that_is_not_closed_does_not_take_the_memory_of_all_the_file(tmp_path, monkeypatch):
+def test_an_unclosed_quote_does_not_load_the_whole_file_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_blocks, "SPAN_BYTES", 500)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
     lines = [f"{i},record {i}\n" for i in range(2000)]
@@ -219,7 +219,7 @@ def test_random_csv_is_read_the_same_from_any_place(tmp_path, monkeypatch):
         assert [r.columns["text"] if isinstance(r, Record) else None for _, r in found] == expected
 
 
-def test_rows_before_the_damage_of_a_zipped_csv_are_read(tmp_path):
+def test_rows_before_the_damage_of_a_gzipped_csv_are_read(tmp_path):
     text = "id,text\n" + "".join(f"{i},record {i} {random.Random(i).random()}\n" for i in range(3000))
     path = tmp_path / "a.csv.gz"
     whole = gzip.compress(text.encode())
@@ -273,7 +273,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_a_bit_that_flips_ends_no_process(tmp_path, name):
+def test_a_flipped_bit_crashes_no_process(tmp_path, name):
     """Files with one flipped bit are all read to their end, and reading them again gives the same result."""
     whole = KINDS[name]()
     for case in range(300):

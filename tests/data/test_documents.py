@@ -44,13 +44,13 @@ def test_documents_come_back_by_number_as_views_of_the_mapped_file(folder, token
 
 
 @pytest.mark.parametrize("index", [-1, len(TEXTS)])
-def test_there_is_no_document_out_of_range(folder, index):
+def test_an_index_out_of_range_is_an_error(folder, index):
     with pytest.raises(IndexError):
         Documents.open(folder, "train")[index]
 
 
 @pytest.mark.parametrize(("vocab_size", "kind"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
-def test_ids_take_the_narrowest_type_that_holds_them(vocab_size, kind):
+def test_ids_have_the_narrowest_dtype_that_fits_them(vocab_size, kind):
     builder = BatchBuilder(vocab_size)
     ids = np.array([2, vocab_size - 1])
     builder.add(0, ids, 1)
@@ -71,7 +71,7 @@ def test_many_batches_are_one_sequence():
     assert documents.sources.tolist() == [1, 0, 1, 0, 1, 0]
 
 
-def test_what_counts_is_told_for_the_place_before_each_token_of_an_answer():
+def test_the_target_before_each_answer_token_counts():
     builder = BatchBuilder(10)
     batches = []
     for group in ([[(1, 2), (2, 3), (5, 8)], None], [None], [[], [(7, 8)], None]):
@@ -145,7 +145,7 @@ def test_files_of_every_kind_and_mixes_are_read_into_memory(tmp_path, tokenizer,
     assert (documents.eod, documents.tokenizer_hash) == (2, tokenizer.hash)
 
 
-def test_a_bad_or_absent_file_is_refused(tmp_path, tokenizer):
+def test_a_bad_or_missing_file_is_refused(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text("\n")
     (tmp_path / "b.jsonl").write_text("[]\n")
     for name, message in (("a", "no document in"), ("b", r"b\.jsonl:1: is not a JSON object"), ("c", "no such file")):
@@ -153,7 +153,7 @@ def test_a_bad_or_absent_file_is_refused(tmp_path, tokenizer):
             Documents.from_files([tmp_path / f"{name}.jsonl"], tokenizer)
 
 
-def test_a_tokenizer_is_told_by_its_hash(folder):
+def test_a_tokenizer_is_identified_by_its_hash(folder):
     assert Documents.open(folder, "train").tokenizer_hash != train_tokenizer(iter(["x"]), 263).hash
 
 
@@ -183,13 +183,13 @@ def rewritten(folder, rows, **manifest):
         ((0, [2, 3, 4, 5], [(1, 3), (2, 4)]), "answers overlap"),
     ],
 )
-def test_a_shard_that_no_mix_writes_is_refused(folder, row, says):
+def test_an_invalid_shard_is_refused(folder, row, says):
     rewritten(folder, [(0, [2, 8, 9], None), row])
     with pytest.raises(UserError, match=rf"train-00000.arrow: is damaged \({says}.*; make the mix again"):
         Documents.open(folder, "train")
 
 
-def test_data_of_before_which_have_no_hashes_are_read(folder):
+def test_data_of_earlier_versions_without_hashes_are_read(folder):
     rewritten(folder, [(0, [2, 8, 9], None), (0, [2, 8, 9, 10], [(1, 2), (2, 4)])])
     documents = Documents.open(folder, "train")
     assert [x.tolist() for x in documents] == [[2, 8, 9], [2, 8, 9, 10]]
@@ -205,13 +205,13 @@ def test_data_of_before_which_have_no_hashes_are_read(folder):
         ({"sources": []}, "a document has no valid source"),
     ],
 )
-def test_a_manifest_that_no_mix_writes_is_refused(folder, change, says):
+def test_an_invalid_manifest_is_refused(folder, change, says):
     rewritten(folder, [(0, [2, 8, 9], None)], **change)
     with pytest.raises(UserError, match=says):
         Documents.open(folder, "train")
 
 
-def test_a_shard_s_name_does_not_lead_out_of_its_folder(folder):
+def test_a_shard_s_name_cannot_leave_its_folder(folder):
     described = json.loads((folder / "manifest.json").read_text())
     described["splits"]["train"]["shards"] = ["../train-00000.arrow"]
     (folder / "manifest.json").write_text(json.dumps(described))
@@ -230,7 +230,7 @@ def test_a_shard_s_content_is_verified_when_it_is_first_read(folder):
         documents[len(documents) - 1]
 
 
-def test_of_documents_that_are_read_up_to_a_number_of_tokens_no_more_is_there(tmp_path, tokenizer, write_jsonl):
+def test_documents_read_with_max_tokens_contain_no_more(tmp_path, tokenizer, write_jsonl):
     text = "".join(f"Line {i} of a long text.\n" for i in range(150_000))
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff")  # which nobody is to come to
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(random.Random(0).randbytes(3_000_000).hex().encode())[:-99])
@@ -262,7 +262,7 @@ def test_of_documents_that_are_read_up_to_a_number_of_tokens_no_more_is_there(tm
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\n" * 2_000, "is a git-lfs pointer"),
     ],
 )
-def test_a_long_file_that_is_no_text_is_refused_however_little_is_wanted(
+def test_a_long_file_that_is_not_text_is_refused_even_if_only_its_beginning_is_read(
     tmp_path, tokenizer, name, content, what, max_tokens
 ):
     (tmp_path / name).write_bytes(content)

@@ -10,7 +10,7 @@ import pytest
 from rmkv_cli.data.encoding import without_ctrl_c
 
 
-def test_ctrl_c_comes_after_the_block_even_by_way_of_another_thread():
+def test_ctrl_c_is_delivered_after_the_block_even_through_another_thread():
     ended, reached = threading.Event(), []
     other = threading.Thread(target=ended.wait)
     other.start()  # it blocks no signal

@@ -66,7 +66,7 @@ class TestLevels:
 
 class TestExercise:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_it_depends_on_its_level_and_its_seed_alone(self, kind, make):
+    def test_it_depends_only_on_its_level_and_its_seed(self, kind, make):
         task = task_of(kind)
         level = levels(task)[-1]
         axis = level.split()[1].partition("=")[0]

@@ -65,7 +65,7 @@ def noted(file):
 
 
 @pytest.mark.slow
-def test_through_twenty_kills_and_faults_come_the_rows_that_would_have_come(hub, environment, tokenizer, tmp_path):
+def test_the_rows_are_the_same_after_twenty_kills_and_faults(hub, environment, tokenizer, tmp_path):
     draw = random.Random(0)
     faults = [{"status": 503}, {"status": 429, "retry_after": 0}, {"cut": 1000}, {"slow": 0.3}]
     with Forker("stream_rows", "datasets", environment=environment) as forker:
@@ -143,7 +143,7 @@ SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answe
         (FINEWEB, {}, {"status": 404}, f"data set {FINEWEB}: "),
     ],
 )
-def test_what_waiting_does_not_cure_is_one_line(hub, environment, tmp_path, dataset, keys, fault, line):
+def test_a_permanent_failure_is_one_line(hub, environment, tmp_path, dataset, keys, fault, line):
     if fault:
         hub.fail(**{"pattern": "README|api", "times": 99} | fault)
     done = inspect(environment, tmp_path, dataset, **keys)
@@ -170,7 +170,7 @@ def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub,
     assert f"{tmp_path / FINEWEB} hides the data set of that name" in error
 
 
-def test_a_hub_that_does_not_answer_is_asked_again(hub, environment, tmp_path):
+def test_a_hub_that_does_not_answer_is_retried(hub, environment, tmp_path):
     hub.fail("/api/datasets", 1, slow=60)
     done = inspect(environment, tmp_path, FINEWEB, first="from rmkv_cli.data import hub; hub.TIMEOUT = 1.0")
     assert done.returncode == 0
@@ -191,7 +191,7 @@ for _, item in read_source(source, open_source(source, Path()), [0]):
 
 
 @pytest.mark.parametrize(("kind", "fault"), [("parquet", {"status": 503}), ("jsonl", {"cut": 1000})])
-def test_where_the_library_gives_up_a_file_is_opened_again_at_its_last_block(hub, environment, sets, kind, fault):
+def test_a_file_is_reopened_at_its_last_block_when_the_library_gives_up(hub, environment, sets, kind, fault):
     """The faults outlast the library's six tries in the middle of a file that does not fit its read-ahead."""
     repo = sets / "large" / f"{kind}-{next(iter(fault))}"
     texts = [f"{i} " + random.Random(i).randbytes(30_000).hex() for i in range(400)]
@@ -216,7 +216,7 @@ def test_where_the_library_gives_up_a_file_is_opened_again_at_its_last_block(hub
     assert sorted(found) == sorted(texts)
 
 
-def test_a_renamed_data_set_is_found_and_a_hub_that_is_not_there_is_told(hub, environment, tmp_path):
+def test_a_renamed_data_set_is_found_and_an_unreachable_hub_is_reported(hub, environment, tmp_path):
     hub.fail("old/name", 99, moved=FINEWEB)
     done = inspect(environment, tmp_path, "old/name")
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def token_by_token(documents, lane_count, seed, row_lengths, answers=None):
 
 @settings(max_examples=150, deadline=None)
 @given(sets, st.integers(1, 4), st.integers(0, 3), rows)
-def test_each_lane_is_whole_documents_one_after_the_other(lengths, lane_count, seed, row_lengths):
+def test_each_lane_consists_of_whole_consecutive_documents(lengths, lane_count, seed, row_lengths):
     documents = numbered(lengths)
     given_ = streams(make_lanes(documents, lane_count, seed), row_lengths)
     assert (given_ == token_by_token(documents, lane_count, seed, row_lengths)).all()
@@ -74,7 +74,7 @@ def test_each_lane_is_whole_documents_one_after_the_other(lengths, lane_count, s
 
 @settings(max_examples=150, deadline=None)
 @given(sets, st.integers(1, 3), rows, st.randoms())
-def test_of_a_document_with_answers_only_these_are_targets(lengths, lane_count, row_lengths, random):
+def test_only_the_answers_of_a_document_are_targets(lengths, lane_count, row_lengths, random):
     edges = [sorted(random.sample(range(1, n + 2), random.randrange(n + 2) // 2 * 2)) for n in lengths]
     answers = [random.choice([None, list(zip(e[::2], e[1::2], strict=True))]) for e in edges]
     ids = iter(range(100, 100_000))
@@ -85,7 +85,7 @@ def test_of_a_document_with_answers_only_these_are_targets(lengths, lane_count, 
 
 @settings(max_examples=100, deadline=None)
 @given(sets, st.integers(1, 4), st.integers(0, 3), rows, rows)
-def test_a_saved_state_goes_on_exactly(lengths, lane_count, seed, before, after):
+def test_a_saved_state_resumes_exactly(lengths, lane_count, seed, before, after):
     documents = numbered(lengths)
     lanes = make_lanes(documents, lane_count, seed)
     streams(lanes, before)
@@ -122,7 +122,7 @@ def as_once(lanes):
 
 @settings(max_examples=50, deadline=None)
 @given(sets, st.integers(1, 4), rows, rows, rows)
-def test_the_state_of_an_earlier_version_goes_on_exactly(lengths, lane_count, before, between, after):
+def test_the_state_of_an_earlier_version_resumes_exactly(lengths, lane_count, before, between, after):
     ids = iter(range(100, 100_000))
     answers = [[(1, n // 2 + 1)] if n % 2 else None for n in lengths]
     documents = make_documents([[next(ids) for _ in range(n)] for n in lengths], vocab_size=1 << 20, answers=answers)

@@ -41,7 +41,7 @@ def test_the_ratio_never_drifts_by_more_than_a_document(tmp_path, tokenizer, wri
     assert manifest.ended_by == "a"
 
 
-def test_with_tokens_dry_sources_are_repeated_and_their_epochs_counted(tmp_path, tokenizer, write_jsonl, mix_of):
+def test_with_tokens_exhausted_sources_are_repeated_and_their_epochs_counted(tmp_path, tokenizer, write_jsonl, mix_of):
     sources = {"a": (1, write_jsonl("a.jsonl", words("a", 10))), "b": (1, write_jsonl("b.jsonl", words("b", 400)))}
     mix = mix_of(sources, tokens=3000, validation=0.3, seed=1)
     manifest = prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
@@ -59,7 +59,7 @@ def test_with_tokens_dry_sources_are_repeated_and_their_epochs_counted(tmp_path,
     assert sorted(once + held_texts) == sorted(words("a", 10))  # each held-out document once, and never trained on
 
 
-def test_a_document_falls_to_its_split_by_its_text_and_the_seed(tmp_path, tokenizer, write_jsonl, mix_of):
+def test_the_text_and_the_seed_determine_the_split_of_a_document(tmp_path, tokenizer, write_jsonl, mix_of):
     texts = words("a", 1000)
     write_jsonl("a.jsonl", texts)
     write_jsonl("b.jsonl", texts[::-1])
@@ -111,7 +111,7 @@ def test_noise_is_uniform_in_both_splits_and_has_no_bytes(tmp_path, tokenizer, m
     assert 0.27 < held / (held + manifest.splits["train"].documents) < 0.33
 
 
-def test_noise_wants_a_vocabulary_that_holds_it(tmp_path, tokenizer, mix_of):
+def test_noise_needs_a_vocabulary_that_fits_it(tmp_path, tokenizer, mix_of):
     most = tokenizer.vocab_size - 6
     prepare(mix_of({"noise": (1, most)}, tokens=10), tmp_path, tokenizer, tmp_path / "out", 1)
     with pytest.raises(UserError, match=f"source 'noise': vocab = {most + 1} does not fit .* at most {most}"):
@@ -134,7 +134,7 @@ def test_bad_records_stop_the_mix_or_are_counted_by_source(tmp_path, tokenizer, 
 
 
 @pytest.mark.parametrize("tokens", [None, 100])
-def test_a_source_that_gives_nothing_ends_the_mix(tmp_path, tokenizer, write_jsonl, mix_of, tokens):
+def test_a_source_without_training_documents_ends_the_mix(tmp_path, tokenizer, write_jsonl, mix_of, tokens):
     (tmp_path / "a.jsonl").write_text("bad\n")
     sources = {"b": (1, write_jsonl("b.jsonl", words("b", 30))), "a": (1, "a.jsonl")}
     with pytest.raises(UserError, match=r"source 'a': has no document for training; 1 .*a\.jsonl:1: is not valid"):
@@ -149,7 +149,7 @@ def test_an_existing_folder_is_never_written_to(tmp_path, tokenizer, write_jsonl
         prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
 
 
-def test_the_manifest_tells_all_and_the_tokenizer_lies_beside_it(tmp_path, tokenizer, write_jsonl, mix_of):
+def test_the_manifest_is_complete_and_the_tokenizer_is_beside_it(tmp_path, tokenizer, write_jsonl, mix_of):
     mix = mix_of({"a": (1, write_jsonl("a.jsonl", words("a", 50)))}, validation=0.2, seed=4)
     manifest = prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
     assert Manifest.load(tmp_path / "out") == manifest
@@ -175,7 +175,7 @@ def test_large_mixes_are_rolled_into_several_shards(tmp_path, tokenizer, write_j
     assert whole(tmp_path / "many") == whole(tmp_path / "one")
 
 
-def test_what_is_read_ahead_is_bounded(tmp_path, tokenizer, write_jsonl, mix_of, monkeypatch):
+def test_read_ahead_is_bounded(tmp_path, tokenizer, write_jsonl, mix_of, monkeypatch):
     monkeypatch.setattr("rmkv_cli.data.encoding.GROUP_DOCUMENTS", 5)
     read = []
     read_source = feed.read_source

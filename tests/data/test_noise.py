@@ -22,7 +22,7 @@ def test_every_target_is_uniform_over_the_vocabulary_whatever_came_before(vocab)
     assert ((pairs - expected) ** 2 / expected).sum() < vocab**2 + 5 * np.sqrt(2) * vocab
 
 
-def test_the_seed_decides_the_document():
+def test_the_seed_determines_the_document():
     def first(seed):
         return noise_document(1000, seed, 7, 2).tolist()
 

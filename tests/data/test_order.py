@@ -60,14 +60,14 @@ def test_an_epoch_has_every_record_once_in_an_order_of_its_own(files):
     assert orders[0] == [text for *_, text in read(files, [1, 2])]
 
 
-def test_it_goes_on_from_any_place(files):
+def test_reading_resumes_from_any_place(files):
     whole = read(files, [5])
     for at in range(0, len(whole), 3):
         place = Place.from_json(json.loads(json.dumps(whole[at][0].to_json())))
         assert read(files, [5], place) == whole[at + 1 :]
 
 
-def test_places_are_told_as_people_count(files):
+def test_locations_count_from_one(files):
     for _, where, text in read(files, [5]):
         if where.endswith(".txt"):
             continue
@@ -75,7 +75,7 @@ def test_places_are_told_as_people_count(files):
         assert text == ROWS[number - (2 if ".csv" in where else 1)]  # of csv the first line names the columns
 
 
-def test_a_file_that_breaks_off_is_not_read_twice_after_a_resume(tmp_path, monkeypatch):
+def test_a_truncated_file_is_not_read_twice_after_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(LINES).encode(), compresslevel=0)[:-300])

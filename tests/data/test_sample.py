@@ -53,12 +53,12 @@ def records(file):
 
 
 @pytest.mark.slow
-def test_it_is_of_a_good_size(sample):
+def test_the_sample_has_a_useful_size(sample):
     assert {file.name for file in sample.iterdir()} == {"prose.jsonl", "code.jsonl", "reasoning.jsonl", "mix.toml"}
     assert 4e6 < sum(file.stat().st_size for file in sample.iterdir()) < 10e6
 
 
-def test_it_is_the_same_each_time_and_overwrites_nothing(short, short_sample):
+def test_the_sample_is_deterministic_and_overwrites_nothing(short, short_sample):
     first, second = ({file.name: file.read_bytes() for file in made.iterdir()} for made in (short_sample, short("b")))
     assert first == second
     with pytest.raises(UserError, match="already exists"):
@@ -76,7 +76,7 @@ def test_the_code_is_python_without_a_docstring_so_that_it_shares_no_text_with_t
     assert any('The "assert" statement' in text.replace("“", '"').replace("”", '"') for text in prose)
 
 
-def test_docstrings_are_cut_out_exactly():
+def test_docstrings_are_removed_exactly():
     source = '''"""É one.
 
 More."""
@@ -97,7 +97,7 @@ async def g():
 
 
 @pytest.mark.parametrize("source", [b'"one"; x = 1\n', b"x = \xff", b"x = "])
-def test_a_module_that_cannot_be_cut_cleanly_is_left_out(source):
+def test_a_module_whose_docstrings_cannot_be_removed_cleanly_is_left_out(source):
     assert split_docstrings(source) == ("", "")
 
 

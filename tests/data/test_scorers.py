@@ -64,7 +64,7 @@ HEDGES = {
 
 @pytest.mark.parametrize("hedge", HEDGES)
 @pytest.mark.parametrize("kind", WORDS)
-def test_hedges_earn_nothing(kind, hedge):
+def test_hedged_answers_score_zero(kind, hedge):
     for seed in SEEDS:
         for number, exercise in enumerate(exercises(kind, seed)):
             right, wrong = TOKENIZER.decode(exercise.answer), TOKENIZER.decode(wrong_answer(kind, exercise, number))
@@ -75,7 +75,7 @@ def test_hedges_earn_nothing(kind, hedge):
 
 @pytest.mark.parametrize("form", ["{}", " {} ", "{}\n", "<think>Is it 7, or a-b?</think>{}", "<think></think>\n\n{}"])
 @pytest.mark.parametrize("kind", WORDS)
-def test_the_right_answer_earns_everything_whatever_was_thought(kind, form):
+def test_the_right_answer_scores_one_whatever_the_thought(kind, form):
     for seed in SEEDS:
         for exercise in exercises(kind, seed):
             text = form.format(TOKENIZER.decode(exercise.answer))
@@ -108,7 +108,7 @@ def test_sums_may_be_stated_in_several_ways(text):
         *("twelve", "١٢", "0x12", "12e0", "10^12", "6 * 2", "{12, 13}", "7 + 5 = 12, or 13", "[7, 5, 12, 13]"),
     ],
 )
-def test_other_numbers_beside_a_sum_make_it_wrong(text):
+def test_a_sum_with_other_numbers_is_wrong(text):
     assert _sum_of(7, 5).score(text) == 0
 
 
@@ -145,7 +145,7 @@ def test_any_calculation_that_reaches_the_target_is_right(text):
         *("3 * 7 + 25 or 7 * 7 - 3", "3 * 7 + 25 and 3 * 7 + 25", "3 * 7 + 25\n3 * 7 + 25", "3 7 25", "3, 7 and 25"),
     ],
 )
-def test_what_does_not_reach_the_target_by_the_rules_is_wrong(text):
+def test_a_calculation_that_breaks_the_rules_is_wrong(text):
     assert not reaches(text, 46, [3, 7, 25, 2])
 
 
@@ -156,7 +156,7 @@ def test_a_number_that_is_given_twice_may_be_used_twice():
 
 @given(st.text("0123456789+-*/()= .\n", max_size=30))
 @example("((((7")
-def test_any_text_is_judged(text):
+def test_any_text_gets_a_score(text):
     assert reaches(text, 46, [3, 7, 25]) in (True, False)
 
 
@@ -178,7 +178,7 @@ def test_the_answer_follows_the_last_thought(text, answer):
     assert final_answer(text, "<t>", "</t>") == answer
 
 
-def test_a_thought_that_the_chat_template_opens_is_no_answer():
+def test_a_thought_that_the_chat_template_opens_is_not_an_answer():
     template = "{% for m in messages %}<start>{{ m.content }}<end>{% endfor %}<think>"
     opening = Tokenizer.from_files({"tokenizer.json": TOKENIZER.to_json(), "chat_template.jinja": template})
     for exercise in exercises("arithmetic", 0, opening):

@@ -47,7 +47,7 @@ def write(file, kind):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
-def test_a_row_is_a_document_zipped_or_not(tmp_path, kind):
+def test_a_row_is_a_document_with_or_without_gzip(tmp_path, kind):
     file = tmp_path / f"a.{kind}"
     write(file, kind)
     (tmp_path / f"b.{kind}.gz").write_bytes(gzip.compress(file.read_bytes()))
@@ -56,7 +56,7 @@ def test_a_row_is_a_document_zipped_or_not(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
-def test_a_path_is_no_pattern_where_there_is_such_a_file(tmp_path, kind):
+def test_an_existing_path_is_not_a_pattern(tmp_path, kind):
     folder = tmp_path / "run [1]" / "*"
     folder.mkdir(parents=True)
     write(folder / f"a?.{kind}", kind)
@@ -64,7 +64,7 @@ def test_a_path_is_no_pattern_where_there_is_such_a_file(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["txt", "md"])
-def test_a_text_file_is_a_document_as_it_stands(tmp_path, kind):
+def test_a_text_file_is_one_unchanged_document(tmp_path, kind):
     text = " one\r\ntwo\rthree\n\n"
     (tmp_path / f"a.{kind}").write_bytes(text.encode())
     (tmp_path / f"B.{kind.upper()}.GZ").write_bytes(gzip.compress(text.encode()))
@@ -155,7 +155,7 @@ def test_sizes_are_bytes_of_untrusted_text(tmp_path):
         (" b", (" b",)),
     ],
 )
-def test_a_response_thinks_only_where_it_begins_with_a_whole_thought(tmp_path, response, pieces):
+def test_a_thought_is_recognized_only_if_it_is_complete_and_begins_the_response(tmp_path, response, pieces):
     (tmp_path / "a.jsonl").write_text(json.dumps({"q": "p<end>", "a": response}))
     columns = {"prompt_column": "q", "response_column": "a"}
     (document,) = read(tmp_path, "a.jsonl", format="prompt_response", **columns)
@@ -228,7 +228,7 @@ def test_a_bad_file_is_named_and_the_next_one_is_read(tmp_path, name, content, w
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_columns_of_one_name_are_told_where_one_of_them_is_read(tmp_path, name):
+def test_duplicate_column_names_are_reported_if_one_of_them_is_read(tmp_path, name):
     table = pa.table([["one"], [1], ["two"], [2]], names=["text", "id", "words", "id"])
     for given, expected in (
         (table, "one"),
@@ -243,14 +243,14 @@ def test_columns_of_one_name_are_told_where_one_of_them_is_read(tmp_path, name):
         assert expected in str(item)
 
 
-def test_a_column_of_numbers_is_no_text(tmp_path):
+def test_a_column_of_numbers_is_not_text(tmp_path):
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
     first, second = map(str, read(tmp_path, "a.parquet"))
     assert first == f"{tmp_path / 'a.parquet'}:1: column 'text' is not a string but a number"
     assert ":2: " in second
 
 
-def test_a_row_that_is_not_utf8_spoils_itself_alone(tmp_path):
+def test_a_row_that_is_not_utf8_loses_only_itself(tmp_path):
     words = [b"one", b"tw\xff", b"three"]
     column = pa.Array.from_buffers(pa.string(), 3, pa.array(words, pa.binary()).buffers())
     rows = pa.table({"text": column})
@@ -272,7 +272,7 @@ def test_lines_before_the_damage_of_a_gzip_file_are_read(tmp_path):
     assert "is not a whole gzip file" in str(bad)
 
 
-def test_a_source_of_which_nothing_can_be_read_ends_even_where_bad_records_are_left_out(tmp_path):
+def test_a_source_with_only_bad_records_is_an_error_even_if_bad_records_are_skipped(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"words": "a"}\n' * 1000)
     what = r"a\.jsonl:1: has no column 'text' \(it has: words\).*source 'it'; the next 999 records cannot"
     with pytest.raises(UserError, match=what):
@@ -322,7 +322,7 @@ def test_on_error_stops_at_the_first_bad_record_or_counts_them(tmp_path, capsys)
         ("*.json", "a.json: is ambiguous; name it .jsonl if each line is a record, or .txt if it is text"),
     ],
 )
-def test_files_that_are_not_there_or_of_no_known_kind_are_refused_at_once(tmp_path, pattern, what):
+def test_missing_files_and_files_of_unknown_kinds_are_refused_at_once(tmp_path, pattern, what):
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.json").write_text("a")
     (tmp_path / "a.ndjson").write_text("a")
@@ -388,7 +388,7 @@ def test_a_folder_that_datasets_saved_is_its_files(tmp_path):
     ],
     ids=lambda text: text[:6],
 )
-def test_a_damaged_list_of_what_datasets_saved_is_told(tmp_path, state, what):
+def test_a_damaged_state_json_of_datasets_is_reported(tmp_path, state, what):
     (tmp_path / "state.json").write_text(state)
     with pytest.raises(UserError, match=f"state.json: {what}"):
         find_files([str(tmp_path)], tmp_path)

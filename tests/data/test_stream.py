@@ -46,7 +46,7 @@ def mixed(mix, base, tokenizer, splits="train"):
         return [(index, tuple(document.tokens.tolist())) for index, document in mixer]
 
 
-def test_the_mixer_goes_on_from_any_document(tmp_path, tokenizer, mix, monkeypatch):
+def test_the_mixer_resumes_from_any_document(tmp_path, tokenizer, mix, monkeypatch):
     monkeypatch.setattr("rmkv_cli.data.encoding.GROUP_DOCUMENTS", 7)
     with parallel_encoder(tokenizer, 1) as submit:
 
@@ -68,7 +68,7 @@ def test_the_mixer_goes_on_from_any_document(tmp_path, tokenizer, mix, monkeypat
             assert rest == given[at:]
 
 
-def test_rows_of_a_stream_are_those_of_the_prepared_mix_and_go_on_exactly(tmp_path, tokenizer, mix, monkeypatch):
+def test_rows_of_a_stream_equal_those_of_the_prepared_mix_and_resume_exactly(tmp_path, tokenizer, mix, monkeypatch):
     prepare(mix, tmp_path, tokenizer, tmp_path / "out", 2)
     documents = Documents.open(tmp_path / "out", "train")
     prepared = Lanes(Prepared(documents, 0), 3, EOD)
@@ -91,7 +91,7 @@ def test_rows_of_a_stream_are_those_of_the_prepared_mix_and_go_on_exactly(tmp_pa
             state = pickle.dumps(place())
 
 
-def test_a_long_document_of_a_stream_is_one_and_goes_on_from_any_row(tmp_path, tokenizer, mix_of):
+def test_a_long_document_of_a_stream_is_one_document_and_resumes_from_any_row(tmp_path, tokenizer, mix_of):
     lines = "".join(f"Line {i} of a long text. " * (i % 9) + "\n" for i in range(12_000))
     (tmp_path / "a.txt").write_text(lines)
     for number in range(3):
@@ -150,7 +150,7 @@ def test_what_is_held_out_never_trains(tmp_path, tokenizer, mix):
     assert all(times == 1 for (source, _), times in held.items() if source < 2)
 
 
-def test_a_dry_source_is_repeated_dropped_or_ends_the_mix(tmp_path, tokenizer, write_jsonl, capsys):
+def test_an_exhausted_source_is_repeated_dropped_or_ends_the_mix(tmp_path, tokenizer, write_jsonl, capsys):
     write_jsonl("a.jsonl", [f"a {i}" for i in range(30)])
     write_jsonl("b.jsonl", [f"b {i}" for i in range(300)])
     ends = {}
@@ -173,7 +173,7 @@ def test_a_dry_source_is_repeated_dropped_or_ends_the_mix(tmp_path, tokenizer, w
     assert ends["stop"][1] < 50
 
 
-def test_the_end_of_the_data_and_its_faults_are_told(tmp_path, tokenizer, write_jsonl, monkeypatch):
+def test_the_end_of_the_data_and_its_faults_are_reported(tmp_path, tokenizer, write_jsonl, monkeypatch):
     write_jsonl("a.jsonl", ["one", "two", "three"])
     source = {"kind": "files", "name": "a", "weight": 1, "files": ["a.jsonl"], "when_dry": "stop"}
     with Stream(MixConfig(validation=0, sources=[source]), tmp_path, tokenizer) as stream:
@@ -200,7 +200,7 @@ def test_the_end_of_the_data_and_its_faults_are_told(tmp_path, tokenizer, write_
         stream.next()
 
 
-def test_a_reading_process_that_dies_is_told(tmp_path, tokenizer, mix):
+def test_the_death_of_the_reading_process_is_reported(tmp_path, tokenizer, mix):
     with Stream(mix, tmp_path, tokenizer) as stream:
         stream.next()
         stream._process.kill()

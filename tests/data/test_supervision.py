@@ -156,7 +156,7 @@ def flags(documents, index):
 
 @pytest.mark.parametrize("supervise", SUPERVISE)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_ids_and_what_is_learned_are_those_written_down_by_hand(tmp_path, tokenizer, conversations, kind, supervise):
+def test_ids_and_learned_tokens_match_those_worked_out_by_hand(tmp_path, tokenizer, conversations, kind, supervise):
     turns = conversations(kind)
     mix = MixConfig(validation=0, supervise=supervise, sources=[source_of(kind)])
     manifest = prepare(mix, tmp_path, tokenizer, tmp_path / "out", 1)
@@ -173,7 +173,7 @@ def test_ids_and_what_is_learned_are_those_written_down_by_hand(tmp_path, tokeni
         assert ended_by_start == (kind != "prompt_response")
 
 
-def test_neighbours_in_a_lane_learn_what_each_learns_alone_prepared_or_streamed(tmp_path, tokenizer, conversations):
+def test_neighbours_in_a_lane_learn_the_same_tokens_as_alone_prepared_or_streamed(tmp_path, tokenizer, conversations):
     text = {"kind": "files", "name": "text", "weight": 1, "files": ["prompt_response.jsonl"], "text_column": "prompt"}
     sources = [source_of("messages", supervise="all"), *map(source_of, FORMATS[1:]), text]
     expected = []  # some have the same ids
@@ -245,7 +245,7 @@ def test_a_text_has_no_answers_to_learn():
         TextSource(name="a", weight=1, supervise="answers")
 
 
-def test_nothing_of_a_long_conversation_is_cut(tmp_path, tokenizer, write_records):
+def test_a_long_conversation_is_never_cut(tmp_path, tokenizer, write_records):
     """It continues in its lane's next rows as the same document, with its state, and all its answers are learned."""
     turns = [
         {"role": role, "thought": None, "text": f"{role} {i} " * 40, "train": True}
@@ -299,7 +299,7 @@ def test_a_stream_that_a_source_ends_before_anything_is_supervised_is_refused(tm
         list(Mixer(mix, tmp_path, tokenizer, submit, 1, "train", endless=True))
 
 
-def test_data_of_the_format_before_is_still_read(tmp_path, tokenizer, write_records):
+def test_data_of_the_previous_format_are_still_read(tmp_path, tokenizer, write_records):
     write_records("prompt_response", [{"prompt": "a", "response": "b"}] * 20)
     prepare(MixConfig(validation=0, sources=[source_of("prompt_response")]), tmp_path, tokenizer, tmp_path / "out", 1)
     file = tmp_path / "out" / "manifest.json"

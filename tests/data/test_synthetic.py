@@ -83,7 +83,7 @@ def test_after_a_failure_only_unanswered_requests_are_sent(folder, most):
     assert data == made(a_recipe(), folder, "other")[0]
 
 
-def test_what_is_said_where_it_stops(folder, capsys):
+def test_an_interruption_reports_how_to_continue(folder, capsys):
     with pytest.raises(UserError):
         made(a_recipe(), folder, "out", Writer(1, 17))
     assert "17 answers saved in" in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_other_writers_and_other_sampling_are_other_requests(folder):
         assert not keys & {request.key for request in other}
 
 
-def test_a_torn_last_line_is_dropped_wherever_it_ends(folder):
+def test_an_incomplete_last_line_is_dropped_wherever_it_ends(folder):
     whole, _ = made(a_recipe(count=3), folder, "out")
     journal = journal_path(folder / "out.jsonl")
     data = journal.read_bytes()
@@ -143,7 +143,7 @@ def test_two_processes_do_not_share_a_journal(folder):
     assert writer.asked == []
 
 
-def test_an_answer_that_the_disk_does_not_take_leaves_no_half_line(folder):
+def test_an_answer_that_cannot_be_written_leaves_no_partial_line(folder):
     with open_journal(folder / "x") as journal:
         journal.add("a", Answer("kept", "stop"))
         before = (folder / "x").read_bytes()
@@ -173,7 +173,7 @@ def test_refused_requests_are_counted_and_sent_again_next_time(folder):
     assert sorted(again.asked) == list(range(1, 40, 4))
 
 
-def test_a_writer_that_refuses_everything_ends_it(folder):
+def test_a_writer_that_refuses_everything_ends_generation(folder):
     writer = Writer(answer=lambda request: Answer("no such parameter", REFUSED))
     with pytest.raises(UserError, match="the writer refused the first 10 requests: no such parameter"):
         made(a_recipe(), folder, "out", writer)

@@ -34,7 +34,7 @@ def rejected_by(call, *arguments):
         ({"json_keys": ["a"]}, "[" * 100_000, "stop", "json_keys"),
     ],
 )
-def test_what_has_another_shape_is_rejected(filters, text, reason, name):
+def test_an_answer_of_another_shape_is_rejected(filters, text, reason, name):
     assert rejected_by(parts, Filters(**filters), Answer(text, reason)) == name
 
 
@@ -49,7 +49,7 @@ def test_truncated_answers_can_be_kept():
     assert parts(Filters(truncated=False), Answer("cut", "length")) == {"response": "cut"}
 
 
-def test_half_a_character_is_replaced():
+def test_a_lone_surrogate_is_replaced():
     found = parts(Filters(json_keys=["a"]), Answer('{"a": "x\\ud800"}', "stop"))
     assert json.dumps(found, ensure_ascii=False).encode()
     assert found["a"] == "x?"
@@ -68,7 +68,7 @@ def test_half_a_character_is_replaced():
         "First 3 * 4 = 12 + 1 = 13",
     ],
 )
-def test_equations_that_hold(text):
+def test_right_equations_are_accepted(text):
     assert wrong_equation(text) is None
 
 
@@ -87,11 +87,11 @@ def test_equations_that_hold(text):
         ("9 ** 9 ** 9 ** 9 = 9", "has no equation"),
     ],
 )
-def test_equations_that_do_not(text, why):
+def test_wrong_equations_are_rejected(text, why):
     assert wrong_equation(text) == why
 
 
-def test_a_quoted_answer_stands_in_the_slot_word_for_word():
+def test_a_quoted_answer_occurs_word_for_word_in_the_slot():
     filters = Filters(json_keys=["answer"], quoted={"answer": "passage"})
 
     def said(answer):

@@ -62,7 +62,7 @@ def test_requests_are_in_openai_s_protocol_with_the_key_from_the_environment(tmp
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "500", "502", "408", "409"])
-def test_what_fails_for_a_while_is_sent_again_and_paid_once(tmp_path, impatient, fault):
+def test_a_temporary_failure_is_retried_and_paid_once(tmp_path, impatient, fault):
     with small_writer(faults=(fault,), share=0.5) as paid, small_writer() as sound:
         report = made(tmp_path, paid)
         assert (report.rows, report.rejected) == (40, {})
@@ -73,7 +73,7 @@ def test_what_fails_for_a_while_is_sent_again_and_paid_once(tmp_path, impatient,
 
 
 @pytest.mark.parametrize("parallel", [1, 7])
-def test_so_many_requests_are_in_flight_and_no_more(tmp_path, parallel):
+def test_no_more_than_the_allowed_requests_are_in_flight(tmp_path, parallel):
     with small_writer() as paid:
         paid.hold.clear()
         with process(tmp_path, paid, parallel=parallel) as command:
@@ -96,19 +96,19 @@ def test_so_many_requests_are_in_flight_and_no_more(tmp_path, parallel):
         ("closed", {}, "given up after 11 attempts"),
     ],
 )
-def test_what_waiting_does_not_cure_ends_it_in_a_line(tmp_path, impatient, fault, keys, words):
+def test_a_permanent_failure_ends_generation_in_one_line(tmp_path, impatient, fault, keys, words):
     with small_writer(faults=(fault,), share=1) as paid, pytest.raises(UserError) as caught:
         made(tmp_path, paid, environment={"K": "k"}, parallel=2, **keys)
     assert words in str(caught.value)
     assert not paid.billed
 
 
-def test_a_key_that_is_not_there_is_named():
+def test_a_missing_api_key_is_named():
     with pytest.raises(UserError, match="MY_KEY is not set; export it"):
         remote_writer(Writer(model="m", url="http://x/v1", key_env="MY_KEY"), {})
 
 
-def test_the_server_s_wait_is_a_number_or_a_date():
+def test_retry_after_is_a_number_or_a_date():
     assert remote.retry_after("2.5") == 2.5
     assert remote.retry_after("-1") == 0
     assert remote.retry_after("1e9") == remote.LONGEST_WAIT
@@ -173,7 +173,7 @@ def test_a_signal_waits_for_the_answers_in_flight_and_sends_nothing_more(tmp_pat
         assert len(paid.received) == len(set(paid.received)) == 40
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path):
+def test_a_second_signal_ends_generation_at_once(tmp_path):
     with small_writer() as paid:
         paid.hold.clear()
         with process(tmp_path, paid) as command:

@@ -34,7 +34,7 @@ def book(write_jsonl):
     return {"kind": "files", "name": "book", "weight": 1, "files": [file]}
 
 
-def test_documents_ask_for_what_they_tell_and_only_that_counts(tmp_path, make, tokenizer):
+def test_documents_ask_for_what_they_contain_and_only_the_answers_count(tmp_path, make, tokenizer):
     manifest = make(RECALL | {"pairs": [1, 4]})
     shapes = set()
     for split in ("train", "validation"):
@@ -56,7 +56,7 @@ def test_documents_ask_for_what_they_tell_and_only_that_counts(tmp_path, make, t
     assert manifest.sources[0].epochs == 1
 
 
-def test_noise_is_the_training_text_of_its_source_from_its_start_and_over_again(tmp_path, make, tokenizer, book):
+def test_noise_is_the_training_text_of_its_source_from_the_start_and_repeated(tmp_path, make, tokenizer, book):
     tasks = RECALL | {"text": "book", "segments": [3]}, RECALL | {"name": "other", "text": "book"}
     make(book | {"weight": 2}, *tasks, validation=0.3)
     train, held = (Documents.open(tmp_path / "out", split) for split in ("train", "validation"))
@@ -75,7 +75,7 @@ def test_noise_is_the_training_text_of_its_source_from_its_start_and_over_again(
     assert train[int(np.flatnonzero(train.sources == 1)[0])][1:3].min() >= tokenizer.vocab_size - 17
 
 
-def test_text_of_which_nothing_is_for_training_is_refused(tmp_path, make, write_jsonl, book):
+def test_a_noise_text_without_training_documents_is_refused(tmp_path, make, write_jsonl, book):
     empty = book | {"name": "empty", "files": [write_jsonl("empty.jsonl", [""] * 40)]}
     with pytest.raises(UserError, match="no training text for a task's noise"):
         make(RECALL | {"text": "empty", "segments": [1]}, empty)
@@ -129,7 +129,7 @@ def test_a_mix_that_was_made_before_there_were_tasks_can_be_read(tmp_path, make,
     assert then.counts.tolist() == then.lengths.tolist()
 
 
-def test_a_vocabulary_too_small_is_told_before_anything_is_made(tmp_path, make):
+def test_a_vocabulary_that_is_too_small_is_reported_before_anything_is_written(tmp_path, make):
     with pytest.raises(UserError, match=r"task 'recall': .* needs 1024 ids, but the tokenizer has 297; lower keys"):
         make(RECALL | {"keys": 1000})
     assert not (tmp_path / "out").exists()
@@ -148,7 +148,7 @@ def test_inspecting_shows_the_question_too(tmp_path, make):
     assert survey_mix(mix, tmp_path, 2, 9)[0].documents == 0
 
 
-def test_a_source_of_no_weight_is_only_noise(tmp_path, make, book, tokenizer):
+def test_a_source_without_weight_is_only_noise(tmp_path, make, book, tokenizer):
     needle = {"kind": "needle", "text": "book", "segments": [1]}
     manifest = make(book | {"weight": 0}, needle, tokens=2000)
     assert [source.documents > 0 for source in manifest.sources] == [False, True]
@@ -156,6 +156,6 @@ def test_a_source_of_no_weight_is_only_noise(tmp_path, make, book, tokenizer):
     assert "of words and more words" in tokenizer.decode(document)
 
 
-def test_a_source_of_no_weight_that_no_task_names_is_refused(book):
+def test_a_source_without_weight_that_no_task_uses_is_refused(book):
     with pytest.raises(ValueError, match="'book': weight = 0, and no phase or task uses it"):
         MixConfig(sources=[book | {"weight": 0}, RECALL], tokens=2000)

@@ -62,7 +62,7 @@ class TestRecall:
         first = 2 * pairs + segments * S + 2
         assert example.answers == [(first + 2 * i, first + 2 * i + 1) for i in range(pairs)]
 
-    def test_the_order_of_the_questions_tells_nothing_of_that_of_the_pairs(self, ask):
+    def test_the_order_of_the_questions_does_not_reveal_that_of_the_pairs(self, ask):
         orders = Counter()
         for seed in range(600):
             a, _, b, _, c, _, _, *asked = ask(RecallSource(), 3, 0, seed).tokens.tolist()
@@ -70,7 +70,7 @@ class TestRecall:
         assert len(orders) == 6
         assert min(orders.values()) > 60
 
-    def test_of_overwritten_keys_the_last_value_counts(self, ask):
+    def test_the_last_value_of_an_overwritten_key_counts(self, ask):
         example = ask(RecallSource(rounds=3, values=1000, noise=2, keys=9, text="any"), 9, 0)
         told = example.tokens[: 2 * 3 * 9].reshape(3, 9, 2)
         assert all(set(told[i, :, 0]) == set(told[0, :, 0]) for i in range(3))
@@ -86,7 +86,7 @@ class TestRecall:
 
     @pytest.mark.parametrize("pairs", [1, 2, 7, 8, 40])
     @pytest.mark.parametrize("rounds", [1, 2])
-    def test_straddling_pairs_are_parted_by_a_segments_end(self, ask, pairs, rounds):
+    def test_straddling_pairs_are_split_by_a_segment_boundary(self, ask, pairs, rounds):
         task = RecallSource(straddle=True, segment_length=S, rounds=rounds, noise=5)
         document = [2, *ask(task, pairs, 3).tokens.tolist()]
         keys = [i for i, token in enumerate(document) if 7 <= token < 71]
@@ -123,7 +123,7 @@ class TestCopy:
 class TestNeedle:
     @pytest.mark.parametrize("value", ["number", "uuid", "word"])
     @pytest.mark.parametrize(("needles", "depth"), [(1, 0), (1, 0.5), (4, 1), (30, 0.25)])
-    def test_the_sentence_of_the_key_tells_its_value(self, ask, tokenizer, value, needles, depth):
+    def test_the_sentence_of_the_key_contains_its_value(self, ask, tokenizer, value, needles, depth):
         for seed in range(5):
             example = ask(NeedleSource(value=value, needles=needles, segment_length=S), depth, 60, seed)
             text = tokenizer.decode(example.tokens.tolist())
@@ -136,14 +136,14 @@ class TestNeedle:
             assert re.fullmatch(pattern[value], answer)
 
     @pytest.mark.parametrize("depth", [0, 0.3, 1])
-    def test_it_stands_at_its_depth_in_so_many_segments_of_noise(self, tokenizer, depth):
+    def test_the_needle_is_at_its_depth_within_the_segments_of_noise(self, tokenizer, depth):
         task, noise = NeedleSource(needles=1, segment_length=S), RandomHaystack(7, 1)
         tokens = make_example(task, tokenizer, noise, np.random.default_rng(0), depth, 10).tokens
         (elsewhere,) = np.nonzero(tokens != 7)
         assert (tokens == 7).sum() == 10 * S
         assert elsewhere[0] == round(depth * 10 * S)
 
-    def test_the_distracting_sentences_stand_anywhere(self, tokenizer):
+    def test_the_distracting_sentences_are_anywhere(self, tokenizer):
         task, noise = NeedleSource(needles=2, segment_length=S), RandomHaystack(7, 1)
         firsts = []
         for seed in range(50):
@@ -186,7 +186,7 @@ def answer(statements, question):
 
 class TestFacts:
     @pytest.mark.parametrize("facts", [1, 2, 3])
-    def test_a_story_tells_the_answer_in_so_many_statements_and_in_no_fewer(self, facts):
+    def test_an_answer_needs_exactly_the_given_number_of_statements(self, facts):
         told = Counter()
         for seed in range(60):
             *told_so, ((question, _), (place, _)) = make_story(
@@ -218,7 +218,7 @@ class TestFacts:
                 lies[what] = place[person]
 
     @pytest.mark.parametrize("facts", [1, 2, 3])
-    def test_questions_along_a_story_are_answered_by_what_it_told_so_far(self, tokenizer, facts):
+    def test_questions_along_a_story_are_answered_by_its_statements_so_far(self, tokenizer, facts):
         task, noise = FactsSource(sentences=12, along=True, segment_length=S), RandomHaystack(7, 1)
         asked = counted = 0
         for seed in range(20):
@@ -236,7 +236,7 @@ class TestFacts:
         assert asked == counted > 3 * 20
 
     @pytest.mark.parametrize("sentences", [3, 10])
-    def test_the_statements_stand_in_their_order_all_over_the_noise(self, tokenizer, sentences):
+    def test_the_statements_are_spread_in_order_through_the_noise(self, tokenizer, sentences):
         task, noise = FactsSource(facts=[3], sentences=sentences, segment_length=S), RandomHaystack(7, 1)
         firsts = []
         for seed in range(20):
@@ -251,7 +251,7 @@ class TestFacts:
         assert len(set(firsts)) > 10
 
 
-def test_no_segments_are_no_noise(ask):
+def test_zero_segments_mean_no_noise(ask):
     assert len(ask(RecallSource(), 1, 0).tokens) == 5
     assert len(ask(CopySource(), 3, 0).tokens) == 7
     for task in (NeedleSource(needles=3), FactsSource()):
@@ -260,7 +260,7 @@ def test_no_segments_are_no_noise(ask):
 
 
 @pytest.mark.parametrize("source", [RecallSource, CopySource, ReverseSource, NeedleSource, FactsSource])
-def test_the_seed_decides_and_each_list_is_drawn_from(tokenizer, source):
+def test_the_seed_determines_an_example_and_every_list_is_sampled(tokenizer, source):
     task = source(
         segments=[0, 3], segment_length=500, **{row_axis(source())[0]: [1, 3] if source != NeedleSource else [0, 1]}
     )
@@ -276,7 +276,7 @@ def test_the_seed_decides_and_each_list_is_drawn_from(tokenizer, source):
     assert all(example.tokens.dtype == np.int64 for example in first(0))
 
 
-def test_rows_are_each_tasks_own_difficulty():
+def test_rows_are_the_difficulty_of_each_task():
     assert row_axis(RecallSource(pairs=[2, 4])) == ("pairs", [2, 4])
     assert row_axis(CopySource(length=[2])) == row_axis(ReverseSource(length=[2])) == ("length", [2])
     assert row_axis(NeedleSource(depth=[0.5])) == ("depth", [0.5])
@@ -289,13 +289,13 @@ class TestHaystacks:
         assert counts[:7].sum() == counts[12:].sum() == 0
         assert abs(counts[7:12] / 10_000 - 1).max() < 0.05
 
-    def test_text_goes_on_where_it_stopped_over_documents_and_from_the_start_again(self):
+    def test_text_continues_across_documents_and_restarts_after_the_last(self):
         noise = TextHaystack(cycle_documents([np.array([2, 10, 11], np.uint16), np.array([2]), np.array([2, 12])]))
         rng = np.random.default_rng(0)
         assert [noise.take(rng, n).tolist() for n in (1, 0, 4, 2)] == [[10], [], [11, 12, 10, 11], [12, 10]]
         assert noise.take(rng, 5).dtype == np.int64
 
-    def test_text_goes_on_at_a_place_that_was_noted(self):
+    def test_text_resumes_at_a_saved_place(self):
         documents = [np.array([2, 10, 11]), np.array([2]), np.array([2, 12])]
         rng = np.random.default_rng(0)
         whole = TextHaystack(cycle_documents(documents)).take(rng, 20).tolist()
@@ -318,7 +318,7 @@ class TestHaystacks:
         (CopySource(alphabet=9, noise=3), 7 + 12 + 1),
     ],
 )
-def test_a_vocabulary_must_hold_the_tasks_tokens(task, need):
+def test_a_vocabulary_must_fit_the_task_s_tokens(task, need):
     require_vocabulary(task, range(7, need), need)
     with pytest.raises(UserError, match=f"task '{task.kind}': .* needs {need} ids, but the tokenizer has {need - 1}"):
         require_vocabulary(task, range(7, need - 1), need - 1)

@@ -51,7 +51,7 @@ def read(folder, *files, **rest):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
-def test_a_long_text_comes_in_parts_and_reading_begins_at_any(tmp_path, short_parts, name, mark):
+def test_a_long_text_is_read_in_parts_and_reading_starts_at_any_part(tmp_path, short_parts, name, mark):
     text = story(0, 5000)
     data = mark + text.encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
@@ -78,7 +78,7 @@ def test_a_long_text_comes_in_parts_and_reading_begins_at_any(tmp_path, short_pa
         )
 
 
-def test_a_place_that_was_noted_when_long_texts_were_read_whole_is_after_the_whole_text(tmp_path, short_parts):
+def test_a_place_saved_when_long_texts_were_read_whole_is_after_the_whole_text(tmp_path, short_parts):
     (tmp_path / "a.txt").write_text(story(0, 5000))
     (tmp_path / "b.txt").write_text("next")
     text_source = source("a.txt", "b.txt")
@@ -90,7 +90,7 @@ def test_a_place_that_was_noted_when_long_texts_were_read_whole_is_after_the_who
     ("damage", "what"),
     [(b"\xff", "is not valid UTF-8: byte 0xff at offset {at} (line {line})"), (b"\0", "contains a NUL byte")],
 )
-def test_of_a_long_text_that_is_not_valid_nothing_is_given(tmp_path, short_parts, damage, what):
+def test_an_invalid_long_text_yields_nothing(tmp_path, short_parts, damage, what):
     data = story(0, 5000).encode()
     at = data.index(b"\n", 4000) + 1
     (tmp_path / "a.txt").write_bytes(data[:at] + damage + data[at:])
@@ -100,14 +100,14 @@ def test_of_a_long_text_that_is_not_valid_nothing_is_given(tmp_path, short_parts
     assert fine.pieces == ("fine",)
 
 
-def test_a_character_that_a_long_text_ends_within_is_told_with_its_place(tmp_path, short_parts):
+def test_an_incomplete_last_character_of_a_long_text_is_reported_with_its_location(tmp_path, short_parts):
     data = story(0, 5000).encode()
     (tmp_path / "a.txt").write_bytes(data + "é".encode()[:1])
     ((_, bad),) = read(tmp_path, "a.txt")
     assert f"byte 0xc3 at offset {len(data)} " in str(bad)
 
 
-def test_a_long_text_that_changes_while_it_is_read_ends_the_reading(tmp_path, short_parts):
+def test_a_long_text_that_changes_while_it_is_read_is_an_error(tmp_path, short_parts):
     (tmp_path / "a.txt").write_text(story(0, 400_000))
     text_source = source("a.txt")
     reading = read_source(text_source, open_source(text_source, tmp_path))
@@ -117,7 +117,7 @@ def test_a_long_text_that_changes_while_it_is_read_ends_the_reading(tmp_path, sh
         list(reading)
 
 
-def test_long_texts_are_left_out_by_their_whole_length_and_said_to_be_bad_once(tmp_path, short_parts):
+def test_long_texts_are_filtered_by_their_whole_length_and_reported_as_bad_once(tmp_path, short_parts):
     (tmp_path / "a.txt").write_text(story(0, 5000))
     (tmp_path / "b.txt").write_text("short")
     left_out, kept = [item for _, item in read(tmp_path, "a.txt", "b.txt", max_characters=4000)]
@@ -127,7 +127,7 @@ def test_long_texts_are_left_out_by_their_whole_length_and_said_to_be_bad_once(t
     assert [type(item) for item in items] == [BadRecord]
 
 
-def test_turns_are_found_in_the_whole_of_a_long_text(tmp_path, short_parts):
+def test_turns_are_found_in_the_whole_long_text(tmp_path, short_parts):
     turns = "".join(f"<|start_header_id|>user<|end_header_id|>\n\nWhy {i}?<|eot_id|>" for i in range(50))
     (tmp_path / "a.txt").write_text(turns)
     ((_, document),) = read(tmp_path, "a.txt", format="messages", messages_column="text")
@@ -164,7 +164,7 @@ def joined(parts):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_long_text_is_a_document_of_several_rows_and_its_last_part_one_that_is_held_out(
+def test_a_long_text_is_a_document_of_several_rows_and_its_last_part_is_held_out(
     tmp_path, short_parts, tokenizer, mix_of, monkeypatch, workers
 ):
     monkeypatch.setattr("rmkv_cli.data.shards.BATCH_TOKENS", 1000)
@@ -206,7 +206,7 @@ def test_a_long_record_gives_a_stretch_too_and_the_same_as_a_file(tmp_path, toke
     ("text", "before"),
     [("words and more " * 300, " "), ("x" * 5000, "x"), ("長" * 2000, "長"), ("a\n" + "word " * 1500, " ")],
 )
-def test_where_no_line_ends_near_a_stretch_begins_at_a_word_or_anywhere(
+def test_without_a_near_line_end_a_stretch_begins_at_a_word_or_anywhere(
     tmp_path, short_parts, tokenizer, mix_of, text, before
 ):
     (tmp_path / "a.txt").write_text(text)
@@ -248,7 +248,7 @@ def test_streams_hold_out_what_a_prepared_mix_does_and_never_train_on_it(tmp_pat
     assert {tuple(tokens) for _, tokens, held_out in both if held_out} <= {tuple(tokens) for _, tokens, _ in validation}
 
 
-def test_the_mixer_goes_on_from_any_part(tmp_path, tokenizer, books):
+def test_the_mixer_resumes_from_any_part(tmp_path, tokenizer, books):
     pairs = list(mixed(books, tmp_path, tokenizer, "train"))
     assert any(part[3] for part, _ in pairs)
     unique = books.model_copy(update={"sources": [s.model_copy(update={"deduplicate": False}) for s in books.sources]})
@@ -301,7 +301,7 @@ def test_a_mix_of_format_1_can_be_read(tmp_path, tokenizer, write_jsonl, mix_of)
     assert Manifest.load(tmp_path / "out").sources[0].held_out_tokens is None
 
 
-def test_a_shard_alone_may_begin_within_a_document(tmp_path, short_parts, tokenizer, mix_of, monkeypatch):
+def test_a_single_shard_may_begin_within_a_document(tmp_path, short_parts, tokenizer, mix_of, monkeypatch):
     monkeypatch.setattr("rmkv_cli.data.shards.BATCH_TOKENS", 500)
     monkeypatch.setattr("rmkv_cli.data.shards.SHARD_BYTES", 1_000)
     (tmp_path / "a.txt").write_text(story(0, 9000))

@@ -10,7 +10,7 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.tokenizer import train_tokenizer
 
 
-def test_texts_are_taken_in_proportion_by_bytes_and_a_dry_source_drops_out(tmp_path, write_jsonl, mix_of):
+def test_texts_are_taken_in_proportion_by_bytes_and_an_exhausted_source_is_dropped(tmp_path, write_jsonl, mix_of):
     sources = {
         "a": (3, write_jsonl("a.jsonl", ["a" * 10] * 60)),
         "b": (1, write_jsonl("b.jsonl", ["b" * 30] * 10)),
@@ -22,7 +22,7 @@ def test_texts_are_taken_in_proportion_by_bytes_and_a_dry_source_drops_out(tmp_p
     assert len(documents) == 70
 
 
-def test_it_stops_at_max_bytes_and_leaves_held_out_documents_alone(tmp_path, write_jsonl, mix_of, capsys):
+def test_training_stops_at_max_bytes_and_excludes_held_out_documents(tmp_path, write_jsonl, mix_of, capsys):
     texts = [f"number {i} " * 10 for i in range(300)]
     mix = mix_of({"a": (1, write_jsonl("a.jsonl", texts))}, validation=0.5)
     trained = train_on_mix(mix, tmp_path, 300, 4_000)
@@ -34,7 +34,7 @@ def test_it_stops_at_max_bytes_and_leaves_held_out_documents_alone(tmp_path, wri
     assert 0.4 < everything.bytes / sum(map(len, texts)) < 0.6
 
 
-def test_where_nothing_is_held_out_the_training_text_is_measured(tmp_path, write_jsonl, mix_of):
+def test_without_held_out_documents_the_training_text_is_measured(tmp_path, write_jsonl, mix_of):
     texts = ["some words", "and 12 more"]
     trained = train_on_mix(mix_of({"a": (1, write_jsonl("a.jsonl", texts))}, validation=0), tmp_path, 270, None)
     assert not trained.held_out

@@ -82,7 +82,7 @@ class TestLikelihoods:
         lm._loglikelihood_tokens([(("", ""), c, random_ids(6, seed=i)) for i in range(4) for c in contexts])
         assert sum(rows * length for rows, length in shapes) == sum(map(len, contexts)) + 12 * 5
 
-    def test_what_lies_beyond_the_window_is_told_by_the_memory_alone(self, monkeypatch):
+    def test_only_the_memory_knows_what_is_beyond_the_window(self, monkeypatch):
         contexts = [[EOD, first, *random_ids(90)] for first in (20, 21)]
         asked = [(("", ""), context, [30, 31]) for context in contexts]
         remembering, forgetting = make(), make(memory={"slots": 0, "store": 0})
@@ -217,7 +217,7 @@ class TestTasks:
             tokens.append(sum(rows * length for rows, length in shapes))
         assert tokens == sorted(set(tokens))
 
-    def test_what_cannot_be_loaded_or_asked_is_told(self, lm, own, tmp_path):
+    def test_tasks_that_cannot_be_loaded_or_run_are_reported(self, lm, own, tmp_path):
         task = (own / "choice.yaml").read_text()
         (tmp_path / "gone.yaml").write_text(task.replace("questions.jsonl", "absent.jsonl"))
         with pytest.raises(UserError, match=r"cannot load own_choice: FileNotFoundError: .*absent.jsonl"):

@@ -182,7 +182,7 @@ def test_a_task_is_taken_from_a_mix_with_its_noise(mix, monkeypatch):
     assert all("cat sat on" in TOKENIZER.decode(example.tokens.tolist()) for example in seen)
 
 
-def test_settings_that_are_wrong_are_told(mix):
+def test_wrong_settings_are_reported(mix):
     assert find_task(RecallSource, None, {}) == RecallSource()
     assert find_task(RecallSource, None, {"keys": "7"}).keys == 7
     with pytest.raises(UserError, match="has no source of kind 'recall'"):

@@ -59,7 +59,7 @@ def test_a_text_can_begin_with_nothing_read():
     assert same_state(decoder.state(0), state)
 
 
-def test_a_text_goes_on_after_another_document():
+def test_a_text_continues_after_another_document():
     """The memory, the store, and the tokens of the document before are not seen."""
     model = make_model(2)
     text, documents = torch.randint(13, (1, 20)), torch.tensor([[0] * 7 + [1] * 13])

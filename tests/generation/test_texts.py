@@ -61,7 +61,7 @@ def test_a_byte_order_mark_is_no_text_and_line_ends_are_newlines(monkeypatch, si
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-lfs pointer, not the file itself"),
     ],
 )
-def test_what_is_another_encoding_or_no_file_is_told(data, what):
+def test_a_wrong_encoding_or_a_missing_file_is_reported(data, what):
     with pytest.raises(UserError, match=f"^a.txt: {what}"):
         pieces(data)
 
@@ -74,6 +74,6 @@ def test_what_is_another_encoding_or_no_file_is_told(data, what):
         (b"a" * 8191 + b"\xe2\x82a", "byte 0xe2 at offset 8191"),
     ],
 )
-def test_what_is_no_utf8_is_told_by_its_place(data, place):
+def test_invalid_utf8_is_reported_with_its_location(data, place):
     with pytest.raises(UserError, match=f"a.txt: is not valid UTF-8: {place}"):
         pieces(data)

@@ -111,7 +111,7 @@ class TestSeeds:
         expected = model(torch.tensor([ids]))[0][:, -1]
         assert torch.allclose(prompt.logits.double(), expected, atol=1e-5)
 
-    def test_a_prompt_goes_on_after_another(self, words):
+    def test_a_prompt_continues_after_another(self, words):
         model = make_model(vocab_size=words.vocab_size)
         first = read_prompt(model, words, "the cat")
         second = read_prompt(model, words, "the dog", first)

@@ -58,7 +58,7 @@ def test_a_custom_chat_template_stays_with_the_model(models, tmp_path):
         assert (tmp_path / folder / "chat_template.jinja").read_text() == template
 
 
-def test_what_cannot_be_exported_or_imported_is_said_in_one_line(models, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_exported_or_imported_is_one_line(models, tmp_path, monkeypatch, capsys):
     def error(*arguments):
         return error_of(monkeypatch, capsys, *arguments)
 

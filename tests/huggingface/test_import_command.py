@@ -71,7 +71,7 @@ def changed(llama, folder, **keys):
         ),
     ],
 )
-def test_what_cannot_be_imported_is_said_with_what_can_be(llama, tmp_path, monkeypatch, capsys, keys, line):
+def test_an_unsupported_model_is_reported_with_the_supported_ones(llama, tmp_path, monkeypatch, capsys, keys, line):
     (found,) = said(monkeypatch, capsys, changed(llama, tmp_path / "source", **keys), tmp_path / "out")
     assert line in found
 
@@ -218,7 +218,7 @@ class TestHub:
         ("someone/llama", {"status": 403}, "model someone/llama: access is refused; accept its terms at http"),
     ],
 )
-def test_what_waiting_does_not_cure_is_one_line(hub, tmp_path, monkeypatch, capsys, name, fault, line):
+def test_a_permanent_failure_is_one_line(hub, tmp_path, monkeypatch, capsys, name, fault, line):
     if fault:
         hub.fail("resolve|api", 99, **fault)
     assert line in error_of(monkeypatch, capsys, "import", "hf", name, "--out", tmp_path / "out")

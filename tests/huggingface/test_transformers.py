@@ -88,7 +88,7 @@ def test_the_logits_and_the_loss_are_the_same(both, ids):
     assert found["loss"] == pytest.approx(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item())
 
 
-def test_the_cache_goes_on_from_any_place_and_can_be_branched(both):
+def test_the_cache_continues_from_any_place_and_can_be_branched(both):
     found = both[-1]
     assert torch.allclose(found["pieces"], found["logits"], atol=1e-5)
     assert found["read"] == 45

@@ -71,7 +71,7 @@ def test_a_folder_with_an_adapter_gives_its_base_with_it(base, adapter):
     assert torch.equal(RMKV.from_pretrained(adapter)(IDS)[0], expected)
 
 
-def test_a_base_that_is_gone_or_has_changed_is_said(base, adapter):
+def test_a_missing_or_changed_base_is_reported(base, adapter):
     make_model(seed=1).float().save_pretrained(base)
     with pytest.raises(UserError, match=r"its weights have changed since the adapter .* was trained on them"):
         RMKV.from_pretrained(adapter)

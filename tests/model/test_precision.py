@@ -98,7 +98,7 @@ def notes(folder, path, read_in):
 
 @pytest.mark.parametrize("read_in", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("go_on_in", [torch.float32, torch.bfloat16])
-def test_notes_go_on_in_either_type(folder, tmp_path, read_in, go_on_in):
+def test_notes_continue_in_either_dtype(folder, tmp_path, read_in, go_on_in):
     saved = notes(folder, tmp_path / "notes.rmkv", read_in)
     model = loaded(folder, go_on_in)
     found = load_notes(tmp_path / "notes.rmkv", model, WORDS)

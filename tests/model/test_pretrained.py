@@ -79,7 +79,7 @@ def test_the_largest_sizes_that_a_config_may_have_are_compared_with_the_file_and
     assert "model.safetensors does not fit config.json: 'blocks.0.attention.out.weight' is float32" in refusal(folder)
 
 
-def test_a_state_for_which_there_is_no_memory_is_told(folder):
+def test_a_state_larger_than_the_memory_is_reported(folder):
     change(folder, segment_length=1 << 20, lookback=1 << 20)  # no weight's shape depends on these
     assert RMKV.from_pretrained(folder).config.segment_length == 1 << 20
     with pytest.MonkeyPatch.context() as patched:

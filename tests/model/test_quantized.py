@@ -175,7 +175,7 @@ def test_what_is_kept_and_what_is_quantized():
         ),
     ],
 )
-def test_bad_input_is_said(way, says):
+def test_bad_input_is_reported(way, says):
     with pytest.raises(UserError, match=says.split("?")[0].replace("(", r"\(")):
         quantized(way)
 

@@ -50,7 +50,7 @@ def test_other_data_and_tokenizers_are_warned_of(run, tmp_path):
     assert section(compare(run, other)[0], "Data").count("prepared in") == 2
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
+def test_runs_of_the_same_name_are_distinguished_by_their_folders(run, tmp_path):
     other = tmp_path / "else" / run.name
     shutil.copytree(run, other, symlinks=True)
     markdown, _, written = compare(run, other)

@@ -144,7 +144,7 @@ class TestNoHttp:
             (b"GET /health HTTP/1.1\r\n" + HOST + b"A: " + b"b" * (1 << 17), 431),
         ],
     )
-    def test_it_is_told_so_in_the_form_of_all_errors(self, server, capsys, sent, status):
+    def test_the_error_has_the_form_of_all_errors(self, server, capsys, sent, status):
         client = server.connect()
         client.sendall(sent)
         actual, message = error_in(received(client))

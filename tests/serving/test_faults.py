@@ -153,7 +153,7 @@ class TestKeeping:
         yield "/v1/completions", CAT | keep
         yield "/v1/chat/completions", message | keep
 
-    def test_that_fails_is_told(self, server, monkeypatch, error):
+    def test_a_failure_is_reported(self, server, monkeypatch, error):
         server.ask("POST", "/v1/memories", json={"name": "dogs", "text": TEXT})
         before = server.ask("GET", "/v1/memories").json()
 

@@ -19,7 +19,7 @@ def narrow(loaded):
 
 
 class TestQueue:
-    def test_who_finds_it_full_is_told_to_come_again(self, narrow):
+    def test_a_client_of_a_full_server_is_reported_to_retry(self, narrow):
         with narrow.client() as client, narrow.client(max_retries=20) as patient:
             writing = client.completions.create(**LONG, stream=True)
             next(writing)

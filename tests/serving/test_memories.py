@@ -74,7 +74,7 @@ class TestMemories:
         for method, body in (("GET", {}), ("DELETE", {}), ("POST", {"text": "a"})):
             assert memories(method, "dogs", 404, **body)["error"]["code"] == "memory_not_found"
 
-    def test_a_text_goes_on_from_it(self, memories, complete, loaded):
+    def test_a_text_continues_from_it(self, memories, complete, loaded):
         memories("POST", name="dogs", text=TEXT)
         assert complete(memory="dogs") == write(loaded, TEXT, "the cat")
         assert complete(memory="dogs", prompt="") == write(loaded, TEXT)
@@ -149,7 +149,7 @@ class TestMemories:
 
 
 class TestTogether:
-    def test_many_go_on_from_one_while_it_is_written(self, server, memories, complete, loaded):
+    def test_many_continue_from_one_while_it_is_written(self, server, memories, complete, loaded):
         memories("POST", name="dogs", text=TEXT)
         texts = []
         readers = [threading.Thread(target=lambda: texts.append(complete(memory="dogs"))) for _ in range(6)]
@@ -182,7 +182,9 @@ class TestTogether:
         assert memories("POST", "", 409, name="dogs", text="a")["error"]["code"] == "memory_exists"
 
     @pytest.mark.parametrize("path", ["", "dogs"])
-    def test_who_made_it_is_told_so_although_another_deletes_it_at_once(self, server, memories, monkeypatch, path):
+    def test_the_creator_gets_its_response_although_another_client_deletes_it_at_once(
+        self, server, memories, monkeypatch, path
+    ):
         read = server.service.read
 
         async def read_and_lose(*what):

@@ -49,7 +49,7 @@ def say(page, text):
     page.get_by_text("tokens, wrote").wait_for()
 
 
-def test_a_chat_is_streamed_and_goes_on(page):
+def test_a_chat_is_streamed_and_continues(page):
     page.get_by_label("Most tokens").fill("20")
     say(page, "<b>hello</b>")
     turns = page.locator(".turn")
@@ -87,7 +87,7 @@ def test_a_new_chat_knows_nothing_of_an_answer_that_it_cut_off(page):
     assert sent.value.post_data_json["messages"] == [{"role": "user", "content": "the cat"}]
 
 
-def test_a_text_is_read_into_a_memory_that_a_chat_goes_on_with(page, served, tmp_path, loaded):
+def test_a_text_is_read_into_a_memory_that_a_chat_continues(page, served, tmp_path, loaded):
     book = tmp_path / "book.txt"
     book.write_text(TEXT * 1000)
     page.get_by_label("Name").fill("book")

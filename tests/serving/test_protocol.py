@@ -318,7 +318,7 @@ class TestErrors:
         assert answer.status_code == 400
         assert "body" in answer.json()["error"]["message"] or "prompt" in answer.json()["error"]["message"]
 
-    def test_a_fault_of_the_server_s_own_is_told_and_survived(self, loaded, capsys, monkeypatch):
+    def test_a_fault_of_the_server_is_reported_and_survived(self, loaded, capsys, monkeypatch):
         def broken(*_):
             raise RuntimeError("no more memory")
 

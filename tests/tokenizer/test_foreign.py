@@ -132,7 +132,7 @@ def test_a_long_text_is_encoded_in_parts_unnoticed(name, monkeypatch):
 
 
 @every
-def test_it_survives_a_folder_and_another_process_unchanged(tmp_path, name):
+def test_a_tokenizer_survives_a_folder_and_another_process_unchanged(tmp_path, name):
     tokenizer = TOKENIZERS[name]
     tokenizer.save(tmp_path)
     for file, content in foreign_files(name).items():
@@ -211,7 +211,7 @@ def _tokenizer_changed(name, change):
         (foreign_files("qwen3") | {"tokenizer_config.json": "{"}, "tokenizer_config.json beside it is not valid JSON"),
     ],
 )
-def test_what_is_not_supported_is_said_in_a_line(tmp_path, files, message):
+def test_unsupported_tokenizers_are_one_line(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message) as error:

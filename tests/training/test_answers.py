@@ -38,7 +38,7 @@ def chats(tmp_path, tokenizer):
     return make
 
 
-def test_steps_without_a_supervised_token_are_said_and_change_nothing(make_config, chats, tmp_path, capsys):
+def test_steps_without_a_supervised_token_are_reported_and_change_nothing(make_config, chats, tmp_path, capsys):
     asked = [("user", "the cat sat on the mat " * 40), ("assistant", "yes")]
     data = chats([asked] * 30, validation=0)
     lane = {"batch_size": 1, "micro_batch_size": 1, "segments_max": 1, "checkpoint_every": 100, "eval_every": 100}

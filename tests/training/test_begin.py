@@ -164,7 +164,7 @@ def test_a_stream_is_tokenized_as_the_model_was(streamed, source, tmp_path, monk
         ),
     ],
 )
-def test_what_cannot_be_started_from_is_said(arguments, says, source, recipe, tmp_path, monkeypatch, capsys):
+def test_an_unsuitable_starting_model_is_reported(arguments, says, source, recipe, tmp_path, monkeypatch, capsys):
     places = {"source": source, "run": tmp_path / "run"}
     command = ["train", "--config", recipe, "--run", tmp_path / "run", *(x.format(**places) for x in arguments)]
     assert says.format(**places) in error_of(monkeypatch, capsys, *command)

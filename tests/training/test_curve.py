@@ -20,7 +20,7 @@ def test_it_shows_training_and_held_out_loss(tmp_path):
     assert max(map(len, picture.splitlines())) <= 80
 
 
-def test_what_is_missing_is_said(tmp_path, monkeypatch):
+def test_a_missing_requirement_is_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no metrics yet"):
         draw_loss_curve(tmp_path, tmp_path / "loss.png")
     monkeypatch.setitem(sys.modules, "plotext", None)

@@ -19,7 +19,7 @@ def test_a_checkpoint_has_the_size_that_is_foretold(make_config, tmp_path, keys)
     assert checkpoint_bytes(config) == pytest.approx(size - tokenizer, rel=0.08)  # a kilobyte a tensor more
 
 
-def test_a_run_that_goes_on_needs_room_for_what_it_has_not_yet(make_config, tmp_path):
+def test_a_resumed_run_needs_space_only_for_the_remaining_checkpoints(make_config, tmp_path):
     config = make_config(tokens=400, keep_last=5)
     assert checkpoints_to_come(config, tmp_path / "run") == 7
     kept = len(list((train(config, tmp_path / "run").run / "checkpoints").iterdir()))

@@ -100,7 +100,7 @@ def test_any_number_of_processes_gives_the_curve_of_one(forker, written, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_a_run_goes_on_with_another_number_of_processes(forker, written, float64, tmp_path, how):
+def test_a_run_resumes_with_another_number_of_processes(forker, written, float64, tmp_path, how):
     """Begun on one, gone on with on four until one of them gets a SIGTERM, then on one, and on two the other way."""
     config, file = written(distributed=how)
     whole = train(config, tmp_path / "whole").run
@@ -276,7 +276,7 @@ def test_rank_0_alone_decides_which_steps_are_bad(forker, written, float64, tmp_
 
 
 @pytest.mark.slow
-def test_what_cannot_be_is_told_once(written, streams, tmp_path):
+def test_faults_that_only_some_ranks_find_are_reported_once(written, streams, tmp_path):
     """Lanes that cannot be shared out evenly, a bad step, a record that only rank 0 finds to be broken, and a
     held-out document that only rank 1 does."""
     _, file = written(batch_size=6, micro_batch_size=2)

@@ -122,7 +122,7 @@ def test_the_record_may_be_larger_than_the_mix(begun, tmp_path):
     assert current_mix(mix, run, tmp_path / "none.toml") == mix
 
 
-def test_a_damaged_record_is_told(begun, tmp_path):
+def test_a_damaged_record_is_reported(begun, tmp_path):
     run, _, mix = begun
     (run / "files.json").write_text('{"files": [{"name": 1}]}')
     with pytest.raises(UserError, match=r"files\.json: files\[0\]\.source: is missing"):

@@ -39,7 +39,7 @@ def steps(run):
 
 
 @pytest.mark.slow
-def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp_path):
+def test_a_run_ended_by_any_signal_resumes_to_the_same_result(make_config, tmp_path):
     """The end of its terminal, and then a signal upon which it saves, each while steps are taken."""
     file, run = tmp_path / "config.toml", tmp_path / "run"
     config = make_config(tokens=2000, checkpoint_every=5, eval_every=10)
@@ -62,7 +62,7 @@ def test_whatever_ends_its_process_it_goes_on_and_ends_the_same(make_config, tmp
 @pytest.mark.parametrize(
     ("way", "tokens", "kills"), [("make_config", 6000, 6), ("streamed", 4000, 3), ("answering", 6000, 4)]
 )
-def test_killed_many_times_it_ends_as_if_it_had_not_been(forker, way, tokens, kills, request, tmp_path):
+def test_a_run_killed_many_times_ends_the_same(forker, way, tokens, kills, request, tmp_path):
     file = tmp_path / "config.toml"
     config = request.getfixturevalue(way)(tokens=tokens, checkpoint_every=5, eval_every=20)
     file.write_text(dump_toml(config))
@@ -117,7 +117,7 @@ def kill_many_times(forker, file, run, kills):
 
 
 @pytest.mark.slow
-def test_killed_before_any_step_of_writing_it_ends_the_same(make_config, tmp_path, monkeypatch):
+def test_a_run_killed_before_any_step_of_writing_ends_the_same(make_config, tmp_path, monkeypatch):
     """A process dies right before its n-th fsync, rename or symlink, for every n until it comes to its end."""
     monkeypatch.setattr(sample, "TEXT_TOKENS", 16)
     model = {"num_hidden_layers": 1}

@@ -20,7 +20,7 @@ def test_scalars_are_the_numbers_but_the_step():
 
 
 @pytest.mark.parametrize(("name", "install"), INSTALLS.items())
-def test_one_that_is_not_installed_is_told_before_anything_is_made(make_config, tmp_path, monkeypatch, name, install):
+def test_a_missing_logger_is_reported_before_anything_is_written(make_config, tmp_path, monkeypatch, name, install):
     monkeypatch.setitem(sys.modules, name, None)  # Python's own mark of what cannot be imported, installed or not
     with pytest.raises(UserError) as error:
         train(make_config(loggers=[name]), tmp_path / "run")

@@ -55,7 +55,7 @@ def flip(path):
     ],
     ids=["weights cut", "a bit of the weights", "optimizer", "index", "progress gone", "checksums gone"],
 )
-def test_a_damaged_checkpoint_is_passed_over_and_said(config, whole, stopped, capsys, name, damage):
+def test_a_damaged_checkpoint_is_skipped_and_reported(config, whole, stopped, capsys, name, damage):
     newest = find_model(stopped)
     damage(newest / name)
     train(config, stopped, resume=True)
@@ -127,7 +127,7 @@ def test_an_index_of_an_early_python_3_11_is_read(stopped, whole, config):
     assert_same_run(whole, stopped)
 
 
-def test_what_an_index_describes_beside_the_model_s_own_is_said(stopped, monkeypatch, capsys):
+def test_moments_of_weights_that_the_run_does_not_train_are_reported(stopped, monkeypatch, capsys):
     newest = find_model(stopped)
     path = newest / "training" / ".metadata"
     index = pickle.loads(path.read_bytes())
@@ -156,7 +156,7 @@ def test_progress_that_was_tampered_with_runs_no_code(stopped, tmp_path, monkeyp
     assert not (tmp_path / "acted").exists()
 
 
-def test_links_that_are_gone_are_made_again(config, whole, stopped):
+def test_missing_links_are_recreated(config, whole, stopped):
     (stopped / "latest").unlink()
     (stopped / "best").unlink()
     train(config, stopped, resume=True)
@@ -164,7 +164,7 @@ def test_links_that_are_gone_are_made_again(config, whole, stopped):
     assert (stopped / "latest").resolve() == find_model(stopped).resolve()
 
 
-def test_a_damaged_line_of_the_metrics_costs_no_other(config, whole, stopped):
+def test_a_damaged_line_of_the_metrics_loses_no_other(config, whole, stopped):
     """Bytes that are no text in the middle, and a last line that a kill cut in half."""
     first, second, *rest = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (stopped / "metrics.jsonl").write_bytes(b"".join([first, b"\xff" + second, *rest, b'{"step": 8, "lo']))
@@ -188,7 +188,7 @@ def limited(what, most):
     [(100, "metrics.jsonl"), (6_000, "model.safetensors"), (70_000, "training")],
     ids=["metrics", "weights", "optimizer"],
 )
-def test_a_disk_that_fills_up_during_a_training_costs_no_checkpoint(config, whole, tmp_path, monkeypatch, size, file):
+def test_a_disk_that_fills_up_during_training_loses_no_checkpoint(config, whole, tmp_path, monkeypatch, size, file):
     """From step 5 on no file can pass a size: what is written next, or at the next checkpoint, finds no room."""
     run, take = tmp_path / "run", Trainer.train_step
 
@@ -227,7 +227,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_checkpoint_before(config
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads how much memory this process has")
-def test_memory_that_is_full_is_told(make_config, tmp_path):
+def test_exhausted_memory_is_reported(make_config, tmp_path):
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     config = make_config(model={"segment_length": 1024}, batch_size=16, micro_batch_size=16, segments_min=4)
     with (
@@ -245,7 +245,7 @@ def test_memory_that_is_full_is_told(make_config, tmp_path):
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_a_gpu_s_memory_that_is_full_is_told(make_config, error):
+def test_exhausted_gpu_memory_is_reported(make_config, error):
     with (
         pytest.raises(UserError, match=r"the GPU's memory is full: lower train"),
         memory_errors_explained(make_config()),
@@ -264,12 +264,12 @@ def test_a_gpu_that_may_be_too_small_is_warned_of(make_config, monkeypatch, caps
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="wants a machine without a GPU")
-def test_a_gpu_that_is_not_there_is_told():
+def test_a_missing_gpu_is_reported():
     with pytest.raises(UserError, match="device = 'cuda': PyTorch finds no GPU here; use 'auto' or 'cpu'"):
         resolve_device("cuda")
 
 
-def test_a_damaged_config_is_told_and_mended(config, whole, stopped, monkeypatch, capsys):
+def test_a_damaged_config_is_reported_and_repaired(config, whole, stopped, monkeypatch, capsys):
     file = stopped / "config.toml"
     before = file.read_bytes()
     cut(file)
@@ -291,7 +291,7 @@ def on(config, data):
     return config.model_copy(update={"train": config.train.model_copy(update={"data": str(data)})})
 
 
-def test_data_that_were_moved_are_found_where_data_says(config, whole, copied, tmp_path, monkeypatch, capsys):
+def test_moved_data_are_found_with_data(config, whole, copied, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         stop_at(patched, 3)
         run = train(on(config, copied), tmp_path / "run").run
@@ -314,7 +314,7 @@ def test_another_tokenizer_is_refused(config, copied, tmp_path):
         train(on(config, copied), tmp_path / "run")
 
 
-def test_a_shard_that_was_overwritten_is_told(config, copied, whole, tmp_path):
+def test_an_overwritten_shard_is_reported(config, copied, whole, tmp_path):
     """Bytes of a shard are overwritten."""
     shard = copied / "train-00000.arrow"
     documents = Documents.open(copied, "train")

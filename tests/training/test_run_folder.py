@@ -73,7 +73,7 @@ def test_a_checkpoint_that_cannot_be_removed_is_warned_of_once(make_config, stop
     assert not old.exists()
 
 
-def test_a_damaged_checkpoint_that_cannot_be_removed_is_said_before_any_step(config, whole, stopped):
+def test_a_damaged_checkpoint_that_cannot_be_removed_is_reported_before_any_step(config, whole, stopped):
     newest = checkpoint_path(stopped, 7)
     (newest / "model.safetensors").write_bytes(b"")
     with immutable(newest), pytest.raises(UserError) as error:

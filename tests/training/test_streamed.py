@@ -36,7 +36,7 @@ def test_it_trains_on_the_rows_of_the_prepared_mix(streamed, data, tokenizer, tm
     assert any("validation" in record for record in curve(run))
 
 
-def test_what_cannot_be_streamed_is_told_and_leaves_nothing(streamed, tmp_path):
+def test_a_mix_that_cannot_be_streamed_is_reported_and_leaves_nothing(streamed, tmp_path):
     for keys, message in (
         ({"mix": "pretain"}, "mix 'pretain': no such mix; did you mean 'pretrain'"),
         ({"mix": None}, "no data: give --data DIR"),
@@ -47,7 +47,7 @@ def test_what_cannot_be_streamed_is_told_and_leaves_nothing(streamed, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_it_ends_with_the_data_where_the_mix_says_so(streamed, data, tmp_path):
+def test_a_run_ends_with_the_data_if_the_mix_does(streamed, data, tmp_path):
     mix = load_mix(data.parent / "mix.toml")
     story = mix.sources[0].model_copy(update={"when_dry": "stop"})
     mix = mix.model_copy(update={"sources": [story], "phases": [], "validation": 0.1})
@@ -70,7 +70,7 @@ def test_nothing_need_be_held_out(streamed, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_whose_files_were_moved_goes_on_as_if_they_had_not_been(streamed, data, tmp_path, monkeypatch, capsys):
+def test_a_run_resumes_the_same_after_its_files_were_moved(streamed, data, tmp_path, monkeypatch, capsys):
     """The mix that it was made from is gone, and its file is found by a mix elsewhere."""
     folder, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
     folder.mkdir()

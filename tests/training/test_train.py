@@ -105,7 +105,7 @@ def test_resuming_a_finished_run_changes_nothing(make_config, tmp_path):
     assert curve(outcome.run) == before
 
 
-def test_ctrl_c_saves_and_says_130(make_config, tmp_path, monkeypatch):
+def test_ctrl_c_saves_and_exits_with_130(make_config, tmp_path, monkeypatch):
     stop_at(monkeypatch, 3, number=signal.SIGINT)
     outcome = train(make_config(tokens=10_000_000), tmp_path / "run")
     assert outcome.exit_code == 130
@@ -133,7 +133,7 @@ def test_damaged_checkpoints_do_not_push_out_good_ones(make_config, tmp_path):
     assert (run / "latest").resolve() == find_model(run).resolve()
 
 
-def test_a_run_goes_on_with_smaller_micro_batches(make_config, tmp_path, monkeypatch):
+def test_a_run_resumes_with_smaller_micro_batches(make_config, tmp_path, monkeypatch):
     """What one does when the memory runs out: the lanes' states are of all lanes, however they are split."""
     whole = train(make_config(micro_batch_size=4), tmp_path / "whole")
     stop_at(monkeypatch, 3)
@@ -224,7 +224,7 @@ def test_resuming_with_another_optimizer_is_refused(make_config, tmp_path):
         train(make_config(tokens=100, optimizer="muon"), tmp_path / "run", resume=True)
 
 
-def test_a_checkpoint_of_an_older_version_is_told_in_a_line(make_config, tmp_path):
+def test_a_checkpoint_of_an_older_version_is_one_line(make_config, tmp_path):
     run = train(make_config(tokens=100), tmp_path / "run").run
     checkpoint = find_model(run)
     (checkpoint / "training" / "progress.pt").rename(checkpoint / "training" / "state.pt")

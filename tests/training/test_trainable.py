@@ -110,7 +110,7 @@ def test_moments_are_of_what_the_run_trains(tuned, tmp_path):
         (["memory start"], {"update": "none"}, "memory.update = 'none' has no memory that a document could start with"),
     ],
 )
-def test_what_cannot_be_trained_is_said(make_config, source, tmp_path, trainable, memory, says):
+def test_an_untrainable_choice_is_reported(make_config, source, tmp_path, trainable, memory, says):
     with pytest.raises((UserError, ValueError), match=says):
         train(make_config(memory=memory, from_model=str(source), trainable=trainable), tmp_path / "run")
 

@@ -30,7 +30,7 @@ def left(folder):
 
 
 @pytest.mark.parametrize("way", ["make_config", "streamed"])
-def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing(way, request, tmp_path, scratch):
+def test_a_dry_run_estimates_the_cost_of_the_run_and_leaves_nothing(way, request, tmp_path, scratch):
     config = request.getfixturevalue(way)(tokens=3000)
     report = dry_run(config, tmp_path / "runs" / "run", price=2.0)
     assert left(scratch) == []
@@ -44,7 +44,7 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing(way, request, tmp
     assert report["steps"] == pytest.approx(steps, rel=0.2)
 
 
-def test_a_stream_that_ends_within_a_trial_is_told(streamed, data, tmp_path, scratch):
+def test_a_stream_that_ends_within_a_dry_run_is_reported(streamed, data, tmp_path, scratch):
     mix = load_mix(data.parent / "mix.toml")
     story = mix.sources[0].model_copy(update={"when_dry": "stop"})
     (data.parent / "mix.toml").write_text(dump_toml(mix.model_copy(update={"sources": [story], "phases": []})))

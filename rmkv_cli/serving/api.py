@@ -101,7 +101,11 @@ def _add_memories(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    page = (files("rmkv_cli.serving") / "page.html").read_text(encoding="utf-8")
+    def source(name: str) -> str:
+        return (files("rmkv_cli.serving") / name).read_text(encoding="utf-8")
+
+    scripts = re.compile('<script src="(.*?)"></script>')
+    page = scripts.sub(lambda script: f"<script>{source(script[1])}</script>", source("page.html"))
 
     def own(tag: str) -> str:
         """Return what the policy says of the page's own scripts or styles: those with these hashes, no others."""

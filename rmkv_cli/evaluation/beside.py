@@ -100,7 +100,7 @@ def measure_beside(
 
 
 class _Reader:
-    """Reads texts with a transformers model, and collects its losses."""
+    """Reader of texts with a transformers model, which collects its losses."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer

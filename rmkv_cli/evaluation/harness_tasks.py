@@ -54,7 +54,7 @@ def harness_scores(
             loaded = _load(names, include)
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-                raise UserError(f"{name}: runs what the model writes as code, or shows it images: not done here")
+                raise UserError(f"{name}: tasks that run generated code or show images are not supported")
             default = task.get_config("num_fewshot")
             shots = default if num_fewshot is None or default == 0 else num_fewshot  # a default of 0 forbids examples
             task.set_config(key="num_fewshot", value=shots or 0)

@@ -126,7 +126,7 @@ def inspect_memory(
         chosen, lengths = choose(documents.lengths[long], max_tokens)
         chosen, lengths = long[chosen[lengths > S]], lengths[lengths > S]
     if not len(long) or not len(chosen):
-        raise UserError(f"the memory has an effect only in a text of more than a segment ({S} tokens)")
+        raise UserError(f"the memory has an effect only in texts of more than a segment ({S} tokens); use longer ones")
     require_fits(model, documents.vocab_size, int(lengths.max()))
 
     device = model.memory.device

@@ -95,7 +95,9 @@ def memory_effect(
                 if of_token is not None:
                     size += int(of_token[step.targets.cpu().numpy()].sum())
     if not tokens:
-        raise UserError("the memory's effect cannot be measured: no answer is where two documents are compared")
+        raise UserError(
+            "the memory's effect cannot be measured: no answer is in the part that is compared between documents"
+        )
     losses = (totals / tokens).tolist()
     costs = [loss - losses[0] for loss in losses[1:]]
     in_bits = [cost * tokens / size / math.log(2) if size else None for cost in costs]

@@ -183,7 +183,7 @@ def find_task(kind: type[TaskSource], mix: Path | None, overrides: Mapping[str, 
         found = [source for source in Manifest.load(mix).mix.sources if isinstance(source, kind)]
         if not found:
             name = kind.model_fields["kind"].default
-            raise UserError(f"{mix}: its mix has no source of kind '{name}'; without --data the defaults are taken")
+            raise UserError(f"{mix}: its mix has no source of kind '{name}'; leave out --data to use the defaults")
         settings = found[0].model_dump()
     return parse(kind, settings | dict(overrides), "task", set(overrides))
 
@@ -196,7 +196,9 @@ def held_out_text(mix: Path, source: str, tokenizer: Tokenizer) -> list[NDArray[
     """
     documents = Documents.open(mix, "validation")
     if documents.tokenizer_hash != tokenizer.hash:
-        raise UserError(f"{mix}: was made with another tokenizer than the model's; make the mix with the model's")
+        raise UserError(
+            f"{mix}: was made with another tokenizer than the model's; make the mix with the model's tokenizer.json"
+        )
     indices = [i for i, name in enumerate(documents.source_names) if name == source]
     chosen = np.flatnonzero(np.isin(documents.sources, indices))
     if not len(chosen):

@@ -24,7 +24,7 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
     require_exported(folder)
     hub = constants.ENDPOINT
     if get_token() is None:
-        raise UserError(f"no token for {hub}: log in by `hf auth login`, or set HF_TOKEN")
+        raise UserError(f"no token for {hub}: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     try:
         repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
@@ -66,8 +66,8 @@ def _refusal(error: HfHubHTTPError, repo: str) -> str:
     what, hub = str(error).strip().partition("\n")[0], constants.ENDPOINT
     match error.response.status_code:
         case 401:
-            return f"{hub} does not accept the token: log in again by `hf auth login`, or set HF_TOKEN"
+            return f"{hub} does not accept the token: log in again with `hf auth login`, or set HF_TOKEN"
         case 403:
-            return f"the token may not write to {repo} at {hub}: log in with another by `hf auth login`"
+            return f"the token may not write to {repo} at {hub}: log in with `hf auth login` and another token"
         case _:
             return f"{hub} rejected {repo}: {what}"

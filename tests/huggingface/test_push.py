@@ -72,11 +72,11 @@ def test_a_refusal_is_one_line_that_says_what_to_do(models, exported, hub, tmp_p
     monkeypatch.setenv("HF_TOKEN", "reader")
     assert "the token may not write to someone/small" in error()
     monkeypatch.setenv("HF_TOKEN", "nobody")
-    assert "does not accept the token: log in again by `hf auth login`" in error()
+    assert "does not accept the token: log in again with `hf auth login`" in error()
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     assert "no token for http://127.0.0.1" in error()
-    assert "log in by `hf auth login`, or set HF_TOKEN" in error()
+    assert "log in with `hf auth login`, or set HF_TOKEN" in error()
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error(exported, hub, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Runs stopped and compared, for tests."""
+"""Stop runs and compare them, for tests."""
 
 import os
 import shutil

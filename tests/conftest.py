@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures that all tests share."""
 
 import signal
 
@@ -8,7 +8,10 @@ from forked import Forker
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_reach_the_commands():
-    """What a shell or nohup starts in the background ignores Ctrl-C or a hang-up, and so do the processes it starts."""
+    """Restore the default signal handlers, which child processes inherit.
+
+    Processes that a shell or nohup starts in the background ignore Ctrl-C or a hang-up.
+    """
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type and to save, for tests that do it."""
+"""Commands and files that the pages ask a reader to run and to save, for tests that do so."""
 
 import re
 import shlex
@@ -50,9 +50,9 @@ def rmkv_stopped(*words):
     """Run the command, and send it Ctrl-C when it has shown its first step; return its exit code and all it told."""
     command = [sys.executable, "-m", "rmkv_cli", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        told = ""
+        output = ""
         for line in process.stderr:
-            told += line
+            output += line
             if line.startswith("step 1 "):
                 process.send_signal(signal.SIGINT)
-    return process.returncode, told
+    return process.returncode, output

@@ -1,4 +1,4 @@
-"""Small tokenizers with the components and chat templates of well-known models, in the files of their folders."""
+"""Small tokenizers with the components, chat templates and files of well-known models."""
 
 import json
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Random conversations that spell no special token, for models with their own chat templates."""
+"""Random conversations without spelt special tokens, for models with their own chat templates."""
 
 import random
 

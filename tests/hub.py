@@ -1,4 +1,4 @@
-"""A small hub on loopback that speaks the Hugging Face hub's protocol, and fails when it is told to.
+"""A small hub on loopback that speaks the Hugging Face hub's protocol, and fails on request.
 
 A process of its own (`python tests/hub.py ROOT PORT`), that it can be killed. ROOT holds OWNER/NAME/files of data sets,
 and of models, which who has the token "writer" may upload.
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Starts the server, and tells it how to fail; a context manager."""
+    """Context manager that starts the server and makes it fail on request."""
 
     def __init__(self, root):
         self.root, self.port = root, 0
@@ -28,14 +28,14 @@ class Hub:
         return self
 
     def start(self):
-        """Start it, again on the port that it had if it was killed."""
+        """Start the server; after a kill, on the same port."""
         command = [sys.executable, __file__, str(self.root), str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.port = int(self.process.stdout.readline())
         self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def kill(self):
-        """End it, in the middle of whatever it does."""
+        """Kill the server in the middle of its work."""
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
@@ -44,7 +44,7 @@ class Hub:
         self.kill()
 
     def environment(self, home):
-        """What a process needs to take this for the hub."""
+        """Environment that makes a process use this hub."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, b"")
 
     def write(self, body):
-        """Answer a request of an upload: it has a repository made, tells its files, sends the large and the rest."""
+        """Answer the requests of an upload: create a repository, announce files, send large files, commit the rest."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in ("reader", "writer"):
             return self.error(401, "", "Invalid username or password.")
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.send_json([entry(repo, repo / at) for at in paths if (repo / at).exists()])
 
     def failed(self, fault, path):
-        """Do what the fault says; return whether the request is to be answered all the same."""
+        """Cause the requested fault; return whether the request should still be answered."""
         match fault:
             case {"slow": seconds}:
                 time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""Jobs of several processes, for tests. Run by torchrun, this file is `rmkv` with what a test wants of it."""
+"""Jobs of several processes, for tests. Run by torchrun, this file is `rmkv` with the changes that a test requests."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--sh
 
 
 def torchrun(ranks, *arguments, **wishes):
-    """Run `rmkv` with these arguments on so many ranks; return it, finished, with its output as text."""
+    """Run `rmkv` with these arguments on a number of ranks; return the finished process with its output as text."""
     command = [*TORCHRUN, str(ranks), "--", __file__, *map(str, arguments)]
     environment = os.environ | {name: str(value) for name, value in wishes.items()}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -55,8 +55,8 @@ def ranks(forker, count, *arguments, **wishes):
     return subprocess.CompletedProcess(arguments, max(map(abs, codes)), out, err)
 
 
-def grant_wishes():
-    """Make the changes to this process that its environment asks for.
+def apply_requested_changes():
+    """Make the changes to this process that its environment requests.
 
     FLOAT64: compute in it. ROWS: a folder for the rows that each rank trains on. STOP and POISON: "RANK STEP", when one
     of them gets a SIGTERM, or a loss that is not a number. ALARM: a rank that finds every step after the first bad.
@@ -125,7 +125,7 @@ def late(function, seconds):
 
 
 def run():
-    grant_wishes()
+    apply_requested_changes()
     main()
 
 

@@ -1,4 +1,4 @@
-"""Work that never waits for the device, for tests."""
+"""Check that work never waits for the device, for tests."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ SYNCS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::mask
 
 
 class NoSync(TorchDispatchMode):
-    """Refuses operations whose result the host has to wait for."""
+    """Refuses operations for whose result the host has to wait."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func._schema.name not in SYNCS, func

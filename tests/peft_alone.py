@@ -1,7 +1,7 @@
 """PEFT on exported folders, in a process that cannot import rmkv_cli: `python peft_alone.py PLACE NAME...`.
 
-PLACE/NAME holds an exported folder, `exported`, and an adapter of rmkv, `ours`; PLACE/ids.pt holds tokens. PEFT trains
-an adapter of its own, `theirs`, on all linear layers and cells. PLACE/NAME/logits.pt gets the logits with either.
+PLACE/NAME contains an exported folder, `exported`, and an adapter of rmkv, `ours`; PLACE/ids.pt contains tokens. PEFT
+trains another adapter, `theirs`, on all linear layers and cells. The logits with either go to PLACE/NAME/logits.pt.
 """
 
 import sys

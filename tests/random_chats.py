@@ -1,4 +1,4 @@
-"""Random conversations, and the ids that training reads of them, for tests."""
+"""Random conversations, and the ids that training reads for them, for tests."""
 
 import json
 import random

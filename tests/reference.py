@@ -1,4 +1,4 @@
-"""RMKV once more, in plain NumPy loops and float64: one document at a time, one query at a time."""
+"""An independent reference of RMKV in plain NumPy loops and float64: one document and one query at a time."""
 
 import numpy as np
 

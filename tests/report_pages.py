@@ -1,4 +1,4 @@
-"""Reports read back, for tests."""
+"""Parse reports, for tests."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from rmkv_cli.config import load_config
 
 
 class Page(HTMLParser):
-    """What an HTML page holds: its elements, their attributes, and the texts of blocks, headings and cells."""
+    """Contents of an HTML page: its elements, their attributes, and the texts of blocks, headings and cells."""
 
     BLOCKS = ("pre", "h1", "h2", "td", "th", "blockquote", "title", "p")
 
@@ -35,7 +35,7 @@ class Page(HTMLParser):
             self.texts[tag][-1] += data
 
     def values(self, name):
-        """The values of an attribute, whichever elements have it."""
+        """Return the values of an attribute on all elements."""
         return [value for _, attribute, value in self.attributes if attribute == name]
 
 

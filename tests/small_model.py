@@ -71,7 +71,7 @@ def make_model(seed=0, *, memory=None, **shape):
 
 
 def with_adapter(model, targets=(), rank=2, alpha=3.0, seed=1):
-    """The model, with an adapter all of whose numbers are drawn at random."""
+    """Return the model with an adapter whose numbers are all random."""
     torch.manual_seed(seed)
     attach(model, select(model, targets), rank, alpha)
     for name, parameter in model.named_parameters():

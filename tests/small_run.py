@@ -16,7 +16,7 @@ TEXT = "the cat sat on the mat, and the dog sat on the log. "
 
 
 def save_small_model(folder, text=TEXT, **shape):
-    """Write a model that is random but for its never ending a text, and its tokenizer; return both."""
+    """Write a random model that never ends a text, and its tokenizer; return both."""
     tokenizer = train_tokenizer(iter([text * 20]), 280)
     torch.manual_seed(0)
     config = ModelConfig(
@@ -42,7 +42,7 @@ def save_small_model(folder, text=TEXT, **shape):
 
 
 def rmkv(*arguments, stdin=b""):
-    """Run the command in a process of its own; return it, finished, with its output as text."""
+    """Run the command in a separate process; return the finished process with its output as text."""
     done = subprocess.run([sys.executable, "-m", "rmkv_cli", *map(str, arguments)], input=stdin, capture_output=True)
     done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in done.stderr
@@ -50,7 +50,7 @@ def rmkv(*arguments, stdin=b""):
 
 
 def written_by(monkeypatch, capsys, *arguments, stdin=b""):
-    """Run the command in this process, which is quicker than in one of its own; return what it wrote, out and err."""
+    """Run the command in this process, which is faster than in a separate one; return its output, `out` and `err`."""
     monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, arguments)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
     with pytest.raises(SystemExit) as ended:
@@ -61,13 +61,13 @@ def written_by(monkeypatch, capsys, *arguments, stdin=b""):
 
 
 def error_of(monkeypatch, capsys, *arguments):
-    """Run the command in this process; return the line in which it says what is wrong with the input."""
+    """Run the command in this process; return its one line of error."""
     (line,) = errors_of(monkeypatch, capsys, *arguments)
     return line
 
 
 def errors_of(monkeypatch, capsys, *arguments):
-    """Run the command in this process; return the lines in which it says what is wrong, the first with "error: "."""
+    """Run the command in this process; return its lines of errors, the first with "error: "."""
     monkeypatch.setattr(sys, "argv", ["rmkv", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()

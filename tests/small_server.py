@@ -1,4 +1,4 @@
-"""A real server at a port of this machine, for tests."""
+"""A real server on a local port, for tests."""
 
 import gc
 import json
@@ -20,7 +20,7 @@ from rmkv_cli.tokenizer import Tokenizer
 
 @dataclass
 class Running:
-    """The server, in a thread, and how it is asked."""
+    """The server in a thread, with methods to send requests."""
 
     model: RMKV
     tokenizer: Tokenizer
@@ -40,14 +40,14 @@ class Running:
         return socket.create_connection((host, int(port)), timeout=60)
 
     def begin(self, path, body):
-        """Send a request; return its connection, at which the answer will arrive."""
+        """Send a request; return the connection on which the answer will arrive."""
         connection, content = self.connect(), json.dumps(body)
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
         return connection
 
     def metric(self, name):
-        """The sum of a metric's values over its labels."""
+        """Return the sum of a metric's values over its labels."""
         lines = [line.rpartition(" ") for line in self.ask("GET", "/metrics").text.splitlines()]
         return sum(float(value) for key, _, value in lines if key == name or key.startswith(name + "{"))
 
@@ -78,8 +78,8 @@ def wait_for(condition):
 
 
 @contextmanager
-def texts_let_go_of():
-    """Check that every text begun inside is freed without the garbage collector."""
+def all_texts_freed():
+    """Check that every text begun in this block is freed without the garbage collector."""
     gc.collect()
     earlier = WeakSet(kept for kept in gc.get_objects() if type(kept) is Choice)  # left by other servers
     gc.disable()

@@ -13,7 +13,7 @@ FAULTS = "503", "429", "cut", "closed"
 
 
 def a_recipe(**keys):
-    """A recipe of 40 requests, with these keys besides."""
+    """Return a recipe of 40 requests, with these additional keys."""
     return DataRecipe.model_validate(
         {
             "count": 40,
@@ -27,13 +27,13 @@ def a_recipe(**keys):
 
 
 def echo(body):
-    """The answer to a request: its prompt and seed, so that each answer is another."""
+    """Return the answer to a request: its prompt and seed, so that all answers differ."""
     asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     return f"{asked} Said with seed {body['seed']} by {random.Random(body['seed']).random()}."
 
 
 class Paid:
-    """What the server was asked and what it billed. It honours the header Idempotency-Key: a key is billed once."""
+    """Requests that the server received and billed. It honours the header Idempotency-Key: each key is billed once."""
 
     def __init__(self, answer, faults, share, seed):
         self.answer, self.faults, self.share, self.seed = answer, faults, share, seed
@@ -49,7 +49,7 @@ class Paid:
         self.url = None
 
     def fault(self, key, body):
-        """Return the fault that this attempt meets, or None; it does not depend on the order of the requests."""
+        """Return the fault of this attempt, or None; it does not depend on the order of the requests."""
         draw = random.Random(f"{self.seed} {body['seed']} {self.received.count(key)}")
         return draw.choice(self.faults) if draw.random() < self.share else None
 
@@ -105,12 +105,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_):
-        """Say nothing: clients that are killed leave broken connections."""
+        """Print nothing: killed clients leave broken connections."""
 
 
 @contextmanager
 def small_writer(answer=echo, faults=FAULTS, share=0.0, seed=0):
-    """A server in a thread; each request meets one of the faults with this probability."""
+    """Run the server in a thread; each request meets one of the faults with this probability."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.paid = Paid(answer, faults, share, seed)
     server.paid.url = f"http://127.0.0.1:{server.server_port}/v1"

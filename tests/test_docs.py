@@ -1,4 +1,4 @@
-"""What the docs tell is so: figures are those of the command beside them, and each fault has its test."""
+"""The docs are true: figures match the command beside them, and each fault names its test."""
 
 import ast
 import re
@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def bench(name):
-    """What a benchmark defines; it is read once, as to import it takes seconds."""
+    """Definitions of a benchmark, imported only once, because that takes seconds."""
     return runpy.run_path(str(ROOT / "benchmarks" / name))
 
 
 @pytest.fixture
 def tables(monkeypatch, capsys):
-    """Returns what `python benchmarks/NAME table` prints."""
+    """Return the output of `python benchmarks/NAME table`."""
 
     def run(name, *studies):
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
@@ -42,16 +42,16 @@ def tables(monkeypatch, capsys):
     [*((study, "memory.md") for study in ("recall", "copy", "needle", "facts", "text")), ("short", "training.md")],
 )
 def test_tables_match_the_benchmark_output(tables, study, page):
-    told = tables("memory.py", study)
-    assert "| slots and stores |" in told
-    assert told in (ROOT / "docs" / page).read_text(encoding="utf-8")
+    output = tables("memory.py", study)
+    assert "| slots and stores |" in output
+    assert output in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 def test_the_table_of_other_models_matches_the_benchmark_output(tables):
     pytest.importorskip("transformers")
-    told = tables("quality.py")
-    assert "| RMKV |" in told
-    for table, page in zip(told.split("\n\n"), ("benchmarks.md", "benchmarks.md", "decisions.md"), strict=True):
+    output = tables("quality.py")
+    assert "| RMKV |" in output
+    for table, page in zip(output.split("\n\n"), ("benchmarks.md", "benchmarks.md", "decisions.md"), strict=True):
         assert table in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
@@ -93,16 +93,16 @@ def test_each_documented_message_and_fault_names_a_test_that_checks_its_words():
 
 
 def test_the_hours_match_params():
-    told = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    output = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     small, large = (training_budget(load_config(preset_path(name))) for name in ("125m", "600m"))
-    assert f"at an assumed MFU of {small['assumed_mfu']:.0%}" in told
+    assert f"at an assumed MFU of {small['assumed_mfu']:.0%}" in output
     for card, hours in small["hours"].items():
-        assert f"| {card} | {hours:,.1f} | {large['hours'][card]:,.1f} |\n" in told
+        assert f"| {card} | {hours:,.1f} | {large['hours'][card]:,.1f} |\n" in output
 
 
 def test_the_megabytes_of_the_weights_match_the_presets():
-    told = (ROOT / "docs/generation.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| ([\d.,]+) \| ([\d.,]+) \|$", told, re.MULTILINE)
+    output = (ROOT / "docs/generation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.,]+) \| ([\d.,]+) \|$", output, re.MULTILINE)
     assert len(rows) == 3
     for name, *cells in rows:
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What the README tells the reader to type does what it says."""
+"""The commands and code of the README work as it says."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The pages make a site whose links hold, which needs no network, and whose references are those of the code."""
+"""The site builds from the pages, has no broken links, needs no network, and its references match the code."""
 
 import re
 import shutil
@@ -62,8 +62,8 @@ def test_broken_links_are_errors(tmp_path):
     (tmp_path / "index.md").write_text(text + wrong)
     done = build(tmp_path, tmp_path / "wrong")
     assert done.returncode != 0
-    for told in ("absent.md", "no-such-part", "nor-this", "absent.svg"):
-        assert told in done.stderr
+    for output in ("absent.md", "no-such-part", "nor-this", "absent.svg"):
+        assert output in done.stderr
 
 
 def test_a_page_that_is_not_in_the_navigation_is_an_error(tmp_path):

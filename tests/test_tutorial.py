@@ -1,4 +1,4 @@
-"""The first hour, as docs/tutorial.md tells it: every command in its order, with less training."""
+"""Every command of docs/tutorial.md works in order, with less training."""
 
 import re
 from pathlib import Path
@@ -35,13 +35,13 @@ def test_a_newcomer_can_follow_it_line_by_line(forker, tmp_path, monkeypatch):
         for long, short in SHORTER.items():
             command.line = command.line.replace(long, short)
         if command.stopped:
-            code, told = rmkv_stopped(*command.words)
-            assert code == 130, told
+            code, output = rmkv_stopped(*command.words)
+            assert code == 130, output
         else:
             done = forker.run(*command.words, stdin=command.typed.encode())
             assert done.returncode == 0, f"{command.line}\n{done.stderr}"
             assert done.stdout
-            told = done.stdout + done.stderr
+            output = done.stdout + done.stderr
         for line in command.shown:
-            assert but_for_numbers(line) in but_for_numbers(told).splitlines(), f"{command.line}\n{told}"
+            assert but_for_numbers(line) in but_for_numbers(output).splitlines(), f"{command.line}\n{output}"
     assert Path("runs/first/latest/model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Small runs that were really trained, for tests."""
+"""Small trained runs, for tests."""
 
 import json
 

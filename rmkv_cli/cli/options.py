@@ -33,10 +33,14 @@ Overrides = Annotated[
 Model = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="A model folder, a checkpoint, or a run (its latest checkpoint).")
 ]
-Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
-TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest that hold this much probability.")]
-MinP = Annotated[float, typer.Option(help="Leave out tokens less than this share as likely as the likeliest.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 always takes the most likely token.")]
+TopK = Annotated[int, typer.Option(help="Sample from the K most likely tokens; 0 means all.")]
+TopP = Annotated[
+    float, typer.Option(help="Sample from the fewest most likely tokens whose probabilities add up to this value.")
+]
+MinP = Annotated[
+    float, typer.Option(help="Exclude tokens whose probability is below this fraction of the most likely token's.")
+]
 RepetitionPenalty = Annotated[
     float, typer.Option(help="Values above 1 discourage tokens that the prompt or the generated text contains.")
 ]

@@ -1,4 +1,4 @@
-"""A conversation as its user has it: lines piped in, and typed at a terminal."""
+"""Chat as a user sees it: with piped lines, and typed at a terminal."""
 
 import fcntl
 import inspect
@@ -48,7 +48,7 @@ def run(monkeypatch, capsys, saved):
 
 
 def position(notes, saved):
-    """The number of tokens that saved notes stand at."""
+    """Return the number of tokens that saved notes have read."""
     return int(load_notes(notes, *saved[1:]).state.position)
 
 
@@ -61,10 +61,10 @@ def test_lines_are_answered_and_the_memory_survives_the_process(saved, run, tmp_
     first = rmkv("chat", "--model", folder, *options, "--seed", 7, stdin=lines.encode())
     assert first.returncode == 0, first.stderr
     conversation = Conversation(model, tokenizer, SamplingConfig(seed=7), 12, system="the log")
-    said = ["".join(conversation.say("the cat"))]
+    messages = ["".join(conversation.say("the cat"))]
     conversation.read([TEXT])
-    said += ["".join(conversation.say(message)) for message in ("/no command", "the dog")]
-    assert first.stdout == "".join(f"{answer}\n" for answer in said)
+    messages += ["".join(conversation.say(message)) for message in ("/no command", "the dog")]
+    assert first.stdout == "".join(f"{answer}\n" for answer in messages)
     assert position(notes, saved) == int(conversation.memory.state.position)
     second = run(*options, "--seed", 10, stdin=b"and the mat\n/quit\nnot read")  # its fourth message draws with 7 + 3
     assert "--system is not set again" in second.err
@@ -123,7 +123,7 @@ def test_the_options_default_to_the_librarys_values():
 
 
 class Terminal:
-    """A process at a terminal of its own: what is typed, and what it shows."""
+    """A process at its own terminal: type into it and read what it shows."""
 
     def __init__(self, home, *arguments):
         self.master, slave = pty.openpty()
@@ -152,7 +152,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def see(self, pattern):
-        """Wait until what is shown from here on matches; return the match."""
+        """Wait until the new output matches; return the match."""
         while not (found := re.search(pattern, self.shown)):  # pytest's time limit ends it
             try:
                 self.shown += os.read(self.master, 4096).decode(errors="replace")

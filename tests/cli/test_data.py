@@ -1,4 +1,4 @@
-"""`rmkv data`: what it prints, and how it ends when it must not go on."""
+"""`rmkv data`: its output, and how it ends on errors."""
 
 import json
 import os
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_nothing_of_a_sample(tmp_path, monkeypatch, capsys):
 
 
 def processes(session):
-    """The ids of a session's processes."""
+    """Return the ids of a session's processes."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -245,7 +245,7 @@ def processes(session):
 
 @contextmanager
 def mixing(folder):
-    """Start a mix that has no end, in a session of its own; kill whatever is left of it at the end of the block."""
+    """Start an endless mix in its own session; at the end of the block, kill the processes that are left."""
     command = [*COMMAND, "mix", "endless.toml", "--tokenizer", "t.json", "--out", "out", "--workers", "2"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True) as mix:
         try:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import openai
 import pytest
 import torch
-from own_tasks import QUESTIONS, make_own_tasks
+from custom_tasks import QUESTIONS, make_custom_tasks
 from safetensors.torch import load_file
 from small_run import TEXT, error_of, save_small_model
 from trained_run import make_data, train_small_run
@@ -102,10 +102,10 @@ def test_a_chat_in_bfloat16_resumes_in_float32(folder, models, tmp_path, shown):
     chat = ["chat", "--model", folder, "--state", notes, "--seed", 3, "--max-tokens", 20]
     shown(*chat, *BF16, stdin=b"the cat\n")
     assert load_file(notes)["state.keys.0"].dtype == torch.bfloat16
-    said = int(load_notes(notes, models[0], models[2]).state.position)
+    messages = int(load_notes(notes, models[0], models[2]).state.position)
     assert "going on from" in shown(*chat, stdin=b"the dog\n").err
     assert load_file(notes)["state.keys.0"].dtype == torch.float32
-    assert int(load_notes(notes, models[0], models[2]).state.position) > said
+    assert int(load_notes(notes, models[0], models[2]).state.position) > messages
 
 
 def test_the_loss_of_a_trained_model_hardly_changes(trained, printed):
@@ -138,7 +138,7 @@ def test_a_run_keeps_the_evaluations_of_both_dtypes(trained, printed):
 def test_the_harness_scores_the_bfloat16_model(folder, tmp_path, printed, monkeypatch):
     for name, value in {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}.items():
         monkeypatch.setenv(name, value)
-    make_own_tasks(tmp_path, ["the"] * len(QUESTIONS))
+    make_custom_tasks(tmp_path, ["the"] * len(QUESTIONS))
     ask = ["eval", "--model", folder, "--harness", "own_prose", "--include", tmp_path, "--json"]
     wide, narrow = (json.loads(printed(*ask, *more))["scores"][0]["value"] for more in ((), BF16))
     assert 0 < abs(wide - narrow) < 0.01 * wide

@@ -19,7 +19,7 @@ ROWS = "[b]x[/i]:cat:"  # what the terminal library takes for markup
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a model, files, a mix.toml of them, the folder that was made of it, and another model's folder."""
+    """A folder with a model, files, a mix.toml of them, the prepared mix, and another model's folder."""
     place = tmp_path_factory.mktemp("eval")
     _, tokenizer = save_small_model(place / "model")
     save_small_model(place / "other", text="an entirely different text, 1 2 3. ")

@@ -2,7 +2,7 @@ import json
 import sys
 
 import pytest
-from own_tasks import QUESTIONS, make_own_tasks
+from custom_tasks import QUESTIONS, make_custom_tasks
 from small_run import error_of, rmkv, save_small_model
 
 
@@ -11,7 +11,7 @@ def place(tmp_path_factory):
     """A folder with a model, and tasks."""
     place = tmp_path_factory.mktemp("harness")
     save_small_model(place / "model")
-    make_own_tasks(place, ["the"] * len(QUESTIONS))
+    make_custom_tasks(place, ["the"] * len(QUESTIONS))
     return place
 
 

@@ -1,4 +1,4 @@
-"""What `rmkv eval` finds of a run stays in the run's folder."""
+"""`rmkv eval` saves the evaluations of a run in the run's folder."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def test_evaluations_saved_by_an_earlier_version_are_still_read(run, data, print
 def test_a_model_outside_a_run_saves_no_evaluation(run, data, shown):
     checkpoint = (run / "latest").resolve()
     before = sorted(Path(run).rglob("*"))
-    assert "kept" not in shown("eval", "--model", checkpoint, "--data", data, "--no-memory").err
+    assert "saved for" not in shown("eval", "--model", checkpoint, "--data", data, "--no-memory").err
     assert sorted(Path(run).rglob("*")) == before
 
 

@@ -11,7 +11,7 @@ from rmkv_cli.evaluation import task_accuracy
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a model, a mix in which there is a task with text as its noise, and the model and tokenizer."""
+    """A folder with a model and a mix that has a task with text as its noise; the model and tokenizer."""
     place = tmp_path_factory.mktemp("task")
     model, tokenizer = save_small_model(place / "model")
     for i in range(20):

@@ -75,13 +75,13 @@ def test_a_command_works_without_a_stdout(code_of, arguments):
 
 
 @pytest.mark.parametrize(
-    ("redirected", "code", "said"), [(">/dev/full", 2, FULL), ("| true", 1, ""), (">&-", 0, ""), (">&- 2>&-", 0, "")]
+    ("redirected", "code", "stderr"), [(">/dev/full", 2, FULL), ("| true", 1, ""), (">&-", 0, ""), (">&- 2>&-", 0, "")]
 )
-def test_python_prints_nothing_at_shutdown(redirected, code, said):
+def test_python_prints_nothing_at_shutdown(redirected, code, stderr):
     line = f'set -o pipefail; "$0" -m rmkv_cli config list {redirected}'
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True, text=True, env=buffered)
-    assert (done.returncode, done.stderr) == (code, said)
+    assert (done.returncode, done.stderr) == (code, stderr)
 
 
 def test_exhausted_memory_is_one_line(folder, monkeypatch, capsys):

@@ -92,11 +92,11 @@ def test_a_model_is_trained_and_exported_with_its_own_tokenizer(tmp_path, run, n
     chats = [documents[i].tolist() for i in range(len(documents)) if documents.sources[i] == of_chats]
     expected = [theirs.apply_chat_template(chat, return_dict=False) for chat in CHATS]
     assert chats
-    said = [chat[1]["content"] for chat in CHATS]
+    messages = [chat[1]["content"] for chat in CHATS]
     for i in np.flatnonzero(documents.sources == of_chats):
         targets = np.append(documents[i][1:], tokenizer.eod)[documents.counted(i)]
         answer = tokenizer.decode(targets).strip(" \n")
-        assert any(answer == f"{text}{tokenizer.roles.eod}" for text in said)
+        assert any(answer == f"{text}{tokenizer.roles.eod}" for text in messages)
     assert all(tokenizer.decode(chat) in map(tokenizer.decode, expected) for chat in chats)
     (tmp_path / "recipe.toml").write_text(
         f'[train]\ndata = "{tmp_path / "data"}"\ntokens = 200\nbatch_size = 2\nmicro_batch_size = 2\n'
@@ -162,9 +162,9 @@ def test_import_notes_lossy_normalizers_and_missing_templates(tmp_path, capsys):
         (tmp_path / name).mkdir()
         source = foreign_folder(tmp_path / f"{name}-source", name)
         write_foreign_tokenizer(source, tmp_path / name)
-        said = capsys.readouterr().err
-        assert ("this tokenizer normalizes texts" in said.replace("\n", " ")) == (name == "qwen3")
-        assert "with other tokens than transformers" not in said.replace("\n", " ")
+        messages = capsys.readouterr().err
+        assert ("this tokenizer normalizes texts" in messages.replace("\n", " ")) == (name == "qwen3")
+        assert "with other tokens than transformers" not in messages.replace("\n", " ")
         assert Tokenizer.load(tmp_path / name).hash == Tokenizer.load(source).hash
     (source / "chat_template.jinja").unlink()
     (tmp_path / "none").mkdir()
@@ -184,8 +184,8 @@ def test_chat_reads_and_saves(tmp_path, run, monkeypatch, capsys):
     assert "nothing was read" in run(*chat, stdin=b"/stats\n").err
     assert not notes.exists()
     (tmp_path / "a.txt").write_text("Hello world")
-    said = run(*chat, stdin=f"/read {tmp_path / 'a.txt'}\nHello\n".encode())
-    assert "saved" in said.err
+    messages = run(*chat, stdin=f"/read {tmp_path / 'a.txt'}\nHello\n".encode())
+    assert "saved" in messages.err
     assert run(*chat, stdin=b"and you?\n").err.startswith("going on from")
     (model / "chat_template.jinja").unlink()
     assert "has no chat template, so it takes no conversations" in error_of(monkeypatch, capsys, *chat[:3])
@@ -200,7 +200,8 @@ def test_import_notes_special_tokens_found_only_in_normalized_text(tmp_path, cap
     (source / "tokenizer.json").write_text(json.dumps(described))
     (tmp_path / "out").mkdir()
     write_foreign_tokenizer(source, tmp_path / "out")
-    said = " ".join(capsys.readouterr().err.split())
+    messages = " ".join(capsys.readouterr().err.split())
     assert (
-        "note: next to special tokens, rmkv tokenizes the text of conversations differently from transformers" in said
+        "note: next to special tokens, rmkv tokenizes the text of conversations differently from transformers"
+        in messages
     )

@@ -189,8 +189,8 @@ class TestManyPrompts:
                 ends = [Special.EOD, Special.START] if "messages" in line else [Special.EOD]
                 alone = generate(model, tokenizer, beginning, SamplingConfig(seed=seed), 20, ends=ends)
                 text = "".join(alone)
-                told = {"text": text, "tokens": len(alone.ids), "stop_reason": alone.stop_reason, "seed": seed}
-                expected.append(line | told)
+                output = {"text": text, "tokens": len(alone.ids), "stop_reason": alone.stop_reason, "seed": seed}
+                expected.append(line | output)
         assert written == expected
         assert (figures["texts"], figures["tokens"]) == (8, sum(line["tokens"] for line in written))
         assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "texts.jsonl"}

@@ -42,11 +42,11 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_model_folder_writes_what_a_mix_reads(folder, shown):
-    said = shown("data", "generate", "r.toml", "--out", "out.jsonl", "--json")
-    report = json.loads(said.out)
+    result = shown("data", "generate", "r.toml", "--out", "out.jsonl", "--json")
+    report = json.loads(result.out)
     assert (report["requests"], report["answered_before"], report["rows"], report["rejected"]) == (6, 0, 6, {})
     assert report["tokens"] == 48
-    assert "No row is checked for contamination" in said.err
+    assert "No row is checked for contamination" in result.err
     rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [{"prompt", "response", "writer", "seed", "license", "verdict"}] * 6
     mixed = json.loads(shown("data", "mix", "mix.toml", "--tokenizer", "small", "--out", "data", "--json").out)
@@ -60,12 +60,12 @@ def test_a_model_folder_writes_what_a_mix_reads(folder, shown):
 
 def test_rejected_answers_are_counted_by_filter(folder, shown):
     (folder / "set.txt").write_text("write about dogs please and nothing else at all")
-    said = shown(
+    result = shown(
         *("data", "generate", "r.toml", "--out", "out.jsonl", "--set", "filters.max_characters=1"),
         *("--set", 'filters.evaluation=["set.txt"]'),
     )
-    assert "rejected by max_characters: 6 answers; the first: " in said.out
-    assert "No evaluation set" not in said.err
+    assert "rejected by max_characters: 6 answers; the first: " in result.out
+    assert "No row is checked" not in result.err
     assert (folder / "out.jsonl").read_bytes() == b""
 
 

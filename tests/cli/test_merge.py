@@ -1,4 +1,4 @@
-"""`rmkv merge` and `--adapter`: a merged model says what the unmerged one says, and what does not fit is one line."""
+"""`rmkv merge` and `--adapter`: a merged model generates the same as the unmerged one, and a misfit is one line."""
 
 import json
 import shutil
@@ -42,8 +42,8 @@ GENERATE = ("generate", "--prompt", TEXT, "--max-tokens", 60, "--seed", 7)
 
 def test_a_merged_model_generates_what_the_adapted_one_does(folders, tmp_path, printed):
     base, adapter = folders
-    said = printed("merge", base, adapter, "--out", tmp_path / "merged")
-    assert said.startswith(f"{tmp_path}/merged: {base} with {adapter}; logits differ from the unmerged model's by ")
+    messages = printed("merge", base, adapter, "--out", tmp_path / "merged")
+    assert messages.startswith(f"{tmp_path}/merged: {base} with {adapter}; logits differ from the unmerged model's by ")
     with_it = printed(*GENERATE, "--model", base, "--adapter", adapter)
     assert printed(*GENERATE, "--model", tmp_path / "merged") == with_it
     assert printed(*GENERATE, "--model", adapter) == with_it  # whose folder names the base
@@ -85,7 +85,7 @@ def test_models_that_cannot_be_merged_are_one_line(folders, tmp_path, monkeypatc
     other = save_model(tmp_path / "wider", hidden_size=32)
     foreign = save_model(tmp_path / "foreign")
     save_small_model(foreign, text="another text of other words and letters ")
-    for words, said in (
+    for words, messages in (
         ([base], "give a model and its adapter, or at least two models"),
         ([base, other], f"{other}: model.hidden_size is 32, but that of {base} is 16; only models of one shape"),
         ([base, foreign], f"{foreign}: has another tokenizer than {base}"),
@@ -94,7 +94,7 @@ def test_models_that_cannot_be_merged_are_one_line(folders, tmp_path, monkeypatc
         ([other, adapter], f"{adapter}: the adapter does not fit the model: "),
     ):
         line = error_of(monkeypatch, capsys, "merge", *words, "--out", tmp_path / "out")
-        assert line.startswith(f"error: {said}")
+        assert line.startswith(f"error: {messages}")
         assert not (tmp_path / "out").exists()
     line = error_of(monkeypatch, capsys, "merge", base, adapter, "--out", base)
     assert str(base) in line
@@ -129,8 +129,8 @@ def test_an_adapter_for_an_adapted_model_or_for_other_weights_is_reported(
     line = error_of(monkeypatch, capsys, *GENERATE, "--model", adapter, "--adapter", adapter)
     assert line == f"error: {adapter}: already has an adapter; merge that into its base model with `rmkv merge` first"
     other = save_model(tmp_path / "other", seed=5)
-    told = shown(*GENERATE, "--model", other, "--adapter", adapter).err
-    assert f"warning: {adapter}: this adapter was trained on other weights than {other}" in told
+    output = shown(*GENERATE, "--model", other, "--adapter", adapter).err
+    assert f"warning: {adapter}: this adapter was trained on other weights than {other}" in output
 
 
 def test_an_adapter_is_not_exported_unmerged(folders, tmp_path, monkeypatch, capsys):

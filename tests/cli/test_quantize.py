@@ -1,4 +1,4 @@
-"""`rmkv quantize`: a model folder like any other, what it costs, and what does not work with it."""
+"""`rmkv quantize`: the folder works like any other, the report shows the cost, and unsupported uses are errors."""
 
 import json
 import shutil
@@ -49,8 +49,8 @@ def data(base, tmp_path_factory):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_report_compares_size_loss_tasks_and_speed(bits, base, data, tmp_path, printed):
-    said = json.loads(printed("quantize", base, "--out", tmp_path / "q", "--bits", bits, "--data", data, "--json"))
-    before, after = said["before"], said["after"]
+    messages = json.loads(printed("quantize", base, "--out", tmp_path / "q", "--bits", bits, "--data", data, "--json"))
+    before, after = messages["before"], messages["after"]
     assert after["bytes"] == (tmp_path / "q" / "model.safetensors").stat().st_size < before["bytes"] / 2
     assert after["bits_per_byte"] == pytest.approx(before["bits_per_byte"], rel=0.1)
     evaluated = json.loads(printed("eval", "--model", base, "--data", data, "--json"))
@@ -64,10 +64,10 @@ def test_the_report_compares_size_loss_tasks_and_speed(bits, base, data, tmp_pat
 
 
 def test_without_data_it_compares_size_and_speed(base, tmp_path, printed):
-    said = printed("quantize", base, "--out", tmp_path / "q")
-    assert "weights, MB" in said
-    assert "tokens/s" in said
-    assert "bits per byte" not in said
+    messages = printed("quantize", base, "--out", tmp_path / "q")
+    assert "weights, MB" in messages
+    assert "tokens/s" in messages
+    assert "bits per byte" not in messages
 
 
 def test_the_folder_serves_every_command_that_uses_a_model(quantized, tmp_path, printed):

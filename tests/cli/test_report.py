@@ -13,9 +13,9 @@ def run(tmp_path_factory):
 
 def test_the_report_s_paths_are_printed_and_json_contains_the_figures(run, printed, tmp_path, monkeypatch):
     assert printed("report", run) == f"{run}/report/index.html\n{run}/report/report.md\n"
-    told = json.loads(printed("report", run, "--out", tmp_path / "mine", "--json"))
-    assert told["html"] == str(tmp_path / "mine" / "index.html")
-    assert told["runs"]["first"]["tokens"] >= 300
+    output = json.loads(printed("report", run, "--out", tmp_path / "mine", "--json"))
+    assert output["html"] == str(tmp_path / "mine" / "index.html")
+    assert output["runs"]["first"]["tokens"] >= 300
     assert (run / "report" / "report.md").read_text() == (tmp_path / "mine" / "report.md").read_text()
     other = train_small_run(run.parent / "story" / "data", tmp_path / "second", tokens=300)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`rmkv serve` as a process: how it begins, and how it ends."""
+"""`rmkv serve` as a process: its start and its end."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def served(folder, *options, program=("-m", "rmkv_cli")):
 
 
 def refuses(url):
-    """Return whether nobody listens there."""
+    """Return whether the port refuses connections."""
     try:
         socket.create_connection((url.host, url.port)).close()
     except ConnectionError:

@@ -1,4 +1,4 @@
-"""The session of docs/data.md as it stands there, against a hub on loopback; only the model is small."""
+"""The session of docs/data.md works as documented, against a hub on loopback and with a small model."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A signal ends a command at any moment of its start, even while imports take seconds and swallow exceptions."""
+"""A signal ends a command at any moment of its start, although imports take seconds and swallow exceptions."""
 
 import random
 import signal
@@ -17,16 +17,16 @@ def ended_at(module, number, *arguments):
     The count begins with rmkv's own first module; before it, Python itself is starting.
     """
     command = [sys.executable, "-X", "importtime", "-m", "rmkv_cli", *map(str, arguments)]
-    said, modules = [], 0
+    messages, modules = [], 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if not line.startswith("import time:"):
-                said.append(line)
+                messages.append(line)
             elif modules or line.endswith(" rmkv_cli.cli\n"):
                 modules += 1
                 if modules == module:
                     process.send_signal(number)
-    return process.returncode, "".join(said)
+    return process.returncode, "".join(messages)
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)

@@ -1,4 +1,4 @@
-"""Configs: typed by the schema; every error of a file in one report, with its place and what would be right."""
+"""Configs are typed by the schema; every error of a file is reported at once, with its place and what is valid."""
 
 import pytest
 

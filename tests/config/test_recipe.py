@@ -1,4 +1,4 @@
-"""Recipes for synthetic data: every error of a file at once, with its place and what would be right."""
+"""Recipes for synthetic data report every error of a file at once, with its place and what is valid."""
 
 import pytest
 

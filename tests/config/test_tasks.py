@@ -1,4 +1,4 @@
-"""Tasks in a mix: what a config may ask for, and what is said where it asks for the impossible."""
+"""Tasks in a mix: valid configs, and the errors of invalid ones."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The ratio by tokens: held at every document, through phases, and when sources go."""
+"""The ratio by tokens holds after every document, through phases, and after sources are dropped."""
 
 import json
 import random as randoms
@@ -19,7 +19,7 @@ def mix_of(weights, tokens=1, phases=()):
 
 
 def run(balance, random, longest, until):
-    """Draw documents of up to `longest[i]` tokens until so many tokens are given."""
+    """Draw documents of up to `longest[i]` tokens until `tokens` tokens are taken."""
     while sum(balance.tokens) < until:
         source = balance.next()
         balance.count(source, random.randint(1, longest[source]))

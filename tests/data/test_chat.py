@@ -1,4 +1,4 @@
-"""Conversations: what is asked stands between <start> and <end>, and no text can forge them."""
+"""Conversations: prompts are between <start> and <end>, which no text can forge."""
 
 import pytest
 

@@ -241,9 +241,9 @@ def test_what_is_lost_is_counted_and_named_or_ends_the_mix(tmp_path, tokenizer, 
     manifest = prepare(mix, tmp_path, tokenizer, tmp_path / "data", 1)
     (report,) = manifest.sources
     assert (report.documents, report.skipped) == (36, 24)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "a.parquet:13-24: 12 records are not" in said
-    assert "a.parquet:37-48: 12 records are not" in said
+    messages = " ".join(capsys.readouterr().err.split())
+    assert "a.parquet:13-24: 12 records are not" in messages
+    assert "a.parquet:37-48: 12 records are not" in messages
     stopping = good_documents(FileSource(**source), tmp_path, "stop")
     with pytest.raises(UserError, match=r"a\.parquet:13-24: 12 records are not readable as Parquet"):
         list(stopping)

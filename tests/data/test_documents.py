@@ -1,4 +1,4 @@
-"""Documents by number, from a mix's folder and straight from files."""
+"""Random access to documents, from a prepared mix and directly from files."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Processes that are started while Ctrl-C comes: their parent gets it, and not before they have all that they need."""
+"""When Ctrl-C arrives while processes start, only their parent gets it, and only after they have started."""
 
 import os
 import signal

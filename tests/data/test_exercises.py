@@ -1,4 +1,4 @@
-"""Exercises: a prompt, its answer and its scorer depend on the task's level and the random generator alone."""
+"""Exercises: a prompt, its answer and its scorer depend only on the task's level and the random generator."""
 
 import sys
 import tomllib

@@ -1,4 +1,4 @@
-"""The shipped mix against a hub on loopback: the same rows through kills and faults, and a line for what is wrong."""
+"""The shipped mix, read from a hub on loopback, gives the same rows after kills and faults; errors are one line."""
 
 import json
 import os
@@ -55,9 +55,9 @@ def rows(environment, tokenizer, file, wanted):
 
 
 def finish(process):
-    _, said = process.communicate()
-    assert process.returncode == 0, said
-    return said
+    _, messages = process.communicate()
+    assert process.returncode == 0, messages
+    return messages
 
 
 def noted(file):

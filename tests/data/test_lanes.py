@@ -1,4 +1,4 @@
-"""Lanes: every token once an epoch, nothing cropped, nothing padded, resumed exactly."""
+"""Lanes read every token once per epoch, without cropping or padding, and resume exactly."""
 
 import itertools
 import json
@@ -35,14 +35,14 @@ def streams(lanes, row_lengths):
 
 
 def queue(documents, seed):
-    """The documents' numbers in the order in which lanes get them."""
+    """Return the documents' numbers in the order in which lanes take them."""
     yield from range(len(documents))
     for epoch in itertools.count(1):
         yield from np.random.default_rng([seed, epoch]).permutation(len(documents)).tolist()
 
 
 def token_by_token(documents, lane_count, seed, row_lengths, answers=None):
-    """What `streams` should be, the slow way; `answers` are each document's."""
+    """Return the expected `streams`, computed token by token; `answers` has the spans of each document."""
     numbers = queue(documents, seed)
     given = [[] for _ in range(lane_count)]
     rest = [[] for _ in range(lane_count)]

@@ -1,4 +1,4 @@
-"""Mixing: the ratio by tokens, the split, determinism, and what bad sources do."""
+"""Mixing: the ratio by tokens, the split, determinism, and the handling of bad sources."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Noise: the tokens whose loss floor is known."""
+"""Noise: tokens with a known minimum loss."""
 
 import numpy as np
 import pytest

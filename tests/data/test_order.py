@@ -1,4 +1,4 @@
-"""The order of a source's records: drawn from a seed, another one each epoch, and gone on with from any place."""
+"""The order of a source's records is drawn from a seed, differs in each epoch, and resumes from any place."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The sample corpus: made here, the same each time, and right."""
+"""The sample corpus is made locally, deterministic and correct."""
 
 import ast
 import json
@@ -113,7 +113,7 @@ def test_most_of_the_corpus_is_used_in_the_wanted_ratio(sample, tmp_path):
 
 
 def solve(prompt):
-    """The answer's words that matter, worked out from the prompt alone."""
+    """Return the significant words of the answer, computed from the prompt alone."""
     numbers = list(map(int, re.findall(r"\d+", prompt)))
     if match := re.fullmatch(r"(?:What is|Work out|Calculate) ([\d +*-]+)[?.]", prompt):
         return [str(eval(match[1]))]

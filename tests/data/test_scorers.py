@@ -1,4 +1,4 @@
-"""Scorers of exercises cannot be fooled: an answer earns its reward only by being the right one, and nothing else."""
+"""Scorers of exercises cannot be fooled: only the right answer earns the reward."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""Reading local files: every kind, every fault, each with its place."""
+"""Local files of every kind are read, and every fault is reported with its location."""
 
 import csv
 import glob

@@ -1,4 +1,4 @@
-"""A streamed mix gives the documents of the prepared one, from any point on, whole or in shares."""
+"""A streamed mix gives the documents of the prepared one, from any point on, for one process or several."""
 
 import io
 import pickle
@@ -163,9 +163,9 @@ def test_an_exhausted_source_is_repeated_dropped_or_ends_the_mix(tmp_path, token
         given = mixed(MixConfig(tokens=tokens, validation=0, sources=sources), tmp_path, tokenizer)
         counts = Counter(index for index, _ in given)
         ends[policy] = counts[0], counts[1]
-        said = capsys.readouterr().err
-        assert ("epoch 2 begins" in said) == (policy == "repeat")
-        assert ("exhausted, so it is dropped" in said) == (policy == "drop")
+        messages = capsys.readouterr().err
+        assert ("epoch 2 begins" in messages) == (policy == "repeat")
+        assert ("exhausted, so it is dropped" in messages) == (policy == "drop")
     assert ends["drop"] == (30, 300)
     assert ends["repeat"][0] > 200
     assert ends["repeat"][1] == 300

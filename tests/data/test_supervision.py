@@ -1,4 +1,4 @@
-"""Which tokens of conversations are learned: those of the answers and the token that ends each, and no others."""
+"""Only the tokens of answers, and the token that ends each answer, are learned."""
 
 import json
 import random
@@ -52,7 +52,7 @@ def content_of(turn):
 
 
 def record_of(turns, kind, draw):
-    """The turns as a record of this format."""
+    """Return the turns as a record of this format."""
     contents = [content_of(turn) for turn in turns]
     if kind == "prompt_response":
         return {"prompt": contents[0], "response": contents[1]}
@@ -285,9 +285,9 @@ def test_a_stream_in_which_nothing_is_supervised_ends_when_it_has_been_read_once
     mix = MixConfig(validation=0, supervise="answers", sources=[source_of("messages"), source_of("parts")])
     with Stream(mix, tmp_path, tokenizer) as stream, pytest.raises(UserError, match="no token of the mix is superv"):
         Lanes(stream, 1, EOD).next(100_000)
-    said = capfd.readouterr().err
+    errors = capfd.readouterr().err
     for name in ("messages", "parts"):
-        assert f"warning: source '{name}': no token of its documents is supervised" in said
+        assert f"warning: source '{name}': no token of its documents is supervised" in errors
 
 
 def test_a_stream_that_a_source_ends_before_anything_is_supervised_is_refused(tmp_path, tokenizer, write_records):

@@ -1,4 +1,4 @@
-"""Synthetic data: a recipe, its answers and its seed give one file, whatever happens on the way."""
+"""Synthetic data: a recipe, its answers and its seed determine the file, whatever interrupts the generation."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The filters of synthetic data: what each rejects, and what it lets through."""
+"""The filters of synthetic data: what each rejects and what it accepts."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A writer behind an address: every request is answered and paid once, whatever the server and the process do."""
+"""A remote writer: every request is answered and paid once, whatever happens to the server and the process."""
 
 import json
 import random

@@ -43,8 +43,8 @@ def test_documents_ask_for_what_they_contain_and_only_the_answers_count(tmp_path
             assert ids[0] == tokenizer.eod
             marker = ids.tolist().index(7 + 24)
             asked = ids[marker + 1 :].reshape(-1, 2)
-            told = ids[1 : 1 + asked.size].reshape(-1, 2)
-            assert sorted(asked.tolist()) == sorted(told.tolist())
+            output = ids[1 : 1 + asked.size].reshape(-1, 2)
+            assert sorted(asked.tolist()) == sorted(output.tolist())
             counted = documents.counted(i)
             assert np.flatnonzero(counted).tolist() == list(range(marker + 1, len(ids), 2))  # where the keys stand
             assert documents.counts[i] == counted.sum() == len(asked)

@@ -1,4 +1,4 @@
-"""Tasks: what is asked can be known from what was told, and from nothing else."""
+"""Tasks: every answer follows from the document's statements, and from nothing else."""
 
 import re
 from collections import Counter
@@ -51,9 +51,9 @@ class TestRecall:
     def test_pairs_then_noise_then_the_marker_and_every_key_with_its_value(self, ask, pairs, segments):
         task = RecallSource(keys=20, values=30, noise=10, segment_length=S)
         example = ask(task, pairs, segments)
-        told, noise, asked = np.split(example.tokens, [2 * pairs, 2 * pairs + segments * S])
+        shown, noise, asked = np.split(example.tokens, [2 * pairs, 2 * pairs + segments * S])
         assert asked[0] == 7 + 20 + 30 + 10
-        value_of = dict(told.reshape(-1, 2).tolist())
+        value_of = dict(shown.reshape(-1, 2).tolist())
         assert len(value_of) == pairs
         assert dict(asked[1:].reshape(-1, 2).tolist()) == value_of
         assert len(asked) == 1 + 2 * pairs
@@ -72,11 +72,11 @@ class TestRecall:
 
     def test_the_last_value_of_an_overwritten_key_counts(self, ask):
         example = ask(RecallSource(rounds=3, values=1000, noise=2, keys=9, text="any"), 9, 0)
-        told = example.tokens[: 2 * 3 * 9].reshape(3, 9, 2)
-        assert all(set(told[i, :, 0]) == set(told[0, :, 0]) for i in range(3))
-        assert len({tuple(told[i, :, 0]) for i in range(3)}) == 3
+        shown = example.tokens[: 2 * 3 * 9].reshape(3, 9, 2)
+        assert all(set(shown[i, :, 0]) == set(shown[0, :, 0]) for i in range(3))
+        assert len({tuple(shown[i, :, 0]) for i in range(3)}) == 3
         asked = example.tokens[2 * 3 * 9 + 1 :].reshape(-1, 2)
-        assert dict(asked.tolist()) == dict(told[2].tolist()) != dict(told[1].tolist())
+        assert dict(asked.tolist()) == dict(shown[2].tolist()) != dict(shown[1].tolist())
 
     def test_fewer_queries(self, ask):
         example = ask(RecallSource(queries=4), 10, 1)
@@ -90,10 +90,10 @@ class TestRecall:
         task = RecallSource(straddle=True, segment_length=S, rounds=rounds, noise=5)
         document = [2, *ask(task, pairs, 3).tokens.tolist()]
         keys = [i for i, token in enumerate(document) if 7 <= token < 71]
-        told = keys[: pairs * rounds]
-        assert told[0] < S + 1
-        assert (told[len(told) // 2] + 1) % S == 0
-        assert len(document) == told[-1] + 2 + 3 * S + 1 + 2 * pairs
+        shown = keys[: pairs * rounds]
+        assert shown[0] < S + 1
+        assert (shown[len(shown) // 2] + 1) % S == 0
+        assert len(document) == shown[-1] + 2 + 3 * S + 1 + 2 * pairs
 
     def test_with_text_the_tokens_are_the_vocabularys_last(self, tokenizer):
         task = RecallSource(text="book", keys=3, values=4, segment_length=S)
@@ -108,14 +108,14 @@ class TestRecall:
 
 class TestCopy:
     @pytest.mark.parametrize(
-        ("source", "again"), [(CopySource, lambda told: told), (ReverseSource, lambda told: told[::-1])]
+        ("source", "again"), [(CopySource, lambda shown: shown), (ReverseSource, lambda shown: shown[::-1])]
     )
     def test_each_token_again_is_an_answer(self, ask, source, again):
         example = ask(source(alphabet=30, noise=5, repeats=2, segment_length=S), 40, 2)
-        told, noise, (marker, *rest) = np.split(example.tokens, [40, 40 + 2 * S])
-        assert rest == [*again(told), *again(told)]
+        shown, noise, (marker, *rest) = np.split(example.tokens, [40, 40 + 2 * S])
+        assert rest == [*again(shown), *again(shown)]
         assert marker == 7 + 30 + 5
-        assert (told < 37).all()
+        assert (shown < 37).all()
         assert ((noise >= 37) & (noise < 42)).all()
         assert [token for (token,) in answers(example)] == rest
 
@@ -127,10 +127,10 @@ class TestNeedle:
         for seed in range(5):
             example = ask(NeedleSource(value=value, needles=needles, segment_length=S), depth, 60, seed)
             text = tokenizer.decode(example.tokens.tolist())
-            told = re.findall(rf" One of the special magic {value}s for ([a-z-]+) is: ([0-9a-z-]+)\.", text)
+            shown = re.findall(rf" One of the special magic {value}s for ([a-z-]+) is: ([0-9a-z-]+)\.", text)
             key, answer = re.search(r" magic [a-z]+ for ([a-z-]+) is: ([0-9a-z-]+)$", text).groups()
-            assert len(dict(told)) == len(told) == needles
-            assert dict(told)[key] == answer
+            assert len(dict(shown)) == len(shown) == needles
+            assert dict(shown)[key] == answer
             assert [tokenizer.decode(ids) for ids in answers(example)] == [f" {answer}"]
             pattern = {"number": r"\d{7}", "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f-]+", "word": r"[a-z]+-[a-z]+"}
             assert re.fullmatch(pattern[value], answer)
@@ -160,7 +160,7 @@ class TestNeedle:
 
 
 def answer(statements, question):
-    """The answer to a question as a reader of the statements finds it; None if they do not tell."""
+    """Return the answer to a question that follows from the statements, or None if none does."""
     place, holder, trail = {}, {}, {}
     for statement in statements:
         person, verb, what = re.fullmatch(r"(\w+) (.+) the (\w+)\.", statement).groups()
@@ -187,20 +187,20 @@ def answer(statements, question):
 class TestFacts:
     @pytest.mark.parametrize("facts", [1, 2, 3])
     def test_an_answer_needs_exactly_the_given_number_of_statements(self, facts):
-        told = Counter()
+        places = Counter()
         for seed in range(60):
-            *told_so, ((question, _), (place, _)) = make_story(
+            *statements, ((question, _), (place, _)) = make_story(
                 np.random.default_rng(seed), FactsSource(sentences=9), facts
             )
-            story = [statement for ((statement, _),) in told_so]
+            story = [statement for ((statement, _),) in statements]
             assert len(story) == 9
             assert answer(story, question) == place
-            told[place] += 1
+            places[place] += 1
             fewer = [answer(part, question) for part in combinations(story, facts - 1)]
             enough = [answer(part, question) for part in combinations(story, facts)]
             assert place not in fewer
             assert place in enough
-        assert len(told) > 4
+        assert len(places) > 4
 
     def test_nobody_takes_what_is_elsewhere_or_drops_what_another_has(self):
         place, holder, lies = {}, {}, {}

@@ -1,4 +1,4 @@
-"""Long texts are read in parts, get the tokens of the whole text, and hold out their last part."""
+"""Long texts are read in parts, have the tokens of the whole text, and hold out their last part."""
 
 import codecs
 import gzip

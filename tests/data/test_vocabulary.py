@@ -1,4 +1,4 @@
-"""Training a tokenizer on a mix."""
+"""Train a tokenizer on a mix."""
 
 import json
 

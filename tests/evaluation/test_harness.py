@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 import torch
+from custom_tasks import QUESTIONS, make_custom_tasks
 from foreign import foreign_files
 from lm_eval.api.instance import Instance
-from own_tasks import QUESTIONS, make_own_tasks
 from small_model import make_model
 from small_run import TEXT
 
@@ -179,7 +179,7 @@ def own(lm, tmp_path_factory):
     """A folder with tasks; what the model writes is right in the first three questions."""
     folder, greedy = tmp_path_factory.mktemp("own"), SamplingConfig(temperature=0, top_p=1)
     written = ["".join(generate(lm.model, TOKENIZER, q["question"], greedy, 6, [" "])) for q in QUESTIONS]
-    make_own_tasks(folder, [*written[:3], *(f"not {answer}" for answer in written[3:])])
+    make_custom_tasks(folder, [*written[:3], *(f"not {answer}" for answer in written[3:])])
     return folder
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_server import running, texts_let_go_of, wait_for
+from small_server import all_texts_freed, running, wait_for
 
 from rmkv_cli.generation import Decoder, SamplingConfig, generate
 from rmkv_cli.generation.sampler import Sampler
@@ -107,7 +107,7 @@ class TestAText:
 
     def test_is_let_go_of_at_once(self, server, broken):
         """A fault's traceback refers to the text, so the text must not keep the fault."""
-        with texts_let_go_of():
+        with all_texts_freed():
             assert complete(server, **broken).status_code == 500
 
     def test_leaves_the_memory_as_it_was_that_was_to_keep_it(self, server, broken):

@@ -5,7 +5,7 @@ import threading
 
 import openai
 import pytest
-from small_server import running, texts_let_go_of, wait_for
+from small_server import all_texts_freed, running, wait_for
 
 CAT = {"model": "small", "prompt": "the cat", "max_tokens": 12, "seed": 3}
 LONG = CAT | {"max_tokens": 4096}
@@ -225,6 +225,6 @@ def test_what_was_written_is_let_go_of_at_once(loaded):
     """Not when the garbage collector comes by, which counts objects and not the bytes of their states."""
     with running(*loaded, max_seconds=1) as server:
         server.ask("POST", "/v1/completions", json=CAT)
-        with texts_let_go_of():
+        with all_texts_freed():
             for asked in (CAT, CAT | {"n": 2}, LONG):
                 server.ask("POST", "/v1/completions", json=asked)

@@ -106,10 +106,10 @@ def test_a_sentencepiece_like_text_has_its_leading_space_only_at_its_beginning(n
     assert b"".join(map(tokenizer.token_bytes, first)) == b" Hello world"
     assert b"".join(map(tokenizer.token_bytes, rest)) == b"Hello world"
     assert tokenizer.decode(first) == "Hello world"
-    said = {answer: "".join(map(tokenizer.stream(answer).step, first)) for answer in (False, True)}
+    messages = {answer: "".join(map(tokenizer.stream(answer).step, first)) for answer in (False, True)}
     stream = tokenizer.stream(answer=True)
     assert "".join(map(stream.step, first)) == "Hello world"
-    assert said[False] == " Hello world"
+    assert messages[False] == " Hello world"
     emoji = tokenizer.encode("\U0001f600", continues=True)
     stream = tokenizer.stream()
     assert [stream.step(i) for i in emoji] == ["", "", "", "\U0001f600"]  # bytes that the vocabulary lacks as a whole

@@ -77,8 +77,8 @@ def test_a_conversation_with_every_private_character_is_refused():
 
 def test_a_thought_that_an_answer_begins_with_is_enclosed_by_the_models_tokens():
     tokenizer = TOKENIZERS["qwen3"]
-    said = "<think>\nso </think> it <think> is"
-    pieces = pieces_of([("user", "<think>why</think>"), ("assistant", said)], tokenizer)
+    messages = "<think>\nso </think> it <think> is"
+    pieces = pieces_of([("user", "<think>why</think>"), ("assistant", messages)], tokenizer)
     assert tokens_of(pieces) == [
         "<|im_start|>",
         "<|im_end|>",

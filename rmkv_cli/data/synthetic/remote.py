@@ -192,7 +192,7 @@ def _answer(response: httpx2.Response, chat: bool) -> Answer:
         reason = choice.get("finish_reason")
         counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise _IncompleteError("its answer is not a complete completion") from None
+        raise _IncompleteError("the response is not a complete answer") from None
     return Answer(str(text or ""), None if reason is None else str(reason), *counts)
 
 

@@ -1,4 +1,4 @@
-"""Tasks of one's own for lm-evaluation-harness, in files, for tests."""
+"""Files of custom tasks for lm-evaluation-harness, for tests."""
 
 import json
 
@@ -33,7 +33,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 }
 
 
-def make_own_tasks(folder, written):
+def make_custom_tasks(folder, written):
     """Write the tasks own_choice, own_prose and own_writing, whose right answers to the questions are `written`."""
     rows = [question | {"written": answer} for question, answer in zip(QUESTIONS, written, strict=True)]
     data = folder / "questions.jsonl"

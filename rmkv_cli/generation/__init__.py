@@ -1,4 +1,4 @@
-"""Writing text: the prompt read once, tokens drawn one by one, stop strings, whole characters; and saved readings."""
+"""Generate text: prefill, decoding, sampling, stop strings and conversations; save and load what a model has read."""
 
 from rmkv_cli.generation.bandwidth import bandwidth_share
 from rmkv_cli.generation.chat import Conversation

@@ -1,4 +1,4 @@
-"""How much of the memory's bandwidth writing takes: reading all weights once a token is what bounds it."""
+"""Measure the share of the memory bandwidth that decoding uses; reading all weights once per token limits its speed."""
 
 import time
 
@@ -8,12 +8,12 @@ from rmkv_cli.model import RMKV
 from rmkv_cli.model.groups import part_of
 from rmkv_cli.model.size import state_bytes
 
-BUFFER = 1 << 28  # bytes, more than caches hold
+BUFFER = 1 << 28  # bytes; larger than caches
 ROUNDS = 5
 
 
 def memory_bandwidth(device: str) -> float:
-    """Return the bytes a second that the device reads at best, from a buffer of 256 MiB."""
+    """Return the highest rate, in bytes per second, at which the device reads a buffer of 256 MiB."""
     buffer = torch.ones(BUFFER // 4, device=device)
     best = float("inf")
     for _ in range(ROUNDS):
@@ -24,12 +24,12 @@ def memory_bandwidth(device: str) -> float:
 
 
 def bandwidth_share(model: RMKV, tokens_per_second: float) -> float:
-    """Return the share of its device's memory bandwidth that writing one text at this rate takes."""
+    """Return the share of the device's memory bandwidth that generating one text at this rate uses."""
     return tokens_per_second * bytes_per_token(model) / memory_bandwidth(str(model.memory.device))
 
 
 def bytes_per_token(model: RMKV) -> int:
-    """Return the bytes that writing one token of one text reads: the weights that it touches, and its state."""
+    """Return the bytes read to generate one token of one text: the weights used, and the state."""
     element = model.dtype.itemsize
     parts = ("attention", "store", "feed_forward", "norms")
     weights = sum(x.nbytes for name, x in model.state_dict().items() if part_of(name) in parts)

@@ -1,4 +1,4 @@
-"""A conversation: what the model carries from turn to turn, and what it answers."""
+"""Hold a conversation whose state has a fixed size."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,20 +17,19 @@ from rmkv_cli.tokenizer import Piece, Tokenizer
 from rmkv_cli.tokenizer.template import Message, without_begin
 
 Mode = Literal["single", "instruct", "chat"]
-"""How turns hang together.
+"""What each turn knows of earlier ones.
 
-chat: the conversation is one document, and each turn is read after all those before it.
-instruct: the same, but before each message all that is recent is forgotten (see `reset_recent`): earlier turns are
-known by slots and store alone.
-single: each message is answered on its own, after what was set, read or loaded; a turn leaves no trace.
+chat: everything; the conversation is one document.
+instruct: only what slots and stores contain; the recent window is discarded before each message (see `reset_recent`).
+single: nothing; each message is answered on its own, after the system message and the texts that were read or loaded.
 """
 
 
 class Conversation:
-    """Answers messages, one after the other, in the format of the training data (see `rmkv_cli.data.chat`).
+    """A conversation with a model, in the format of the training data (see `rmkv_cli.data.chat`).
 
     The carried state has a fixed size, however long the conversation is. Interrupting the reading of a message or text
-    leaves the conversation unchanged. An interrupted answer is kept up to that point, unless a fault ended it.
+    leaves the conversation unchanged. An interrupted answer is kept up to that point, unless an error ended it.
 
     With a chat template, the first message begins the document, and the tokens that end an answer are read together
     with the next message.
@@ -49,26 +48,26 @@ class Conversation:
         """Begin a conversation.
 
         Args:
-            model: an RMKV; its training mode is left as it is.
-            tokenizer: the one that it was trained with.
-            config: how tokens are drawn; the n-th answer draws with the seed + n, from 0.
-            max_tokens: the most that an answer has.
-            mode: how turns hang together.
-            system: what is set before the first message, enclosed as a message is; "" for nothing.
-            start: the beginning of each new conversation, with a tuned memory; None: that of any document.
+            model: an RMKV; its training mode stays unchanged.
+            tokenizer: the model's tokenizer.
+            config: settings of sampling; the n-th answer, counted from 0, uses the seed + n.
+            max_tokens: greatest number of tokens of an answer.
+            mode: what each turn knows of earlier ones.
+            system: system message before the first message; "" for none.
+            start: beginning of each new conversation, with a tuned memory; None: the beginning of any document.
 
         Raises:
-            UserError: a wrong `max_tokens`; as `read_prompt` does.
+            UserError: `max_tokens` is out of bounds; errors of `read_prompt`.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens: should be 1 or more, got {max_tokens}")
         self.mode = mode
         self.question: Prompt | None = None
-        """The last message, as it was read."""
+        """Reading that ends with the last message."""
         self.answer: Generation | None = None
-        """The answer to it."""
+        """Answer to the last message."""
         self.tokenizer = tokenizer
-        """The model's tokenizer."""
+        """Tokenizer of the model."""
         self._model, self._config, self._max_tokens = model, config, max_tokens
         self._system, self._start = system, start
         self._turns = 0
@@ -82,7 +81,7 @@ class Conversation:
 
     @property
     def memory(self) -> Prompt:
-        """Everything read and generated so far, in this session and earlier ones, as a single reading.
+        """Reading of everything so far, in this session and earlier ones, including answers.
 
         Raises:
             UserError: nothing has been read.
@@ -100,20 +99,20 @@ class Conversation:
         return self._memory is None
 
     def say(self, message: str) -> Generator[str]:
-        """Read a message, and yield the answer's pieces as soon as they are certain.
+        """Read a message, and yield the pieces of the answer as soon as they are final.
 
-        The answer ends where the model ends the document or begins a message (neither token is kept), at its greatest
-        length, or where the iterator is closed or interrupted.
+        The answer ends where the model ends the document or begins a message (neither token is kept), at `max_tokens`,
+        or when the iterator is closed or interrupted.
 
         Raises:
-            UserError: as `read_prompt` does; the turn would pass the end of learned positions; the model's chat
-                template refuses the message.
+            UserError: errors of `read_prompt`; the turn exceeds the learned positions; the model's chat template
+                refuses the message.
         """
         memory = None if self._memory is None else self.memory
         if self.mode == "instruct" and memory is not None:
             memory = replace(memory, state=reset_recent(memory.state))
         with _refusals():
-            pieces = self._asked(message)
+            pieces = self._pieces(message)
         asked = read_prompt(self._model, self.tokenizer, pieces, memory)
         require_positions(self._model, asked.state, self._max_tokens)
         seed = (self._config.seed + self._turns) % 2**63
@@ -128,8 +127,8 @@ class Conversation:
                 self._memory = _after(asked, answer)
                 self._begun = self._open = True
 
-    def _asked(self, message: str) -> Sequence[Piece]:
-        """Return the pieces to read for a message that is to be answered."""
+    def _pieces(self, message: str) -> Sequence[Piece]:
+        """Return the pieces to read before the answer to a message."""
         if (template := self.tokenizer.template) is None:
             return tuple(question([message]))
         if self._begun:
@@ -149,7 +148,7 @@ class Conversation:
         return reading
 
     def reset(self) -> None:
-        """Begin anew: only a tuned memory and what was set before the first message are known."""
+        """Start a new conversation, from the tuned memory and the system message alone."""
         self._memory, self._begun, self._open = None, False, False
         if self.tokenizer.template is None:
             system = pieces_of([("system", self._system)])
@@ -164,7 +163,7 @@ class Conversation:
         save_notes(path, self.memory, self._model, self.tokenizer)
 
     def load(self, path: Path) -> None:
-        """Replace the memory by a file that `save` or `rmkv read` wrote; errors as in `load_notes`."""
+        """Replace the memory with a file that `save` or `rmkv read` wrote; errors as in `load_notes`."""
         self._memory = load_notes(path, self._model, self.tokenizer), []
         self._begun, self._open = True, False
 
@@ -186,11 +185,11 @@ def _refusals() -> Iterator[None]:
 
 
 def _after(question: Prompt, answer: Generation) -> tuple[Prompt, list[int]]:
-    """Return what is read of a turn, and the tokens of it that were written after that.
+    """Return the reading of a turn as far as the answer's state covers it, and the answer's remaining tokens.
 
-    The state of an answer that was cut short, perhaps in the midst of a step, is not told: all of it is to be read.
+    An answer that was interrupted, perhaps during a step, has no state of its own: all its tokens remain.
     """
-    held = int(answer.state.position - question.state.position)
+    covered = int(answer.state.position - question.state.position)
     seen = question.seen.clone()
-    seen[:, answer.ids[:held]] = True
-    return Prompt(held, answer.seconds, answer.logits, answer.state, seen), answer.ids[held:]
+    seen[:, answer.ids[:covered]] = True
+    return Prompt(covered, answer.seconds, answer.logits, answer.state, seen), answer.ids[covered:]

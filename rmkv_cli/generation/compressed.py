@@ -1,4 +1,4 @@
-"""Tensors of notes in 16 or 8 bits: bfloat16, or int8 with a scale for each row."""
+"""Compress the tensors of notes to bfloat16, or to int8 with a scale for each row."""
 
 from collections.abc import Mapping
 from typing import Literal, TypeGuard, get_args
@@ -10,18 +10,18 @@ from rmkv_cli.model.tensors import Layout
 
 Compression = Literal["bf16", "int8"]
 SCALE = ".scale"
-"""Ending of the name of a tensor's scales."""
+"""Suffix of the name of a tensor's scales."""
 
 
 def is_compression(name: str) -> TypeGuard[Compression]:
-    """Return whether there is a compression of this name."""
+    """Return whether this is the name of a compression."""
     return name in get_args(Compression)
 
 
 def compress(tensors: Mapping[str, Tensor], how: Compression) -> dict[str, Tensor]:
-    """Return the tensors with their floating-point numbers in fewer bits.
+    """Return the tensors with their floating-point numbers compressed.
 
-    In 8 bits a tensor (..., d) becomes x / scale, rounded, as int8, and `<name>.scale`, float32 (..., 1): the largest
+    With int8, a tensor (..., d) becomes round(x / scale), and `<name>.scale`, float32 (..., 1), is the largest
     magnitude of each row divided by 127.
     """
     found = {}
@@ -38,7 +38,7 @@ def compress(tensors: Mapping[str, Tensor], how: Compression) -> dict[str, Tenso
 
 
 def expand(tensors: Mapping[str, Tensor], types: Layout) -> dict[str, Tensor]:
-    """Return compressed tensors in the types of a layout."""
+    """Return compressed tensors, decompressed to the types of a layout."""
     found = {}
     for name, (dtype, _) in types.items():
         x = tensors[name]
@@ -50,7 +50,7 @@ def expand(tensors: Mapping[str, Tensor], types: Layout) -> dict[str, Tensor]:
 
 
 def compressed_layout(types: Layout, how: Compression) -> Layout:
-    """Return the types and shapes of the tensors that `compress` makes of those of a layout."""
+    """Return the layout of the tensors that `compress` returns for tensors of this layout."""
     found: Layout = {}
     for name, (dtype, shape) in types.items():
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

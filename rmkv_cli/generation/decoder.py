@@ -1,4 +1,4 @@
-"""Decoding: texts that are written side by side, one token each a step, in buffers of a fixed size."""
+"""Decode a batch of texts, one token each per step, in buffers of a fixed size."""
 
 from dataclasses import replace
 
@@ -16,11 +16,11 @@ GRAPHS = 8  # compiled batch sizes; PyTorch's recompile_limit, beyond which it r
 
 
 class Decoder:
-    """Holds the states of up to `lanes` texts, one batch; a step reads one token of each and tells what follows.
+    """Holds the states of up to `lanes` texts in one batch; a step reads a token of each and returns the next logits.
 
-    A step is the layers' forward pass for one token of each text: keys, values and what the pooling will read are put
-    in their places, nothing grows. A segment's last token, which updates the memory, is read by the model itself. Texts
-    come and go between steps, each at its own place in its segment; `len(decoder)` are held.
+    A step is the forward pass for one token of each text. It writes keys, values and the inputs of the pooling into
+    their places in the buffers, so nothing grows. The model itself reads a segment's last token, which updates the
+    memory. Texts join and leave between steps, each at its own position in its segment; there are `len(decoder)`.
 
     With `compiled` PyTorch compiles the step, with CUDA graphs on a GPU. This takes a minute for each of a few batch
     sizes: `lanes`, half of it, a quarter and so on. Other numbers of texts are padded to the next size.
@@ -53,8 +53,8 @@ class Decoder:
         self._position = torch.zeros(B, dtype=torch.int64, device=like.device)
         self._offset, self._filled = torch.zeros_like(self._position), torch.zeros_like(self._position)
         self._turns = rotation(config, torch.arange(self._length, device=like.device), like.dtype)  # by offset
-        self._states: list[State] = []  # as last put in
-        self._read_since: list[int] = []  # tokens of them
+        self._states: list[State] = []  # of each lane when its segment or text began
+        self._read_since: list[int] = []  # tokens read after these states
         self._step, self._fixed = self._read, compiled
         if compiled:
             for buffer in self._buffers():
@@ -64,12 +64,12 @@ class Decoder:
             self._step = self._read_padded
 
     def __len__(self) -> int:
-        """Return how many texts are held."""
+        """Return the number of texts."""
         return len(self._states)
 
     @torch.inference_mode()
     def add(self, state: State) -> None:
-        """Take in a text by the state (of batch 1) after what is read of it; it becomes the batch's last."""
+        """Append a text to the batch, given the state (of batch 1) after its tokens so far."""
         if len(self) == self.lanes:
             raise ValueError(f"all {self.lanes} lanes are taken")
         lane = len(self)
@@ -80,7 +80,7 @@ class Decoder:
         self._read_since.append(0)
 
     def remove(self, lane: int) -> None:
-        """Let go of a text; the batch's last one takes its place."""
+        """Remove a text; the last one of the batch takes its lane."""
         last = len(self) - 1
         if lane != last:
             for buffer in self._buffers():
@@ -97,7 +97,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Read the next token of each of the B texts held, (B,); return the logits after them, (B, V) float32."""
+        """Read the next token of each of the B texts, (B,); return the following logits, (B, V) float32."""
         tokens = tokens.to(self._mask.device)
         with inference(self._model):
             full = [lane for lane in range(len(self)) if self._filled_of(lane) == self._length - 1]
@@ -115,7 +115,7 @@ class Decoder:
 
     @torch.inference_mode()
     def state(self, lane: int) -> State:
-        """Return the state of a text, of batch 1, apart from the buffers."""
+        """Return a copy of the state of a text, of batch 1."""
         state, new, filled = self._states[lane], self._read_since[lane], self._filled_of(lane)
         if not new:
             return state
@@ -142,7 +142,7 @@ class Decoder:
         return [layer.store for layer in self._layers], [layer.recent for layer in self._layers]
 
     def _buffers(self) -> list[Tensor]:
-        """Return what holds the texts; the first dimension is the batch."""
+        """Return all buffers; their first dimension is the batch."""
         rows = [self._mask, self._position, self._offset, self._filled]
         for layer in self._layers:
             parts = (layer.keys, layer.values, layer.stream, layer.store, layer.recent)
@@ -153,7 +153,7 @@ class Decoder:
         return self._states[lane].filled + self._read_since[lane]
 
     def _put(self, lane: int, state: State) -> None:
-        """Lay a state out in the lane's part of the buffers."""
+        """Write a state into the lane's part of the buffers."""
         config, part = self._model.config, slice(lane, lane + 1)
         document, m, end = state.document.clamp(min=0), config.memory.slots, self._first + state.filled
         kept = bool(state.owner == document) and config.memory.updated
@@ -179,7 +179,7 @@ class Decoder:
         self._position[lane], self._offset[lane], self._filled[lane] = state.position[0], state.offset[0], state.filled
 
     def _read_padded(self, tokens: Tensor) -> Tensor:
-        """Run the compiled `_read` in one of the few batch sizes."""
+        """Run the compiled `_read`, padded to one of its few batch sizes."""
         B = len(tokens)
         size = min(size for i in range(GRAPHS) if (size := self.lanes >> i) >= B)
         for counter in (self._position, self._offset, self._filled):
@@ -187,7 +187,7 @@ class Decoder:
         return self._compiled(F.pad(tokens, (0, size - B)))[:B]
 
     def _read(self, tokens: Tensor) -> Tensor:
-        """Read a token of each text, (B,), inside their segments; return what the head reads, (B, D)."""
+        """Read a token of each text, (B,), none of them its segment's last; return the inputs of the head, (B, D)."""
         model, B, end = self._model, len(tokens), self._first + self._most()
         config, position, filled = model.config, self._position[:B], self._filled[:B, None, None]
         place = filled[..., None] + self._first
@@ -221,6 +221,8 @@ class Decoder:
         return model.norm(x)[:, 0]
 
     def _most(self) -> int:
-        """Return up to where the segments' buffers are read: to the furthest text's new token, if the length need not
-        be fixed for a compiled step."""
+        """Return how many tokens of the segments' buffers a step reads.
+
+        A compiled step reads all, because its shapes are fixed; others read as many as the longest segment has.
+        """
         return self._length if self._fixed else 1 + max(map(self._filled_of, range(len(self))))

@@ -1,4 +1,4 @@
-"""Writing texts after prompts that have been read: one, or many side by side."""
+"""Generate texts after prompts that have been read: one, or many in a batch."""
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,20 +17,20 @@ from rmkv_cli.tokenizer import Piece, Token, Tokenizer
 
 
 class Batch:
-    """Texts that are written side by side, a token of each in a step; they come and go between the steps.
+    """Texts that are generated together, a token of each per step; they join and leave between steps.
 
     Each text equals the one generated alone, except for rounding: products of other sizes are summed in another order.
-    A fault ends only its own text, which stores it as `fault`. Only a failed step ends all texts.
+    An error ends only its own text, which stores it as `fault`. Only a failed step ends all texts.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._sampler: Sampler
         self.texts: list[Text] = []
-        """Those that are being written, by the decoder's lanes."""
+        """Texts in progress, in the order of the decoder's lanes."""
 
     def add(self, text: Text) -> str:
-        """Begin a text and draw its first token; return the characters that are certain. It may end with that."""
+        """Begin a text and draw its first token, which may end it; return the characters that are final."""
         piece, lane = "", len(self.texts)
         with _fault_of(text):
             if not self.texts:
@@ -45,9 +45,9 @@ class Batch:
         return piece
 
     def step(self) -> list[tuple[Text, str]]:
-        """Write one more token of each text; return each with the characters that are now certain.
+        """Generate one more token of each text; return each text with the characters that are now final.
 
-        Those that end leave the batch. If the step itself fails, its error is every text's fault and is raised.
+        Texts that end leave the batch. If the step itself fails, its error ends every text and is raised.
         """
         try:
             logits = self._decoder.step(self._sampler.tokens[: len(self.texts)])
@@ -67,7 +67,7 @@ class Batch:
         return list(pieces.items())
 
     def _draw(self, logits: Tensor, texts: Sequence[Text], first: int = 0) -> list[int]:
-        """Draw the next token of each text, in the lanes from the `first` on, and note how likely it was."""
+        """Draw the next token of each text, in the lanes from `first` on, and record the log probabilities."""
         drawn = self._sampler.draw(logits, first)
         asked = {i: text for i, text in enumerate(texts) if text.scores is not None}
         noted = self._sampler.log_probabilities(logits, drawn, max(text.scores or 0 for text in texts)) if asked else ()
@@ -80,7 +80,7 @@ class Batch:
         return tokens
 
     def remove(self, text: Text) -> None:
-        """Let go of a text, having told it its state."""
+        """Remove a text from the batch and give it its state."""
         lane = self.texts.index(text)
         with _fault_of(text):
             text.state = self._decoder.state(lane)
@@ -107,17 +107,17 @@ def _fault_of(text: Text) -> Iterator[None]:
 class Generation(Text):
     """A text that is generated on its own. Iterating over it generates and yields its pieces; characters stay whole.
 
-    A fault ends the text and is raised by the iteration.
+    An error ends the text, and the iteration raises it.
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, prompt: Prompt, *how: Any, **more: Any) -> None:
         super().__init__(tokenizer, prompt, *how, **more)
         self.seconds = 0.0
-        """Time it took to write, without what the reader did between the pieces."""
+        """Seconds spent generating, without the caller's time between pieces."""
         self._batch = Batch(decoder)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the text's pieces as soon as they are certain; what stands before a stop string is the end."""
+        """Yield the pieces of the text as soon as they are final; the text ends before a stop string."""
         while not self.ended:
             start = time.perf_counter()
             piece = self._batch.step()[0][1] if self._batch.texts else self._batch.add(self)
@@ -129,7 +129,7 @@ class Generation(Text):
 
 
 def together(decoder: Decoder, texts: Iterable[Text]) -> Iterator[Text]:
-    """Generate texts, as many at once as the decoder has lanes; yield each when it ends, even if by a fault."""
+    """Generate texts, one per lane of the decoder at a time; yield each when it ends, even with an error."""
     batch, waiting, more = Batch(decoder), iter(texts), True
     while more or batch.texts:
         while more and len(batch.texts) < decoder.lanes:
@@ -154,23 +154,23 @@ def generate(
     decoder: Decoder | None = None,
     answer: bool = False,
 ) -> Generation:
-    """Return the text that goes on from the prompt, yet to be written: iterate over it.
+    """Return the text that follows a prompt; iterate over it to generate it.
 
     The same prompt, config and seed give the same text. The state's size does not depend on the text's length.
 
     Args:
-        model: an RMKV; its training mode is left as it is.
-        tokenizer: the one that it was trained with.
-        prompt: the beginning of a document, or one that `read_prompt` has read.
-        config: how tokens are drawn.
-        max_tokens: the most that are written.
-        stop: strings, before the first of which the text ends.
-        ends: the special tokens that end it; None: those in the tokenizer's `roles`.
-        decoder: what writes it, when no other text does; a new one where none is given.
-        answer: whether it is an answer in a conversation.
+        model: an RMKV; its training mode stays unchanged.
+        tokenizer: the model's tokenizer.
+        prompt: the beginning of a document, or a reading by `read_prompt`.
+        config: settings of sampling.
+        max_tokens: greatest number of tokens.
+        stop: strings; the text ends before the first one that appears.
+        ends: special tokens that end the text; None: those in the tokenizer's `roles`.
+        decoder: decoder to use, with no other text in it; None: a new one.
+        answer: whether the text is an answer in a conversation.
 
     Raises:
-        UserError: as `read_prompt` and `Text` do; learned positions that end before the text.
+        UserError: errors of `read_prompt` and `Text`; the text exceeds the learned positions.
     """
     if not isinstance(prompt, Prompt):
         prompt = read_prompt(model, tokenizer, prompt)

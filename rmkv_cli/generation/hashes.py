@@ -1,4 +1,4 @@
-"""Hashes by which a saved state knows the model that made it."""
+"""Hash models, so that a saved state can name the model that made it."""
 
 import json
 
@@ -13,12 +13,12 @@ from rmkv_cli.model.tensors import content_hash
 
 
 def model_hash(model: RMKV) -> str:
-    """Return a SHA-256, in hexadecimal, of the model's config (defaults left out) and of its weights."""
+    """Return the hexadecimal SHA-256 of the model's config (without defaults) and weights."""
     return _hash(model, model.state_dict())
 
 
 def rounded_hash(model: RMKV) -> str:
-    """Return the `model_hash` of the model in bfloat16, which is that of the same model in float32 as well."""
+    """Return the `model_hash` of the model rounded to bfloat16, which does not depend on the type it is loaded in."""
     return _hash(model, _rounded(model))
 
 

@@ -1,4 +1,4 @@
-"""Prompts from a file, a JSON object a line, and what was written after them, line by line."""
+"""Generate a text for each line of a JSONL file of prompts."""
 
 import hashlib
 import json
@@ -21,10 +21,10 @@ from rmkv_cli.tokenizer import Piece, Tokenizer
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of prompts: each has a `prompt`, a text, or else `messages`, a conversation.
+    """Return the lines of a file of prompts, each with either a `prompt` (text) or `messages` (a conversation).
 
     Raises:
-        UserError: the file is absent or empty, or a line is something else; all such lines are told, up to ten.
+        UserError: the file is absent or empty, or lines are invalid; the message lists up to ten of them.
     """
     require_file(path, LARGE)
     with path.open("rb") as begun:
@@ -61,7 +61,7 @@ def pieces(line: Any, tokenizer: Tokenizer | None = None, after: bool = False) -
 
 
 def _require_writable(line: dict[str, Any]) -> None:
-    """Raise `ValueError` for what no file can hold: half of a character, which JSON can spell."""
+    """Raise `ValueError` for a lone surrogate, which JSON can spell and no UTF-8 file can contain."""
     try:
         json.dumps(line, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -80,21 +80,22 @@ def write_lines(
     advance: Callable[[float], None] = lambda texts: None,
     notes: Path | None = None,
 ) -> tuple[int, list[str]]:
-    """Write a text after each line's prompt with each of the configs, as many at once as the decoder has lanes.
+    """Generate a text for each line's prompt with each of the configs, one per lane of the decoder at a time.
 
-    `out` gets a line a text, in the prompts' order: the prompt's own keys, `text`, `tokens`, `stop_reason` and `seed`.
-    A text that a fault ended, or whose prompt cannot be read, has the stop reason "error" and a message in `error`; the
-    other texts continue.
-    What is written lies beside it, in OUT.part, until all is; a start with the same model, prompts and settings goes on
-    from there. `advance` is called with 1 for each text that is there. With `notes`, each prompt follows what that file
-    of `rmkv read` holds.
+    `out` gets one line per text, in the order of the prompts: the prompt's own keys, `text`, `tokens`, `stop_reason`
+    and `seed`. A text that an error ended, or whose prompt cannot be read, has the stop reason "error" and a message
+    in `error`; the other texts continue.
+
+    Unfinished output is stored in OUT.part; a call with the same model, prompts and settings
+    resumes from it. `advance` is called with 1 for each finished text. With `notes`, each prompt follows the text that
+    `rmkv read` saved in that file.
 
     Returns:
-        The number of tokens generated in this run, and the errors of the texts that faults ended, in `out`'s order.
+        The number of tokens generated in this call, and the error messages, in the order of `out`.
 
     Raises:
-        UserError: `out` exists, or OUT.part is of another model, prompts or settings; the model cannot generate, or the
-            tokenizer does not fit it; as `Text` and `load_notes` do.
+        UserError: `out` exists; OUT.part belongs to another model, prompts or settings; the model cannot generate, or
+            the tokenizer does not fit it; errors of `Text` and `load_notes`.
     """
     require_fit(model, tokenizer)
     require_new(out)
@@ -125,7 +126,7 @@ def write_lines(
                         yield text
 
     def readings(group: Sequence[int]) -> Iterator[tuple[int, Prompt]]:
-        """Yield the lines' prompts, read together; if one fails, record its error and read the others one by one."""
+        """Yield the prompts of the lines, read in a batch; if one fails, record its error and read the others alone."""
         try:
             asked = [pieces(lines[i], tokenizer, after=earlier is not None) for i in group]
             if earlier is None:
@@ -169,14 +170,14 @@ def write_lines(
 
 
 def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
-    """Return what an earlier start has written into `part`, by line and config; make it if there is none."""
+    """Return the texts that an earlier call stored in `part`, by line and config; create the file if it is absent."""
     head = json.dumps({"job": job}) + "\n"
     if not part.exists():
         write_text(part, head)
         return {}
     if not part.is_file() or part.stat().st_size > LARGE:
         raise UserError(f"{part}: is not the unfinished output of an earlier run; remove it, or choose another --out")
-    # Bytes are cut at line ends alone, texts at U+2028 and its like as well, which JSON leaves as they are.
+    # Split bytes: str.splitlines would also split at U+2028 and the like, which JSON does not escape.
     first, *rest = part.read_bytes().splitlines(keepends=True) or [b""]
     if first != head.encode():
         raise UserError(

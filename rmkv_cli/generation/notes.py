@@ -1,4 +1,4 @@
-"""Notes: what a model carries after a text, in a file that outlives the process."""
+"""Save the state that a model has after reading a text, and load it in another process."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rmkv_cli.model.tensors import Layout, TensorFile, difference, open_tensors,
 from rmkv_cli.tokenizer import Tokenizer
 
 FORMAT = "rmkv-notes-2"
-WITH_SLOTS = "rmkv-notes-1"  # inside a segment, slots' keys and values stand before those of the tokens
+WITH_SLOTS = "rmkv-notes-1"  # inside a segment, slots' keys and values precede those of the tokens
 STATE = "state."  # prefix of the names of the state's tensors
 DAMAGED = "is damaged, or holds no notes"
 
@@ -23,15 +23,14 @@ DAMAGED = "is damaged, or holds no notes"
 def save_notes(
     path: Path, prompt: Prompt, model: RMKV, tokenizer: Tokenizer, compression: Compression | None = None
 ) -> None:
-    """Write what was read to a safetensors file, whole.
+    """Write a reading to a safetensors file, atomically.
 
-    It holds the state, the logits of the token that would follow and which tokens were seen, and as metadata the
-    format, the hashes of the model and of the tokenizer, the number of tokens of the document read so far, and a
-    checksum of all this. The model's hash is the same in float32 and bfloat16. With `compression` the state's numbers
-    take fewer bits and are no longer exact.
+    It contains the state, the logits of the next token and which tokens were seen. Its metadata are the format, the
+    hashes of the model and the tokenizer, the number of tokens of the document read so far, and a checksum. The model's
+    hash is the same in float32 and bfloat16. With `compression` the state takes fewer bits and is no longer exact.
 
     Raises:
-        UserError: there is no room for it, or no right to write it.
+        UserError: the disk is full, or the file may not be written.
     """
     state = prompt.state.tensors()
     tensors = {f"{STATE}{name}": x for name, x in (compress(state, compression) if compression else state).items()}
@@ -44,19 +43,18 @@ def save_notes(
     }
     if compression:
         metadata["compression"] = compression
-    # Copies, as safetensors takes no tensors that share memory.
+    # Copies, because safetensors rejects tensors that share memory.
     copies = {name: x.clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
     save_tensors(copies, path, metadata)
 
 
 def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
-    """Return what `save_notes` or `save_start` saved, on the model's device, to continue from; its `tokens` are 0.
+    """Return a reading that `save_notes` or `save_start` saved, on the model's device; its `tokens` are 0.
 
     A state that the model saved when it computed in another type is converted.
 
     Raises:
-        UserError: the file is absent or damaged, holds no notes or notes that no text can produce, or another model or
-            tokenizer made it.
+        UserError: the file is absent, damaged, not notes, or was made by another model or tokenizer.
     """
     with open_tensors(path, DAMAGED) as file:
         metadata = file.metadata
@@ -91,8 +89,9 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
 
 
 def _layout(file: TensorFile, model: RMKV) -> Layout:
-    """Return the type and shape of each tensor of the state in this model's notes, before compression, given the length
-    of the open segment and the type that the model computed in."""
+    """Return the layout of the state in a file of this model's notes, before compression.
+
+    The file determines the length of the open segment and the type in which the model computed."""
     name, length = f"{STATE}filled", model.config.segment_length
     filled = int(file.tensor(name)) if file.layout.get(name) == (torch.int64, ()) else -1
     if not 0 <= filled < length:

@@ -1,4 +1,4 @@
-"""Reading prompts into states, a segment at a time."""
+"""Prefill: read prompts into states, one segment at a time."""
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,17 +14,17 @@ from rmkv_cli.tokenizer import Piece, Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that has been read. Any number of texts can go on from it."""
+    """A prompt that has been read. Any number of texts can continue it."""
 
     tokens: int
-    """Tokens read, a document's opening one included; not those that an earlier reading had read."""
+    """Number of tokens read, including the one that opens a document but not those of an earlier reading."""
     seconds: float
-    """Time it took to read them."""
+    """Time spent reading them."""
     logits: Tensor
-    """(1, V), of the token that follows."""
+    """(1, V) logits of the next token."""
     state: State
     seen: Tensor
-    """(1, V) bool: which tokens it holds, and what was read before it."""
+    """(1, V) bool: tokens that occur in the prompt or in earlier readings."""
 
 
 def read_prompt(
@@ -34,14 +34,14 @@ def read_prompt(
     after: Prompt | None = None,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> Prompt:
-    """Read the beginning of a document, or what goes on `after` an earlier reading; "" is a document's bare beginning.
+    """Read the beginning of a document, or the text `after` an earlier reading; "" is a document's bare beginning.
 
-    The pieces are taken as they are needed, so a stream of them (see `text_pieces`) may be of any length. `advance` is
+    Pieces are consumed as needed, so a stream of them (see `text_pieces`) may have any length. `advance` is
     called with the number of tokens just read.
 
     Raises:
-        UserError: the model cannot generate, the tokenizer does not fit it, the text is not valid Unicode or is longer
-            than learned positions, or the model's weights give no numbers.
+        UserError: the model cannot generate, the tokenizer does not fit it, the text is not valid Unicode or exceeds
+            the learned positions, or the model's logits are not finite.
     """
     reading = read_by_segments(model, tokenizer, prompt, after, advance)
     while True:
@@ -59,9 +59,9 @@ def read_by_segments(
     after: Prompt | None = None,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> Generator[None, None, Prompt]:
-    """Read as `read_prompt` does, pausing after each segment; return what was read.
+    """Read as `read_prompt` does, but yield after each segment; return the reading.
 
-    What the caller does in between does not count as time.
+    The caller's time between segments does not count.
     """
     require_fit(model, tokenizer)
     config = model.config
@@ -90,7 +90,7 @@ def read_by_segments(
 def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt | None = None) -> Prompt:
     """Read one or more tokens at a document's beginning or `after` an earlier reading; errors as in `read_prompt`.
 
-    Tokens that were drawn need not be those that their text is encoded as.
+    Tokens that were drawn can differ from those that their text encodes to.
     """
     start = time.perf_counter()
     earlier, device = after.state if after else None, model.memory.device
@@ -103,20 +103,20 @@ def read_tokens(model: RMKV, ids: Sequence[int], after: Prompt | None = None) ->
 
 
 def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[Piece]]) -> list[Prompt]:
-    """Read the beginnings of documents together; each is read as `read_prompt` reads it.
+    """Read the beginnings of documents in batches; each reading equals that of `read_prompt`.
 
-    Whole segments are read side by side, and then the rests that are equally long. A prompt's `seconds` are its share,
-    by tokens, of the time it took to read all. A prompt with logits that are not finite does not stop the others; the
-    text after it ends with that error.
+    Whole segments are batched first, then remainders of equal length. A prompt's `seconds` are its share, by tokens,
+    of the total time. A prompt with logits that are not finite does not stop the others; the text after it ends with
+    that error.
 
     Raises:
-        UserError: as `read_prompt` does, except for the logits.
+        UserError: errors of `read_prompt`, except for the logits.
     """
     require_fit(model, tokenizer)
     start, S, device = time.perf_counter(), model.config.segment_length, model.memory.device
     documents = tokenizer.encode_documents(prompts)
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]), reverse=True)
-    ids = [documents[i] for i in order]  # the longest first: those that go on are the batch's first rows
+    ids = [documents[i] for i in order]  # longest first, so that the prompts with further segments are the first rows
     state = model.initial_state(len(ids))
     states, logits = [state.rows(i, 1) for i in range(len(ids))], [torch.empty(0)] * len(ids)
 
@@ -133,12 +133,12 @@ def read_prompts(model: RMKV, tokenizer: Tokenizer, prompts: Sequence[Sequence[P
     for rest in {len(document) % S for document in ids} - {0}:
         rows = [i for i, document in enumerate(ids) if len(document) % S == rest]
         read(slice(-rest, None), rows, State.join([states[i] for i in rows]))
-    a_token = (time.perf_counter() - start) / max(sum(map(len, ids)), 1)
+    seconds_per_token = (time.perf_counter() - start) / max(sum(map(len, ids)), 1)
     prompts_read = {}
     for place, document, after, follows in zip(order, ids, states, logits, strict=True):
         seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=device)
         seen[:, document] = True
-        prompts_read[place] = Prompt(len(document), a_token * len(document), follows, after, seen)
+        prompts_read[place] = Prompt(len(document), seconds_per_token * len(document), follows, after, seen)
     return [prompts_read[place] for place in range(len(ids))]
 
 
@@ -150,7 +150,7 @@ def _read(model: RMKV, input_ids: Tensor, state: State | None) -> tuple[Tensor, 
 
 
 def _segments(found: Iterable[list[int]], length: int, filled: int) -> Iterator[list[int]]:
-    """Yield the ids, cut at the ends of segments of `length` tokens; `filled` tokens of the first are already read."""
+    """Yield the ids, split at the ends of segments of `length` tokens; the first already contains `filled` tokens."""
     room = length - filled
     ids: list[int] = []
     for more in found:
@@ -165,7 +165,7 @@ def _segments(found: Iterable[list[int]], length: int, filled: int) -> Iterator[
 
 
 def require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` if the model cannot generate, or not with this tokenizer."""
+    """Raise `UserError` if the model cannot generate with this tokenizer."""
     if model.config.memory.carry == "layers":
         raise UserError(
             "this model cannot generate: its memory goes through layers (memory.carry = 'layers'), so it "
@@ -179,7 +179,7 @@ def require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
 
 
 class NonFiniteError(UserError):
-    """The error of logits that are NaN or infinite."""
+    """Logits are NaN or infinite."""
 
     def __init__(self) -> None:
         super().__init__("the model's logits are not numbers: its weights are damaged, or its training diverged")
@@ -191,7 +191,7 @@ def _require_finite(logits: Tensor) -> None:
 
 
 def require_positions(model: RMKV, state: State | None, tokens: int) -> None:
-    """Raise `UserError` if so many more tokens pass the end of learned positions."""
+    """Raise `UserError` if that many more tokens exceed the learned positions."""
     read, known = int(state.position.max()) if state else 0, model.config.max_position_embeddings
     if model.config.position == "learned" and read + tokens > known:
         raise UserError(

@@ -39,14 +39,16 @@ class Sampler:
         self.tokens = torch.zeros(lanes, dtype=torch.int64, device=device)
         """(lanes,) the last token of each lane."""
         self._seen = torch.zeros(lanes, V, dtype=torch.bool, device=device)
-        self._stream = torch.zeros(lanes, dtype=torch.int64, device=device)  # where the random numbers stand
+        self._stream = torch.zeros(lanes, dtype=torch.int64, device=device)  # state of the random numbers
         self._greedy = torch.zeros(lanes, dtype=torch.bool, device=device)
         self._top_k = torch.zeros(lanes, 1, dtype=torch.int64, device=device)
         self._outside = torch.zeros(lanes, 1, dtype=torch.float64, device=device)  # 1 - top_p
         self._temperature, self._penalty, self._min_p = torch.zeros(3, lanes, 1, device=device)
         self._frequency, self._presence = torch.zeros(2, lanes, 1, device=device)
-        self._counts = torch.zeros(lanes, V, device=device)  # of drawn tokens, where a lane's penalties need them
-        self._history = [torch.empty(0, dtype=torch.int64, device=device)] * lanes  # where n-grams may not repeat
+        self._counts = torch.zeros(lanes, V, device=device)  # of generated tokens, in lanes whose penalties need them
+        self._history = [
+            torch.empty(0, dtype=torch.int64, device=device)
+        ] * lanes  # generated tokens, in lanes that forbid n-grams
         self._integers = torch.empty(2, lanes, V, dtype=torch.int64, device=device)  # room for weights and sums
         self._configs = [SamplingConfig()] * lanes
         self._vocab_size = vocab_size
@@ -192,7 +194,7 @@ def _forbid_repeats(logits: Tensor, history: Tensor, n: int) -> None:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Return integers shifted to the right as if they had no sign."""
+    """Return integers shifted to the right as unsigned numbers."""
     return (x >> bits) & ((1 << 64 - bits) - 1)
 
 
@@ -204,10 +206,10 @@ def _outside_nucleus(probabilities: Tensor, weights: Tensor, outside: Tensor, ro
     """
     total = weights.sum(-1, keepdim=True)
     wanted = (total - (outside * total).long()).clamp_(min=1)
-    bits = probabilities.view(torch.int32)  # floats from 0 to 1 are ordered as their bits are, of which they need 30
+    bits = probabilities.view(torch.int32)  # floats from 0 to 1 have the order of their bits, and need 30 of them
     low, top = torch.zeros_like(wanted, dtype=torch.int32), 1 << BUCKET_BITS
     for shift in (2 * BUCKET_BITS, BUCKET_BITS, 0):
-        # The first bucket is for those below `low`, the last for those above all others.
+        # The first bucket collects values below `low`, the last one values above all others.
         bucket = room.copy_((bits - low).bitwise_right_shift_(shift).clamp_(-1, top).add_(1))
         mass = weights.new_zeros(len(weights), top + 2).scatter_add_(1, bucket, weights)
         reached = mass.flip(1).cumsum(1)  # from the likeliest bucket down

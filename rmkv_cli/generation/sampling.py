@@ -10,10 +10,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class SamplingConfig(Section):
-    """How the next token is drawn. The filters apply in the order in which they stand here."""
+    """Settings of sampling, in the order in which they apply."""
 
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    """Divides the positive logits of tokens seen before and multiplies the negative (CTRL; Keskar et al., 2019)."""
+    """Divisor of the positive, factor of the negative logits of tokens seen before (CTRL; Keskar et al., 2019)."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     """Amount subtracted from a token's logit for each time that the token was generated (OpenAI's definition)."""
     presence_penalty: float = Field(0.0, ge=-2, le=2)
@@ -21,13 +21,13 @@ class SamplingConfig(Section):
     no_repeat_ngram: int = Field(0, ge=0, lt=2**31)
     """Length of the sequences of tokens that are generated at most once (Paulus et al., 2017); 0: no limit."""
     temperature: float = Field(0.8, ge=0, le=100)
-    """Divides the logits; 0: always the likeliest token."""
+    """Divisor of the logits; 0: always the likeliest token."""
     top_k: int = Field(0, ge=0, lt=2**31)
-    """Keep the k likeliest tokens; 0: all."""
+    """Number of likeliest tokens to keep; 0: all."""
     top_p: float = Field(0.95, gt=0, le=1)
-    """Keep the fewest likeliest tokens that hold this much of the probability (Holtzman et al., 2020)."""
+    """Probability that the fewest likeliest tokens kept must reach together (Holtzman et al., 2020)."""
     min_p: float = Field(0.0, ge=0, le=1)
-    """Keep tokens at least this share as likely as the likeliest (Nguyen et al., 2024)."""
+    """Lowest probability to keep, as a share of the likeliest token's (Nguyen et al., 2024)."""
     seed: Seed = 0
 
 

@@ -1,4 +1,4 @@
-"""A tuned memory: what a document starts with, trained for a base model and kept in a small file of its own."""
+"""Save and load a tuned memory: trained initial slots and stores, in a small file beside the base model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,10 @@ START = "rmkv-start-1"
 
 
 def save_start(path: Path, model: RMKV, tokenizer: Tokenizer) -> None:
-    """Write the slots and stores that a document of this model starts with to a safetensors file, whole.
+    """Write the model's initial slots and stores to a safetensors file, atomically.
 
-    Its metadata are the format, the tokenizer's hash, and a hash of the model's config and all other weights: the file
-    fits each model that differs from this one in these slots and stores alone.
+    Its metadata are the format, the tokenizer's hash, and a hash of the model's config and all other weights. The file
+    therefore fits every model that differs only in these slots and stores.
 
     Raises:
         UserError: the disk is full, or the file may not be written.
@@ -37,7 +37,7 @@ def is_start(path: Path) -> bool:
 
 
 def read_start(file: TensorFile, model: RMKV, tokenizer: Tokenizer) -> Prompt:
-    """Return the reading of a document's bare beginning with the memory in the file; its `tokens` are 0.
+    """Return the reading of an empty document that starts with the memory in the file; its `tokens` are 0.
 
     Raises:
         UserError: the file is damaged or was made for another model or tokenizer; the model cannot generate.
@@ -72,5 +72,5 @@ def read_start(file: TensorFile, model: RMKV, tokenizer: Tokenizer) -> Prompt:
 
 
 def _start(model: RMKV) -> dict[str, Tensor]:
-    """Return the parameters that a document's memory starts with, by name, the stores' in the layers' order."""
+    """Return the parameters of a document's initial memory by name, stores in the order of the layers."""
     return {name: x.detach() for name, x in model.named_parameters() if is_memory_start(name)}

@@ -1,4 +1,4 @@
-"""Stop strings, found however the text is cut into pieces."""
+"""Find stop strings in a text that arrives in pieces."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from rmkv_cli.errors import UserError
 
 
 class StopStrings:
-    """Watches a text that comes in pieces, and lets through what stands before the first stop string.
+    """Passes the pieces of a text through, up to the first stop string.
 
-    The first one is the one that is complete first; its text is not let through. What may yet become a stop
-    string is held back, and no more than that.
+    The first stop string is the one that is complete first; it is not passed through. Only text that may still become
+    a stop string is held back.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, piece: str) -> str:
-        """Take the next piece and return the text that is now certain. After `found` is set there is no more."""
+        """Take the next piece and return the text that is now final; call it no more once `found` is set."""
         text = self._held + piece
         places = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if places:
@@ -33,7 +33,7 @@ class StopStrings:
         return text[: len(text) - held]
 
     def end(self) -> str:
-        """Return what was held back: the text ends here, so it became no stop string."""
+        """Return the text held back: the text ends here, so it is no stop string."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""A text that is being written: which tokens come, and what is certain of its characters."""
+"""A text in progress: its tokens, and the characters that are final."""
 
 from collections.abc import Collection, Sequence
 from typing import Literal
@@ -11,11 +11,11 @@ from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.tokenizer import Token, Tokenizer
 
 StopReason = Literal["end", "stop", "length"]
-"""The model ended the text; a stop string came; `max_tokens` were written."""
+"""Why a text ended: the model ended it, a stop string appeared, or it has `max_tokens` tokens."""
 
 
 class Text:
-    """A text being generated after a prompt: it takes its tokens and returns characters as soon as they are certain.
+    """A text being generated after a prompt: takes tokens and returns characters as soon as they are final.
 
     The same prompt, config and seed give the same tokens, whatever other texts are in the batch.
     """
@@ -34,41 +34,41 @@ class Text:
         """Begin a text.
 
         Args:
-            tokenizer: the model's.
-            prompt: what was read.
-            config: how tokens are drawn.
-            max_tokens: the most that are written.
-            stop: strings, before the first of which the text ends.
-            ends: the special tokens that end it; None: those in the tokenizer's `roles`.
-            scores: how many of the likeliest tokens to report with each token; None: no log probabilities at all.
-            answer: whether it is an answer in a conversation.
+            tokenizer: the model's tokenizer.
+            prompt: the reading that the text follows.
+            config: settings of sampling.
+            max_tokens: greatest number of tokens.
+            stop: strings; the text ends before the first one that appears.
+            ends: special tokens that end the text; None: those in the tokenizer's `roles`.
+            scores: number of likeliest tokens to report with each token; None: no log probabilities.
+            answer: whether the text is an answer in a conversation.
 
         Raises:
-            UserError: a wrong `max_tokens`; an empty stop string.
+            UserError: `max_tokens` is out of bounds; a stop string is empty.
         """
         if max_tokens < 1:
             raise UserError(f"max_tokens: should be 1 or more, got {max_tokens}")
         self.logits = prompt.logits
-        """(1, V), of the token that is drawn next; at the end, of the one that followed `state`."""
+        """(1, V) logits of the next token; at the end, of the token after `state`."""
         self.text = ""
         self.ids: list[int] = []
-        """Tokens written, those of a stop string included, one that ends the text not."""
+        """Generated tokens, including those of a stop string but not the special token that ends the text."""
         self.end: int | None = None
-        """The special token that ended the text, if one did."""
+        """Special token that ended the text, if any."""
         self.stop_reason: StopReason | None = None
         self.fault: Exception | None = None
-        """The error that ended the text, if any; `stop_reason` is None then."""
+        """Error that ended the text, if any; then `stop_reason` is None."""
         self.state = prompt.state
-        """All that was read, once the text has ended: the prompt, and all tokens but the last one drawn."""
+        """State of the prompt; once the text has ended, the state after all tokens except the last one drawn."""
         self.tokenizer, self.config, self.scores = tokenizer, config, scores
         self.seen = prompt.seen
-        """(1, V) bool: which tokens the prompt holds."""
+        """(1, V) bool: tokens that occur in the prompt."""
         self.answer = answer
-        """Whether it is an answer in a conversation."""
+        """Whether the text is an answer in a conversation."""
         self.logprobs: list[float] = []
-        """ln p of each drawn token under the model, before penalties and filters; with `scores`."""
+        """Log probability of each token under the model, before penalties and filters; only with `scores`."""
         self.likeliest: tuple[tuple[int, float], ...] = ()
-        """The likeliest tokens at the last token's position, with their ln p; with `scores`."""
+        """Likeliest tokens at the position of the last token, with their log probabilities; only with `scores`."""
         self._max_tokens = max_tokens
         roles = tokenizer.roles
         ends = (roles.answer_ends if answer else roles.ends) if ends is None else ends
@@ -81,12 +81,12 @@ class Text:
         return self.stop_reason is not None or self.fault is not None
 
     def push(self, token: int) -> str:
-        """Take the token that was drawn; return the characters that are certain now.
+        """Take the token that was drawn; return the characters that are now final.
 
-        After it `stop_reason` is set if the text is at its end; what stands before a stop string is all of it.
+        Set `stop_reason` if the text ends with this token. A text ends before its stop string.
 
         Raises:
-            NonFiniteError: NONE was drawn.
+            NonFiniteError: no token could be drawn (NONE).
         """
         if token == NONE:
             raise NonFiniteError

@@ -1,4 +1,4 @@
-"""A text of any length as a stream of pieces."""
+"""Stream a text of any length in pieces."""
 
 import codecs
 import io
@@ -9,8 +9,8 @@ from rmkv_cli.errors import UserError
 from rmkv_cli.files import HEAD, text_fault
 from rmkv_cli.tokenizer import in_parts
 
-READ = 1 << 13  # bytes of one read, and characters of a piece
-LONGEST = 1 << 20  # characters that are held while no place to cut is found
+READ = 1 << 13  # bytes per read, and characters per piece
+LONGEST = 1 << 20  # characters buffered while there is no place to split
 
 
 def text_pieces(
@@ -19,11 +19,11 @@ def text_pieces(
     advance: Callable[[float], None] = lambda size: None,
     parts: Callable[[Iterable[str], int, int], Iterator[str]] = in_parts,
 ) -> Iterator[str]:
-    """Yield the text of a UTF-8 file, without a byte order mark, in pieces that hold little of it at once.
+    """Yield the text of a UTF-8 file in small pieces, without its byte order mark.
 
-    The pieces encode to the same tokens as the whole text if `parts` belongs to the tokenizer. Only a text without any
-    place to cut is cut elsewhere, after `LONGEST` characters. `advance` is called with the number of bytes read, once
-    their pieces are taken. Line ends are read as "\\n".
+    The pieces encode to the same tokens as the whole text if `parts` belongs to the tokenizer. The exception is text
+    without any place to split, which is split after `LONGEST` characters. `advance` is called with the number of bytes
+    read, once their pieces are consumed. All line ends become "\\n".
 
     Raises:
         UserError: the file, called `name`, is not UTF-8 text.
@@ -46,7 +46,7 @@ def _decoded(file: BinaryIO, name: str, advance: Callable[[float], None]) -> Ite
 
 
 def _decode(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, name: str) -> str:
-    """Return the next text; `data` stands at `offset` of the file, no `data` is its end."""
+    """Return the text of `data`, which begins at `offset` of the file; empty `data` means the end."""
     try:
         return decoder.decode(data, final=not data)
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""A model of ours as the writer of synthetic data."""
+"""Generate synthetic data with a local model."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,9 +16,9 @@ from rmkv_cli.tokenizer import Piece, Tokenizer
 
 
 def local_writer(model: RMKV, tokenizer: Tokenizer, parallel: int) -> tuple[Write, str]:
-    """Return the function that has a model answer requests, `parallel` at once, and the model's identity.
+    """Return a function that answers requests with the model, `parallel` at a time, and the model's identity.
 
-    A prompt that the model cannot take is refused. The function raises `UserError` if a text's logits are not finite.
+    It refuses prompts that the model cannot read, and raises `UserError` if logits are not finite.
 
     Raises:
         UserError: the model cannot generate, or the tokenizer does not fit it.

@@ -2,9 +2,9 @@
 
 python benchmarks/loops.py --model demo/run --data demo/data
 
-The model continues the first tokens of the 100 longest held-out documents, each with a seed of its own. A text loops
-if a block of up to 32 tokens is followed by three or more copies of itself, over at least 24 tokens. The other columns
-compare the texts with what the documents themselves continue with, in the last row: the mean share of distinct 2-grams
+The model continues the first tokens of the 100 longest held-out documents, each with its own seed. A text loops if a
+block of up to 32 tokens is followed by three or more copies of itself, over at least 24 tokens. The other columns
+compare the texts with the continuations in the documents, in the last row: the mean share of distinct 2-grams
 and 4-grams of tokens, the mean number of tokens, and the bits per byte that an n-gram model of the training data
 assigns to the texts. A setting is good if few texts loop and the rest of its row is close to the last one.
 """

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/help": ("", "show this"),
-    "/read": ("FILE", "have a text read, of any length, as a message that is not answered"),
-    "/save": ("FILE", "save what the model carries, for --state, /load and `rmkv generate --state`"),
-    "/load": ("FILE", "go on from what was saved, or from what `rmkv read` made, instead"),
-    "/reset": ("", "forget everything but --system"),
-    "/stats": ("", "tell what was read, the state's size, and the last turn's rates"),
-    "/quit": ("", "end, as Ctrl-D does"),
+    "/read": ("FILE", "read a text of any length, as a message that is not answered"),
+    "/save": ("FILE", "save the model's state, for --state, /load and `rmkv generate --state`"),
+    "/load": ("FILE", "continue from a saved state instead, or from one of `rmkv read`"),
+    "/reset": ("", "forget everything except --system"),
+    "/stats": ("", "show the tokens read, the size of the state and the rates of the last turn"),
+    "/quit": ("", "end the chat, as Ctrl-D does"),
 }
-KEYS = "Alt-Enter: a new line; Ctrl-C: stop the answer. A message that begins with / wants a space before it."
+KEYS = "Alt-Enter: new line; Ctrl-C: stop the answer. To send a message that begins with /, put a space before it."
 
 
 def chat(
@@ -51,19 +51,17 @@ def chat(
         Path | None,
         typer.Option(
             metavar="NOTES",
-            help="Continue from this file if it exists, and save into it at the end; a tuned memory is not changed.",
+            help="Continue from this file if it exists, and save into it at the end; a tuned memory stays unchanged.",
         ),
     ] = None,
     mode: Annotated[
         Literal["single", "instruct", "chat"],
         typer.Option(
-            help="chat: each turn is read after all before it. instruct: the same, but earlier turns are known by the "
-            "memory alone, no token of them is seen. single: each message on its own, and no turn leaves a trace."
+            help="chat: each turn follows all earlier ones. instruct: the model knows earlier turns only from its "
+            "memory, and sees none of their tokens. single: each message stands alone, and nothing is remembered."
         ),
     ] = "chat",
-    system: Annotated[
-        str, typer.Option(metavar="TEXT", help="What is set before a new conversation's first message.")
-    ] = "",
+    system: Annotated[str, typer.Option(metavar="TEXT", help="System message of a new conversation.")] = "",
     max_tokens: Annotated[
         int, typer.Option(parser=at_least(0), metavar="N", help="Generate at most N tokens per answer.")
     ] = 256,
@@ -76,15 +74,15 @@ def chat(
     presence_penalty: PresencePenalty = 0.0,
     no_repeat_ngram: NoRepeatNgram = 0,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed and messages, the same answers. [default: random]")
+        int | None, typer.Option(help="The same seed and messages give the same answers. [default: random]")
     ] = None,
     adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Talk with a model whose memory carries on between turns and, with --state, between sessions.
+    """Chat with a model that keeps its memory between turns and, with --state, between sessions.
 
-    Where standard input is not a terminal, each of its lines is a message or a command, and stdout gets the answers.
+    If standard input is not a terminal, each of its lines is a message or a command, and stdout gets the answers.
     """
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     if typed:
@@ -120,22 +118,22 @@ def chat(
     start = load_notes(tuned, rmkv, tokenizer) if tuned is not None else None
     conversation = Conversation(rmkv, tokenizer, config, max_tokens, mode, system, start)
     if tuned is not None:
-        _tell(f"starting from the tuned memory {tuned}; it stays as it is, and /save FILE saves the conversation")
+        _report(f"starting from the tuned memory {tuned}; it stays unchanged, and /save FILE saves the conversation")
     if state is not None and state.exists():
         conversation.load(state)
-        _tell(f"going on from {state}" + ("; --system is not set again" if system else ""))
+        _report(f"continuing from {state}" + ("; --system is not set again" if system else ""))
     if typed:
-        _tell(f"/help shows the commands. {KEYS}")
+        _report(f"/help shows the commands. {KEYS}")
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup does
         signal.signal(signal.SIGHUP, end_by_signal)  # closing the terminal ends the chat as SIGTERM does
     try:
         _converse(conversation, messages, typed, state)
     finally:
         if state is not None and conversation.empty:
-            _tell(f"nothing was read, so {state} was not written")
+            _report(f"nothing was read, so {state} was not written")
         elif state is not None:
             conversation.save(state)
-            _tell(f"saved {state}")
+            _report(f"saved {state}")
 
 
 def _lines() -> Iterator[str]:
@@ -145,7 +143,7 @@ def _lines() -> Iterator[str]:
 
 
 def _converse(conversation: "Conversation", messages: Iterator[str], typed: bool, state: Path | None) -> None:
-    """Answer messages and do commands until there are no more; what goes wrong is told, and it goes on."""
+    """Answer messages and run commands until the input ends; report an error and continue."""
     for message in messages:
         try:
             if message.strip() == "/quit":
@@ -162,11 +160,11 @@ def _converse(conversation: "Conversation", messages: Iterator[str], typed: bool
         except KeyboardInterrupt:
             if not typed:
                 raise
-            _tell("stopped")
+            _report("stopped")
 
 
 def _answer(conversation: "Conversation", message: str) -> None:
-    """Write the answer on stdout as it comes, and a newline at its end, also where Ctrl-C ends it."""
+    """Print the answer as it is generated, then a newline, even after Ctrl-C."""
     with closing(conversation.say(message)) as pieces:
         try:
             for piece in pieces:
@@ -177,7 +175,7 @@ def _answer(conversation: "Conversation", message: str) -> None:
 
 
 def _command(conversation: "Conversation", line: str, state: Path | None) -> None:
-    """Do what a command says; raise `UserError` if there is none such, or it cannot be done."""
+    """Run a command; raise `UserError` if it does not exist or fails."""
     name, _, argument = line.strip().partition(" ")
     if name not in COMMANDS:
         raise UserError(f"{name}: no such command{did_you_mean(name, COMMANDS) or '; /help shows them'}")
@@ -188,21 +186,21 @@ def _command(conversation: "Conversation", line: str, state: Path | None) -> Non
     match name:
         case "/help":
             for command, (takes, does) in COMMANDS.items():
-                _tell(f"{command} {takes}".ljust(12) + does)
-            _tell(KEYS)
+                _report(f"{command} {takes}".ljust(12) + does)
+            _report(KEYS)
         case "/read":
             _read(conversation, path)
         case "/save":
             if path != state:
                 require_new(path)
             conversation.save(path)
-            _tell(f"saved {path}")
+            _report(f"saved {path}")
         case "/load":
             conversation.load(path)
-            _tell(f"going on from {path}")
+            _report(f"continuing from {path}")
         case "/reset":
             conversation.reset()
-            _tell("begun anew")
+            _report("started a new conversation")
         case "/stats":
             _stats(conversation)
 
@@ -213,18 +211,18 @@ def _read(conversation: "Conversation", path: Path) -> None:
     require_file(path)
     with path.open("rb") as file, progress(f"reading {path}", path.stat().st_size, "bytes") as advance:
         reading = conversation.read(text_pieces(file, str(path), advance, conversation.tokenizer.parts))
-    _tell(f"read {plural(reading.tokens, 'token')} at {reading.tokens / reading.seconds:,.0f}/s")
+    _report(f"read {plural(reading.tokens, 'token')} at {reading.tokens / reading.seconds:,.0f}/s")
 
 
 def _stats(conversation: "Conversation") -> None:
     carried, question, answer = conversation.memory.state, conversation.question, conversation.answer
-    _tell(f"{plural(int(carried.position), 'token')} so far, in a state of {carried.size():,} bytes")
+    _report(f"{plural(int(carried.position), 'token')} so far, in a state of {carried.size():,} bytes")
     if question is not None and answer is not None and answer.ids:
-        _tell(
+        _report(
             f"last turn: read {plural(question.tokens, 'token')} at {question.tokens / question.seconds:,.0f}/s, "
             f"wrote {len(answer.ids):,} at {len(answer.ids) / answer.seconds:,.0f}/s"
         )
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     stderr().print(message, style="dim")

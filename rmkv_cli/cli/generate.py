@@ -34,7 +34,7 @@ from rmkv_cli.progress import plural, progress, stderr
 if TYPE_CHECKING:
     from rmkv_cli.generation import Generation, SamplingConfig
 
-LONG = 100_000  # characters of prompt from which on reading it shows its progress
+LONG = 100_000  # characters of a prompt from which prefill shows its progress
 
 
 def generate(
@@ -44,13 +44,13 @@ def generate(
         typer.Option(metavar="TEXT", help='The beginning of the text; "" for none. [default: standard input]'),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file that holds it; - is standard input.")
+        Path | None, typer.Option(metavar="FILE", help="Read the prompt from a file; - is standard input.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="OUT",
-            help='Take --file as JSON lines, {"prompt": …} or {"messages": …}, and write a line with a text for each.',
+            help='Read --file as JSON lines, {"prompt": …} or {"messages": …}, and write a text for each line.',
         ),
     ] = None,
     batch_size: Annotated[
@@ -66,37 +66,38 @@ def generate(
     presence_penalty: PresencePenalty = 0.0,
     no_repeat_ngram: NoRepeatNgram = 0,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed, the same text. [default: random; with --out 0]")
+        int | None, typer.Option(help="The same seed gives the same text. [default: random; 0 with --out]")
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; any number of times.")
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
     ] = None,
     num_samples: Annotated[
         int, typer.Option(parser=at_least(0), metavar="N", help="Generate N texts, with seed, seed + 1, ...")
     ] = 1,
     state: Annotated[
-        Path | None, typer.Option(metavar="NOTES", help="Go on from what `rmkv read` saved; the prompt follows it.")
+        Path | None,
+        typer.Option(metavar="NOTES", help="Continue from a state that `rmkv read` saved; the prompt follows it."),
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the step that writes a token: a minute, for long texts.")
+        bool, typer.Option("--compile", help="Compile the decoding step; takes a minute and pays off for long texts.")
     ] = False,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Tell what share of the memory's bandwidth writing reached.")
+        bool, typer.Option("--stats", help="Show the share of the memory bandwidth that decoding used.")
     ] = False,
     adapter: Adapter = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write on from a prompt, which is read from standard input where neither --prompt nor --file is given.
+    """Continue a prompt: --prompt, --file, or standard input.
 
-    The text appears on stdout as it is generated. In a file or standard input, all line ends are read as newlines, and
-    a final newline is not part of the prompt.
+    The text appears on stdout as it is generated. In a file or standard input, all line ends become newlines, and a
+    final newline is not part of the prompt.
     """
     if num_samples < 1:
         raise UserError(f"num_samples: should be 1 or more, got {num_samples}")
     if out is not None and (file is None or prompt is not None):
-        raise UserError("--out takes its prompts from --file FILE alone, a JSON object a line")
+        raise UserError("--out takes its prompts from --file FILE, which has one JSON object per line")
     text = "" if out else _prompt(prompt, file)
 
     from rmkv_cli.generation import Decoder, SamplingConfig, bandwidth_share, load_notes, read_prompt
@@ -154,7 +155,7 @@ def generate(
             style="dim",
         )
         if share is not None:
-            stderr().print(f"writing took {share:.0%} of the memory's bandwidth", style="dim")
+            stderr().print(f"decoding used {share:.0%} of the memory bandwidth", style="dim")
 
 
 def _write_file(
@@ -169,7 +170,7 @@ def _write_file(
     compiled: bool,
     as_json: bool,
 ) -> None:
-    """Write a text for each line of a file, and print how many there are and how fast they came."""
+    """Generate a text for each line of a file, and print their number and rate."""
     if batch_size < 1:
         raise UserError(f"batch_size: should be 1 or more, got {batch_size}")
 
@@ -193,7 +194,7 @@ def _write_file(
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
-    """Return the prompt; raise `UserError` if there are two, or what is read is not UTF-8 text."""
+    """Return the prompt; raise `UserError` if there are two, or the file is not UTF-8 text."""
     if prompt is not None and file is not None:
         raise UserError("give either --prompt or --file, not both")
     if prompt is not None:
@@ -211,7 +212,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _write(sample: "Generation", to_stdout: bool) -> None:
-    """Write the text, on stdout as it comes and with a newline at its end, also where Ctrl-C ends it."""
+    """Generate the text; with `to_stdout`, print it as it is generated, then a newline, even after Ctrl-C."""
     try:
         for piece in sample:
             if to_stdout:

@@ -20,14 +20,16 @@ KEY = "RMKV_API_KEY"
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every address of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
     lanes: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Generate at most N texts at once.")] = 8,
     queue: Annotated[int, typer.Option(parser=at_least(0), metavar="N", help="Let at most N more texts wait.")] = 64,
     max_tokens: Annotated[
-        int, typer.Option(parser=at_least(0), metavar="N", help="Largest max_tokens of a request.")
+        int, typer.Option(parser=at_least(0), metavar="N", help="Largest max_tokens that a request may ask for.")
     ] = 4096,
-    max_seconds: Annotated[float, typer.Option(help="The most that a request may take.")] = 600,
+    max_seconds: Annotated[float, typer.Option(help="Largest time that a request may take, in seconds.")] = 600,
     max_body: Annotated[
         int, typer.Option(parser=at_least(1), metavar="BYTES", help="Largest body of a request.")
     ] = 16_000_000,
@@ -43,23 +45,26 @@ def serve(
         typer.Option(
             "--memory",
             metavar="NAME=FILE",
-            help="Offer this file, a tuned memory or notes, as a named memory; any number of times.",
+            help="Load this file, a tuned memory or notes, as a named memory; may be repeated.",
         ),
     ] = None,
     allow_anyone: Annotated[
-        bool, typer.Option("--allow-anyone", help="Listen beyond this machine without an API key.")
+        bool, typer.Option("--allow-anyone", help="Accept other machines without an API key.")
     ] = False,
     adapter: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Also serve the model with this LoRA adapter, under its folder's name."),
+        typer.Option(
+            metavar="DIR",
+            help="Also serve the model with this LoRA adapter, under the name of its folder; may be repeated.",
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Serve a model over HTTP in the OpenAI protocol, with named memories, and a page to try it on.
+    """Serve a model over HTTP in the OpenAI protocol, with named memories and a chat page.
 
-    Clients must show the API key that the environment variable RMKV_API_KEY holds, if it holds one. SIGTERM and Ctrl-C
-    let answers end within ten seconds.
+    If the environment variable RMKV_API_KEY is set, clients must send that API key. After SIGTERM or Ctrl-C, answers
+    have ten seconds to finish.
     """
     key = _key()
     try:
@@ -72,7 +77,7 @@ def serve(
 
     if not is_loopback(host) and key is None and not allow_anyone:
         raise UserError(
-            f"--host {host}: others could use the model; set {KEY} to a secret that clients must show, or say "
+            f"--host {host}: other machines could use the model; set {KEY} to a secret that clients must send, or add "
             "--allow-anyone"
         )
     values = {
@@ -98,7 +103,7 @@ def _variants(model: "RMKV", directory: Path, name: str, adapters: Sequence[Path
     """Return the model of the folder `directory` with each of the adapters, by the adapters' names.
 
     Raises:
-        UserError: two have the same name, the model has an adapter already, or an adapter does not fit it.
+        UserError: two adapters have the same name, the model already has an adapter, or one does not fit it.
     """
     variants: dict[str, RMKV] = {}
     for adapter in adapters:
@@ -110,7 +115,7 @@ def _variants(model: "RMKV", directory: Path, name: str, adapters: Sequence[Path
 
 
 def _named_file(given: str) -> tuple[str, Path]:
-    """Return the name and the file of a `--memory NAME=FILE`."""
+    """Return the name and the file of `--memory NAME=FILE`."""
     name, equals, file = given.partition("=")
     if not equals or not file:
         raise UserError(f"--memory {given}: should be NAME=FILE")
@@ -118,7 +123,7 @@ def _named_file(given: str) -> tuple[str, Path]:
 
 
 def _key() -> str | None:
-    """Return the key that clients must send, None if there is none; raise `UserError` if no client could send it."""
+    """Return the key that clients must send, or None; raise `UserError` if no client could send it."""
     if KEY not in os.environ:
         return None
     key = os.environ[KEY].strip()

@@ -10,7 +10,7 @@ from rmkv_cli.generation.sampling import SamplingConfig
 from rmkv_cli.tokenizer.special import RMKV_ROLES
 
 NONE = -1
-"""Placeholder for a token that cannot be drawn, because the logits are not finite."""
+"""Stands for a token that cannot be drawn, because the logits are not finite."""
 UNIT = 2.0**40
 """Weight of a token whose probability is 1. Sums of integers are exact in any order and on any device."""
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
@@ -46,9 +46,8 @@ class Sampler:
         self._temperature, self._penalty, self._min_p = torch.zeros(3, lanes, 1, device=device)
         self._frequency, self._presence = torch.zeros(2, lanes, 1, device=device)
         self._counts = torch.zeros(lanes, V, device=device)  # of generated tokens, in lanes whose penalties need them
-        self._history = [
-            torch.empty(0, dtype=torch.int64, device=device)
-        ] * lanes  # generated tokens, in lanes that forbid n-grams
+        # Generated tokens, in lanes that forbid repeated n-grams.
+        self._history = [torch.empty(0, dtype=torch.int64, device=device)] * lanes
         self._integers = torch.empty(2, lanes, V, dtype=torch.int64, device=device)  # room for weights and sums
         self._configs = [SamplingConfig()] * lanes
         self._vocab_size = vocab_size
@@ -84,7 +83,7 @@ class Sampler:
     def draw(self, logits: Tensor, first: int = 0) -> Tensor:
         """Return the next tokens (n,) of n lanes, the `first` and those after it, for their logits (n, V).
 
-        A lane whose logits are not all finite gets NONE. The tokens are marked as seen.
+        A lane whose logits are not all finite gets NONE. The tokens are recorded for later penalties.
         """
         lanes = slice(first, first + len(logits))
         finite = logits.amax(-1).isfinite() & logits.amin(-1).isfinite()

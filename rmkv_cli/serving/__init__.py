@@ -1,4 +1,4 @@
-"""Serving a model over HTTP: the OpenAI protocol, named memories, a page to try them on."""
+"""Serve a model over HTTP: the OpenAI protocol, named memories and a chat page."""
 
 from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.server import Server, bind, is_loopback, serve

@@ -1,4 +1,4 @@
-"""The routes."""
+"""Define the routes."""
 
 import base64
 import hashlib
@@ -23,9 +23,9 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
     """Return the application that serves the service, whose engine must be running.
 
     Args:
-        service: the model, and all that goes with it.
-        key: what clients must show; None: nothing.
-        hosts: without a key, the names that the server answers to; none: to all.
+        service: the model and what its requests share.
+        key: API key that clients must send; None: no key.
+        hosts: host names that the server answers to without a key; empty: all.
     """
 
     app = FastAPI(openapi_url=None)
@@ -37,7 +37,7 @@ def create_app(service: Service, key: str | None = None, hosts: Collection[str] 
     @app.get("/health")
     async def health() -> dict[str, str]:
         if not service.engine.open:
-            raise ApiError(503, "the server takes no requests any more", "shutting_down")
+            raise ApiError(503, "the server is shutting down", "shutting_down")
         return {"status": "ok"}
 
     @app.get("/metrics")
@@ -108,7 +108,7 @@ def _add_page(app: FastAPI) -> None:
     page = scripts.sub(lambda script: f"<script>{source(script[1])}</script>", source("page.html"))
 
     def own(tag: str) -> str:
-        """Return what the policy says of the page's own scripts or styles: those with these hashes, no others."""
+        """Return the policy's sources for this tag: the hashes of the page's own scripts or styles."""
         bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(x.encode()).digest()).decode()}'" for x in bodies)
 

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 from rmkv_cli.serving.errors import ApiError, of_problems
 
 MAX_VALUES = 50_000
-"""Most keys and values in a body, at all levels together."""
+"""Maximum number of keys and values in a body, at all levels together."""
 MAX_DEPTH = 16
-"""Most levels of nested lists and objects."""
+"""Maximum depth of nested lists and objects."""
 # Strings, including an unterminated one; brackets; numbers and words. Possessive, so that no input is scanned twice.
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]|[^\s\[\]{},:"]++', re.DOTALL)
 
@@ -26,14 +26,14 @@ def body_as(kind: type[A]) -> Callable[[Request], Awaitable[A]]:
     """Return a FastAPI dependency that parses a request's body as a `kind`, or raises `ApiError`."""
 
     async def read(request: Request) -> A:
-        # This keeps out pages of other sites: before they send JSON, browsers ask the server, which does not allow it.
+        # This keeps out pages of other sites: browsers ask the server's permission to send JSON, which it never gives.
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not re.fullmatch(r"application/(.+\+)?json", media_type):
             raise ApiError(400, "the body should be a JSON object, sent with Content-Type: application/json")
         try:
             body = b"".join([part async for part in request.stream()])
         except ClientDisconnect:
-            raise ApiError(499, "the client left") from None
+            raise ApiError(499, "the client disconnected") from None
         return await asyncio.to_thread(parse, kind, body)
 
     return read

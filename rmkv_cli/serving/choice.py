@@ -1,4 +1,4 @@
-"""A text that notes how likely its tokens were."""
+"""Record the log probabilities of a text's tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,14 @@ from rmkv_cli.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a token was, by the model's log-softmax, before all that sampling does to it."""
+    """Log probability of a token, from the model's log-softmax before penalties, temperature and filters."""
 
     token: int
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
-    """The likeliest tokens with theirs, as many as were asked for."""
+    """Likeliest tokens with their log probabilities, as many as the request asks for."""
     offset: int
-    """Characters of the text that were whole before it."""
+    """Number of complete characters of the text before the token."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Choice(Text):
     """One of the texts that answer a request."""
 
     def __init__(self, number: int, tokenizer: Tokenizer, *how: Any) -> None:
-        """Begin a text as `Text` does; `number` says which of the answers it is."""
+        """Begin a text as `Text` does; `number` is its index among the answers."""
         super().__init__(tokenizer, *how)
         self._number = number
         self._decoded, self._offset = tokenizer.stream(self.answer), 0
 
     def said(self, piece: str) -> Said:
-        """Return what the step that gave this piece adds; a token that ends the text has no score."""
+        """Return what the step with this piece adds to the answer; a token that ends the text has no score."""
         score = None
         if self.scores is not None and self.stop_reason != "end":
             score = Score(self.ids[-1], self.logprobs[-1], self.likeliest, self._offset)

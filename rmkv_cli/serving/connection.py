@@ -13,9 +13,9 @@ from rmkv_cli.serving.gate import BODY_SECONDS
 from rmkv_cli.serving.limits import Limits
 
 HEAD_SECONDS = 10.0
-"""Seconds in which a request's headers must arrive; `max_seconds` if that is less."""
+"""Seconds for a request's headers to arrive; `max_seconds` if that is less."""
 ANSWER_SECONDS = 30.0
-"""Seconds beyond the request's own time in which the client must receive the answer."""
+"""Seconds, beyond the request's own time, for the client to receive the answer."""
 
 
 class Connection(H11Protocol):
@@ -26,7 +26,7 @@ class Connection(H11Protocol):
     """
 
     def __init__(self, *how: Any, limits: Limits, most: int, **more: Any) -> None:
-        """Begin as uvicorn does; at most `most` connections may be open at once."""
+        """Create a connection as uvicorn does; at most `most` may be open at once."""
         super().__init__(*how, **more)
         self._most = most
         self._head_seconds = min(HEAD_SECONDS, limits.max_seconds)
@@ -57,7 +57,7 @@ class Connection(H11Protocol):
                 )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Cancel the deadline."""
         self._wait(None)
         super().connection_lost(exc)
 

@@ -1,4 +1,4 @@
-"""The thread that owns the model: it reads prompts and writes texts, many at once, for whoever hands in jobs."""
+"""Run jobs in the thread that owns the models: prefill prompts and decode texts in batches."""
 
 import threading
 import time
@@ -30,11 +30,11 @@ Reading = tuple[Job, Iterator[None]]
 class Engine:
     """A thread that runs jobs: it reads prompts in turns and generates as many texts at once as there are lanes.
 
-    Texts of one model share its decoding steps. The models, by name, are of one shape and have one tokenizer.
+    Texts of one model share its decoding steps. All models have the same shape and tokenizer.
 
     The engine reads one segment of one prompt between two decoding steps. First segments of prompts go first; later
     segments take turns. A long prompt therefore slows other jobs down but does not block them. Jobs get lanes in the
-    order in which their prompts were finished. A fault ends only its own job.
+    order in which their prompts were finished. An error ends only its own job.
 
     Use it in a `with` statement: entering starts the thread; leaving ends it and all jobs.
     """
@@ -49,7 +49,7 @@ class Engine:
         self._new: deque[Reading] = deque()  # nothing has been read yet
         self._reading: deque[Reading] = deque()
         self._ready: deque[Job] = deque()  # prompts are read; waiting for lanes
-        self._last: float | None = None  # when all must have ended, once it shuts
+        self._last: float | None = None  # deadline of all jobs, once the engine shuts down
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         metrics.lanes.set(limits.lanes)
@@ -67,14 +67,14 @@ class Engine:
 
     @property
     def open(self) -> bool:
-        """Whether it takes in jobs."""
+        """Whether the engine accepts jobs."""
         return self._last is None and not self._closed
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take in jobs, all or none.
+        """Accept all of the jobs, or none.
 
         Raises:
-            ApiError: 429: too many wait already; 503: the engine shuts.
+            ApiError: 429: the queue is full; 503: the engine is shutting down.
         """
         lanes, queue = self._limits.lanes, self._limits.queue
         wanted = sum(job.lanes for job in jobs)
@@ -90,7 +90,7 @@ class Engine:
             self._changed.notify()
 
     def shut(self, seconds: float) -> None:
-        """Take in no more; what is running may go on for so long. Safe to call from a signal handler."""
+        """Accept no more jobs; running ones have this many seconds to finish. Safe to call from a signal handler."""
         self._last = time.monotonic() + seconds
 
     def _run(self) -> None:
@@ -109,7 +109,7 @@ class Engine:
                 self._end(job, _shutting_down())
 
     def _wait(self) -> bool:
-        """Wait until there is work, and tell whether there is; there is none once the engine is closed."""
+        """Wait until there is work; return False once the engine is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._submitted or self._jobs)
             return not self._closed
@@ -128,7 +128,7 @@ class Engine:
         self._report()
 
     def _busy(self) -> int:
-        """Return how many lanes are taken."""
+        """Return the number of lanes in use."""
         return sum(len(batch.texts) for batch in self._batches.values())
 
     def _take_in(self) -> None:
@@ -138,11 +138,13 @@ class Engine:
         self._new += ((job, self._begin(job)) for job in jobs)
 
     def _give_up(self) -> None:
-        """End the jobs that nobody wants any more, or whose time is over."""
+        """End jobs that were cancelled or have exceeded their time."""
         now = time.monotonic()
         for job in list(self._jobs):
-            if job.cancelled and not job.written:  # who has it all may leave; it is still kept
-                self._end(job, ApiError(499, "the client left"))
+            if (
+                job.cancelled and not job.written
+            ):  # a client with the whole answer may disconnect; the answer is still kept
+                self._end(job, ApiError(499, "the client disconnected"))
             elif self._last is not None and (now > self._last or job in self._ready):
                 self._end(job, _shutting_down())
             elif now - job.begun > job.seconds:
@@ -155,7 +157,7 @@ class Engine:
 
     @contextmanager
     def _fault_of(self, job: Job) -> Iterator[None]:
-        """End the job if anything is raised."""
+        """End the job if an exception is raised."""
         try:
             yield
         except Exception as error:
@@ -224,7 +226,7 @@ class Engine:
             self._reading.append((job, self._keep(job)))
 
     def _keep(self, job: Job) -> Iterator[None]:
-        """Read what was written after the prompt, as it was told: without a stop string, and to its last token."""
+        """Read the answer as the client received it: without a stop string, and including its last token."""
         assert job.writing is not None
         kept = yield from self._read(job, job.writing.remembered(job.texts[0].text), job.prompt)
         self._end(job, self._done(job), kept)
@@ -251,13 +253,13 @@ class Engine:
         if job in self._ready:
             self._ready.remove(job)
         texts, keep = job.texts, job.keep
-        # Now, since whoever still knows the job may be garbage that is collected late: states are large.
+        # Release the states now: they are large, and objects that refer to the job may be collected late.
         job.pieces, job.after, job.prompt, job.texts, job.keep = (), None, None, [], None
         try:
             for text in texts:
                 if text in self._batches[job.model].texts:
                     self._batches[job.model].remove(text)
-                text.fault = None  # its traceback refers to the text, and the cycle would keep both alive
+                text.fault = None  # its traceback refers to the text; the cycle would keep both alive
         finally:
             with self._changed:
                 self._texts -= job.lanes

@@ -1,4 +1,4 @@
-"""Errors as the OpenAI protocol tells them: {"error": {"message", "type", "param", "code"}}."""
+"""Report errors in the form of the OpenAI protocol: {"error": {"message", "type", "param", "code"}}."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,27 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class ApiError(Exception):
-    """A request that is not answered: the HTTP status, one clear line, and for programs a code."""
+    """An error response: HTTP status, a message of one line, and a code for programs."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
 
     def body(self) -> dict[str, Any]:
-        """Return the error as the protocol tells it."""
+        """Return the error in the protocol's form."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
-        """Return the answer; whoever comes too early or without a key is told what to do."""
+        """Return the response, with headers that say when to retry or how to authenticate."""
         more = {429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Bearer"}}
-        # Escaped, since a key of the request's that it names may be no valid Unicode.
+        # Escape it: the message can name a key of the request that is not valid Unicode.
         content = json.dumps(self.body())
         return Response(content, self.status, {**more.get(self.status, {}), **(headers or {})}, "application/json")
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Return what a client is told of any exception; of one that is a fault of the server, nothing."""
+    """Return the error to report to the client; it hides the details of the server's own faults."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, NonFiniteError):
@@ -47,7 +47,7 @@ def as_api_error(error: Exception) -> ApiError:
 def handle_errors(app: FastAPI) -> None:
     """Make the application answer every error in the protocol's form."""
 
-    async def tell(request: Request, error: Exception) -> Response:
+    async def report(request: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
     async def of_http(request: Request, error: Exception) -> Response:
@@ -56,12 +56,12 @@ def handle_errors(app: FastAPI) -> None:
         return ApiError(error.status_code, message).response(error.headers)
 
     for kind in (ApiError, UserError, Exception):
-        app.add_exception_handler(kind, tell)
+        app.add_exception_handler(kind, report)
     app.add_exception_handler(HTTPException, of_http)
 
 
 def of_problems(problems: Sequence[Any]) -> ApiError:
-    """Return the error for the first of pydantic's problems with a request's body."""
+    """Return the error for the first problem that pydantic found in a request's body."""
     problem = problems[0]
     kind, place = problem["type"], [str(part)[:64] for part in problem["loc"]]  # a key may be as long as the body
     if kind == "unsupported_parameter":

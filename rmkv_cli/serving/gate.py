@@ -1,4 +1,4 @@
-"""What every request passes first: whose it may be, how large it is, and how it is counted."""
+"""Check every request first: its key, host and size; and count it."""
 
 import asyncio
 import re
@@ -15,16 +15,16 @@ from rmkv_cli.serving.metrics import Metrics
 
 OPEN = {"/", "/health"}
 BODY_SECONDS = 60.0
-"""Seconds in which a body must arrive; `max_seconds` if that is less."""
+"""Seconds for a body to arrive; `max_seconds` if that is less."""
 BODIES = 4
-"""Bound of all bodies in memory together, as a multiple of the largest body."""
+"""Bound of all bodies in memory together, as a multiple of the largest permitted body."""
 
 
 class Gate:
     """ASGI middleware that checks the key and the host's name, bounds bodies and their time, and counts answers.
 
-    Where there is no key, only requests to the names in `hosts`, in lower case, are let in, if any are given: a page of
-    another site could else reach a server on this machine under a name of its own (DNS rebinding).
+    Without a key, only requests to the names in `hosts` (lower case) pass, if there are any. Otherwise a page of
+    another site could reach a server on this machine under a name of its own (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, key: str | None, hosts: Collection[str]) -> None:
@@ -34,7 +34,7 @@ class Gate:
         self._bytes = 0  # bodies of all requests without an answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer it."""
+        """Pass a request on, or refuse it."""
         start, status, size = time.monotonic(), 499, 0
         last: float | None = asyncio.get_running_loop().time() + self._body_seconds
 

@@ -1,4 +1,4 @@
-"""What a server takes on at most."""
+"""Define the limits of a server."""
 
 from pydantic import Field
 
@@ -6,19 +6,19 @@ from rmkv_cli.config import Section
 
 
 class Limits(Section):
-    """Beyond these, requests are refused with a line that says so; none is answered worse."""
+    """Limits beyond which the server refuses requests; it never shortens an answer instead."""
 
     lanes: int = Field(8, ge=1)
-    """Texts that are written at once."""
+    """Number of texts generated at once."""
     queue: int = Field(64, ge=0)
-    """Texts that wait for a lane."""
+    """Number of texts that wait for a lane."""
     max_tokens: int = Field(4096, ge=1)
-    """Tokens that a text may have."""
+    """Largest number of tokens of a text."""
     max_seconds: float = Field(600, gt=0)
-    """Time a request may take, waiting included."""
+    """Seconds that a request may take, including waiting."""
     max_body: int = Field(16_000_000, ge=1)
-    """Bytes of a request."""
+    """Largest body of a request, in bytes."""
     max_memories: int = Field(100, ge=0)
-    """Named memories."""
+    """Number of named memories."""
     max_memory_bytes: int = Field(1_000_000_000, ge=0)
-    """Bytes of all of them together, each counted at its largest."""
+    """Bytes of all named memories together, each counted at its largest size."""

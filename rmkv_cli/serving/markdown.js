@@ -93,7 +93,7 @@ function blocks(lines, depth = 0) {
     } else if (nests && ITEM.test(line)) {
       const indent = line.match(ITEM)[1].length;
       const ordered = /^ *\d/.test(line);
-      // An empty line belongs to the list if the list goes on after it.
+      // An empty line belongs to the list if the list continues after it.
       const belongs = (other) => /^ {2}/.test(other.slice(indent)) || (ITEM.test(other) && /^ *\d/.test(other) === ordered);
       count = run(lines, i, (other, at) => belongs(other) || (!other.trim() && at + 1 < lines.length && belongs(lines[at + 1])));
       found.push(list(lines.slice(i, i + count), depth));

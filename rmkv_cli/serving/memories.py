@@ -1,4 +1,4 @@
-"""Named memories: what was read and said under a name, to go on from."""
+"""Store named memories: readings that later requests continue."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ class Keep:
     """A function that stores a reading as a memory, or with None changes nothing; called once, from any thread."""
 
     model: str
-    """Name of the model that reads."""
+    """Name of the model that made the reading."""
     put: Callable[[Prompt | None], dict[str, Any] | None]
     figures: dict[str, Any] | None = None
     """Figures of the memory as it was stored here, even if it has changed since."""
@@ -38,29 +38,29 @@ class Keep:
 
 
 class Memories:
-    """All memories of a server. They are readings that nothing changes: any number of texts goes on from one at once.
+    """All memories of a server. Readings are immutable, so any number of texts can continue one at the same time.
 
-    A memory is written by one request at a time; another that wants to write it, or to delete it, is refused.
+    Only one request at a time may write to a memory; others that try to write or delete it are refused.
     """
 
     def __init__(self, model: RMKV, limits: Limits) -> None:
-        """Hold as many as `limits` allow; each is counted at the most that its state can take."""
+        """Create an empty collection with room for as many memories as `limits` allow, each at its largest size."""
         config, narrow = model.config, model.dtype.itemsize
         beside = 5 * config.vocab_size  # logits, tokens seen
         self.bytes_at_most = state_bytes(config, max(4, narrow), narrow)[1] + beside
-        """Of one memory, however long its text is."""
+        """Largest size of one memory, however long its text."""
         self.room = min(limits.max_memories, limits.max_memory_bytes // self.bytes_at_most)
-        """How many there can be."""
+        """Largest number of memories."""
         self._lock = threading.Lock()
         self._memories: dict[str, _Memory] = {}
-        self._written: set[str] = set()  # those that a request is writing; a new one is not yet in the others
+        self._written: set[str] = set()  # names that a request is writing; a new one is not yet in `_memories`
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of memories."""
         return len(self._memories)
 
     def create(self, name: str, model: str) -> Keep:
-        """Return how the reading by this model that is to have this name is put there.
+        """Reserve a name; return the function that stores the reading of this model under it.
 
         Raises:
             ApiError: 409: the name is taken; 507: there is no room.
@@ -68,7 +68,7 @@ class Memories:
         with self._lock:
             if name in self._memories or name in self._written:
                 raise ApiError(
-                    409, f"memory '{name}' exists; POST /v1/memories/{name} goes on with it", "memory_exists"
+                    409, f"memory '{name}' exists; POST /v1/memories/{name} reads more text into it", "memory_exists"
                 )
             if len(self._memories.keys() | self._written) >= self.room:
                 message = f"there is room for {self.room} memories of {self.bytes_at_most:,} bytes; delete one first"
@@ -77,14 +77,14 @@ class Memories:
         return Keep(model, lambda prompt: self._put(name, model, prompt))
 
     def get(self, name: str, model: str | None = None) -> Prompt:
-        """Return the reading of this name; raise `ApiError` 404 if there is none, 400 if another model read it."""
+        """Return a memory's reading; raise `ApiError` 404 if there is none, 400 if another model read it."""
         return self._get(name, model).prompt
 
     def hold(self, name: str, model: str | None = None) -> tuple[Prompt, Keep]:
-        """Return the reading of this name, and how the one that follows it is put in its place.
+        """Return a memory's reading, and the function that replaces it with a reading that continues it.
 
         Raises:
-            ApiError: 404: there is none; 400: another model than `model` read it; 409: another request is writing it.
+            ApiError: 404: no such memory; 400: another model read it; 409: another request is writing it.
         """
         with self._lock:
             memory = self._get(name, model)
@@ -93,7 +93,7 @@ class Memories:
         return memory.prompt, Keep(memory.model, lambda prompt: self._put(name, memory.model, prompt))
 
     def delete(self, name: str) -> None:
-        """Forget a memory; errors as in `hold`."""
+        """Delete a memory; errors as in `hold`."""
         with self._lock:
             self._get(name)
             self._require_free(name)

@@ -1,4 +1,4 @@
-"""What clients may ask: the OpenAI protocol's requests, as far as an RMKV can honour them, and named memories."""
+"""Define requests: those of the OpenAI protocol that RMKV supports, and those for named memories."""
 
 import secrets
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ IGNORED = {
     *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"),
     *("annotations", "name", "refusal", "tool_call_id"),  # of messages
 }
-"""The protocol's fields that change nothing of the text."""
+"""Fields of the protocol that do not affect the text."""
 NEUTRAL = {
     "audio": None,
     "best_of": 1,
@@ -35,17 +35,17 @@ NEUTRAL = {
     "verbosity": "medium",
     "web_search_options": None,
 }
-"""The protocol's fields that this server does not know how to honour, with the value that asks for nothing."""
+"""Unsupported fields of the protocol, each with the value that has no effect and is therefore accepted."""
 
 MAX_KEYS = 100
-"""Most keys of a request, and of each object in it."""
+"""Maximum number of keys of a request, and of each object in it."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Asked(Section):
-    """What all parts of a request share: strict types; null is as good as absent."""
+    """Base of requests and their parts: types are strict, and null means absent."""
 
     model_config = ConfigDict(strict=True)
 
@@ -64,16 +64,16 @@ class Asked(Section):
 
 
 class StreamOptions(Asked):
-    """How a stream is sent."""
+    """Options of a stream."""
 
     include_usage: bool = False
-    """Send the usage in a chunk of its own before the end."""
+    """Whether to send the usage in a final chunk."""
     include_obfuscation: bool = False
-    """Taken, and not done: there is nothing to hide on the way."""
+    """Accepted without effect: chunks are never padded."""
 
 
 class Request(SamplingConfig, Asked):
-    """What completions and chats have in common; the sampling's defaults are those of `rmkv generate`."""
+    """Fields that completions and chats share; sampling has the defaults of `rmkv generate`."""
 
     seed: Seed = Field(default_factory=lambda: secrets.randbelow(2**31))
     model: str | None = Field(None, max_length=256)
@@ -83,9 +83,9 @@ class Request(SamplingConfig, Asked):
     stream: bool = False
     stream_options: StreamOptions | None = None
     memory: Name | None = None
-    """Go on from the memory of this name."""
+    """Name of the memory to start from."""
     keep: bool = False
-    """Put into that memory what is read and written here."""
+    """Whether to add this request's messages and answer to that memory."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -94,7 +94,7 @@ class Request(SamplingConfig, Asked):
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong between the fields."""
+        """Yield the conflicts between fields."""
         if fields.get("seed", 0) + fields.get("n", 1) > 2**63:
             yield "seed + n should be at most 2**63: the texts are written with seed, seed + 1, ..."
         if fields.get("stream_options") and not fields.get("stream", True):
@@ -105,7 +105,7 @@ class Request(SamplingConfig, Asked):
             yield "goes with n = 1: only one text can be what was said"
 
     def configs(self) -> list[SamplingConfig]:
-        """Return how each of the n texts is drawn: with seed, seed + 1, ..."""
+        """Return the sampling settings of the n texts, with seed, seed + 1, ..."""
         values = {name: getattr(self, name) for name in SamplingConfig.model_fields}
         return [SamplingConfig(**values | {"seed": self.seed + i}) for i in range(self.n)]
 
@@ -126,7 +126,7 @@ class CompletionRequest(Request):
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong between the fields."""
+        """Yield the conflicts between fields."""
         yield from Request.broken_rules(fields)
         if fields.get("keep") and len(fields.get("prompt", ())) > 1:
             yield "keep goes with one prompt: only one text can be what was said"
@@ -166,7 +166,7 @@ class ChatRequest(Request):
 
     @staticmethod
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong between the fields."""
+        """Yield the conflicts between fields."""
         yield from Request.broken_rules(fields)
         if fields.get("top_logprobs") and not fields.get("logprobs", True):
             yield "needs logprobs = true"

@@ -1,4 +1,4 @@
-"""What the OpenAI protocol answers: whole answers and the chunks of a stream."""
+"""Build the OpenAI protocol's responses: whole answers and chunks of a stream."""
 
 import secrets
 import time
@@ -10,16 +10,16 @@ from rmkv_cli.tokenizer import Tokenizer
 
 
 class Replies:
-    """Puts what is said to one request into the protocol's form."""
+    """Builds the responses to one request."""
 
     def __init__(self, model: str, tokenizer: Tokenizer, *, chat: bool) -> None:
         self._model, self._tokenizer, self._chat = model, tokenizer, chat
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
-        self._begun: set[int] = set()  # choices whose first chunk was sent
+        self._begun: set[int] = set()  # indices of choices whose first chunk was sent
 
     def whole(self, said: list[Said], usage: dict[str, int], *, scored: bool) -> dict[str, Any]:
-        """Return the answer that consists of all that was said."""
+        """Return the whole answer, made of all its parts."""
         choices = []
         for number in sorted({part.choice for part in said}):
             parts = [part for part in said if part.choice == number]
@@ -32,7 +32,7 @@ class Replies:
         return self._envelope(choices, chunk=False) | {"usage": usage}
 
     def chunk(self, said: Said) -> dict[str, Any]:
-        """Return the chunk of a stream that adds this."""
+        """Return the chunk of a stream for one part of the answer."""
         content: dict[str, Any] = {"text": said.text}
         if self._chat:
             role = {} if said.choice in self._begun else {"role": "assistant"}
@@ -42,7 +42,7 @@ class Replies:
         return self._envelope([self._choice(said.choice, content, scores, said.stop_reason)], chunk=True)
 
     def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """Return the chunk that tells a stream's usage."""
+        """Return the chunk with the usage of a stream."""
         return self._envelope([], chunk=True) | {"usage": usage}
 
     def _envelope(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Replies:
         return {"token": text, "logprob": logprob, "bytes": list(self._tokenizer.token_bytes(token))}
 
     def _spelt(self, token: int) -> str:
-        """Return a token's text, or for a part of a character its bytes: different tokens are spelt differently."""
+        """Return a token's text, or its bytes if it is part of a character, so that different tokens stay distinct."""
         data = self._tokenizer.token_bytes(token)
         try:
             return data.decode()
@@ -91,5 +91,5 @@ class Replies:
 
 
 def usage(read: int, written: int) -> dict[str, int]:
-    """Return the tokens of a request in the protocol's form."""
+    """Return the numbers of tokens of a request in the protocol's form."""
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

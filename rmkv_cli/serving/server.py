@@ -1,5 +1,6 @@
-"""A service behind a socket, from its first request to its last."""
+"""Run a service on a socket until a signal ends it."""
 
+import errno
 import ipaddress
 import resource
 import signal
@@ -17,30 +18,30 @@ from rmkv_cli.serving.connection import Connection
 from rmkv_cli.serving.limits import Limits
 from rmkv_cli.serving.service import Service
 
-GRACE = 10.0  # seconds that answers have to end once the server is told to
-CONNECTIONS = 1000  # beyond one for each text in a lane or in the queue
+GRACE = 10.0  # seconds for answers to finish during shutdown
+CONNECTIONS = 1000  # in addition to one for each text in a lane or in the queue
 BACKLOG = 1024  # connections waiting to be accepted
 ACCEPTED = 16  # connections accepted at a time
 FILES = 64 + 4 * ACCEPTED  # files beside connections: the process's own, just accepted ones, ones not closed yet
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that tells its service at once when a signal ends it."""
+    """A uvicorn server that shuts its service down as soon as a signal arrives."""
 
     def __init__(self, service: Service, key: str | None, host: str = "127.0.0.1") -> None:
-        """Make a server of the service.
+        """Create a server for the service.
 
         Args:
-            service: what is served.
-            key: what clients must show; None: nothing.
-            host: where it listens; without a key it answers under that and this machine's own names alone, or under
-                any if others can reach it.
+            service: the service.
+            key: API key that clients must send; None: no key.
+            host: where the server listens. Without a key, it answers only to that name and this machine's own names,
+                or to any name if other machines can reach it.
         """
         self._engine = service.engine
         hosts = {"localhost", "127.0.0.1", "[::1]", in_url(host).lower()} if is_loopback(host) else ()
         app = create_app(service, key, hosts)
         self.interrupted = False
-        """Whether Ctrl-C ended it."""
+        """Whether Ctrl-C ended the server."""
         config = uvicorn.Config(
             app,
             http=partial(Connection, limits=service.limits, most=_most_connections(service.limits)),  # type: ignore[arg-type]
@@ -64,14 +65,14 @@ class Server(uvicorn.Server):
             bound.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take in no more, and let what is running go on for a while; a second Ctrl-C ends it."""
+        """Accept no more requests and give running ones time to finish; a second signal ends them."""
         self.interrupted |= sig == signal.SIGINT
         self._engine.shut(0 if self.should_exit else GRACE)
         super().handle_exit(sig, frame)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach a server that is bound to the host."""
+    """Return whether only this machine can reach a server that is bound to the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -79,13 +80,12 @@ def is_loopback(host: str) -> bool:
 
 
 def in_url(host: str) -> str:
-    """Return the host as an address has it: IPv6 in brackets."""
+    """Return the host as it appears in a URL: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound and does not listen yet; raise `UserError` if there is no such place, or it is
-    taken."""
+    """Return a socket that is bound but not yet listening; raise `UserError` if the address cannot be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as undo:
@@ -95,11 +95,13 @@ def bind(host: str, port: int) -> socket.socket:
             undo.pop_all()
         return bound
     except OSError as error:
-        raise UserError(f"{host}:{port}: cannot be listened at: {str(error.strerror).lower()}") from None
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} is already in use; choose another with --port") from None
+        raise UserError(f"cannot listen on {host}:{port}: {str(error.strerror).lower()}") from None
 
 
 def serve(service: Service, bound: socket.socket, key: str | None, host: str) -> None:
-    """Serve at a socket bound to the host until SIGTERM, after which it returns, or Ctrl-C, which is raised again."""
+    """Serve on a socket bound to the host until SIGTERM, then return; after Ctrl-C, raise `KeyboardInterrupt`."""
     server = Server(service, key, host)
     # Install uvicorn's handlers before uvicorn does, so that no signal during its start is lost.
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -117,6 +119,6 @@ def serve(service: Service, bound: socket.socket, key: str | None, host: str) ->
 
 
 def _most_connections(limits: Limits) -> int:
-    """Return the most connections that leave enough files open to accept one more."""
+    """Return the largest number of connections that leaves enough file descriptors to accept one more."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(ACCEPTED, min(CONNECTIONS + limits.lanes + limits.queue, files - FILES))

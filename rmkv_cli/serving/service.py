@@ -1,4 +1,4 @@
-"""From requests to the engine's jobs, and back to answers."""
+"""Turn requests into jobs for the engine, and their events into responses."""
 
 import asyncio
 import json
@@ -29,9 +29,9 @@ from rmkv_cli.tokenizer.template import without_begin
 
 
 class Service:
-    """A model that is served under a name, variants of it under names of their own, and all that requests share.
+    """The served model, its variants, and what their requests share.
 
-    The variants have the same shape and tokenizer: they are the model with adapters.
+    The variants are the model with adapters, under their own names; shape and tokenizer are the same.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Service:
         self.metrics.memories.set_function(lambda: len(self.memories))
 
     def load_memory(self, name: str, path: Path) -> None:
-        """Offer a tuned memory or notes as a named memory.
+        """Add a tuned memory or notes as a named memory.
 
         Raises:
             UserError: the name is not allowed or taken, the file is not of this model, or there is no room.
@@ -60,7 +60,7 @@ class Service:
             raise UserError(f"{place}: {error.message}") from None
 
     async def write(self, request: Request, asked: CompletionRequest | ChatRequest) -> Response:
-        """Answer a completion or a chat, whole or as a stream; raise `ApiError` or `UserError` if it cannot be."""
+        """Answer a completion or a chat, whole or as a stream; raise `ApiError` or `UserError` if that fails."""
         exchange = Exchange()
         replies = Replies(self.model_of(asked.model), self.tokenizer, chat=isinstance(asked, ChatRequest))
         exchange.submit(self.engine, self._jobs(asked, exchange))
@@ -70,7 +70,9 @@ class Service:
                 parts = await while_connected(request, _all(said))
                 tokens, scored = usage(exchange.read, exchange.written), _scores(asked) is not None
                 return await asyncio.to_thread(_whole, replies, parts, tokens, scored)
-            first = await while_connected(request, anext(said))  # what fails before it is told by a status of its own
+            first = await while_connected(
+                request, anext(said)
+            )  # an error before the first part still gets its own status
         except BaseException:
             exchange.cancel()
             raise
@@ -78,7 +80,7 @@ class Service:
         return EventStream(exchange, _events(first, said, exchange, replies, with_usage))
 
     def model_of(self, name: str | None) -> str:
-        """Return the name of the model that a request asks for; raise `ApiError` 404 if there is none."""
+        """Return the name of the requested model; raise `ApiError` 404 if there is none."""
         if name is None:
             return self.name
         if name not in self.models:
@@ -161,7 +163,7 @@ class Service:
 
 
 def _scores(asked: CompletionRequest | ChatRequest) -> int | None:
-    """Return how many of the likeliest tokens are to be told with each, None for no scores at all."""
+    """Return the number of likeliest tokens to report with each token; None for no log probabilities."""
     if isinstance(asked, ChatRequest):
         return asked.top_logprobs if asked.logprobs else None
     return asked.logprobs
@@ -181,7 +183,7 @@ def _whole(replies: Replies, parts: list[Said], tokens: dict[str, int], scored: 
 async def _events(
     first: Said, said: AsyncIterator[Said], exchange: Exchange, replies: Replies, with_usage: bool
 ) -> AsyncIterator[str]:
-    """Yield a stream's server-sent events, from its first part; an error is told in an event that is its last."""
+    """Yield a stream's server-sent events, from its first part on; an error becomes the last event."""
     empty = {"usage": None} if with_usage else {}
     try:
         yield _event(replies.chunk(first) | empty)

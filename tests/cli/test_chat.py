@@ -191,7 +191,7 @@ def test_a_conversation_at_a_terminal(saved, tmp_path):
     assert history.stat().st_mode & 0o777 == 0o600
 
     with Terminal(home, *options, "--max-tokens", 5) as terminal:
-        terminal.see("going on from")
+        terminal.see("continuing from")
         terminal.see(PROMPT)
         terminal.type("\x1b[A\x1b[A\x1b[A\r")  # what was typed first last time
         terminal.see("the cat")

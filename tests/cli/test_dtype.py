@@ -103,7 +103,7 @@ def test_a_chat_in_bfloat16_resumes_in_float32(folder, models, tmp_path, shown):
     shown(*chat, *BF16, stdin=b"the cat\n")
     assert load_file(notes)["state.keys.0"].dtype == torch.bfloat16
     messages = int(load_notes(notes, models[0], models[2]).state.position)
-    assert "going on from" in shown(*chat, stdin=b"the dog\n").err
+    assert "continuing from" in shown(*chat, stdin=b"the dog\n").err
     assert load_file(notes)["state.keys.0"].dtype == torch.float32
     assert int(load_notes(notes, models[0], models[2]).state.position) > messages
 

@@ -186,7 +186,7 @@ def test_chat_reads_and_saves(tmp_path, run, monkeypatch, capsys):
     (tmp_path / "a.txt").write_text("Hello world")
     messages = run(*chat, stdin=f"/read {tmp_path / 'a.txt'}\nHello\n".encode())
     assert "saved" in messages.err
-    assert run(*chat, stdin=b"and you?\n").err.startswith("going on from")
+    assert run(*chat, stdin=b"and you?\n").err.startswith("continuing from")
     (model / "chat_template.jinja").unlink()
     assert "has no chat template, so it takes no conversations" in error_of(monkeypatch, capsys, *chat[:3])
 

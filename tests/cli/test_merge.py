@@ -104,7 +104,7 @@ def test_chat_and_notes_use_the_adapted_model(folders, tmp_path, shown, monkeypa
     base, adapter = folders
     notes = tmp_path / "notes.rmkv"
     shown("chat", "--model", base, "--adapter", adapter, "--state", notes, "--max-tokens", 5, stdin=b"the cat\n")
-    assert "going on from" in shown("chat", "--model", adapter, "--state", notes, "--max-tokens", 5, stdin=b"a\n").err
+    assert "continuing from" in shown("chat", "--model", adapter, "--state", notes, "--max-tokens", 5, stdin=b"a\n").err
     assert "another model made these notes" in error_of(
         monkeypatch, capsys, *GENERATE, "--model", base, "--state", notes
     )

@@ -155,7 +155,7 @@ class TestRefusals:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             line = error_of(monkeypatch, capsys, "serve", "--model", folder, "--port", port)
-        assert line == f"error: 127.0.0.1:{port}: cannot be listened at: address already in use"
+        assert line == f"error: port {port} is already in use; choose another with --port"
 
     def test_an_invalid_limit(self, monkeypatch, capsys, folder):
         line = error_of(monkeypatch, capsys, "serve", "--model", folder, "--lanes", 0, "--port", 0)

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness is told is what one forward pass over context and continuation says."""
+"""The results for lm-evaluation-harness match one forward pass over context and continuation."""
 
 import math
 from functools import cache
@@ -127,7 +127,7 @@ class TestWriting:
     def written(self, lm, *given):
         return lm.generate_until(requests("generate_until", *given))
 
-    def test_it_is_what_the_model_writes(self):
+    def test_the_answer_is_what_the_model_generates(self):
         lm, greedy = make(), SamplingConfig(temperature=0, top_p=1)
         whole = "".join(generate(lm.model, TOKENIZER, TEXT, greedy, 20))
         stop = whole[3:5]
@@ -205,7 +205,7 @@ class TestTasks:
         assert (prose.higher_is_better, writing.higher_is_better) == (False, True)
         assert writing.value == pytest.approx(3 / 7)
 
-    def test_solved_examples_stand_before_the_questions(self, lm, own, monkeypatch):
+    def test_solved_examples_precede_the_questions(self, lm, own, monkeypatch):
         report = harness_scores(lm, ["own_choice", "own_writing"], own, limit=1, num_fewshot=2)
         assert [(score.num_fewshot, score.documents) for score in report.scores] == [(2, 1), (0, 1)]  # its own 0 stays
         assert report.limit == 1
@@ -229,7 +229,7 @@ class TestTasks:
             harness_scores(lm, ["own_choice"], tmp_path / "absent")
 
     @pytest.mark.slow
-    def test_the_harness_own_tasks_are_found_and_groups_are_averaged(self, lm, own, tmp_path, monkeypatch):
+    def test_the_built_in_tasks_of_the_harness_are_found_and_groups_are_averaged(self, lm, own, tmp_path, monkeypatch):
         """Slow, as the harness reads all its own tasks' files; once, as what it has found is kept."""
         monkeypatch.setattr(harness_tasks, "TaskManager", cache(harness_tasks.TaskManager))
         for name in ("choice", "writing"):

@@ -1,4 +1,4 @@
-"""What is said of the memory is what the model computes with."""
+"""The measurements of the memory match the model's computation."""
 
 import json
 import math
@@ -80,7 +80,7 @@ def test_attention_is_that_of_the_model():
 
 
 @pytest.mark.parametrize("shape", [{}, {"num_attention_heads": 6, "num_key_value_heads": 2}], ids=str)
-def test_what_is_watched_adds_up_and_the_model_is_left_alone(shape):
+def test_the_measurements_add_up_and_leave_the_model_unchanged(shape):
     model = make_model(**shape)
     ids = torch.randint(3, 13, (2, 10))
     expected = model(ids)[0]
@@ -209,7 +209,7 @@ def test_a_budget_bounds_what_is_read():
     assert (report.tokens, report.segments, sum(advanced)) == (37, 8, 42)
 
 
-def test_what_cannot_be_inspected_is_refused():
+def test_models_and_texts_that_cannot_be_inspected_are_refused():
     with pytest.raises(UserError, match=r"more than a segment \(5 tokens\)"):
         inspect(make_model(), random_documents([5, 4]))
     with pytest.raises(UserError, match=r"more than a segment \(5 tokens\)"):

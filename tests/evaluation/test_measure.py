@@ -93,7 +93,7 @@ def test_parts_add_up_to_the_whole():
     assert [sum(each) for each in read] == [sum(sorted(LENGTHS)[i::3]) for i in range(3)]
 
 
-def test_the_model_is_left_as_it_was_and_read_without_dropout():
+def test_the_model_is_unchanged_and_evaluated_without_dropout():
     model = make_model(dropout=0.5)
     documents = random_documents([20, 30])
     quiet = measure(model, documents).loss

@@ -1,4 +1,4 @@
-"""What a model writes on its way."""
+"""Samples that a model generates during training."""
 
 import torch
 from small_documents import make_documents
@@ -36,7 +36,7 @@ def test_where_all_documents_are_short_the_first_is_the_prompt(tmp_path):
     assert write_sample(model, documents_of(tokenizer, ""), tokenizer)["prompt"] == ""
 
 
-def test_a_model_that_cannot_write_is_none(tmp_path):
+def test_a_model_that_cannot_generate_gives_no_sample(tmp_path):
     layers = MemoryConfig(slots=2, carry="layers", store=0)
     for shape in ({"memory": layers}, {"position": "learned", "max_position_embeddings": 50}):
         model, tokenizer = save_small_model(tmp_path / next(iter(shape)), **shape)

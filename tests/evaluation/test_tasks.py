@@ -1,4 +1,4 @@
-"""A task's accuracy is what plain loops count, cell by cell, in bounded memory."""
+"""A task's accuracy matches plain loops, cell by cell, in bounded memory."""
 
 import math
 
@@ -32,7 +32,7 @@ def random_examples(rng, row, segments):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 16, 8192])
-def test_it_counts_as_plain_loops_do(monkeypatch, batch_tokens):
+def test_accuracies_match_plain_loops(monkeypatch, batch_tokens):
     made = []
 
     def make(task, tokenizer, noise, rng, row, segments):
@@ -135,7 +135,7 @@ def test_the_standard_error_takes_a_document_as_one_draw():
     assert tasks._cell(1, 0, np.array([[3, 1]])).standard_error is None
 
 
-def test_what_cannot_be_asked_is_refused():
+def test_a_task_that_does_not_fit_the_model_is_refused():
     with pytest.raises(UserError, match="sees the answers"):
         task_accuracy(small_model(memory={"carry": "layers", "store": 0}), RECALL, TOKENIZER)
     with pytest.raises(UserError, match="lower keys, values or noise"):

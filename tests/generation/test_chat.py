@@ -1,4 +1,4 @@
-"""What a conversation carries is what one reading of the document carries that it stands for."""
+"""The state of a conversation equals that of reading its document at once."""
 
 import itertools
 from collections import Counter
@@ -136,7 +136,7 @@ def test_prompts_have_the_ids_that_training_reads(tmp_path):
         torch.testing.assert_close(conversation.question.state.tensors()[name], x, atol=1e-9, rtol=0, msg=name)
 
 
-def test_a_message_that_is_given_up_while_it_is_read_leaves_no_trace(monkeypatch):
+def test_a_message_abandoned_while_it_is_read_leaves_no_trace(monkeypatch):
     model = talkative(-1)
     conversation = Conversation(model, WORDS, WARM, 5)
     list(conversation.say("the cat"))
@@ -195,7 +195,7 @@ def test_a_text_is_read_as_a_message_without_an_answer():
     assert_read(model, conversation, ids + turn("the cat", conversation.answer.ids))
 
 
-def test_a_conversation_is_saved_gone_on_with_and_begun_anew(tmp_path):
+def test_a_conversation_is_saved_continued_and_restarted(tmp_path):
     model, path = talkative(-1), tmp_path / "notes.rmkv"
     one = Conversation(model, WORDS, WARM, 8, system="the dog")
     list(one.say("the cat"))
@@ -221,7 +221,7 @@ def test_answers_follow_the_seed_and_differ_from_turn_to_turn():
     assert len(set(answers(1))) == 3
 
 
-def test_learned_positions_end_a_conversation_that_can_be_begun_anew():
+def test_learned_positions_end_a_conversation_that_can_be_restarted():
     model = talkative(-1, position="learned", max_position_embeddings=30)
     conversation, ids = Conversation(model, WORDS, WARM, 8), []
     for _ in range(2):
@@ -241,7 +241,7 @@ def test_bad_figures_are_refused_at_once():
 
 
 @pytest.mark.parametrize(("part", "call"), [(Decoder, "step"), (Sampler, "draw")])
-def test_an_answer_that_a_fault_breaks_off_leaves_no_trace(monkeypatch, part, call):
+def test_an_answer_that_fails_leaves_no_trace(monkeypatch, part, call):
     model = talkative(-1)
     conversation, other = (Conversation(model, WORDS, WARM, 20) for _ in range(2))
     calls, works = itertools.count(1), getattr(part, call)

@@ -99,7 +99,7 @@ def test_texts_come_and_go_between_steps():
     assert sorted(finished) == [0, 1, 2, 3]
 
 
-def test_states_are_apart_from_the_buffers():
+def test_states_share_no_memory_with_the_buffers():
     model = make_model(4)
     text = torch.randint(13, (1, 20))
     first = model.hidden(text[:, :6])[1]
@@ -115,7 +115,7 @@ def test_states_are_apart_from_the_buffers():
     assert all(torch.equal(x, kept[name]) for name, x in middle.tensors().items())
 
 
-def test_a_text_that_is_no_numbers_spoils_neither_those_beside_it_nor_who_comes_after_it():
+def test_a_text_with_nan_spoils_neither_its_neighbours_nor_its_successor():
     model = make_model(6)
     text = torch.randint(13, (1, 20))
     state = model.hidden(text[:, :6])[1]
@@ -150,7 +150,7 @@ def test_the_buffers_hold_no_graph_of_gradients():
     assert not any(buffer.requires_grad for buffer in decoder._buffers())
 
 
-def test_no_more_texts_than_lanes():
+def test_texts_cannot_outnumber_the_lanes():
     model = make_model(5)
     decoder = Decoder(model, 1)
     decoder.add(model.initial_state(1))

@@ -1,4 +1,4 @@
-"""What was read outlives the process: reading on from the file is reading on."""
+"""Notes outlive the process: continuing from the file equals continuing in memory."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ MODELS = [
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(MODELS), st.lists(TEXTS, min_size=2, max_size=3))
-def test_reading_on_from_saved_notes_equals_reading_in_one_go(tmp_path_factory, model, texts):
+def test_continuing_from_saved_notes_equals_one_reading(tmp_path_factory, model, texts):
     path = tmp_path_factory.getbasetemp() / "notes.rmkv"
     whole = read_prompt(model, WORDS, texts)
     read = None
@@ -95,7 +95,7 @@ def test_notes_of_another_model_or_tokenizer_are_refused(tmp_path):
     assert load_notes(path, make_model(vocab_size=280), WORDS)
 
 
-def test_what_is_no_notes_is_refused(tmp_path):
+def test_a_file_that_is_not_notes_is_refused(tmp_path):
     model, path = make_model(vocab_size=280), tmp_path / "notes.rmkv"
     with pytest.raises(UserError, match="no such file"):
         load_notes(path, model, WORDS)
@@ -108,7 +108,7 @@ def test_what_is_no_notes_is_refused(tmp_path):
         load_notes(path, model, WORDS)
 
 
-def test_notes_appear_whole_or_not_at_all(tmp_path):
+def test_notes_are_written_atomically(tmp_path):
     model = make_model(vocab_size=280)
     prompt = read_prompt(model, WORDS, "the cat")
     path = tmp_path / "notes.rmkv"
@@ -159,7 +159,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
-def test_notes_that_no_text_leads_to_are_refused_whatever_their_checksum(saved, tmp_path, tamper):
+def test_notes_that_no_text_can_produce_are_refused_whatever_their_checksum(saved, tmp_path, tamper):
     model, tensors, metadata = saved
     changed = {name: x for name, x in (tensors | tamper(tensors)).items() if x is not None}
     save_tensors(changed, tmp_path / "bad.rmkv", {key: x for key, x in metadata.items() if key != "sha256"})
@@ -167,7 +167,7 @@ def test_notes_that_no_text_leads_to_are_refused_whatever_their_checksum(saved, 
         load_notes(tmp_path / "bad.rmkv", model, WORDS)
 
 
-def test_a_bit_that_flips_anywhere_in_the_numbers_is_found(saved, tmp_path):
+def test_a_flipped_bit_anywhere_in_the_numbers_is_detected(saved, tmp_path):
     model = saved[0]
     data = (tmp_path / "notes.rmkv").read_bytes()
     begin = 8 + int.from_bytes(data[:8], "little")
@@ -179,7 +179,7 @@ def test_a_bit_that_flips_anywhere_in_the_numbers_is_found(saved, tmp_path):
             load_notes(tmp_path / "bad.rmkv", model, WORDS)
 
 
-def test_notes_of_before_which_have_no_checksum_are_read(saved, tmp_path):
+def test_notes_of_earlier_versions_without_a_checksum_are_read(saved, tmp_path):
     model, tensors, metadata = saved
     del metadata["sha256"]
     save_file(tensors, tmp_path / "old.rmkv", metadata)

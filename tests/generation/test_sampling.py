@@ -73,7 +73,7 @@ def draw(logits, configs, seen=None):
         ({"top_k": 4, "top_p": 0.8, "min_p": 0.8}, [0, 0.4, 0, 0, 0]),  # 0.3 is 0.75 of 0.4
     ],
 )
-def test_the_filters_keep_what_a_hand_count_says(values, kept):
+def test_the_filters_keep_the_tokens_counted_by_hand(values, kept):
     found = distribution(P.log(), **values)[0].tolist()
     assert found == pytest.approx([p / sum(kept) for p in kept], abs=1e-6)
     assert [p > 0 for p in found] == [p > 0 for p in kept]

@@ -1,4 +1,4 @@
-"""Texts are streamed: nothing is lost, the tokens are the whole text's, and little of it is held."""
+"""Texts are streamed: the tokens are those of the whole text, and little of it is in memory."""
 
 import io
 
@@ -35,7 +35,7 @@ def test_a_long_text_comes_in_small_pieces_as_it_is_read(monkeypatch):
     assert sum(read) == len(data)
 
 
-def test_a_text_without_words_is_cut_all_the_same(monkeypatch):
+def test_a_text_without_words_is_divided_too(monkeypatch):
     monkeypatch.setattr(texts, "LONGEST", 20_000)
     cut = pieces("é".encode() * 100_000)
     assert "".join(cut) == "é" * 100_000
@@ -43,7 +43,7 @@ def test_a_text_without_words_is_cut_all_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8192])
-def test_a_byte_order_mark_is_no_text_and_line_ends_are_newlines(monkeypatch, size):
+def test_a_byte_order_mark_is_not_text_and_line_ends_are_newlines(monkeypatch, size):
     text = b"a\r\nb\rc\n\r\r\n"
     assert "".join(pieces(b"\xef\xbb\xbf" + text)) == "a\nb\nc\n\n\n"
     monkeypatch.setattr(texts, "READ", size)

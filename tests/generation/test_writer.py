@@ -1,4 +1,4 @@
-"""A model of ours as the writer of synthetic data writes what it writes alone."""
+"""An RMKV as the writer of synthetic data gives the same answers as alone."""
 
 import pytest
 from small_run import save_small_model

@@ -87,7 +87,7 @@ class TestSeeds:
         texts = [write(model, words, "the cat", SamplingConfig(seed=seed))[1].text for seed in (1, 1, 2)]
         assert texts[0] == texts[1] != texts[2]
 
-    def test_texts_branch_off_a_prompt_that_is_read_once(self, words, monkeypatch):
+    def test_several_texts_continue_a_prompt_that_is_read_once(self, words, monkeypatch):
         model = make_model(vocab_size=words.vocab_size)
         alone = [write(model, words, "the cat", SamplingConfig(seed=seed))[1].text for seed in range(3)]
         prompt = read_prompt(model, words, "the cat")

@@ -61,7 +61,7 @@ def texts(**keys):
     )
 
 
-def test_a_run_s_card_tells_model_data_evaluation_and_command_but_no_path(card_of, tmp_path):
+def test_a_run_s_card_describes_model_data_evaluation_and_command_without_paths(card_of, tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "the cat sat on log {i}"}}\n' for i in range(40)))
     _, tokenizer = save_small_model(tmp_path / "model")
     manifest = prepare(texts(validation=0.2), tmp_path, tokenizer, tmp_path / "data", workers=1)
@@ -86,12 +86,12 @@ def test_a_run_s_card_tells_model_data_evaluation_and_command_but_no_path(card_o
     assert str(tmp_path) not in card
 
 
-def test_the_card_of_a_streamed_run_tells_the_weights(card_of):
+def test_the_card_of_a_streamed_run_contains_the_weights(card_of):
     card = card_of(texts(), mix="mixes/mix.toml")
     assert "| one | 3 |\n| two | 1 |\n" in card
 
 
-def test_data_that_are_gone_and_runs_that_are_none_are_not_told(card_of, tmp_path):
+def test_missing_data_and_models_outside_runs_are_not_described(card_of, tmp_path):
     assert "## Data" not in card_of(data=str(tmp_path / "gone"))
     model, _ = save_small_model(tmp_path / "model")
     export_folder(tmp_path / "model", tmp_path / "alone")

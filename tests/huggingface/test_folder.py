@@ -15,7 +15,7 @@ from rmkv_cli.tokenizer import Special
 from rmkv_cli.training.checkpoint import write_model
 
 
-def test_a_model_comes_back_bit_for_bit(models, tmp_path):
+def test_an_exported_model_is_imported_bit_for_bit(models, tmp_path):
     for name in models[1]:
         export_folder(models[0] / name, tmp_path / name)
         import_folder(tmp_path / name, tmp_path / f"{name}-back")

@@ -1,4 +1,4 @@
-"""PEFT is the oracle of adapters: it loads ours on the exported folder, and its own load here."""
+"""PEFT is the reference for adapters: it loads rmkv's on the exported folder, and rmkv loads PEFT's."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ def test_an_adapter_that_peft_trained_gives_the_same_logits_here(place, ids, cel
     torch.testing.assert_close(model(ids)[0], found["theirs"], atol=1e-5, rtol=1e-5)
 
 
-def test_both_have_the_same_files(place):
+def test_both_adapters_have_the_same_files(place):
     for cell in CELLS:
         names = [load_file(place / cell / whose / "adapter_model.safetensors").keys() for whose in ("ours", "theirs")]
         assert names[0] == names[1]

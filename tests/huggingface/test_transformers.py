@@ -1,4 +1,4 @@
-"""transformers alone, in a process that cannot import rmkv_cli, computes, writes and encodes what rmkv does."""
+"""transformers, in a process that cannot import rmkv_cli, computes, generates and encodes the same as rmkv."""
 
 import json
 
@@ -117,7 +117,7 @@ def test_beams_find_other_texts_than_greedy(answers):
     assert any(found["beams"] != found["greedy"] for found in answers.values())
 
 
-def test_samples_differ_and_hold_no_id_that_is_never_written(both):
+def test_samples_differ_and_contain_no_forbidden_id(both):
     _, tokenizer, found = both
     written = {token for row in found["sampled"] for token in row}
     assert len({tuple(row) for row in found["sampled"]}) == 8 * len(STARTS)
@@ -189,7 +189,7 @@ def unpadded_loss(model, tokenizer):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_transformers_has_saved_comes_back_the_same(models, place, answers, tmp_path, name):
+def test_a_model_that_transformers_saved_is_imported_unchanged(models, place, answers, tmp_path, name):
     import_folder(place / f"{name}-{SAVED_AGAIN}", tmp_path / "back")
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (tmp_path / "back" / file).read_bytes() == (models[0] / name / file).read_bytes()
@@ -198,7 +198,7 @@ def test_what_transformers_has_saved_comes_back_the_same(models, place, answers,
 @pytest.mark.parametrize("name", NAMES)
 class TestBfloat16:
     @pytest.mark.parametrize("way", [0, 1, 2], ids=["its own type", "asked for", "of a float32 folder"])
-    def test_the_types_and_the_logits_are_ours(self, models, answers, ids, name, way):
+    def test_dtypes_and_logits_match_rmkv_s(self, models, answers, ids, name, way):
         model = RMKV.from_pretrained(models[0] / name, dtype=torch.bfloat16)
         logits, types = answers[name]["bfloat16"][way]
         assert types == {f"model.{key}": x.dtype for key, x in model.state_dict().items()}
@@ -207,7 +207,9 @@ class TestBfloat16:
             assert torch.equal(logits, model(ids)[0])
 
     @pytest.mark.parametrize("folder", ["exported", "saved again by transformers"])
-    def test_a_folder_comes_back_with_its_types_and_values(self, models, place, answers, tmp_path, name, folder):
+    def test_an_exported_folder_is_imported_with_its_dtypes_and_values(
+        self, models, place, answers, tmp_path, name, folder
+    ):
         exported = place / (f"{name}-{NARROW}" if folder == "exported" else f"{name}-{NARROW}-{SAVED_AGAIN}")
         assert json.loads((exported / "config.json").read_text())["dtype"] == "bfloat16"
         import_folder(exported, tmp_path / "back")

@@ -1,4 +1,4 @@
-"""Adapter folders: what is written, and that a wrong one is one line."""
+"""Adapter folders are loaded as they were saved, and a wrong one is a one-line error."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_an_adapter_is_loaded_as_it_was_saved(base, adapter, dtype):
     assert model.blocks[0].store.gates.lora_A.weight.dtype == torch.float32
 
 
-def test_it_may_be_on_a_part_of_the_layers(base, tmp_path):
+def test_an_adapter_may_cover_part_of_the_layers(base, tmp_path):
     save_adapter(with_adapter(RMKV.from_pretrained(base), ["blocks.1.attention.qkv", "cell.cell"]), tmp_path, base, "")
     model = RMKV.from_pretrained(base)
     load_adapter(model, tmp_path)
@@ -116,7 +116,7 @@ def test_a_rank_that_the_weights_do_not_have_is_refused_before_any_allocation(ba
     assert f"adapter_config.json has r = {10**15}, but '{PREFIX}" in refusal(base, adapter)
 
 
-def test_half_of_a_cell_s_adapter_is_refused(base, adapter):
+def test_an_incomplete_adapter_of_a_cell_is_refused(base, adapter):
     weights = load_file(adapter / "adapter_model.safetensors")
     kept = {name: x for name, x in weights.items() if "base_layer" not in name}
     save_file(kept, adapter / "adapter_model.safetensors")

@@ -35,7 +35,7 @@ def test_merged_weights_give_the_adapted_model_s_logits(memory):
     [({"cell": "gru"}, ["cell.cell"]), ({"cell": "minimal"}, ["cell.cell.linear"]), ({"slots": 0}, [])],
     ids=str,
 )
-def test_it_is_on_all_linear_layers_and_cells_where_no_targets_are_named(memory, cell):
+def test_without_targets_an_adapter_is_on_all_linear_layers_and_cells(memory, cell):
     model = make_model(memory={"store": 1} | memory, tie_word_embeddings=False)
     found = {f"blocks.{i}.{layer}" for i in (0, 1) for layer in (*LAYERS, *cell)} | {"blocks.0.store.gates"}
     assert set(select(model, ())) == found

@@ -1,4 +1,4 @@
-"""Attention: one token per text is computed another way than several."""
+"""Attention of one token per text, which is computed differently, equals that of several."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from rmkv_cli.model.attention import QKVBlock
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (6, 1)])
-def test_one_token_attends_as_it_does_among_others(heads, shared, dtype):
+def test_a_single_token_attends_as_within_a_batch_of_tokens(heads, shared, dtype):
     torch.manual_seed(0)
     shape = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_key_value_heads": shared}
     attention = QKVBlock(ModelConfig(vocab_size=8, **shape))

@@ -1,4 +1,4 @@
-"""What the cost report says is what the model does."""
+"""The cost report matches the model."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_touched_per_token_counted_by_hand():
     "heads", [{}, {"num_key_value_heads": 1}, {"head_size": 48, "num_key_value_heads": 1}], ids=str
 )
 @pytest.mark.parametrize("lookback", [0, 64])
-def test_flops_are_those_that_torch_counts(memory, lookback, heads):
+def test_flops_match_torch_s_counter(memory, lookback, heads):
     shape = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200} | heads
     memory = {"slots": 8} | memory
     model = make_model(segment_length=64, num_attention_heads=2, lookback=lookback, memory=memory, **shape)
@@ -81,7 +81,7 @@ def test_in_bfloat16_slots_and_stores_are_as_large_and_the_rest_is_half():
     ],
     ids=str,
 )
-def test_state_bytes_are_those_of_the_state(shape):
+def test_state_bytes_match_the_state(shape):
     model = make_model(**shape)
     boundary, most = state_bytes(model.config, element_size=8)
     ids = torch.zeros(1, 100, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Training and decoding never wait for the device: on the meta device, where no number can be looked at, they run."""
+"""Training and decoding never wait for the device: they run on the meta device, whose tensors have no values."""
 
 import pytest
 import torch

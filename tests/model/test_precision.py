@@ -1,4 +1,4 @@
-"""A model in bfloat16: its files, what loading it takes, and the states that it exchanges with itself in float32."""
+"""A model in bfloat16: its files, the memory for loading, and states exchanged with the same model in float32."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def loaded(folder, dtype):
     return RMKV.from_pretrained(folder, dtype=dtype)
 
 
-def test_only_the_narrow_weights_are_bfloat16(folder):
+def test_only_the_matrices_of_a_bfloat16_model_are_bfloat16(folder):
     saved, weights = load_file(folder / "model.safetensors"), loaded(folder, torch.bfloat16).state_dict()
     assert {name for name, x in weights.items() if x.dtype == torch.float32} == {n for n in saved if not is_narrow(n)}
     for name, x in weights.items():
@@ -53,7 +53,7 @@ def test_each_tensor_is_converted_once_and_by_itself(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_memory_that_is_asked_for_is_that_of_the_tensors(folder, dtype):
+def test_the_requested_memory_matches_the_tensors(folder, dtype):
     model = loaded(folder, dtype)
     needed = sum(x.nbytes for x in model.state_dict().values()) + state_bytes(model.config, 4, dtype.itemsize)[1]
     with pytest.MonkeyPatch.context() as patched:
@@ -64,7 +64,7 @@ def test_the_memory_that_is_asked_for_is_that_of_the_tensors(folder, dtype):
         loaded(folder, dtype)
 
 
-def test_a_folder_of_a_bfloat16_model_holds_its_tensors_and_loads_in_both_types(folder, tmp_path):
+def test_a_folder_of_a_bfloat16_model_contains_its_tensors_and_loads_in_both_dtypes(folder, tmp_path):
     model = loaded(folder, torch.bfloat16)
     model.save_pretrained(tmp_path / "narrow")
     assert layout(load_file(tmp_path / "narrow" / "model.safetensors")) == layout(model.state_dict())
@@ -75,7 +75,7 @@ def test_a_folder_of_a_bfloat16_model_holds_its_tensors_and_loads_in_both_types(
         assert torch.equal(wide.state_dict()[name], x.float())
 
 
-def test_a_state_has_the_types_of_its_model(folder):
+def test_a_state_has_the_dtypes_of_its_model(folder):
     narrow = loaded(folder, torch.bfloat16).initial_state(1)
     for name, x in narrow.tensors().items():
         if x.is_floating_point():
@@ -113,7 +113,7 @@ def test_notes_continue_in_either_dtype(folder, tmp_path, read_in, go_on_in):
     ("name", "dtype"),
     [("state.memory", torch.bfloat16), ("state.values.1", torch.float32), ("logits", torch.bfloat16)],
 )
-def test_notes_of_mixed_types_that_no_model_has_are_refused(folder, tmp_path, name, dtype):
+def test_notes_with_an_impossible_mix_of_dtypes_are_refused(folder, tmp_path, name, dtype):
     path = tmp_path / "notes.rmkv"
     notes(folder, path, torch.bfloat16)
     tensors = load_file(path)
@@ -124,7 +124,7 @@ def test_notes_of_mixed_types_that_no_model_has_are_refused(folder, tmp_path, na
         load_notes(path, loaded(folder, torch.bfloat16), WORDS)
 
 
-def test_notes_of_before_which_name_the_exact_weights_are_read(folder, tmp_path):
+def test_notes_of_earlier_versions_that_name_the_exact_weights_are_read(folder, tmp_path):
     saved, path, model = (
         notes(folder, tmp_path / "notes.rmkv", torch.float32),
         tmp_path / "notes.rmkv",
@@ -138,7 +138,7 @@ def test_notes_of_before_which_name_the_exact_weights_are_read(folder, tmp_path)
     assert torch.equal(load_notes(path, model, WORDS).state.memory, saved.state.memory)
 
 
-def test_a_state_file_keeps_its_types(folder, tmp_path):
+def test_a_state_file_keeps_its_dtypes(folder, tmp_path):
     state = loaded(folder, torch.bfloat16).initial_state(1)
     state.save(tmp_path / "state.safetensors")
     assert layout(State.load(tmp_path / "state.safetensors").tensors()) == layout(state.tensors())

@@ -41,7 +41,7 @@ def test_narrower_weights_are_loaded_as_float32(folder, dtype):
     assert model(torch.zeros(1, 9, dtype=torch.int64))[0].isfinite().all()
 
 
-def test_float64_weights_stay_what_they_are_unless_others_are_narrower(folder):
+def test_float64_weights_stay_float64_unless_others_are_narrower(folder):
     make_model().save_pretrained(folder)
     assert RMKV.from_pretrained(folder).memory.dtype == torch.float64
     weights = load_file(folder / "model.safetensors")
@@ -49,7 +49,7 @@ def test_float64_weights_stay_what_they_are_unless_others_are_narrower(folder):
     assert {x.dtype for x in RMKV.from_pretrained(folder).parameters()} == {torch.float32}
 
 
-def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
+def test_weights_that_are_not_floating_point_numbers_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"norm.weight": torch.zeros(12, dtype=torch.int8)}, folder / "model.safetensors")
     assert "'norm.weight' has the type int8; weights should be float32, bfloat16 or float16" in refusal(folder)
@@ -99,7 +99,7 @@ def test_a_model_larger_than_the_memory_is_not_called_damaged(folder):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "checksums.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_regular_file_is_refused_and_not_waited_for(folder, name, make):
+def test_anything_but_a_regular_file_is_refused_without_waiting(folder, name, make):
     write_checksums(folder)
     (folder / name).unlink()
     make(folder / name)
@@ -120,7 +120,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(folder, name, mak
     ],
     ids=lambda text: text[:6],
 )
-def test_what_is_no_config_is_refused(folder, text):
+def test_an_invalid_config_is_refused(folder, text):
     (folder / "config.json").write_text(text)
     assert "config.json: " in refusal(folder)
 
@@ -132,6 +132,6 @@ def test_a_config_of_a_gigabyte_is_refused_before_it_is_read(folder):
 
 
 @pytest.mark.parametrize("record", ["[" * 100_000, "[]", '{"../../../../proc/kcore": "0"}', '{"/proc/kcore": "0"}'])
-def test_checksums_that_are_none_are_damage(folder, record):
+def test_invalid_checksums_are_damage(folder, record):
     (folder / "checksums.json").write_text(record)
     assert "checksums.json is damaged" in refusal(folder)

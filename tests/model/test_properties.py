@@ -149,7 +149,7 @@ def test_memory_can_be_reset_and_swapped():
 
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=str)
-def test_what_is_recent_can_be_forgotten(memory):
+def test_recent_tokens_can_be_forgotten(memory):
     """With the memory reset as well nothing is left; the memory alone is the same whatever the recent tokens were."""
     model = make_model(memory=memory)
     ids = tokens(2, 20)
@@ -173,7 +173,7 @@ def test_what_is_recent_can_be_forgotten(memory):
 
 
 @pytest.mark.parametrize("lookback", [0, 2])
-def test_a_state_holds_on_to_no_more_than_itself(lookback):
+def test_a_state_keeps_no_other_memory_alive(lookback):
     model = make_model(lookback=lookback, memory={"cell": "lstm"})
     _, state = model(tokens(2, 30))
     held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in state.tensors().values()}

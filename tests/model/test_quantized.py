@@ -153,7 +153,7 @@ def test_4_bits_hold_a_matrix_of_4_bits_exactly():
     assert torch.equal(found.dequantized(torch.float32), layer.weight)
 
 
-def test_what_is_kept_and_what_is_quantized():
+def test_kept_layers_and_stores_stay_and_other_layers_are_quantized():
     model = quantized({"bits": 8, "keep": ["embedding", "blocks.0.attention.out"]})
     kept = {name for name, layer in model.named_modules() if not isinstance(layer, Quantized)}
     assert {"embedding", "blocks.0.attention.out", "blocks.0.pooling", "blocks.0.store.gates"} <= kept

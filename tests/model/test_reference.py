@@ -1,4 +1,4 @@
-"""The model gives what the plain-loop reference gives, for each choice that the config has."""
+"""The model agrees with the plain-loop reference for every choice in the config."""
 
 import itertools
 

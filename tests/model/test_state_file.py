@@ -42,7 +42,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_numbers_that_no_text_leads_to_are_a_fault(name):
+def test_numbers_that_no_text_can_produce_are_a_fault(name):
     state = make_model()(torch.ones(1, 8, dtype=torch.int64))[1]
     assert name in {field.name for field in fields(state)}
     assert f"'{name}'" in find_fault(replace(state, **{name: torch.full_like(getattr(state, name), CHANGES[name])}))

@@ -1,4 +1,4 @@
-"""The associative store: what is written under a key is found under it, until the key gets another value."""
+"""The associative store returns what was written under a key, until the key gets another value."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def rms_normed(v):
     return v / v.square().mean(-1, keepdim=True).sqrt()
 
 
-def test_each_key_finds_its_value_at_once_and_later(store):
+def test_each_key_retrieves_its_value_at_once_and_later(store):
     v = values(D)
     order = range(D)
     found, written = go(store, EMPTY, keys(*order), keys(*order), v, [1.0] * D)
@@ -85,13 +85,13 @@ def test_a_key_s_last_value_counts_in_one_call_and_in_two(store):
     torch.testing.assert_close(later[:, :, 2], values(1, seed=2)[:, :, 0])
 
 
-def test_nothing_fades_that_is_not_written_over(store):
+def test_a_value_that_is_not_overwritten_never_fades(store):
     _, held = go(store, EMPTY, keys(0, 1), keys(0, 1), values(2), [1.0] * 2)
     _, later = go(store, held, keys(0, 1, 2), keys(0, 1, 2), values(3, seed=2), [0.0] * 3)
     torch.testing.assert_close(later, held)
 
 
-def test_many_tokens_at_once_are_one_after_the_other(store):
+def test_many_tokens_at_once_equal_one_after_the_other(store):
     q, k, v = values(7, seed=4), values(7, seed=3), values(7)
     write = torch.rand(7, generator=torch.Generator().manual_seed(0)).tolist()
     W, one_by_one = EMPTY, []

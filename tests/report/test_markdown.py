@@ -1,4 +1,4 @@
-"""Whatever a text holds, Markdown shows it as it is."""
+"""Markdown shows any text literally."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -32,7 +32,7 @@ def one_line(text):
 @example(NASTY)
 @example("- a")
 @example("````\n```")
-def test_words_cells_and_code_come_back(shown, text):
+def test_words_cells_and_code_survive_rendering(shown, text):
     page = shown(f"# x {escape(text)} x")
     assert [one_line(heading) for heading in page.texts["h1"]] == [one_line(f"x {text} x")]
     page = shown(table(["a", text], [["x" + text + "x", "1"], ["b", text]]))
@@ -43,7 +43,7 @@ def test_words_cells_and_code_come_back(shown, text):
         assert not {"script", "a", "img", "em", "strong"} & set(shown(f"x\n\n{markdown}").tags)
 
 
-def test_control_characters_are_pictures_of_them():
+def test_control_characters_become_visible_symbols():
     assert code("\x1b[31m\x00\x9b\n\t", "text") == "```text\n␛[31m␀\ufffd\n\t\n```"
     assert escape("a\x07b") == "a␇b"
     assert "\n" not in map(chr, CONTROLS)

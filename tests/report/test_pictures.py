@@ -1,4 +1,4 @@
-"""Pictures that can be told apart and read on any ground."""
+"""Lines of pictures are distinguishable and readable on any background."""
 
 import re
 from pathlib import Path

@@ -104,7 +104,7 @@ def test_both_files_are_equal_in_content_and_need_nothing_else(evaluated):
     assert "default-src 'none'" in "".join(page.values("content"))
 
 
-def test_the_run_s_words_are_shown_as_they_are(run):
+def test_texts_of_the_run_are_shown_literally(run):
     named = run.parent / "_a $x$ <b> `c` | *d* é猫"
     shutil.copytree(run, named, symlinks=True)
     records = records_of(named)
@@ -123,7 +123,7 @@ def test_the_run_s_words_are_shown_as_they_are(run):
     assert f"````text\n{NASTY}\n````" in markdown
 
 
-def test_what_was_not_measured_is_shown_with_the_command_that_adds_it(run):
+def test_a_missing_measurement_is_shown_with_its_command(run):
     markdown, _, _ = report_of(run)
     for title in ("Final evaluation", "Loss by position", "Memory"):
         assert f"$ rmkv eval --model {run} --data {data_of(run)}\n" in section(markdown, title)
@@ -225,7 +225,7 @@ def test_data_that_no_longer_exist_are_named(run):
     assert f"no longer in `{run / 'gone'}`" in section(report_of(run)[0], "Data")
 
 
-def test_what_cannot_be_reported_is_an_error(run, monkeypatch):
+def test_a_run_that_cannot_be_reported_is_an_error(run, monkeypatch):
     def error(folders, out=run / "report"):
         with pytest.raises(UserError) as raised:
             write_report(folders, out)

@@ -1,4 +1,4 @@
-"""A body beyond its bounds is rejected, naming field and bound, before it slows anybody else down."""
+"""A request body beyond the bounds is rejected with field and bound, before it slows down other clients."""
 
 import json
 import threading
@@ -51,19 +51,19 @@ class TestBounds:
         assert message.startswith(f"{param or 'the body'}")
         assert f"at most {bound}" in message
 
-    def test_what_is_within_them_is_taken(self):
+    def test_a_body_within_the_bounds_is_accepted(self):
         assert len(parse(ChatRequest, json.dumps({"messages": [TURN] * 4096}).encode()).messages) == 4096
         text = '{"[,]}": "\\" \\\\' * 10_000  # brackets, commas and quotes within a text are text
         assert parse(CompletionRequest, json.dumps({"prompt": text}).encode()).prompt == [text]
 
-    def test_a_long_key_is_not_told_back_whole(self):
+    def test_a_long_key_is_not_repeated_in_full(self):
         assert len(refusal(CompletionRequest, {"k" * 10**6: 1, "prompt": "a"})[1]) < 200
 
     @pytest.mark.parametrize(
         "text",
         [b'"' * 10**6, b'"\\' * 10**6, b"]" * 10**6, b"," * 10**6, b"9" * 10**6, b"\xff" * 100, b'{"prompt": "a'],
     )
-    def test_what_is_no_json_is_refused(self, text):
+    def test_a_body_that_is_not_json_is_refused(self, text):
         assert refusal(CompletionRequest, text)[1].startswith("the body")
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
@@ -72,7 +72,7 @@ class TestBounds:
         assert "not valid JSON" in refusal(CompletionRequest, json.dumps({"prompt": "a"}).encode(encoding))[1]
 
 
-def test_others_are_answered_while_a_large_body_is_looked_at(server, monkeypatch):
+def test_others_are_answered_while_a_large_body_is_parsed(server, monkeypatch):
     """Such 16 MB once blocked the event loop for a minute and a half, and took 5 GB."""
     health_answered = threading.Event()
 
@@ -108,7 +108,7 @@ def test_only_json_is_read(server):
         assert server.ask("POST", "/v1/completions", content=body, headers={"Content-Type": kind}).status_code == 200
 
 
-def test_all_bodies_together_have_so_many_bytes(loaded):
+def test_the_bytes_of_all_bodies_are_bounded(loaded):
     """The bound is four times the largest body."""
     body = json.dumps({"prompt": "a", "max_tokens": 1}).encode().ljust(1000)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

@@ -75,7 +75,7 @@ class TestDeadlines:
         client.sendall(POST + sent)
         assert error_in(received(client)) == (408, "the body took longer than 0.5 s to arrive")
 
-    def test_an_answer_that_is_not_taken_is_not_kept(self, loaded, monkeypatch):
+    def test_an_answer_that_the_client_does_not_read_is_dropped(self, loaded, monkeypatch):
         for name in ("BODY_SECONDS", "ANSWER_SECONDS"):
             monkeypatch.setattr(connection, name, 0.2)
         with running(*loaded, max_seconds=0.5) as server, server.connect() as client:
@@ -103,7 +103,7 @@ def connect(port):
 
 @pytest.mark.slow
 class TestNumber:
-    def test_silent_ones_keep_nobody_out(self, folder):
+    def test_silent_connections_keep_nobody_out(self, folder):
         with served(folder, files=200) as (port, process), ExitStack() as stack:
             for _ in range(300):
                 stack.enter_context(connect(port))
@@ -115,7 +115,7 @@ class TestNumber:
             assert process.wait() == 0
             assert process.stderr.read() == "ended\n"
 
-    def test_where_none_is_silent_one_more_is_refused(self, folder):
+    def test_without_silent_connections_one_more_is_refused(self, folder):
         with served(folder, files=128) as (port, process), ExitStack() as stack:
             for _ in range(16):
                 client = stack.enter_context(connect(port))

@@ -1,4 +1,4 @@
-"""What a server refuses, whom it lets in, what it counts, and that who leaves takes nothing with him."""
+"""What a server refuses, which clients it accepts, what it counts, and that a leaving client frees everything."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ def narrow(loaded):
 
 
 class TestQueue:
-    def test_a_client_of_a_full_server_is_reported_to_retry(self, narrow):
+    def test_a_client_of_a_full_server_gets_a_retry_time(self, narrow):
         with narrow.client() as client, narrow.client(max_retries=20) as patient:
             writing = client.completions.create(**LONG, stream=True)
             next(writing)
@@ -49,7 +49,7 @@ class TestQueue:
             narrow.service.engine.shut(0)
             waiting.join()
 
-    def test_a_long_reading_does_not_stop_who_writes(self, loaded):
+    def test_a_long_prompt_does_not_stop_others_from_generating(self, loaded):
         with running(*loaded, lanes=2) as server, server.client() as client:
             read = threading.Thread(
                 target=server.ask, args=("POST", "/v1/memories"), kwargs={"json": {"name": "a", "text": TEXT * 2000}}
@@ -63,7 +63,7 @@ class TestQueue:
             read.join()
 
     @pytest.mark.parametrize("prompt", [TEXT * 5000, "x" * 200_000], ids=["words", "one word"])
-    def test_who_asks_for_little_does_not_wait_for_who_has_much_read(self, loaded, prompt):
+    def test_a_short_request_does_not_wait_for_a_long_prompt(self, loaded, prompt):
         """The large request asks for all lanes, and part of its text has no token boundary at which to cut."""
         with running(*loaded, lanes=4) as server, server.client() as client:
             large = threading.Thread(
@@ -80,7 +80,7 @@ class TestQueue:
 
 
 class TestTime:
-    def test_a_request_has_so_much(self, loaded):
+    def test_the_time_of_a_request_is_bounded(self, loaded):
         with running(*loaded, max_seconds=0.5) as server, server.client() as client:
             with pytest.raises(openai.InternalServerError) as late:
                 client.completions.create(**LONG)
@@ -92,7 +92,7 @@ class TestTime:
 
 
 class TestBody:
-    def test_it_has_so_many_bytes(self, loaded):
+    def test_the_bytes_of_a_body_are_bounded(self, loaded):
         with running(*loaded, max_body=1000) as server:
             fits = json.dumps(CAT).encode().ljust(1000)
             how = {"headers": {"Content-Type": "application/json"}}
@@ -111,7 +111,7 @@ def locked(loaded):
 
 class TestKey:
     @pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer no", "Basic sésame", "sésame"])
-    def test_who_has_none_is_not_let_in(self, locked, given):
+    def test_a_client_without_the_key_is_refused(self, locked, given):
         headers = {} if given is None else {"Authorization": given.encode()}
         for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/metrics"), ("GET", "/no")):
             refused = locked.ask(method, path, headers=headers, content=b"not read")
@@ -120,7 +120,7 @@ class TestKey:
             error = refused.json()["error"]
             assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
 
-    def test_who_has_it_is(self, locked):
+    def test_a_client_with_the_key_is_accepted(self, locked):
         headers = {"Authorization": "Bearer sésame".encode()}
         assert locked.ask("POST", "/v1/completions", json=CAT, headers=headers).status_code == 200
         elsewhere = headers | {"Host": "example.org"}
@@ -129,7 +129,7 @@ class TestKey:
     @pytest.mark.parametrize(
         "given", [b"Bearer \xe9", b"Bearer s\xe9same", b"\xff\xfe Bearer", b"Bearer \xa0", b"B\xe9arer x"]
     )
-    def test_odd_bytes_are_no_key(self, locked, given):
+    def test_bytes_that_are_not_ascii_are_not_a_key(self, locked, given):
         refused = locked.ask("GET", "/v1/models", headers={"Authorization": given})
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
 
@@ -170,7 +170,7 @@ def test_the_page_may_use_nothing_from_elsewhere(server):
 
 
 class TestLeaving:
-    def test_who_leaves_a_stream_frees_the_lane(self, loaded):
+    def test_a_client_that_leaves_a_stream_frees_its_lane(self, loaded):
         with running(*loaded) as server, server.client() as client:
             for _ in range(3):
                 stream = client.completions.create(**LONG, stream=True)
@@ -180,7 +180,7 @@ class TestLeaving:
                 wait_for(lambda: server.metric("rmkv_lanes_busy") == 0)
             assert server.metric("rmkv_tokens_written_total") < 4096
 
-    def test_who_leaves_an_answer_does(self, loaded):
+    def test_a_client_that_leaves_before_its_answer_frees_its_lane(self, loaded):
         with running(*loaded) as server:
             with server.begin("/v1/completions", LONG):
                 wait_for(lambda: server.metric("rmkv_lanes_busy") == 1)
@@ -189,7 +189,7 @@ class TestLeaving:
             left = 'rmkv_requests_total{route="/v1/completions",status="499"} 1.0'
             wait_for(lambda: left in server.ask("GET", "/metrics").text)
 
-    def test_who_leaves_the_queue_does(self, narrow):
+    def test_a_client_that_leaves_the_queue_frees_its_place(self, narrow):
         with narrow.client() as client:
             stream = client.completions.create(**LONG, stream=True)
             next(stream)
@@ -221,7 +221,7 @@ def test_metrics_count_what_was_done(loaded):
             assert line in text
 
 
-def test_what_was_written_is_let_go_of_at_once(loaded):
+def test_generated_texts_are_freed_at_once(loaded):
     """Not when the garbage collector comes by, which counts objects and not the bytes of their states."""
     with running(*loaded, max_seconds=1) as server:
         server.ask("POST", "/v1/completions", json=CAT)

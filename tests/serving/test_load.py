@@ -1,4 +1,4 @@
-"""Many clients at once, each of which gets its own answer, and bodies of all kinds, none of which breaks the server."""
+"""Many clients at once each get their own answer, and no request body breaks the server."""
 
 import json
 import random

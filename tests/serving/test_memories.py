@@ -1,4 +1,4 @@
-"""Named memories: made of texts, gone on from, kept apart, bounded."""
+"""Named memories are made of texts, continued, kept separate and bounded."""
 
 import json
 import threading
@@ -87,7 +87,7 @@ class TestMemories:
         assert after["bytes"] <= after["bytes_at_most"] == before["bytes_at_most"]
         assert complete(memory="dogs") == write(loaded, TEXT, TEXT * 50, "the cat")
 
-    def test_a_request_leaves_it_as_it_was(self, memories, complete):
+    def test_a_request_leaves_the_memory_unchanged(self, memories, complete):
         made = memories("POST", name="dogs", text=TEXT)
         first = complete(memory="dogs")
         assert complete(memory="dogs") == first
@@ -133,7 +133,7 @@ class TestMemories:
         wait_for(lambda: not server.unfinished())
         assert memories("GET", "dogs")["tokens"] > before["tokens"] + 100
 
-    def test_what_comes_to_nothing_leaves_it_as_it_was(self, server, memories):
+    def test_a_failed_request_leaves_the_memory_unchanged(self, server, memories):
         made = memories("POST", name="dogs", text=TEXT)
         body = json.dumps(CAT | {"prompt": "\ud800", "memory": "dogs", "keep": True})
         asked = server.ask("POST", "/v1/completions", content=body, headers={"Content-Type": "application/json"})
@@ -161,7 +161,7 @@ class TestTogether:
         kept(None)
         assert set(texts) == {write(loaded, TEXT, "the cat")}
 
-    def test_who_writes_it_is_alone(self, server, memories):
+    def test_only_one_request_at_a_time_changes_a_memory(self, server, memories):
         made = memories("POST", name="dogs", text=TEXT)
         _, keep = server.service.memories.hold("dogs")
         for refused in (
@@ -202,7 +202,7 @@ class TestTogether:
 
 class TestBounds:
     @pytest.mark.parametrize("bound", ["number", "bytes"])
-    def test_there_is_room_for_so_many(self, loaded, bound):
+    def test_the_number_of_memories_is_bounded(self, loaded, bound):
         with running(*loaded, max_memories=2) as server:
             most = server.service.memories.bytes_at_most
         limits = {"max_memories": 2} if bound == "number" else {"max_memory_bytes": 3 * most - 1}

@@ -313,7 +313,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "body", [b"{", b"[]", b'"text"', b"\xff", b'{"prompt": NaN}', b'{"\\ud800": 1}', b"[" * 100_000]
     )
-    def test_a_body_that_is_no_request(self, server, body):
+    def test_a_body_that_is_not_a_request(self, server, body):
         answer = server.ask("POST", "/v1/completions", content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400
         assert "body" in answer.json()["error"]["message"] or "prompt" in answer.json()["error"]["message"]

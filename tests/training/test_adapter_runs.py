@@ -54,7 +54,7 @@ def assert_same_adapters(a, b):
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
-def test_its_checkpoints_hold_the_adapter_alone_and_name_the_base(run, source):
+def test_checkpoints_contain_only_the_adapter_and_name_the_base(run, source):
     checkpoint = find_model(run)
     names = {path.name for path in checkpoint.iterdir()}
     assert names == {*SAVED, "tokenizer.json", "generation_config.json", "checksums.json", "training"}

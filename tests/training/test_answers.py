@@ -1,4 +1,4 @@
-"""Training on conversations of which only the answers are supervised."""
+"""Training on conversations whose answers alone are supervised."""
 
 import json
 

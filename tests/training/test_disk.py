@@ -1,4 +1,4 @@
-"""An unwritable folder and too small a disk are found before training, and nothing is left behind."""
+"""An unwritable folder or a disk that is too small is found before training, and nothing is left behind."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come
 
 
 @pytest.mark.parametrize("keys", [{}, {"precision": "bf16"}, {"optimizer": "muon"}], ids=["adamw", "bf16", "muon"])
-def test_a_checkpoint_has_the_size_that_is_foretold(make_config, tmp_path, keys):
+def test_the_predicted_size_of_a_checkpoint_is_right(make_config, tmp_path, keys):
     config = make_config(model={"hidden_size": 96, "intermediate_size": 256}, tokens=100, **keys)
     checkpoint = train(config, tmp_path / "run").run / "latest"
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
@@ -26,7 +26,7 @@ def test_a_resumed_run_needs_space_only_for_the_remaining_checkpoints(make_confi
     assert checkpoints_to_come(config, tmp_path / "run") == max(1, 7 - kept)
 
 
-def test_too_little_room_is_found_before_anything_is_made(make_config, tmp_path):
+def test_too_little_disk_space_is_found_before_anything_is_written(make_config, tmp_path):
     """A model of 60 TB: its size is known without allocating it."""
     huge = {"hidden_size": 115_200, "num_attention_heads": 900, "num_hidden_layers": 240}
     config = make_config(model=huge, keep_last=2)

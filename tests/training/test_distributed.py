@@ -215,7 +215,7 @@ def test_ranks_wait_for_rank_0_longer_than_for_each_other(forker, written, tmp_p
 
 
 @pytest.mark.slow
-def test_a_rank_0_that_is_silent_is_given_up(written, tmp_path):
+def test_a_silent_rank_0_ends_the_job(written, tmp_path):
     """No connection breaks, as when a machine loses its power, and the others are waiting for it."""
     _, file = written()
     job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", TIMEOUT=5, FROZEN=1)
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_one_report(written
 
 
 @pytest.mark.slow
-def test_rank_0_alone_decides_which_steps_are_bad(forker, written, float64, tmp_path):
+def test_only_rank_0_decides_which_steps_are_bad(forker, written, float64, tmp_path):
     config, file = written(on_bad_step="skip")
     whole = train(config, tmp_path / "whole").run
     job = ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "unheard", FLOAT64=1, ALARM=1)
@@ -306,7 +306,7 @@ def test_faults_that_only_some_ranks_find_are_reported_once(written, streams, tm
 
 
 @pytest.mark.slow
-def test_the_data_s_end_is_the_job_s(forker, written, streams, data, float64, tmp_path):
+def test_the_end_of_the_data_ends_the_job(forker, written, streams, data, float64, tmp_path):
     places = streams((data.parent / "story.jsonl").read_text(), when_dry="stop")
     seldom = {"checkpoint_every": 1000, "eval_every": 1000}
     config, file = written(**places, **seldom, batch_size=16, micro_batch_size=4)

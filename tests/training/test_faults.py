@@ -51,7 +51,7 @@ def test_only_numbers_far_above_the_median_are_spikes():
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf), (math.inf, math.nan)])
-def test_what_is_not_finite_is_bad_at_once(loss, norm):
+def test_a_step_that_is_not_finite_is_bad_at_once(loss, norm):
     assert "not a finite number" in StepMonitor(spike_factor=0).find_fault(loss, norm)
 
 
@@ -64,7 +64,7 @@ def rare_token(data, segments):
     return min(((token, at) for token, at in sorted(where.items()) if at[0] > 2), key=lambda found: len(found[1]))
 
 
-def test_skipped_are_just_the_steps_that_are_bad(make_config, data, tmp_path, monkeypatch, capsys):
+def test_exactly_the_bad_steps_are_skipped(make_config, data, tmp_path, monkeypatch, capsys):
     """The embedding of a rare token is infinite: so is what becomes of each row that holds it, and of no other."""
     model = {"tie_word_embeddings": False}
     keys = {"tokens": 1000, "keep_last": 99, "checkpoint_every": 1, "eval_every": 100}

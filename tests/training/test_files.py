@@ -64,7 +64,7 @@ def test_a_signal_ends_the_hashing_of_a_large_file(tmp_path, monkeypatch):
     assert not (tmp_path / "files.json").exists()
 
 
-def test_of_another_time_they_are_the_same_if_their_content_is(begun, tmp_path, monkeypatch):
+def test_files_with_another_time_are_the_same_if_their_content_is(begun, tmp_path, monkeypatch):
     run, folder, mix = begun
     os.utime(folder / "a.txt", ns=(2 * 10**18, 2 * 10**18))
     assert current_mix(mix, run, tmp_path / "none.toml") == mix
@@ -108,7 +108,7 @@ def test_files_that_were_moved_are_found_by_their_content(begun, tmp_path):
         current_mix(mix, run, elsewhere / "mix.toml")
 
 
-def test_of_a_run_of_an_earlier_version_nothing_is_known(begun, tmp_path):
+def test_a_run_of_an_earlier_version_has_no_record_of_its_files(begun, tmp_path):
     run, folder, mix = begun
     (run / "files.json").unlink()
     (folder / "b.txt").write_text("other text")

@@ -1,4 +1,4 @@
-"""docs/formats.md names all that a run, a mix and a reading write, and nothing that they do not."""
+"""docs/formats.md names exactly the files that a run, a mix and a reading write."""
 
 import json
 import math
@@ -159,7 +159,7 @@ def test_the_special_tokens():
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_what_reading_and_writing_leave(make_config, tmp_path, monkeypatch, capsys, cell):
+def test_the_files_of_reading_and_generating(make_config, tmp_path, monkeypatch, capsys, cell):
     run = train(make_config(memory={"cell": cell}, tokens=100), tmp_path / "run").run
     (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog sat on the log.")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "The"}\n{"messages": [{"role": "user", "content": "Who?"}]}\n')

@@ -1,4 +1,4 @@
-"""How long a training is: in tokens, or in epochs of prepared data."""
+"""The length of a training, in tokens or in epochs of prepared data."""
 
 import pytest
 from compare_runs import assert_same_run, stop_at

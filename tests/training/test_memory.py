@@ -1,4 +1,4 @@
-"""The memory that training is told to need is what its tensors take, within a tenth."""
+"""The estimate of training memory is within a tenth of what the tensors take."""
 
 import weakref
 
@@ -119,7 +119,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 768}
         "an adapter of high rank",
     ],
 )
-def test_it_is_what_the_tensors_take(segments, model, memory, train):
+def test_the_estimate_matches_the_tensors(segments, model, memory, train):
     train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "tokens": 10**9} | train
     config = Config.model_validate({"model": SHAPE | model | {"memory": {"slots": 8} | memory}, "train": train})
     row = segments * config.model.segment_length
@@ -128,7 +128,7 @@ def test_it_is_what_the_tensors_take(segments, model, memory, train):
 
 
 @pytest.mark.parametrize(("precision", "window"), [("fp32", 4), ("bf16", 2)])
-def test_a_training_s_states_are_as_large_as_told(precision, window):
+def test_the_states_of_a_training_have_the_estimated_size(precision, window):
     config = Config.model_validate({"model": SHAPE, "train": {"batch_size": 8, "precision": precision}})
     state = Trainer(config, None, Ranks("cpu")).state
     assert state.size() == pytest.approx(8 * state_bytes(config.model, 4, window)[0], rel=0.001)

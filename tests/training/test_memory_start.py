@@ -1,4 +1,4 @@
-"""A tuned memory: a small file that makes its base model write as the tuned model does."""
+"""A tuned memory is a small file with which its base model generates what the tuned model does."""
 
 import json
 

@@ -26,7 +26,7 @@ GOOD = '{"step": 1, "tokens": 8, "loss": 2.5}'
     ],
     ids=lambda line: line[:60],
 )
-def test_a_line_of_other_types_is_no_record_and_costs_no_other(tmp_path, line):
+def test_a_line_with_other_types_is_not_a_record_and_loses_no_other(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f"{GOOD}\n{line}\n{GOOD}\n")
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
     metrics = Metrics(tmp_path / "metrics.jsonl", 1)
@@ -34,7 +34,7 @@ def test_a_line_of_other_types_is_no_record_and_costs_no_other(tmp_path, line):
     metrics.close()
 
 
-def test_a_pipe_in_its_place_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_in_its_place_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="is not a file"):
         read_metrics(tmp_path / "metrics.jsonl")

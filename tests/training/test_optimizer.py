@@ -40,7 +40,7 @@ def test_without_warmup_or_decay_it_is_constant():
     assert {learning_rate(flat, p) for p in (0, 0.5, 1)} == {1.0}
 
 
-def test_segments_vary_and_their_most_grows_over_the_first_half():
+def test_segments_vary_and_their_maximum_grows_over_the_first_half():
     keys = config(segments_min=2, segments_max=10)
     drawn = {p: {row_segments(keys, [], step, p) for step in range(300)} for p in (0, 0.25, 0.5, 1)}
     assert drawn == {0: {2}, 0.25: set(range(2, 7)), 0.5: set(range(2, 11)), 1: set(range(2, 11))}

@@ -1,4 +1,4 @@
-"""What bfloat16 costs a row's gradients, and that it costs no more the longer the row is."""
+"""The error of a row's gradients in bfloat16, which does not grow with the row."""
 
 import pytest
 import torch

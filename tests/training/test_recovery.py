@@ -1,4 +1,4 @@
-"""What damages a run, its disk or its data is told in a line, and the run goes on and ends as if it had not been."""
+"""Damage to a run, its disk or its data is reported in one line, and the run resumes and ends the same."""
 
 import os
 import pickle
@@ -255,7 +255,7 @@ def test_exhausted_gpu_memory_is_reported(make_config, error):
         raise RuntimeError("another")
 
 
-def test_a_gpu_that_may_be_too_small_is_warned_of(make_config, monkeypatch, capsys):
+def test_a_warning_names_a_gpu_that_may_be_too_small(make_config, monkeypatch, capsys):
     monkeypatch.setattr(memory, "total_memory", lambda device: 1000)
     require_memory(make_config(), 4, "cuda")
     assert capsys.readouterr().err.startswith("warning: training needs about 0.0 GB of memory")

@@ -1,4 +1,4 @@
-"""Runs that learn from the model's own answers: what teaches, with which gradient, and that resuming is exact."""
+"""Runs that learn from the model's own answers: which answers count, their gradient, and exact resuming."""
 
 from pathlib import Path
 

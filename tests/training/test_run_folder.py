@@ -36,7 +36,7 @@ def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_what_is_put_there_while_a_run_trains_stays_as_it_is(config, whole, tmp_path, monkeypatch):
+def test_files_added_while_a_run_trains_stay_unchanged(config, whole, tmp_path, monkeypatch):
     run, foreign = tmp_path / "run", {}
     during(monkeypatch, 6, lambda: foreign.update(contents(add_foreign(run / "checkpoints"))))
     train(config, run)
@@ -46,7 +46,7 @@ def test_what_is_put_there_while_a_run_trains_stays_as_it_is(config, whole, tmp_
     assert_same_run(whole, run)
 
 
-def test_what_is_there_on_resuming_stays_and_is_no_checkpoint(config, whole, stopped, capsys):
+def test_foreign_files_stay_on_resuming_and_are_not_checkpoints(config, whole, stopped, capsys):
     foreign = contents(add_foreign(stopped / "checkpoints"))
     assert find_model(stopped).name == "step-00000007"
     train(config, stopped, resume=True)
@@ -128,7 +128,7 @@ def test_a_run_that_was_copied_with_its_links_followed_resumes_and_has_links_aga
     ],
     ids=["more", "other", "an empty folder", "a file"],
 )
-def test_what_is_no_copy_stays_in_a_link_s_place(config, whole, stopped, capsys, make):
+def test_a_file_in_place_of_a_link_stays_unless_it_is_a_copy(config, whole, stopped, capsys, make):
     copy = followed(stopped)
     for link in ("latest", "best"):
         make(copy / link)
@@ -181,7 +181,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(config, whole, sto
     assert_same_run(whole, stopped)
 
 
-def test_a_new_run_takes_nothing_s_place(streamed, tmp_path):
+def test_a_new_run_replaces_nothing(streamed, tmp_path):
     """What a start that was killed has left is written again; what no start has left is the user's."""
     config, run = streamed(tokens=100), tmp_path / "run"
     (run / "held-out").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A checkpoint is written while training continues; it holds the step at which it was begun."""
+"""A checkpoint is written while training continues, and contains the step at which it was begun."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ def config(make_config):
     return make_config(tokens=600, checkpoint_every=4, eval_every=4)
 
 
-def test_steps_are_taken_before_a_checkpoint_is_whole_and_change_nothing_of_it(config, whole, tmp_path, monkeypatch):
+def test_steps_taken_while_a_checkpoint_is_written_do_not_change_it(config, whole, tmp_path, monkeypatch):
     """The checkpoint of step 4 is written only after step 6 was taken."""
     run, take, write, sixth = tmp_path / "run", Trainer.train_step, loop.write_model, threading.Event()
 
@@ -50,7 +50,7 @@ def tensors(checkpoint):
     return read_tensors(checkpoint, lambda name, shape, dtype: torch.empty(shape, dtype=dtype))
 
 
-def test_a_second_ctrl_c_while_it_is_written_leaves_it_whole(config, whole, tmp_path, monkeypatch):
+def test_a_second_ctrl_c_during_writing_leaves_the_checkpoint_complete(config, whole, tmp_path, monkeypatch):
     run, write = tmp_path / "run", loop.write_model
     main = threading.main_thread().ident
 

@@ -62,7 +62,7 @@ def test_a_run_ends_with_the_data_if_the_mix_does(streamed, data, tmp_path):
     assert (again.finished, again.step) == (True, outcome.step)
 
 
-def test_nothing_need_be_held_out(streamed, data, tmp_path):
+def test_a_mix_without_held_out_documents_trains(streamed, data, tmp_path):
     mix = load_mix(data.parent / "mix.toml").model_copy(update={"validation": 0.0})
     (data.parent / "mix.toml").write_text(dump_toml(mix))
     outcome = train(streamed(tokens=300), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A run learns, stops, goes on, and guards what it has."""
+"""A run learns, stops, resumes, and protects its files."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.training import BadStepError, loop, train
 
 
-def test_a_run_learns_and_leaves_what_it_should(make_config, tmp_path, tokenizer):
+def test_a_run_learns_and_writes_its_files(make_config, tmp_path, tokenizer):
     config = make_config(tokens=6000, checkpoint_every=15, eval_every=15)
     outcome = train(config, tmp_path / "run")
     losses = [record["loss"] for record in curve(outcome.run) if "loss" in record]
@@ -82,7 +82,7 @@ def mixes(data, tokenizer, tmp_path):
     return make
 
 
-def test_each_validation_writes_on_from_the_same_beginning_and_disturbs_nothing(make_config, tmp_path, monkeypatch):
+def test_each_validation_continues_the_same_prompt_and_disturbs_nothing(make_config, tmp_path, monkeypatch):
     config = make_config(model={"dropout": 0.2}, tokens=1000)
     told = [r["sample"] for r in curve(train(config, tmp_path / "run").run) if "validation" in r]
     assert len(told) > 2
@@ -123,7 +123,7 @@ def test_a_run_without_a_whole_checkpoint_says_what_to_do(make_config, tmp_path)
         find_model(run)
 
 
-def test_damaged_checkpoints_do_not_push_out_good_ones(make_config, tmp_path):
+def test_damaged_checkpoints_do_not_replace_good_ones(make_config, tmp_path):
     run = train(make_config(tokens=600, keep_last=1), tmp_path / "run").run
     stray = run / "checkpoints" / "step-99999999"
     (stray / "training").mkdir(parents=True)

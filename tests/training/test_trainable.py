@@ -1,4 +1,4 @@
-"""Frozen parameters stay as they are, and what is trained learns as it would without them."""
+"""Frozen parameters stay unchanged, and the trained ones get the same gradients as in full training."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_frozen_parameters_take_no_gradient_and_the_others_theirs(trainable):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_what_is_frozen_is_saved_as_it_was_and_has_no_moments(
+def test_frozen_parameters_are_saved_unchanged_and_have_no_moments(
     tuned, source, tmp_path, monkeypatch, precision, optimizer
 ):
     trainable = ["norms", "attention"] if optimizer == "muon" else ["memory", "store"]

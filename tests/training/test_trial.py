@@ -1,4 +1,4 @@
-"""A dry run tells what a run takes and leaves nothing; a profile leaves a trace, and runs as they are."""
+"""A dry run estimates the cost of a run and leaves nothing; a profile leaves a trace and does not change runs."""
 
 import gzip
 import json

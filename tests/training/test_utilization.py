@@ -1,4 +1,4 @@
-"""The FLOPs of a training step are those that torch counts, and the peaks those of the cards that torch names."""
+"""The FLOPs of a training step match torch's counter, and the peak is that of the GPU that torch names."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_a_step_is_three_forward_passes_and_replay_is_one_more_of_all_but_the_he
     assert training_flops_per_token(model.config) == 3 * sum(work.values())
 
 
-def test_records_tell_flops_per_second(make_config, tmp_path):
+def test_records_contain_flops_per_second(make_config, tmp_path):
     config = make_config(tokens=100)
     for record in read_metrics(train(config, tmp_path / "run").run / "metrics.jsonl"):
         if "loss" in record:
@@ -65,7 +65,7 @@ def test_a_budget_is_the_work_of_all_tokens_at_a_share_of_the_peak(make_config):
     assert budget["hours"]["A100"] == pytest.approx(budget["flops"] / 312e12 / 0.4 / 3600)
 
 
-def test_peaks_are_those_of_the_card_that_torch_names():
+def test_the_peak_is_that_of_the_gpu_that_torch_names():
     assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == peak_flops("NVIDIA A100-PCIE-40GB") == 312e12
     assert peak_flops("NVIDIA H100 PCIe") is None  # slower than the SXM card

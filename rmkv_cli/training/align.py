@@ -1,4 +1,4 @@
-"""Alignment: train each layer's attention output towards the teacher's, given the teacher's layer input."""
+"""Alignment: train each layer's attention output toward the teacher's, given the teacher's layer input."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +11,7 @@ from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.model import RMKV, RMKVBlock, State
 from rmkv_cli.model.precision import widen
 from rmkv_cli.model.state import contiguous_copy
-from rmkv_cli.training.loss import Segment, replayed
+from rmkv_cli.training.loss import Segment, with_replay
 
 
 def row_alignment(
@@ -24,48 +24,48 @@ def row_alignment(
     *,
     replay: bool = True,
 ) -> tuple[Tensor, State]:
-    """Return the distance of rows (B, T) from the teacher, and the state after the rows, detached.
+    """Return the summed distance of rows, (B, T), from the teacher, and the detached state after the rows.
 
     A layer's distance in a row is the squared distance of its attention output from the teacher's, divided by the
     squared norm of the teacher's output, both summed over the row's tokens that count. The result averages this over
     the layers, multiplies it by the number of those tokens, and sums over the rows. Each layer reads the input of the
-    teacher's layer, so gradients flow through no other layer. `replay` and the other arguments are as in `row_loss`.
+    teacher's layer, so gradients do not flow into other layers. Other arguments are as in `row_loss`.
 
     Args:
         layers: the teacher's input and attention output of each layer, both (B, T, D).
     """
     counts = (targets != IGNORED).to(torch.float32)
     weights = []
-    for _, wanted in layers:
-        square = (widen(wanted).square().sum(2) * counts).sum(1, keepdim=True)
+    for _, target in layers:
+        square = (widen(target).square().sum(2) * counts).sum(1, keepdim=True)
         weights.append(counts * counts.sum(1, keepdim=True) / square.clamp(min=1e-30) / len(layers))
     state = state.map(lambda x, _: contiguous_copy(x.detach()).requires_grad_(x.is_floating_point()))
 
     def read(ids: Tensor, before: State, documents: Tensor, mixed: bool, *, part: slice) -> tuple[Tensor, State]:
-        with _taught(model, [x[:, part] for x, _ in layers]) as outputs:
+        with _teacher_inputs(model, [x[:, part] for x, _ in layers]) as outputs:
             _, after = model.segment(ids, before, documents, mixed)
         distances = [
-            (widen(y) - widen(wanted[:, part])).square().sum(2) * weight[:, part]
-            for y, (_, wanted), weight in zip(outputs, layers, weights, strict=True)
+            (widen(y) - widen(target[:, part])).square().sum(2) * weight[:, part]
+            for y, (_, target), weight in zip(outputs, layers, weights, strict=True)
         ]
         return torch.stack(distances).sum(0), after
 
     T, total = input_ids.shape[1], widen(state.memory.new_zeros(()))
     for start, stop in model.spans(T, state.filled):
         part = slice(start, stop)
-        how: Segment = partial(read, part=part)
+        segment: Segment = partial(read, part=part)
         if replay and stop < T:
-            how = replayed(how, preserve_rng_state=model.config.dropout > 0)
-        distance, state = model.hidden(input_ids[:, part], state, document_ids[:, part], how)
+            segment = with_replay(segment, preserve_rng_state=model.config.dropout > 0)
+        distance, state = model.hidden(input_ids[:, part], state, document_ids[:, part], segment)
         total = total + distance.sum()
     return total, state.detach()
 
 
 @contextmanager
-def _taught(model: RMKV, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Replace each layer's input by one of `inputs` (B, T, D); yield a list of the attention outputs (B, T, D).
+def _teacher_inputs(model: RMKV, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Replace each layer's input by one of `inputs`, (B, T, D); yield a list that collects attention outputs.
 
-    Feed-forwards are disabled meanwhile, because no layer would read their output.
+    Feed-forwards are disabled meanwhile, because no layer reads their output.
     """
     outputs: list[Tensor] = []
     with ExitStack() as stack:

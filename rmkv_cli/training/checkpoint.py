@@ -1,4 +1,4 @@
-"""Checkpoints: model folders with all that training needs to go on beside the weights, whole or not at all."""
+"""Checkpoints: model folders that also contain what training resumes from, written atomically."""
 
 import errno
 import filecmp
@@ -35,44 +35,43 @@ def save_checkpoint(
     keep_last: int,
     best: int | None,
 ) -> Future[None]:
-    """Begin to write runs/NAME/checkpoints/step-NNNNNNNN. When it is whole, point `latest` at it, and drop those beyond
-    the last and the best.
+    """Start to write runs/NAME/checkpoints/step-NNNNNNNN; when complete, link `latest` to it and prune old checkpoints.
 
     Args:
-        run: its folder.
-        step: number of the last one.
-        fill: copies what will change into memory, and returns a function that writes the files into the folder.
-        background: where the files are written and hashed.
-        keep_last: how many to keep.
-        best: the step of the best checkpoint, which is kept as well; None if there is none.
+        run: the run's folder.
+        step: the step of the checkpoint.
+        fill: function that copies what will change into memory and returns a function that writes the files.
+        background: executor that writes and hashes the files.
+        keep_last: number of newest checkpoints to keep.
+        best: step of the best checkpoint, which is kept as well; None if there is none.
 
     Returns:
-        the end of all that. It raises `UserError` if the files cannot be written (a full disk); what was there before
-        stays.
+        A future of the completed checkpoint. It raises `UserError` if the files cannot be written, for instance to a
+        full disk; earlier checkpoints then stay.
     """
     path = checkpoint_path(run, step)
     with ExitStack() as stack:
         aside = stack.enter_context(atomic_directory(path))
         write = fill(aside)
-        whole = stack.pop_all()
+        complete = stack.pop_all()
 
-    def end() -> None:
-        with whole:
+    def finish() -> None:
+        with complete:
             write()
             write_checksums(aside)
         _link(run / "latest", path)
         _prune(run, keep_last, best)
 
-    return background.submit(end)
+    return background.submit(finish)
 
 
 def rewind(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> None:
-    """Make `checkpoint` the run's newest: remove damaged newer ones and the leftovers of a killed process.
+    """Make `checkpoint` the run's newest: remove newer, damaged checkpoints and leftovers of a killed process.
 
-    Leave everything else in the folder alone. `keep_last` and `best` are as in `save_checkpoint`.
+    Other files in the folder stay. `keep_last` and `best` are as in `save_checkpoint`.
 
     Raises:
-        UserError: a damaged checkpoint cannot be removed, and training will need its path.
+        UserError: a damaged checkpoint cannot be removed, although training will need its path.
     """
     for leftover in list_leftovers(run):
         _remove(leftover)
@@ -80,7 +79,7 @@ def rewind(run: Path, checkpoint: Path, keep_last: int, best: int | None) -> Non
     for damaged in checkpoints[: checkpoints.index(checkpoint)]:
         _remove(damaged)
         if os.path.lexists(damaged):
-            raise UserError(f"{damaged}: is damaged, and training will write it again; move it out of the way")
+            raise UserError(f"{damaged}: is damaged and cannot be removed, but training needs its path; move it away")
     _link(run / "latest", checkpoint)
     if best is not None and checkpoint_path(run, best).exists():
         mark_best(run, best)
@@ -94,7 +93,7 @@ def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
 
 
 def write_adapter(directory: Path, model: RMKV, tokenizer: Tokenizer, base: Path, base_sha256: str) -> None:
-    """Write an adapter folder that names its base model, and beside the adapter what a model folder has."""
+    """Write an adapter folder: the adapter with a reference to its base model, tokenizer and generation config."""
     save_adapter(model, directory, base, base_sha256)
     _write_tokenizer(directory, tokenizer)
 
@@ -106,7 +105,7 @@ def _write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
 
 
 def write_progress(directory: Path, progress: dict[str, Any]) -> None:
-    """Put beside a model how far the training has come, plain values; raise `UserError` where there is no room."""
+    """Write the training's progress, plain values, into a checkpoint; raise `UserError` if the disk is full."""
     path = directory / PROGRESS
     path.parent.mkdir(exist_ok=True)
     try:
@@ -116,17 +115,17 @@ def write_progress(directory: Path, progress: dict[str, Any]) -> None:
 
 
 def mark_best(run: Path, step: int) -> None:
-    """Point the run's `best` at the checkpoint of a step."""
+    """Link the run's `best` to the checkpoint of a step."""
     _link(run / "best", checkpoint_path(run, step))
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """Return the values of `write_progress`; raise `UserError` if they are damaged or an older version wrote them."""
+    """Return the progress in a checkpoint; raise `UserError` if it is damaged or from an incompatible version."""
     path = checkpoint / PROGRESS
     if not path.exists():
         raise UserError(
-            f"{checkpoint}: an older version of rmkv wrote its {TRAINING} folder, and this one cannot go on from it; "
-            f"use that version, or start a new run with another --run"
+            f"{checkpoint}: an older version of rmkv wrote its {TRAINING} folder, and this version cannot resume "
+            "from it; use that version, or start a new run with another --run"
         )
     try:
         progress: dict[str, Any] = torch.load(path, weights_only=True)
@@ -144,10 +143,10 @@ def _prune(run: Path, keep_last: int, best: int | None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint or the leftovers of one; print a warning if that fails.
+    """Remove a checkpoint or its leftovers; print a warning if that fails.
 
-    A checkpoint is renamed to a hidden name first, so that a partly removed one is never taken for a checkpoint. Only a
-    link itself is removed, not its target.
+    A checkpoint is first renamed to a hidden name, so that a partly removed one is never mistaken for a checkpoint. Of
+    a link, only the link itself is removed.
     """
     try:
         if path.is_symlink():
@@ -157,16 +156,16 @@ def _remove(path: Path) -> None:
             path = path.rename(_hidden(path))
         shutil.rmtree(path)
     except OSError as error:
-        _warn(path.parent, error, f"{path} cannot be removed and stays; remove it, or the disk may fill up")
+        _warn(path.parent, error, f"{path} cannot be removed; remove it yourself, or the disk may fill up")
 
 
 def _hidden(checkpoint: Path) -> Path:
-    """Return the path of a checkpoint during its removal."""
+    """Return the hidden path of a checkpoint during its removal."""
     return checkpoint.with_name(f".{checkpoint.name}.old")
 
 
 def _link(link: Path, checkpoint: Path) -> None:
-    """Point a link of the run at a checkpoint; if that fails, print a warning and change nothing.
+    """Link a path of the run to a checkpoint; if that fails, print a warning and change nothing.
 
     Copying a run with `cp -rL` replaces the link by a copy of the checkpoint. The link replaces that copy again if the
     run has the same checkpoint, byte for byte.
@@ -179,12 +178,12 @@ def _link(link: Path, checkpoint: Path) -> None:
                     _remove(link.rename(_hidden(original)))
                     break
         if link.exists() and not link.is_symlink():
-            raise FileExistsError(errno.EEXIST, "something else has its name")
+            raise FileExistsError(errno.EEXIST, "another file has its name")
         aside.unlink(missing_ok=True)
         aside.symlink_to(checkpoint.relative_to(link.parent))
         aside.replace(link)
     except OSError as error:
-        _warn(link, error, f"{link} cannot be made a link to {checkpoint.name}; training does not need it")
+        _warn(link, error, f"{link} cannot be linked to {checkpoint.name}; training continues without it")
 
 
 def _same_files(one: Path, other: Path) -> bool:
@@ -197,8 +196,8 @@ def _same_files(one: Path, other: Path) -> bool:
 _warned: set[tuple[Path, int | None]] = set()
 
 
-def _warn(place: Path, error: OSError, consequence: str) -> None:
-    """Print a warning, once for each place and reason; training continues."""
-    if (place, error.errno) not in _warned:
-        _warned.add((place, error.errno))
+def _warn(location: Path, error: OSError, consequence: str) -> None:
+    """Print a warning once per location and reason; training continues."""
+    if (location, error.errno) not in _warned:
+        _warned.add((location, error.errno))
         stderr().print(f"warning: {consequence} ({(error.strerror or str(error)).lower()})", style="yellow")

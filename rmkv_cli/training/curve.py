@@ -1,4 +1,4 @@
-"""The loss curve of a run, as a PNG and in the terminal."""
+"""Loss curve of a run, as a PNG and for the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ Points = tuple[list[float], list[float]]
 
 
 def draw_loss_curve(run: Path, png: Path) -> str:
-    """Draw the training and validation loss of a run over its tokens: write `png`, return the terminal's picture.
+    """Draw a run's training and validation loss over tokens: write `png`, and return the chart for the terminal.
 
     Raises:
         UserError: matplotlib and plotext are not installed, or the run has no metrics.
@@ -50,7 +50,7 @@ def draw_loss_curve(run: Path, png: Path) -> str:
 
 
 def smooth(pairs: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[float, float]]:
-    """Return the means of consecutive pairs, at most about `most` of them: a step's loss alone is mostly chance."""
+    """Return at most about `most` means of consecutive pairs, because the loss of a single step is noisy."""
     size = -(-len(pairs) // most)
     groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

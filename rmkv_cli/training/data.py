@@ -1,4 +1,4 @@
-"""What a run reads, opened and checked before anything else is done."""
+"""Open and check a run's data before anything else happens."""
 
 import hashlib
 import os
@@ -30,25 +30,25 @@ HELD_OUT = "held-out"
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads."""
+    """The data of a run."""
 
     queue: Queue | None
-    """Queue of the training documents; None if the model writes what it learns from."""
+    """Queue of the training documents; None with roll-outs, in which the model generates its own rows."""
     phases: list[Phase]
-    """Of the mix."""
+    """Phases of the mix."""
     held_out: Documents | None
-    """None if there are none."""
+    """Held-out documents for validation, if any."""
     tokenizer: Tokenizer
     hash: str
-    """Of the mix's manifest, or of the mix itself where it is streamed."""
+    """Hash that identifies the data: that of the mix's manifest, or of the mix itself if streamed."""
 
 
 def with_absolute_paths(config: Config, begun: bool = False) -> Config:
-    """Return the config with absolute paths of the data, and its epochs as tokens (see `with_length`).
+    """Return the config with absolute paths of the data, and with epochs converted to tokens (see `with_length`).
 
     Raises:
-        UserError: as in `with_length`; the config names no data, or a mix that does not exist; a run that has `begun`
-            needs no mix.
+        UserError: as in `with_length`, or the config names no data or a mix that does not exist. A run that has `begun`
+            has its own copy of the mix.
     """
     train = config.train
     if train.data is not None:
@@ -63,18 +63,18 @@ def with_absolute_paths(config: Config, begun: bool = False) -> Config:
         tokenizer = Path(train.tokenizer).resolve()
         absolute = {"mix": str(mix), "tokenizer": str(tokenizer)}
     else:
-        raise UserError("no data: give --data DIR, a folder that `rmkv data mix` made, or --set train.mix=MIX.toml")
+        raise UserError("no data: give --data DIR with data from `rmkv data mix`, or --set train.mix=MIX.toml")
     return with_length(config.model_copy(update={"train": train.model_copy(update=absolute)}))
 
 
 @contextmanager
 def open_data(config: Config, run: Path) -> Iterator[Data]:
-    """Give what the run in the folder `run` reads: a prepared mix, or one that is streamed.
+    """Open the data of the run in the folder `run`: a prepared mix or a stream.
 
-    A stream's mix, with its files and revisions made definite, and the documents that it holds out stay in `run`.
+    A stream's mix, with resolved files and revisions, and its held-out documents are written into `run`.
 
     Raises:
-        UserError: the parts of the data, or they and the model, do not fit together.
+        UserError: the data are inconsistent or do not match the model.
     """
     if config.train.data is not None:
         data = _prepared(config, run, Path(config.train.data))
@@ -86,19 +86,19 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
         yield Data(None, [], None, tokenizer, "rollouts")
         return
     begun = (run / "config.toml").exists()
-    # A run that has begun has its own, which stays when the one that it was made from changes.
+    # A run that has begun keeps its own copy, even if the original changes.
     tokenizer = Tokenizer.load(run if begun else Path(config.train.tokenizer))
     _require_fit(config, run, tokenizer, config.train.tokenizer)
     if config.model.position == "learned":
         raise UserError(
             "model.position = 'learned' ends at model.max_position_embeddings, and a stream's documents may be longer; "
-            "rotary and sinusoidal ones know no end"
+            "use rotary or sinusoidal positions, which have no limit"
         )
     mix = current_mix(load_mix(run / MIX), run, Path(config.train.mix or "")) if begun else _resolve_mix(config)
     require_room(mix, tokenizer)
     _note_phases(mix, config.train.tokens)
     workers = max(1, (os.cpu_count() or 1) // 2)
-    if not begun:  # what a start that was killed has left may be of another mix
+    if not begun:  # leftovers of a killed start may belong to another mix
         write_text(run / MIX, dump_toml(mix))
         shutil.rmtree(run / HELD_OUT, ignore_errors=True)
         if mix.validation:
@@ -107,14 +107,14 @@ def open_data(config: Config, run: Path) -> Iterator[Data]:
     manifest = Manifest.load(run / HELD_OUT) if mix.validation else None
     held_out = open_held_out(config, run)
     _check_held_out(config, manifest, held_out)
-    stretches = manifest is None or manifest.format > 1  # a resumed run keeps its held-out set
+    stretches = manifest is None or manifest.format > 1  # older runs keep the kind of held-out set that they began with
     digest = hashlib.sha256(f"{tokenizer.hash} {sha256(run / MIX)}".encode()).hexdigest()
     with Stream(mix, run, tokenizer, workers, stretches=stretches) as stream:
         yield Data(stream, mix.phases, held_out, tokenizer, digest)
 
 
 def open_held_out(config: Config, run: Path) -> Documents | None:
-    """Return the documents for validation, once `open_data` has opened the data; None if no token of any counts."""
+    """Return the documents for validation after `open_data` has run; None if none of their tokens count."""
     folder = run / HELD_OUT if config.train.data is None else Path(config.train.data)
     if not folder.exists() or not Manifest.load(folder).splits["validation"].documents:
         return None
@@ -123,10 +123,10 @@ def open_held_out(config: Config, run: Path) -> Documents | None:
 
 
 def _check_held_out(config: Config, manifest: Manifest | None, held_out: Documents | None) -> None:
-    """Warn if documents are held out, but no token of them is supervised.
+    """Warn if there are held-out documents without supervised tokens.
 
     Raises:
-        UserError: a validation would read no supervised token.
+        UserError: train.eval_tokens ends before the first supervised token.
     """
     if held_out is not None and not scored_tokens(held_out, config.train.eval_tokens):
         raise UserError(
@@ -142,7 +142,7 @@ def _check_held_out(config: Config, manifest: Manifest | None, held_out: Documen
 
 
 def _resolve_mix(config: Config) -> MixConfig:
-    """Return what train.mix means now: with the training's length, the files by name and the revisions' commits."""
+    """Return the mix of train.mix with the length of training, files instead of globs, and commits as revisions."""
     assert config.train.mix is not None
     path = Path(config.train.mix)
     mix = pinned(load_mix(path))
@@ -162,14 +162,14 @@ def _prepared(config: Config, run: Path, folder: Path) -> Data:
     _check_held_out(config, manifest, held_out)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.hash != documents.tokenizer_hash:
-        raise UserError(f"{folder}: its tokenizer.json is not the one that the data was made with")
+        raise UserError(f"{folder}: its tokenizer.json is not the one that prepared the data")
     _require_fit(config, run, tokenizer, str(folder))
     model = config.model
     longest = max(int(split.lengths.max()) for split in (documents, held_out) if split)
     if model.position == "learned" and longest > model.max_position_embeddings:
         raise UserError(
             f"{folder}: has a document of {longest} tokens, but learned positions end at "
-            f"model.max_position_embeddings = {model.max_position_embeddings}; rotary and sinusoidal ones know no end"
+            f"model.max_position_embeddings = {model.max_position_embeddings}; use rotary or sinusoidal positions"
         )
     _note_phases(manifest.mix, config.train.tokens)
     queue = Prepared(documents, config.train.seed)
@@ -177,20 +177,22 @@ def _prepared(config: Config, run: Path, folder: Path) -> Data:
 
 
 def _note_phases(mix: MixConfig, tokens: int) -> None:
-    """Print a note if the mix's phases are made for another number of tokens."""
+    """Print a note if the mix's phases assume another number of tokens."""
     if mix.phases and mix.tokens != tokens:
         line = f"note: the mix's phases are shares of its {mix.tokens:,} tokens, but train.tokens = {tokens:,}"
         stderr().print(line, style="yellow")
 
 
-def _require_fit(config: Config, run: Path, tokenizer: Tokenizer, place: str) -> None:
-    """Raise `UserError` if the tokenizer is not that of the model that the run starts from, or has more ids than the
-    model; print a note if a new model has far too many."""
-    require_tokenizer_of_source(config, run, tokenizer, place)
+def _require_fit(config: Config, run: Path, tokenizer: Tokenizer, location: str) -> None:
+    """Raise `UserError` if the tokenizer differs from the source model's or has more ids than the model.
+
+    Print a note if a new model has far more ids than the tokenizer.
+    """
+    require_tokenizer_of_source(config, run, tokenizer, location)
     size = config.model.vocab_size
     if tokenizer.vocab_size > size:
         raise UserError(
-            f"{place}: its tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size = {size}; "
+            f"{location}: its tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size = {size}; "
             f"use --set model.vocab_size={tokenizer.vocab_size}"
         )
     if tokenizer.vocab_size < 0.9 * size and config.train.from_model is None:

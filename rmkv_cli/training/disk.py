@@ -1,4 +1,4 @@
-"""Whether a run's folder can be written, and has room for its checkpoints: asked before training."""
+"""Checks before training that a run's folder is writable and has room for its checkpoints."""
 
 import shutil
 import tempfile
@@ -11,10 +11,10 @@ from rmkv_cli.model.cost import count_by_part, count_trained, optimizer_bytes, s
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """Return the bytes of one checkpoint: float32 weights, the optimizer's moments, and the states of all lanes.
+    """Return the size of a checkpoint in bytes: float32 weights, the optimizer's moments, and the states of all lanes.
 
-    A run that trains an adapter saves the adapter's weights alone. Tokenizer, configs and the lanes' open documents are
-    left out: they are small beside these.
+    A run that trains an adapter saves only the adapter's weights. Tokenizer, configs and the lanes' open documents are
+    small and not counted.
     """
     model, train = config.model, config.train
     state, _ = state_bytes(model, 4, 2 if train.precision == "bf16" else 4)
@@ -23,28 +23,25 @@ def checkpoint_bytes(config: Config) -> int:
     return weights + optimizer_bytes(model, train) + train.batch_size * state
 
 
-def checkpoints_to_come(config: Config, run: Path) -> int:
-    """Return how many checkpoints a run may still add to those it has: `keep_last`, the best, and one being written."""
+def remaining_checkpoints(config: Config, run: Path) -> int:
+    """Return how many checkpoints a run may still add, up to `keep_last`, the best, and one being written."""
     return max(1, config.train.keep_last + 2 - len(list_checkpoints(run)))
 
 
 def free_bytes(run: Path) -> int:
-    """Return the bytes that are free for the run's folder, which may not exist yet."""
+    """Return the free bytes of the disk of the run's folder, which may not exist yet."""
     return shutil.disk_usage(_existing(run)).free
 
 
 def require_disk(config: Config, run: Path) -> None:
-    """Raise `UserError` if the run's folder, which may not exist yet, cannot be written or lacks room.
-
-    Nothing is left behind.
-    """
+    """Raise `UserError` if the run's folder, which may not exist yet, is not writable or lacks room for checkpoints."""
     folder = _existing(run)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --run") from None
-    number, free = checkpoints_to_come(config, run), free_bytes(run)
+    number, free = remaining_checkpoints(config, run), free_bytes(run)
     needed = number * checkpoint_bytes(config)
     if needed > free:
         raise UserError(
@@ -54,5 +51,5 @@ def require_disk(config: Config, run: Path) -> None:
 
 
 def _existing(run: Path) -> Path:
-    """Return the folder that checkpoints are written into, or the nearest above it that is there."""
+    """Return the folder of checkpoints, or its nearest existing parent."""
     return next(path for path in (run / "checkpoints", run, *run.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""The live display of a training: figures and a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Live display of training: figures and a progress bar on a terminal, otherwise a plain line every few seconds."""
 
 import time
 from typing import Any
@@ -12,15 +12,15 @@ from rmkv_cli.progress import PLAIN_INTERVAL, amount, plural, stderr
 
 
 class Display:
-    """Shows each step's figures on stderr; use it as a context manager."""
+    """Show each step's figures on stderr; use it as a context manager."""
 
     def __init__(self, tokens: int, total: int) -> None:
-        """`tokens` of `total` were seen before."""
+        """Start at `tokens` of `total` tokens."""
         self.console = stderr()
         self.start, self.before, self.total = time.monotonic(), tokens, total
         self.last_line = 0.0
         self.unsupervised = 0
-        """Steps without a token that counts in the loss."""
+        """Number of steps without a token that counts in the loss."""
         self.figures = Text(no_wrap=True, overflow="ellipsis")
         self.bar = Progress(BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
         self.task = self.bar.add_task("", total=total, completed=tokens)
@@ -35,18 +35,18 @@ class Display:
         self.live.stop()
 
     def step(self, record: dict[str, Any]) -> None:
-        """Show a step's record as metrics.jsonl has it."""
+        """Show a step's record, which has the keys of metrics.jsonl."""
         losses = {name: record[name] for name in ("loss", "kl", "align", "reward", "entropy") if name in record}
         if not losses:
             self.unsupervised += 1
             if self.unsupervised & (self.unsupervised - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
                 steps = plural(self.unsupervised, "such step")
-                self.say(f"step {record['step']:,}: no token is supervised, so the weights stay ({steps} so far)")
+                self.say(f"step {record['step']:,}: no supervised tokens, weights stay unchanged ({steps} so far)")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items()) or "loss none"
         wait = f"data wait {record['data_wait']:.0%}"
         if "reward" in record:
             written, learned = (amount(record[f"{what}_tokens_per_second"]) for what in ("written", "learned"))
-            wait = f"writing {written} tokens/s, {record['data_wait']:.0%} of the time; learning {learned} tokens/s"
+            wait = f"generating {written} tokens/s, {record['data_wait']:.0%} of the time; learning {learned} tokens/s"
         figures = (
             f"step {record['step']:,}  {shown}  lr {record['learning_rate']:.1e}  "
             f"norm {record['grad_norm']:.2f}  {amount(record['tokens_per_second'])} tokens/s  "

@@ -1,4 +1,4 @@
-"""The processes of one training job: which of them this one is, what they tell each other, how they share a model."""
+"""The processes (ranks) of a training job: their identity, their communication, and sharded tensors."""
 
 import os
 import threading
@@ -20,35 +20,35 @@ from rmkv_cli.progress import stderr
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(minutes=10)
-"""How long ranks wait for each other where all arrive together; where rank 0 may be late, for its next sign of life.
+"""Longest wait for other ranks in a collective operation, and for the next heartbeat of rank 0.
 
-Ranks differ by far less when they compile, step, or write their part of a checkpoint. PyTorch's own limit for NCCL.
+It is PyTorch's default for NCCL. Compiling, stepping and writing checkpoints differ by far less between ranks.
 """
 UNLIMITED = timedelta(days=365)
-HEARTBEATS = "beats"  # rank 0's signs of life, counted in the store
-GRACE = 5.0  # seconds in which torchrun ends this process, if another one is dead
+HEARTBEATS = "beats"  # key in the store of rank 0's heartbeat counter
+GRACE = 5.0  # seconds in which torchrun ends this process if another one has died
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of the job's processes this one is; by default its only one.
+    """This process's place in the job; by default it is the only process.
 
-    Rank 0 reads the data, decides and writes; the others wait for what it tells them. A call of a method is one of all
-    ranks.
+    Rank 0 reads data, makes decisions and writes files; the others follow its calls. All ranks call each method
+    together.
     """
 
     device: str
-    """"cpu" or "cuda"; of several GPUs, the process's own is the current one."""
+    """Type of device, "cpu" or "cuda". The process's own GPU is the current one."""
     rank: int = 0
     count: int = 1
     local_rank: int = 0
-    """Among those on this machine."""
+    """Rank among the processes on this machine."""
     mesh: DeviceMesh | None = None
-    """All ranks, in a row; None if there is but one."""
+    """One-dimensional mesh of all ranks; None for a single process."""
     messages: dist.ProcessGroup | None = None
-    """All ranks again, for messages of rank 0, for which the others wait as long as it gives signs of life."""
+    """Group of all ranks for messages of rank 0. The others wait for them as long as its heartbeat continues."""
     saving: dist.ProcessGroup | None = None
-    """All ranks once more, for the thread that writes a checkpoint."""
+    """Group of all ranks for the thread that writes checkpoints."""
 
     @property
     def first(self) -> bool:
@@ -56,7 +56,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, value: Any = None) -> Any:
-        """Return rank 0's value."""
+        """Return rank 0's value on all ranks."""
         if self.count == 1:
             return value
         box = [value]
@@ -64,9 +64,12 @@ class Ranks:
         return box[0]
 
     def scatter(self, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return this rank's part, of this shape and type, of a tensor on the CPU that rank 0 alone gives.
+        """Return this rank's part of a CPU tensor that rank 0 provides, split along dimension 1.
 
-        The parts are cut along dimension 1.
+        Args:
+            x: the tensor on rank 0, None on others.
+            shape: shape of the part.
+            dtype: type of the tensor.
         """
         if self.count > 1:
             parts = None if x is None else [part.contiguous() for part in x.chunk(self.count, dim=1)]
@@ -76,7 +79,7 @@ class Ranks:
         return x
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks on rank 0, and this one's alone on the others."""
+        """Return the values of all ranks on rank 0; other ranks get only their own."""
         if self.count == 1:
             return [value]
         values = [None] * self.count if self.first else None
@@ -84,7 +87,7 @@ class Ranks:
         return values or [value]
 
     def maximum(self, *numbers: int) -> list[int]:
-        """Return the largest of the ranks' numbers, for each of the arguments."""
+        """Return the maximum over all ranks of each argument."""
         if self.count == 1:
             return list(numbers)
         box = torch.tensor(numbers)
@@ -92,57 +95,57 @@ class Ranks:
         return box.tolist()
 
     def sum(self, x: Tensor) -> Tensor:
-        """Add up the ranks' tensors, which are of one shape, in place; return the sum."""
+        """Sum the ranks' tensors of equal shape in place, and return the sum."""
         if self.count > 1:
             dist.all_reduce(x)
         return x
 
     def sum_all(self, tensors: list[Tensor]) -> None:
-        """Add up the ranks' tensors, of which all have as many, in place and side by side."""
+        """Sum the ranks' lists of tensors elementwise in place, with all reductions in flight at once."""
         if self.count > 1:
             for work in [dist.all_reduce(x, async_op=True) for x in tensors]:
                 work.wait()
 
     @contextmanager
     def shared_errors(self) -> Iterator[None]:
-        """Raise `UserError` on all ranks if any rank raises one inside, where no rank waits for another."""
-        own = None
+        """Raise `UserError` on all ranks if any rank raises one in the block, which must not communicate."""
+        raised = None
         try:
             yield
         except UserError as error:
-            own = error
-        errors = [own] * self.count
+            raised = error
+        errors = [raised] * self.count
         if self.count > 1:
-            dist.all_gather_object(errors, own)
+            dist.all_gather_object(errors, raised)
         for first in filter(None, errors):
             raise first
 
     def shard(self, x: Tensor, dim: int) -> Tensor:
-        """Return the tensor whose parts along a dimension, one a rank, are the ranks' `x`."""
+        """Return the tensor that consists of the ranks' `x` along a dimension."""
         return x if self.mesh is None else DTensor.from_local(x.contiguous(), self.mesh, [Shard(dim)])
 
 
 def resolve_device(device: str) -> str:
-    """Return "cuda" or "cpu"; raise `UserError` if a GPU is asked for and none can be used."""
+    """Return "cuda" or "cpu"; raise `UserError` if a GPU is requested but unavailable."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device = 'cuda': PyTorch finds no GPU here; use 'auto' or 'cpu'")
+        raise UserError("device = 'cuda': PyTorch finds no GPU on this machine; use 'auto' or 'cpu'")
     return device
 
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun started with this one, if it did, until the end.
+    """Join the other processes of a torchrun job, if there is one, and leave at the end.
 
     Rank 0 may write a checkpoint, sample, or wait for data for any length of time while the others wait for its
-    message. It gives signs of life meanwhile; without them for TIMEOUT the others end, even if no connection broke.
+    message. A heartbeat shows that it is alive; if it stops for TIMEOUT, the others end, even if no connection broke.
 
-    Should another one die, what this one waits for fails, or on GPUs goes on waiting. It then waits to be ended by
-    torchrun, which so finds one process alone that failed by itself, and names it.
+    If another process dies, operations here fail, or on GPUs hang. This process then waits for torchrun to end it, so
+    that torchrun sees only the process that failed by itself, and names it.
 
     Raises:
-        UserError: there is no such device, or not one for each process.
+        UserError: there is no such device, or there are fewer devices than processes.
     """
     device = resolve_device(device)
     count = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
@@ -153,8 +156,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"rank {rank}: no GPU is left for it, as this machine has {torch.cuda.device_count()}; "
-                f"start one process a GPU"
+                f"rank {rank}: this machine has {torch.cuda.device_count()} GPUs; start at most one process per GPU"
             )
         torch.cuda.set_device(local_rank)
     store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
@@ -168,34 +170,34 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         yield Ranks(device, rank, count, local_rank, init_device_mesh(device, (count,)), messages, saving)
     except RuntimeError as error:
         failed = True
-        if not isinstance(error, torch.OutOfMemoryError):  # which is this one's own fault
+        if not isinstance(error, torch.OutOfMemoryError):  # a failure of this process itself
             time.sleep(GRACE)
         raise
     finally:
         ended.set()
-        if device == "cpu" or not failed:  # else NCCL might wait for what the others do not do any more
+        if device == "cpu" or not failed:  # otherwise NCCL might wait for ranks that are gone
             dist.destroy_process_group()
 
 
 def _send_heartbeats(store: dist.Store, ended: threading.Event) -> None:
-    """Give signs of life, as rank 0, until the end."""
+    """Send the heartbeat of rank 0 until the end."""
     while not ended.wait((TIMEOUT / 20).total_seconds()):
         store.add(HEARTBEATS, 1)
 
 
 def _watch_heartbeats(store: dist.Store, ended: threading.Event) -> None:
-    """End this process, as another rank than 0, should rank 0 give no sign of life for TIMEOUT."""
-    heard = -1
+    """End this process, a rank other than 0, if the heartbeat of rank 0 stops for TIMEOUT."""
+    last = -1
     while not ended.wait(TIMEOUT.total_seconds()):
         try:
             beats = store.add(HEARTBEATS, 0)
-        except dist.DistError:  # the store itself is gone
-            beats = heard
-        if beats == heard:
-            line = f"error: rank 0 has given no sign of life for {TIMEOUT}; check its machine, then use --resume"
+        except dist.DistError:  # the store has gone with rank 0
+            beats = last
+        if beats == last:
+            line = f"error: rank 0 has not responded for {TIMEOUT}; check its machine, then resume with --resume"
             stderr().print(line, style="red")
             os._exit(1)
-        heard = beats
+        last = beats
 
 
 def require_even_shares(batch_size: int, micro_batch_size: int, ranks: int) -> None:
@@ -208,17 +210,17 @@ def require_even_shares(batch_size: int, micro_batch_size: int, ranks: int) -> N
 
 
 def whole(x: Tensor) -> Tensor:
-    """Return a tensor that may be in parts on the ranks as one; if it is, all ranks call this."""
+    """Return the whole of a tensor that may be sharded; if it is, all ranks call this."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def part(x: Tensor) -> Tensor:
-    """Return this rank's part of a tensor that may be in parts on the ranks."""
+    """Return this rank's part of a tensor that may be sharded."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def sharded_like(x: Tensor, other: Tensor) -> Tensor:
-    """Return x, whole on each rank, in parts as the other tensor is."""
+    """Return x, which is whole on each rank, sharded like another tensor."""
     if not isinstance(other, DTensor):
         return x
     return distribute_tensor(x, other.device_mesh, other.placements, src_data_rank=None)

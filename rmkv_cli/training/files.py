@@ -1,4 +1,4 @@
-"""Record a streamed run's local files, and find the same content on resume even if the files were moved."""
+"""Record a streamed run's local files, and find the same content on resume even if files were moved."""
 
 import threading
 from collections import defaultdict
@@ -14,26 +14,28 @@ from rmkv_cli.files import SMALL, read_json, sha256, write_text
 from rmkv_cli.progress import progress
 
 FILES = "files.json"
-LARGEST = 16 * SMALL  # most bytes of files.json, which has more about each file than mix.toml with at most SMALL
+LARGEST = 16 * SMALL  # largest size of files.json in bytes; mix.toml, with less about each file, has at most SMALL
 
 
 class RunFile(Section):
     """A local file that a run reads."""
 
     source: str
-    """Name of its source."""
+    """Name of the source."""
     name: str
-    """Name of the file in the run's mix.toml."""
+    """Path of the file in the run's mix.toml."""
     path: str
     """Current path of the file."""
     size: int
+    """Size in bytes."""
     mtime_ns: int
     """Time of the last modification, in nanoseconds since 1970."""
     sha256: str
+    """SHA-256 of the content."""
 
 
 class RunFiles(Section):
-    """All local files that a run reads."""
+    """All local files that a run reads: the content of files.json."""
 
     files: list[RunFile]
 
@@ -46,7 +48,7 @@ def record_files(mix: MixConfig, run: Path) -> None:
     stopped = threading.Event()
     with progress("Hashing files", sum(Path(name).stat().st_size for _, name in named), "bytes") as advance:
 
-        def hashed(size: int) -> None:
+        def count(size: int) -> None:
             if stopped.is_set():
                 raise InterruptedError
             advance(size)
@@ -60,22 +62,22 @@ def record_files(mix: MixConfig, run: Path) -> None:
                 path=name,
                 size=found.st_size,
                 mtime_ns=found.st_mtime_ns,
-                sha256=sha256(path, hashed),
+                sha256=sha256(path, count),
             )
 
         with ThreadPoolExecutor() as threads:
             try:
                 files = list(threads.map(lambda pair: record(*pair), named))
-            finally:  # a signal reaches this thread alone
+            finally:  # a signal interrupts only the main thread, so stop the others
                 stopped.set()
     _save(RunFiles(files=files), run)
 
 
-def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
-    """Return a run's mix with the current paths of its files; runs of earlier versions have no record of files.
+def current_mix(mix: MixConfig, run: Path, mix_file: Path) -> MixConfig:
+    """Return a run's mix with the current paths of its files. Runs of earlier versions have no record of files.
 
     A file is the same if its size and time, or else its SHA-256, match the record. A file that is missing or different
-    is searched for among the files of the mix at `place`.
+    is searched for among the files of the mix in `mix_file`.
 
     Raises:
         UserError: a file is missing or has changed.
@@ -88,22 +90,22 @@ def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
     for file in known.files:
         found = _at(file, Path(file.path))
         if found is None:
-            moved = _files_of(place) if moved is None else moved
-            its_name = Path(file.name).name
-            same_size = sorted(moved.get((file.source, file.size), ()), key=lambda path: path.name != its_name)
-            found = next((it for path in same_size if (it := _at(file, path))), None)
+            moved = _files_of(mix_file) if moved is None else moved
+            file_name = Path(file.name).name
+            same_size = sorted(moved.get((file.source, file.size), ()), key=lambda path: path.name != file_name)
+            found = next((match for path in same_size if (match := _at(file, path))), None)
         if found is None:
             what = "has changed since the run began" if Path(file.path).exists() else "no such file"
             raise UserError(
                 f"{file.path}: {what}; the run needs the file of {file.size:,} bytes with SHA-256 "
-                f"{file.sha256[:12]}…: restore it, or name a mix that finds it with --mix MIX.toml"
+                f"{file.sha256[:12]}…: restore it, or give a mix that finds it with --mix MIX.toml"
             )
         files.append(found)
     if files != known.files:
         _save(RunFiles(files=files), run)
-    places = {(file.source, file.name): file.path for file in files}
+    paths = {(file.source, file.name): file.path for file in files}
     sources = [
-        source.model_copy(update={"files": [places.get((source.name, name), name) for name in source.files]})
+        source.model_copy(update={"files": [paths.get((source.name, name), name) for name in source.files]})
         if isinstance(source, FileSource)
         else source
         for source in mix.sources
@@ -112,7 +114,7 @@ def current_mix(mix: MixConfig, run: Path, place: Path) -> MixConfig:
 
 
 def _at(file: RunFile, path: Path) -> RunFile | None:
-    """Return the record of a file at a path; None if the path has another file or none."""
+    """Return the record of a file with a new path; None if that path has another file or none."""
     if not path.is_file() or (found := path.stat()).st_size != file.size:
         return None
     if (str(path), found.st_mtime_ns) != (file.path, file.mtime_ns) and sha256(path) != file.sha256:
@@ -120,12 +122,12 @@ def _at(file: RunFile, path: Path) -> RunFile | None:
     return file.model_copy(update={"path": str(path), "mtime_ns": found.st_mtime_ns})
 
 
-def _files_of(place: Path) -> dict[tuple[str, int], list[Path]]:
-    """Return the local files that a mix finds, by source and size; empty if there is no such mix."""
+def _files_of(mix_file: Path) -> dict[tuple[str, int], list[Path]]:
+    """Return the local files of a mix by source and size; empty if the mix does not exist."""
     found = defaultdict(list)
-    for source in _local(load_mix(place)) if place.is_file() else ():
+    for source in _local(load_mix(mix_file)) if mix_file.is_file() else ():
         with suppress(UserError):  # no file matches
-            for file in open_source(source, place.parent):
+            for file in open_source(source, mix_file.parent):
                 path = Path(file.name).absolute()
                 found[source.name, path.stat().st_size].append(path)
     return found

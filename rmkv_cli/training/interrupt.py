@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end the step, not the run's work."""
+"""Graceful handling of Ctrl-C and SIGTERM: finish the step and save before exiting."""
 
 import signal
 from collections.abc import Iterator
@@ -7,21 +7,22 @@ from types import FrameType
 
 
 class Interrupt:
-    """Which signal asked the training to stop, if one did."""
+    """The signal that asked training to stop, if any."""
 
     signal: int | None = None
 
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Note the first SIGINT or SIGTERM instead of dying of it; a second one kills as usual.
+    """Record the first SIGINT or SIGTERM instead of exiting; a second one kills the process as usual.
 
-    If it was noted and the work then fails, as that of a rank does when another one died, it kills after all.
+    If training fails after a recorded signal, as a rank's does when another rank has died, the signal kills the process
+    after all.
     """
     interrupt = Interrupt()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _: FrameType | None) -> None:
+    def record(number: int, _: FrameType | None) -> None:
         interrupt.signal = number
         restore()
 
@@ -30,7 +31,7 @@ def interruptible() -> Iterator[Interrupt]:
             signal.signal(number, handler)
 
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, record)
     try:
         yield interrupt
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Several processes of one job on this machine, by torchrun's own means."""
+"""Launch several processes of one job on this machine with torchrun's library."""
 
 import logging
 import os
@@ -15,14 +15,15 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_pr
 from rmkv_cli.progress import stderr
 from rmkv_cli.training.faults import BadStepError
 
-REPORTED = {2: 2, 130: 130, BadStepError.job_exit_code: 1}  # exit codes of a process that has said why, and the job's
+# The job's exit code by the exit code of a process that has reported why it ended.
+REPORTED = {2: 2, 130: 130, BadStepError.job_exit_code: 1}
 
 
 def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
-    """Run `rmkv` with these arguments, which train in `run`, as so many processes of one job; return its exit code.
+    """Run `rmkv` with these arguments, which train in `run`, as several processes; return the job's exit code.
 
-    What ends a job early ends all its processes: one that dies, which is named, or SIGINT and SIGTERM, which are passed
-    on to them. Torchrun itself would exit with 1 after a signal even if all of them had saved their work.
+    If one process dies, all end, and a message names it. SIGINT and SIGTERM are forwarded to all processes. Torchrun
+    itself would exit with 1 after a signal, even if every process had saved its work.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     threads = max(1, (os.cpu_count() or 1) // processes)
@@ -34,7 +35,7 @@ def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
         "LOCAL_WORLD_SIZE": str(processes),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # told below
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # reported below
     job = start_processes(
         "rmkv",
         sys.executable,
@@ -43,13 +44,13 @@ def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
 
-    def pass_on(number: int, _: FrameType | None) -> None:
+    def forward_signal(number: int, _: FrameType | None) -> None:
         for pid in job.pids().values():
-            with suppress(ProcessLookupError):  # it has come to its end
+            with suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+        signal.signal(number, forward_signal)
     ended = job.wait(period=0.1)
     assert ended is not None
     if not ended.failures:
@@ -57,7 +58,7 @@ def launch(processes: int, arguments: Sequence[str], run: Path) -> int:
     first = min(ended.failures.values(), key=lambda failure: failure.timestamp)
     if first.exitcode in REPORTED:
         return REPORTED[first.exitcode]
-    how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
-    line = f"error: rank {first.local_rank} ended first ({how}), and the others with it; go on with: "
+    reason = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
+    line = f"error: rank {first.local_rank} failed first ({reason}) and ended the job; resume with: "
     stderr().print(f"{line}rmkv train --resume --run {run} --nproc {processes}", style="red")
     return 1

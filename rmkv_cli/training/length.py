@@ -1,4 +1,4 @@
-"""How long a training is, where its config says it in epochs."""
+"""Length of training, converted from epochs to tokens."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from rmkv_cli.errors import UserError
 def with_length(config: Config) -> Config:
     """Return the config with `train.tokens` computed from `train.epochs`, if that is set.
 
-    An epoch is as many tokens as the training split of the prepared data has.
+    An epoch is one pass over the training split of the prepared data.
 
     Raises:
         UserError: the config also sets another number of tokens, or the data are not prepared.
@@ -23,8 +23,8 @@ def with_length(config: Config) -> Config:
             "train.epochs needs prepared data, because the length of a stream is not known; run `rmkv data mix` and "
             "give its folder with --data, or set train.tokens instead"
         )
-    held = Manifest.load(Path(train.data)).splits["train"].tokens
-    tokens = max(1, round(train.epochs * held))
+    tokens_per_epoch = Manifest.load(Path(train.data)).splits["train"].tokens
+    tokens = max(1, round(train.epochs * tokens_per_epoch))
     if "tokens" in train.model_fields_set and train.tokens != tokens:
         raise UserError(
             f"train.epochs = {train.epochs:g} of {train.data} is {tokens:,} tokens, but train.tokens = "

@@ -1,4 +1,4 @@
-"""Where a run's records are sent beside its metrics.jsonl: TensorBoard, trackio, Weights & Biases."""
+"""Loggers that receive a run's records as well as metrics.jsonl: TensorBoard, trackio, Weights & Biases."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +16,22 @@ INSTALLS = {"tensorboard": pip_install("log"), "trackio": pip_install("log"), "w
 
 
 def require_loggers(names: Sequence[str]) -> None:
-    """Raise `UserError` if one of them is not installed."""
+    """Raise `UserError` if one of these loggers is not installed."""
     for name in names:
         spec = find_spec(name)
-        if spec is None or spec.origin is None:  # not even a folder of that name, where Python would look for it
+        if spec is None or spec.origin is None:  # a folder of that name has a spec, but no origin
             raise UserError(f"train.loggers: {name} is not installed; {INSTALLS[name]}")
 
 
 @contextmanager
 def open_loggers(config: Config, run: Path, step: int) -> Iterator[Log]:
-    """Give a function that sends a record to each of the config's loggers; what they hold after `step` comes again."""
-    with redirect_stdout(sys.stderr):  # stdout is for results alone
+    """Open the config's loggers and return a function that sends them a record.
+
+    Records after `step` will be sent again by a resumed run; TensorBoard drops its old ones.
+    """
+    with redirect_stdout(sys.stderr):  # stdout is for results only
         opened = [
-            _tensorboard(run, step) if name == "tensorboard" else _board(name, config, run, step)
+            _tensorboard(run, step) if name == "tensorboard" else _open_board(name, config, run, step)
             for name in config.train.loggers
         ]
 
@@ -45,7 +48,7 @@ def open_loggers(config: Config, run: Path, step: int) -> Iterator[Log]:
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
-    """Return a record's numbers but its step; those of a validation are `validation/loss` and so on."""
+    """Return a record's numbers except its step, with nested ones as `validation/loss` and so on."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
         flat |= {f"{key}/{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {key: value}
@@ -53,7 +56,7 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
 
 
 def _tensorboard(run: Path, step: int) -> tuple[Log, Callable[[], None]]:
-    """Return how a record is written into the run's folder `tensorboard`, and how that ends."""
+    """Return functions that write a record into the run's folder `tensorboard` and that close the writer."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(run / "tensorboard", purge_step=step + 1)
@@ -65,10 +68,11 @@ def _tensorboard(run: Path, step: int) -> tuple[Log, Callable[[], None]]:
     return send, writer.close
 
 
-def _board(name: str, config: Config, run: Path, step: int) -> tuple[Log, Callable[[], None]]:
-    """Return the same for trackio or wandb, whose functions are alike: in the project `rmkv`, by the run's name."""
+def _open_board(name: str, config: Config, run: Path, step: int) -> tuple[Log, Callable[[], None]]:
+    """Return functions that send a record to trackio or wandb, in the project `rmkv` by the run's name, and that close
+    it."""
     board = import_module(name)
-    if name == "wandb":  # goes on by an id that no other run has, another start in the same folder included
+    if name == "wandb":  # resumes by id, which is unique even for another run in the same folder
         started = (run / "tokenizer.json").stat().st_mtime_ns
         keys = {"id": f"{run.name}-{started:x}", "resume": "allow", "dir": run}
     else:

@@ -1,4 +1,4 @@
-"""The loss of a training row, whose segments are replayed in the backward pass and whose logits come in chunks."""
+"""Loss of training rows: segments are recomputed in the backward pass, and logits exist one chunk at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,37 +16,39 @@ from rmkv_cli.model.precision import wide_dtype, widen
 from rmkv_cli.model.state import contiguous_copy
 
 Segment = Callable[[Tensor, State, Tensor, bool], tuple[Tensor, State]]
-"""`RMKV.segment`, or what takes its place."""
+"""`RMKV.segment` or a replacement of it."""
 
 
 @dataclass
 class Distillation:
-    """A teacher's outputs for the tokens of some rows, and their weight in the loss."""
+    """A teacher's outputs for rows, and their weight in the loss."""
 
     hidden: Tensor
-    """(B, T, D'): the input of the teacher's head."""
+    """Input of the teacher's head, (B, T, D')."""
     head: Callable[[Tensor], Tensor]
-    """The teacher's head: (N, D') -> logits (N, V'). Ids that one of the models lacks are padding of the vocabulary;
-    the teacher gives them no probability."""
+    """Teacher's head, (N, D') -> logits (N, V'). Ids that only one of the models has are vocabulary padding; the
+    teacher gives them no probability."""
     share: float
+    """Share of the KL in the loss."""
     temperature: float
+    """Divisor of both models' logits."""
     divergence: Tensor = field(init=False)
-    """Sum of KL(teacher ‖ student) over the tokens that count, in nats; `row_loss` fills it in."""
+    """Sum of KL(teacher ‖ student) over the tokens that count, in nats; set by `row_loss`."""
 
 
 @dataclass
 class TokenWeights:
-    """The weight of each token of some rows in the loss, as policy gradients have it."""
+    """Weight of each token of rows in the loss, as in policy gradients."""
 
     weights: Tensor
-    """(B, T): factors of the cross-entropy, of either sign."""
+    """Factors of the tokens' cross-entropy, of either sign, (B, T)."""
     losses: Tensor = field(init=False)
-    """(B, T): the tokens' cross-entropy in nats, without the factors; 0 where a token does not count. `row_loss` fills
-    it in."""
+    """Cross-entropy of each token in nats, without the factors, (B, T); 0 where a token does not count. Set by
+    `row_loss`."""
 
 
 def compiled_segment(model: RMKV) -> Segment:
-    """Return the model's `segment` as one compiled graph for each shape, which training has few of."""
+    """Return the model's `segment`, compiled as one graph per shape; training has few shapes."""
     compiled: Segment = torch.compile(model.segment, fullgraph=True, dynamic=False)
     return compiled
 
@@ -61,50 +63,54 @@ def row_loss(
     replay: bool = True,
     z_loss: float = 0.0,
     segment: Segment | None = None,
-    lesson: Distillation | None = None,
-    credit: TokenWeights | None = None,
+    distillation: Distillation | None = None,
+    token_weights: TokenWeights | None = None,
 ) -> tuple[Tensor, State]:
-    """Return the summed cross-entropy in nats of rows (B, T), and the state after them without its graph.
+    """Return the summed cross-entropy of rows in nats, and the detached state after them.
 
-    Targets of -100 do not count.
-
-    With `z_loss` the gradient, and it alone, is that of the cross-entropy plus z_loss * log²Z for each token that
-    counts. Z is the sum of the exponentials of its logits, which this keeps from drifting (PaLM: Chowdhery et al.,
-    2022).
-
-    With a `lesson`, only the gradient changes: it is that of (1 - share) * cross-entropy + share * temperature² * KL
-    (Hinton et al., 2015). KL(teacher ‖ student) is computed from the logits divided by the temperature.
-
-    With `credit`, each token's cross-entropy is multiplied by its weight.
-
-    With `replay` only the states between segments are kept for the backward pass; what happens inside any but the last
-    is computed again when its gradient is needed (gradient checkpointing: Chen et al., 2016). So activations are one
-    segment's, however long the row is; without it, up to a quarter of the work less, they are the row's. `segment`
-    takes the place of the model's, compiled for instance.
+    Args:
+        model: the model.
+        input_ids: the rows' tokens, (B, T).
+        targets: the tokens to predict, (B, T); -100 does not count.
+        document_ids: each token's document, (B, T).
+        state: the state before the rows.
+        replay: whether to keep only the states between segments for the backward pass, and to recompute all segments
+            except the last when their gradients are needed (gradient checkpointing: Chen et al., 2016). Activations
+            then take the memory of one segment instead of a row, for up to a third more work.
+        z_loss: coefficient of log²Z in the gradient, for each token that counts, where Z is the sum of the exponentials
+            of its logits. It keeps log Z from drifting (PaLM: Chowdhery et al., 2022). The returned loss excludes it.
+        segment: a replacement for `model.segment`, such as a compiled one.
+        distillation: a teacher's outputs. The gradient is then that of (1 - share) * cross-entropy + share *
+            temperature² * KL(teacher ‖ student), with both models' logits divided by the temperature (Hinton et al.,
+            2015). The returned loss stays the cross-entropy.
+        token_weights: weights of the tokens' cross-entropy.
     """
     segment = segment or model.segment
-    read = replayed(segment, preserve_rng_state=model.config.dropout > 0)
-    last = max(start for start, _ in model.spans(input_ids.shape[1], state.filled))  # whose gradient is needed at once
-    # PyTorch replays only what has an input that needs a gradient; and a compiled segment is one for all.
+    read = with_replay(segment, preserve_rng_state=model.config.dropout > 0)
+    last = max(
+        start for start, _ in model.spans(input_ids.shape[1], state.filled)
+    )  # needs no replay: its gradient comes first
+    # PyTorch recomputes only functions with an input that requires a gradient. If every state does, one compiled
+    # segment serves all.
     state = state.map(lambda x, _: contiguous_copy(x.detach()).requires_grad_(x.is_floating_point()))
     outputs = []
-    for part, how in ((slice(0, last), read if replay else segment), (slice(last, None), segment)):
+    for part, reader in ((slice(0, last), read if replay else segment), (slice(last, None), segment)):
         if part.stop != 0:
-            hidden, state = model.hidden(input_ids[:, part], state, document_ids[:, part], how)
+            hidden, state = model.hidden(input_ids[:, part], state, document_ids[:, part], reader)
             outputs.append(hidden)
     hidden = torch.cat(outputs, dim=1).flatten(0, 1)
     del outputs
-    loss = cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss, lesson, credit)
-    if credit:
-        credit.losses = credit.losses.view_as(targets)
+    loss = cross_entropy(hidden, model.head_weight, targets.flatten(), z_loss, distillation, token_weights)
+    if token_weights:
+        token_weights.losses = token_weights.losses.view_as(targets)
     return loss, state.detach()
 
 
-def replayed(segment: Segment, *, preserve_rng_state: bool) -> Segment:
-    """Return a function that reads a segment and keeps nothing of it but the state before it for the backward pass.
+def with_replay(segment: Segment, *, preserve_rng_state: bool) -> Segment:
+    """Return a function that reads a segment but keeps only the state before it for the backward pass.
 
-    The backward pass of each is one of its own (PyTorch's reentrant checkpoint), which adds to the weights' gradients
-    in place; otherwise the sum of a row's gradients would stand beside that of the rows before it.
+    Each segment has its own backward pass (PyTorch's reentrant checkpoint), which adds to the weights' gradients in
+    place. Otherwise a row's summed gradients would need memory beside those of earlier rows.
     """
 
     def read(input_ids: Tensor, state: State, document_ids: Tensor, mixed: bool) -> tuple[Tensor, State]:
@@ -130,16 +136,15 @@ def cross_entropy(
     weight: Tensor,
     targets: Tensor,
     z_loss: float = 0.0,
-    lesson: Distillation | None = None,
-    credit: TokenWeights | None = None,
+    distillation: Distillation | None = None,
+    token_weights: TokenWeights | None = None,
 ) -> Tensor:
-    """Return the sum of the cross-entropies of hidden (N, D) times the head's weight (V, D).
+    """Return the summed cross-entropy of the logits of hidden, (N, D), and the head's weight, (V, D).
 
-    Targets (N,) of -100 do not count; `z_loss`, `lesson` and `credit` are as in `row_loss`.
-
-    A chunk of tokens at a time gives its losses and the gradients at once, so that logits exist for one chunk alone.
+    Targets, (N,), of -100 do not count; other arguments are as in `row_loss`. The forward pass also computes the
+    gradients, chunk by chunk, so logits exist only for one chunk.
     """
-    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, z_loss, lesson, credit)
+    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, z_loss, distillation, token_weights)
     return loss
 
 
@@ -151,15 +156,15 @@ class _CrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         z_loss: float,
-        lesson: Distillation | None,
-        credit: TokenWeights | None,
+        distillation: Distillation | None,
+        token_weights: TokenWeights | None,
     ) -> Tensor:
         loss = widen(hidden.new_zeros(()))
         divergence = loss.clone()
-        for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for_weight = torch.zeros_like(weight, dtype=wide_dtype(weight.dtype)) if ctx.needs_input_grad[1] else None
+        hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        weight_gradient = torch.zeros_like(weight, dtype=wide_dtype(weight.dtype)) if ctx.needs_input_grad[1] else None
         size = max(1, MAX_LOGITS // len(weight))
-        share = lesson.share if lesson else 0.0
+        share = distillation.share if distillation else 0.0
         losses = []
         for i in range(0, len(hidden), size):
             h, target = hidden[i : i + size], targets[i : i + size, None]
@@ -169,37 +174,39 @@ class _CrossEntropy(torch.autograd.Function):
             log_Z = logits.logsumexp(1, keepdim=True)
             losses.append(torch.where(counts, log_Z - logits.gather(1, target), 0.0))
             factor = counts.to(logits.dtype)
-            if credit:
-                factor = factor * credit.weights.flatten()[i : i + size, None]
+            if token_weights:
+                factor = factor * token_weights.weights.flatten()[i : i + size, None]
             loss += (losses[-1] * factor).sum()
-            pull = None
-            if lesson:
-                part, pull = _distilled(logits, lesson.head(lesson.hidden.flatten(0, 1)[i : i + size]), lesson, counts)
+            kl_gradient = None
+            if distillation:
+                part, kl_gradient = _distillation_gradient(
+                    logits, distillation.head(distillation.hidden.flatten(0, 1)[i : i + size]), distillation, counts
+                )
                 divergence += part
-            # d/dlogits of log Z is the softmax, and of z log²Z it is 2 z log Z times that.
+            # The gradient of log Z is the softmax; the gradient of z log²Z is 2 z log Z times that.
             gradient = logits.sub_(log_Z).exp_().mul_(factor * (1 - share) + counts * (2 * z_loss * log_Z))
             gradient.scatter_add_(1, target, -(1 - share) * factor)
-            gradient = (gradient if pull is None else gradient.add_(pull)).to(weight.dtype)
-            if for_hidden is not None:
-                torch.mm(gradient, weight, out=for_hidden[i : i + size])
-            if for_weight is not None:
-                for_weight += gradient.T @ h
-            del logits, gradient, pull  # before the next chunk is made
-        if lesson:
-            lesson.divergence = divergence
-        if credit:
-            credit.losses = torch.cat(losses)[:, 0]
-        ctx.gradients = for_hidden, for_weight
+            gradient = (gradient if kl_gradient is None else gradient.add_(kl_gradient)).to(weight.dtype)
+            if hidden_gradient is not None:
+                torch.mm(gradient, weight, out=hidden_gradient[i : i + size])
+            if weight_gradient is not None:
+                weight_gradient += gradient.T @ h
+            del logits, gradient, kl_gradient  # frees memory before the next chunk
+        if distillation:
+            distillation.divergence = divergence
+        if token_weights:
+            token_weights.losses = torch.cat(losses)[:, 0]
+        ctx.gradients = hidden_gradient, weight_gradient
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        for_hidden, for_weight = ctx.gradients
-        del ctx.gradients  # which are scaled in place, once
+        hidden_gradient, weight_gradient = ctx.gradients
+        del ctx.gradients  # they are scaled in place, so only once
         return (
-            None if for_hidden is None else for_hidden.mul_(scale),
-            None if for_weight is None else for_weight.mul_(scale),
+            None if hidden_gradient is None else hidden_gradient.mul_(scale),
+            None if weight_gradient is None else weight_gradient.mul_(scale),
             None,
             None,
             None,
@@ -207,16 +214,22 @@ class _CrossEntropy(torch.autograd.Function):
         )
 
 
-def _distilled(logits: Tensor, taught: Tensor, lesson: Distillation, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the KL summed over the tokens that count (n, 1), and the gradient of share * temperature² * KL.
+def _distillation_gradient(
+    logits: Tensor, teacher_logits: Tensor, distillation: Distillation, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the KL summed over the tokens that count, and the gradient of share * temperature² * KL.
 
-    The gradient is with respect to the student's logits (n, V); `taught` are the teacher's logits (n, V').
+    Args:
+        logits: the student's logits, (n, V).
+        teacher_logits: the teacher's logits, (n, V').
+        distillation: share and temperature.
+        counts: whether each token counts, (n, 1).
     """
-    known = min(logits.shape[1], taught.shape[1])
-    log_q = (logits / lesson.temperature).log_softmax(1)
-    log_p = (widen(taught[:, :known]) / lesson.temperature).log_softmax(1)
+    known = min(logits.shape[1], teacher_logits.shape[1])
+    log_q = (logits / distillation.temperature).log_softmax(1)
+    log_p = (widen(teacher_logits[:, :known]) / distillation.temperature).log_softmax(1)
     p = log_p.exp()
     divergence = log_p.sub_(log_q[:, :known]).mul_(p).sum(1, keepdim=True)
-    pull = log_q.exp_()
-    pull[:, :known] -= p
-    return (divergence * counts).sum(), pull.mul_(counts).mul_(lesson.share * lesson.temperature)
+    kl_gradient = log_q.exp_()
+    kl_gradient[:, :known] -= p
+    return (divergence * counts).sum(), kl_gradient.mul_(counts).mul_(distillation.share * distillation.temperature)

@@ -1,4 +1,4 @@
-"""The memory that training has, needs and takes."""
+"""Memory of the machine or GPU: estimate, check and explain what training needs."""
 
 import resource
 import sys
@@ -14,18 +14,18 @@ from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import stderr
 from rmkv_cli.training.disk import checkpoint_bytes
 
-GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+GPU_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
 def memory_errors_explained(config: Config) -> Iterator[None]:
-    """Raise `UserError`, which tells how to need less, where torch finds no memory for a tensor."""
+    """Turn PyTorch's out-of-memory errors into `UserError` with advice."""
     try:
         yield
     except RuntimeError as error:
-        said = str(error)  # by no class of its own, but where PyTorch's own allocator is the one that says it
-        gpu = isinstance(error, torch.OutOfMemoryError) or any(line in said for line in GPU_FULL)
-        if not gpu and "DefaultCPUAllocator" not in said:
+        message = str(error)  # only PyTorch's CUDA allocator has its own exception class
+        gpu = isinstance(error, torch.OutOfMemoryError) or any(line in message for line in GPU_OUT_OF_MEMORY)
+        if not gpu and "DefaultCPUAllocator" not in message:
             raise
         raise UserError(
             f"the {'GPU' if gpu else 'machine'}'s memory is full: lower train.micro_batch_size "
@@ -34,14 +34,14 @@ def memory_errors_explained(config: Config) -> Iterator[None]:
 
 
 def estimated_memory(config: Config, segments: int, device: str, ranks: int = 1) -> int:
-    """Return the bytes that rows of so many segments need on the device of each of the ranks, which share the lanes."""
+    """Return the estimated bytes that training on rows of `segments` segments takes on each rank's device."""
     share = config.train.model_copy(update={"batch_size": config.train.batch_size // ranks})
     memory = training_memory(config.model, share, share.micro_batch_size, segments * config.model.segment_length)
     return memory.total + memory.set_aside * (device == "cpu")
 
 
 def peak_memory(device: str) -> int:
-    """Return the most bytes that this process has taken so far, on a GPU those of tensors alone."""
+    """Return the peak memory of this process so far, in bytes; on a GPU, that of tensors."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -49,17 +49,17 @@ def peak_memory(device: str) -> int:
 
 
 def require_memory(config: Config, segments: int, device: str, ranks: int = 1) -> None:
-    """Raise `UserError` if rows of so many segments need more, on each of the ranks, than a CPU's memory.
+    """Raise `UserError` if training on rows of `segments` segments needs more memory than a CPU has.
 
-    Of a GPU's, which tells by itself what does not fit, warn: a training's longest rows may come after days.
+    On a GPU, which fails by itself when its memory is full, only warn: the longest rows may come after days.
     """
-    needed, there = estimated_memory(config, segments, device, ranks), total_memory(device)
-    if device == "cpu":  # a checkpoint is copied, and written while training continues
+    needed, available = estimated_memory(config, segments, device, ranks), total_memory(device)
+    if device == "cpu":  # training continues while a copy of its state is written to a checkpoint
         needed += checkpoint_bytes(config)
-    if needed <= there:
+    if needed <= available:
         return
     line = (
-        f"training needs about {needed / 1e9:,.1f} GB of memory, but there are {there / 1e9:,.1f} GB: lower "
+        f"training needs about {needed / 1e9:,.1f} GB of memory, but the device has {available / 1e9:,.1f} GB: lower "
         f"train.micro_batch_size ({config.train.micro_batch_size}), or choose a smaller model"
     )
     if device == "cpu":

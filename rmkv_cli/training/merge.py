@@ -1,4 +1,4 @@
-"""Merging: an adapter into its base model, or several models of one shape into their average."""
+"""Merge an adapter into its base model, or average several models of the same shape."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,45 +18,44 @@ TOLERANCE = 1e-4  # largest difference between logits before and after merging
 
 
 def merge_adapter(model: Path, adapter: Path, out: Path) -> float:
-    """Write the model folder of a model whose weights hold the adapter's changes, computed in float32.
+    """Merge an adapter into its model's weights, in float32, and write the model folder `out`.
 
     Returns:
-        The largest difference between the logits of the merged and of the unmerged model, over a segment of tokens and
-        a little more.
+        The largest difference between logits of the merged and the unmerged model, over slightly more than a segment.
 
     Raises:
-        UserError: `out` exists, the model and the adapter do not fit, or the logits differ by more than 1e-4.
+        UserError: `out` exists, the adapter does not fit the model, or logits differ by more than 1e-4.
     """
     require_new(out)
     folder, source = find_model(model), find_model(adapter)
     adapted = RMKV.from_pretrained(folder, dtype=torch.float32)
-    require_merges(adapted, model)
+    require_mergeable(adapted, model)
     load_adapter(adapted, source)
     warn_of_another_base(source, folder)
-    alone = merged(adapted)
+    plain = merged(adapted)
     ids = torch.arange(adapted.config.segment_length + 16)[None] * 7919 % adapted.config.vocab_size
-    with inference(adapted), inference(alone):
-        error = (alone(ids)[0] - adapted(ids)[0]).abs().max().item()
-    if not error <= TOLERANCE:  # nor is it "not a number"
+    with inference(adapted), inference(plain):
+        error = (plain(ids)[0] - adapted(ids)[0]).abs().max().item()
+    if not error <= TOLERANCE:  # also true for nan
         raise UserError(
             f"{adapter}: merging changes logits by {error:.1e}, more than {TOLERANCE:.0e}: its weights are damaged or "
             f"too large; use it unmerged: --adapter {adapter}"
         )
-    _write(out, alone, Tokenizer.load(folder))
+    _write(out, plain, Tokenizer.load(folder))
     return error
 
 
-def require_merges(model: RMKV, folder: Path) -> None:
-    """Raise `UserError` if a model's weights are integers, which nothing can be added to."""
+def require_mergeable(model: RMKV, folder: Path) -> None:
+    """Raise `UserError` if a model is quantized: nothing can be added to integer weights."""
     if model.config.quantization is not None:
-        raise UserError(f"{folder}: is quantized; merge the model that it was made from, then quantize the result")
+        raise UserError(f"{folder}: is quantized; merge into the original model, then quantize the result")
 
 
 def average(models: Sequence[Path], out: Path) -> None:
-    """Write the model folder of the mean of several models' weights, computed in float32.
+    """Average several models' weights, in float32, and write the model folder `out`.
 
     Raises:
-        UserError: `out` exists, a model is absent, or they differ in config or tokenizer.
+        UserError: `out` exists, a model is absent, or the models differ in config or tokenizer.
     """
     require_new(out)
     folders = [find_model(model) for model in models]
@@ -64,19 +63,19 @@ def average(models: Sequence[Path], out: Path) -> None:
         if is_adapter(folder):
             raise UserError(f"{model}: is an adapter; `rmkv merge MODEL {model}` merges it, one adapter at a time")
     mean, tokenizer = RMKV.from_pretrained(folders[0], dtype=torch.float32), Tokenizer.load(folders[0])
-    require_merges(mean, models[0])
+    require_mergeable(mean, models[0])
     weights = mean.state_dict()
     for count, (model, folder) in enumerate(zip(models[1:], folders[1:], strict=True), 2):
         other = RMKV.from_pretrained(folder, dtype=torch.float32)
-        mine, its = mean.config.model_dump(), other.config.model_dump()
-        if different := [key for key in mine if mine[key] != its[key]]:
+        own, its = mean.config.model_dump(), other.config.model_dump()
+        if different := [key for key in own if own[key] != its[key]]:
             key = different[0]
             raise UserError(
-                f"{model}: model.{key} is {its[key]}, but that of {models[0]} is {mine[key]}; only models of one shape "
-                "have an average"
+                f"{model}: model.{key} is {its[key]}, but {models[0]} has {own[key]}; only models of the same shape "
+                "can be averaged"
             )
         if Tokenizer.load(folder).hash != tokenizer.hash:
-            raise UserError(f"{model}: has another tokenizer than {models[0]}, so their average means nothing")
+            raise UserError(f"{model}: has another tokenizer than {models[0]}, so their average would be meaningless")
         for name, x in other.state_dict().items():
             weights[name].lerp_(x, 1 / count)
     _write(out, mean, tokenizer)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line a record, in the order of steps, continued exactly when a run goes on."""
+"""metrics.jsonl: one record per line in order of steps. A resumed run continues it exactly."""
 
 import json
 import math
@@ -15,14 +15,14 @@ class Metrics:
     """Records of a run. A step's record has `loss` or `align`; a validation's has `validation` and perhaps `sample`."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Open the file and drop what came after `step` (it will come again), a half-written line included."""
+        """Open the file, and drop incomplete lines and records after `step`, which will be written again."""
         self.path = path
         self.records = [record for record in read_metrics(path) if record["step"] <= step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a record; raise `UserError` if it cannot be written (a full disk)."""
+        """Append a record; raise `UserError` if it cannot be written, for instance to a full disk."""
         self.records.append(record)
         try:
             self._file.write(json.dumps(record) + "\n")
@@ -30,12 +30,12 @@ class Metrics:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def has_validation(self, step: int) -> bool:
-        """Return whether the model of this step was evaluated."""
+        """Return whether there is a validation of this step."""
         return any(record["step"] == step and "validation" in record for record in self.records)
 
     def close(self) -> None:
         """Close the file."""
-        with suppress(OSError):  # a record that could not be written, which was told
+        with suppress(OSError):  # a buffered record that could not be written, which `add` has reported
             self._file.close()
 
 
@@ -46,7 +46,7 @@ def best_validation(records: Iterable[dict[str, Any]]) -> tuple[float, int | Non
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the whole records of a metrics.jsonl, each with its `step` and `tokens`; none where there is no file."""
+    """Return the complete records of a metrics.jsonl, each with `step` and `tokens`; none if there is no file."""
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return []
     require_file(path, LARGE)

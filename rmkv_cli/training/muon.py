@@ -11,18 +11,18 @@ from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 
 class ShardedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` for sharded matrices: the same update, with momentum sharded as the matrices are.
+    """`torch.optim.Muon` for sharded matrices: the same update, with momentum sharded like the matrices.
 
-    Each matrix is gathered on one rank, which orthogonalizes it and returns every rank its rows. A round takes one
-    matrix per rank, and rounds take matrices in order of their cost, so the ranks' work is even. What is exchanged is
-    bfloat16, in which Muon orthogonalizes anyway.
+    Each matrix is gathered on one rank, which orthogonalizes it and returns every rank its rows. A round handles one
+    matrix per rank; rounds take matrices in order of cost, which balances the ranks' work. Ranks exchange bfloat16,
+    the type in which Muon orthogonalizes anyway.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure
         """Take one step; all ranks call this."""
         for group in self.param_groups:
-            parameters: list[Any] = []  # DTensors, as are the other two lists
+            parameters: list[Any] = []  # DTensors, like the other two lists
             gradients: list[Any] = []
             momenta: list[Any] = []
             self._init_group(group, parameters, gradients, momenta)
@@ -41,11 +41,11 @@ class ShardedMuon(torch.optim.Muon):
         """Update at most one matrix per rank."""
         lr, momentum = group["lr"], group["momentum"]
         updates = []
-        for gradient, kept in zip(gradients, momenta, strict=True):
-            g, b = gradient.to_local(), kept.to_local()
+        for gradient, momentum_buffer in zip(gradients, momenta, strict=True):
+            g, b = gradient.to_local(), momentum_buffer.to_local()
             b.lerp_(g, 1 - momentum)
             updates.append((g.lerp(b, momentum) if group["nesterov"] else b).bfloat16())
-        orthogonal = _exchanged(
+        orthogonal = _apply_to_whole(
             updates,
             parameters,
             lambda x: _zeropower_via_newtonschulz(x, group["ns_coefficients"], group["ns_steps"], group["eps"]),
@@ -56,33 +56,33 @@ class ShardedMuon(torch.optim.Muon):
             p.add_(update.view_as(p), alpha=-_adjust_lr(lr, group["adjust_lr_fn"], parameter.shape))
 
 
-def _exchanged(
+def _apply_to_whole(
     rows: list[Tensor], like: tuple[DTensor, ...], function: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, ...]:
-    """Return this rank's rows of `function` of each whole matrix, flat; rank i computes that of matrix i.
+    """Return this rank's rows, flat, of `function` applied to each whole matrix; rank i handles matrix i.
 
     Args:
         rows: this rank's rows of the matrices.
-        like: tensors that are sharded as the matrices are.
-        function: keeps shape and type.
+        like: tensors that are sharded like the matrices.
+        function: function of a matrix that keeps its shape and type.
     """
     mesh = like[0].device_mesh
     rank, ranks, processes = mesh.get_local_rank(), mesh.size(), mesh.get_group()
-    given = [x.numel() for x in rows] + [0] * (ranks - len(rows))
-    taken = [0] * ranks
+    sent = [x.numel() for x in rows] + [0] * (ranks - len(rows))
+    received = [0] * ranks
     if rank < len(like):  # DTensor shards as `torch.chunk` does: the last ranks may have fewer rows, or none
         height, width = like[rank].shape
         size = -(-height // ranks)
-        taken = [width * min(size, max(0, height - i * size)) for i in range(ranks)]
+        received = [width * min(size, max(0, height - i * size)) for i in range(ranks)]
     flat = torch.cat([x.flatten() for x in rows])
-    whole = flat.new_empty(sum(taken))
-    dist.all_to_all_single(whole, flat, taken, given, processes)
+    whole = flat.new_empty(sum(received))
+    dist.all_to_all_single(whole, flat, received, sent, processes)
     if rank < len(like):
         whole = function(whole.view(like[rank].shape)).flatten()
-    dist.all_to_all_single(flat, whole, given, taken, processes)
-    return flat.split(given[: len(rows)])
+    dist.all_to_all_single(flat, whole, sent, received, processes)
+    return flat.split(sent[: len(rows)])
 
 
 def _cost(matrix: Tensor) -> int:
-    """Return a number in proportion to the operations that orthogonalizing a matrix takes."""
+    """Return a number proportional to the operations that orthogonalize a matrix."""
     return matrix.numel() * min(matrix.shape)

@@ -11,22 +11,22 @@ from rmkv_cli.training.loss import Distillation, TokenWeights, compiled_segment,
 from rmkv_cli.training.teacher import Teacher
 
 
-class Outcome(NamedTuple):
-    """Results for the rows of a micro-batch."""
+class ObjectiveResult(NamedTuple):
+    """Loss and new states for the rows of a micro-batch."""
 
     loss: Tensor
-    """Cross-entropy or, in the stage "align", the distance from the teacher's layers, summed over the tokens that
-    count. Its gradient is that of the objective."""
+    """Cross-entropy, or in the stage "align" the distance from the teacher's layers, summed over the tokens that
+    count. Its gradient is the objective's."""
     divergence: Tensor
-    """KL(teacher ‖ student) summed over the same tokens; 0 if it is not part of the objective."""
+    """KL(teacher ‖ student), summed over the same tokens; 0 if the objective does not include it."""
     state: State
-    """The student's state after the rows."""
+    """Student's state after the rows."""
     carried: Any
-    """The teacher's carried state after the rows; None without a teacher."""
+    """Teacher's state after the rows; None without a teacher."""
 
 
 class Objective:
-    """The objective of each kind of stage."""
+    """Compute the objective of each kind of stage."""
 
     def __init__(self, model: RMKV, config: TrainConfig, teacher: Teacher | None) -> None:
         self.model, self.config, self.teacher = model, config, teacher
@@ -40,27 +40,27 @@ class Objective:
         state: State,
         carried: Any,
         stage: str,
-        credit: TokenWeights | None = None,
-    ) -> Outcome:
-        """Return the outcome of rows (B, T) in a stage of kind `stage`; arguments as in `row_loss`.
+        token_weights: TokenWeights | None = None,
+    ) -> ObjectiveResult:
+        """Return the result for rows, (B, T), in a stage of kind `stage`; other arguments are as in `row_loss`.
 
         A stage that does not use the teacher resets the teacher's carried state.
         """
         row, config = (ids, targets, documents, state), self.config
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "replay": config.replay,
             "z_loss": config.z_loss,
             "segment": self._segment,
-            "credit": credit,
+            "token_weights": token_weights,
         }
-        nothing = state.memory.new_zeros(())
+        zero = state.memory.new_zeros(())
         if self.teacher is None or stage == "extend":
-            loss, state = row_loss(self.model, *row, **how)
-            return Outcome(loss, nothing, state, self.teacher and self.teacher.start(len(ids)))
-        taught = self.teacher.read(ids, documents, carried, layers=stage == "align")
+            loss, state = row_loss(self.model, *row, **options)
+            return ObjectiveResult(loss, zero, state, self.teacher and self.teacher.start(len(ids)))
+        output = self.teacher.read(ids, documents, carried, layers=stage == "align")
         if stage == "align":
-            loss, state = row_alignment(self.model, *row, taught.layers, replay=config.replay)
-            return Outcome(loss, nothing, state, taught.carried)
-        lesson = Distillation(taught.hidden, self.teacher.head, config.teacher.share, config.teacher.temperature)
-        loss, state = row_loss(self.model, *row, **how, lesson=lesson)
-        return Outcome(loss, lesson.divergence, state, taught.carried)
+            loss, state = row_alignment(self.model, *row, output.layers, replay=config.replay)
+            return ObjectiveResult(loss, zero, state, output.carried)
+        distillation = Distillation(output.hidden, self.teacher.head, config.teacher.share, config.teacher.temperature)
+        loss, state = row_loss(self.model, *row, **options, distillation=distillation)
+        return ObjectiveResult(loss, distillation.divergence, state, output.carried)

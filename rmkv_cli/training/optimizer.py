@@ -1,4 +1,4 @@
-"""The optimizers and their parameter groups, the learning rate's schedule, and how many segments a row has."""
+"""Optimizers with their parameter groups, the learning rate's schedule, and the number of segments per row."""
 
 import math
 from collections import defaultdict
@@ -18,20 +18,22 @@ from rmkv_cli.model.groups import freeze, group_of
 from rmkv_cli.training.muon import ShardedMuon
 from rmkv_cli.training.stages import stage_at
 
-PROGRESS_GRID = [(i + 0.5) / 1000 for i in range(1000)]  # progress in small slices of the tokens
+PROGRESS_GRID = [(i + 0.5) / 1000 for i in range(1000)]  # values of progress, evenly over the tokens
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether weight decay applies: to the matrices of attention and feed-forward, and to nothing else.
+    """Return whether weight decay applies to a parameter: only to the matrices of attention and feed-forward.
 
-    Gates, norms, embeddings, biases, pooling queries, slots and adapters are left alone.
+    Gates, norms, embeddings, biases, pooling queries, slots and adapters have none.
     """
     return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name) and ADAPTER_MARK not in name
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the groups `matrices`, with weight decay, and `others`, without: as torch takes them, each with its
-    optimizer's name. Frozen parameters are in none, and a group without parameters is left out."""
+    """Return torch's parameter groups `matrices`, with weight decay, and `others`, without, with optimizers' names.
+
+    Frozen parameters and empty groups are left out.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {
@@ -51,11 +53,11 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return AdamW (Loshchilov & Hutter, 2019) for all trained parameters or, where config.optimizer is "muon", Muon
-    (Jordan et al., 2024) for the matrices and AdamW for the others.
+    """Return AdamW (Loshchilov & Hutter, 2019) for all trained parameters, or Muon and AdamW.
 
-    Muon's updates are scaled to the root mean square of AdamW's (Liu et al., 2025), so that both share the learning
-    rate and the weight decay. Each matrix is orthogonalised as it is stored: queries, keys and values are one, (3D, D).
+    If config.optimizer is "muon", Muon (Jordan et al., 2024) trains the matrices and AdamW the others. Muon's updates
+    are scaled to the root mean square of AdamW's (Liu et al., 2025), so that both share learning rate and weight decay.
+    Each stored matrix is orthogonalized as a whole; queries, keys and values share one, (3D, D).
     """
     groups = parameter_groups(model, config)
     adamw, muon = ([group for group in groups if group["optimizer"] == name] for name in ("adamw", "muon"))
@@ -71,8 +73,10 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
 
 def describe_groups(config: Config) -> list[dict[str, Any]]:
-    """Return, for each group of `train.trainable`, the number of its parameters that are trained by each optimizer and
-    of those that are frozen, with the highest learning rate and the weight decay. No weights are allocated."""
+    """Return the number of parameters in each group of `train.trainable`, by optimizer and for frozen ones.
+
+    Each row also has the highest learning rate and the weight decay. No weights are allocated.
+    """
     with torch.device("meta"):
         model = RMKV(config.model)
         attach_configured(model, config.train)
@@ -97,66 +101,69 @@ def describe_groups(config: Config) -> list[dict[str, Any]]:
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Return the learning rate after a share `progress` (0 to 1) of the run's tokens or, with stages, of the stage's.
+    """Return the learning rate after a share `progress`, 0 to 1, of the tokens of the run or stage.
 
-    A linear warm-up, then a half cosine (Loshchilov & Hutter, 2017) or warm-up-stable-decay (Hu et al., 2024).
+    The schedule is a linear warm-up, then a half cosine (Loshchilov & Hutter, 2017), or warm-up-stable-decay (Hu et
+    al., 2024).
     """
     high, low = config.learning_rate, config.final_learning_rate
     if progress < config.warmup:
         return high * progress / config.warmup
     if config.schedule == "cosine":
-        left = 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+        scale = 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
     else:
-        left = min(1.0, (1 - progress) / config.decay) if config.decay else 1.0
-    return low + (high - low) * left
+        scale = min(1.0, (1 - progress) / config.decay) if config.decay else 1.0
+    return low + (high - low) * scale
 
 
 def row_segments(config: TrainConfig, phases: Sequence[Phase], step: int, progress: float) -> int:
-    """Return how many segments the rows of a step have: uniform from the least to the most of its phase.
+    """Return the number of segments of a step's rows, drawn uniformly from the step's range.
 
-    Where the phase names no most, or there is none, it is one that grows from segments_min to segments_max over the
-    first half of the training, or of its stage.
+    The phase can set the range. Otherwise the maximum grows from segments_min to segments_max over the first half of
+    the run or stage.
     """
     least, most = _segments_range(config, phases, progress)
     return int(np.random.default_rng([config.seed, step]).integers(least, most + 1))
 
 
-def most_segments(config: TrainConfig, phases: Sequence[Phase], *, taught: bool = False) -> int:
-    """Return the number of segments in the longest rows; with `taught`, in the longest rows that a teacher reads."""
-    whole = [progress for progress in PROGRESS_GRID if not taught or stage_at(config, progress).kind != "extend"]
-    return max((_segments_range(config, phases, progress)[1] for progress in whole), default=0)
+def most_segments(config: TrainConfig, phases: Sequence[Phase], *, with_teacher: bool = False) -> int:
+    """Return the number of segments of the longest rows; `with_teacher` counts only rows that a teacher reads."""
+    grid = [progress for progress in PROGRESS_GRID if not with_teacher or stage_at(config, progress).kind != "extend"]
+    return max((_segments_range(config, phases, progress)[1] for progress in grid), default=0)
 
 
-def longest_rows(config: Config, phases: Sequence[Phase], *, taught: bool = False) -> int:
-    """Return the number of segments in the longest rows, as `most_segments`; with roll-outs, an estimate."""
+def longest_rows(config: Config, phases: Sequence[Phase], *, with_teacher: bool = False) -> int:
+    """Return the number of segments of the longest rows, as `most_segments`; for roll-outs, return an estimate."""
     if config.train.rollouts.tasks:
         return math.ceil(config.train.rollouts.longest / config.model.segment_length)
-    return most_segments(config.train, phases, taught=taught)
+    return most_segments(config.train, phases, with_teacher=with_teacher)
 
 
 def mean_segments(config: TrainConfig, phases: Sequence[Phase]) -> float:
-    """Return how many segments the rows have in the mean over all steps: the harmonic one over the tokens, of which a
-    share takes the more steps the shorter its rows are."""
+    """Return the mean number of segments per row over all steps.
+
+    It is the harmonic mean over the tokens, because shorter rows take more steps for the same tokens.
+    """
     return harmonic_mean([sum(_segments_range(config, phases, progress)) / 2 for progress in PROGRESS_GRID])
 
 
 def _segments_range(config: TrainConfig, phases: Sequence[Phase], progress: float) -> tuple[int, int]:
-    """Return the fewest and the most segments of a row at a share `progress` (0 to 1) of the tokens."""
+    """Return the minimum and maximum number of segments per row at a share `progress`, 0 to 1, of the tokens."""
     stage = stage_at(config, progress)
     least, most = stage.train.segments_min, stage.train.segments_max
-    grown = round(least + (most - least) * min(1.0, 2 * stage.progress(progress)))
+    current_most = round(least + (most - least) * min(1.0, 2 * stage.progress(progress)))
     phase = phase_at(phases, progress)
     if phase is not None:
         least = phase.segments_min or least
-        grown = phase.segments_max or max(least, grown)
-    return min(least, grown), grown
+        current_most = phase.segments_max or max(least, current_most)
+    return min(least, current_most), current_most
 
 
 def phase_at(phases: Sequence[Phase], progress: float) -> Phase | None:
-    """Return the phase that a share `progress` (0 to 1) of the tokens falls into; None if there are none."""
-    whole = sum(phase.share for phase in phases)
+    """Return the phase at a share `progress`, 0 to 1, of the tokens; None if there are no phases."""
+    total = sum(phase.share for phase in phases)
     for phase in phases:
-        progress -= phase.share / whole
+        progress -= phase.share / total
         if progress < 0:
             return phase
     return phases[-1] if phases else None

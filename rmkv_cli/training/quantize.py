@@ -1,4 +1,4 @@
-"""`rmkv quantize`: write a model folder with quantized weights, and compare the two models."""
+"""`rmkv quantize`: write a model folder with quantized weights, and compare it to its source."""
 
 import math
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ from rmkv_cli.progress import progress
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.checkpoint import write_model
 
-DECODED = 32  # tokens whose decoding is timed
+TIMED_TOKENS = 32  # tokens decoded to measure speed
 EXAMPLES = 32  # documents per cell of a task
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What a model needs and achieves."""
+    """Size, speed and quality of a model."""
 
     bytes: int
     """Size of the weights' file."""
     tokens_per_second: float
     """Decoding rate of one text."""
     bits_per_byte: float | None
-    """On the held-out texts; None without any."""
+    """Loss on the held-out texts; None if there are none."""
     tasks: dict[str, float]
-    """Accuracy by task, the mean over its difficulties."""
+    """Accuracy by task, averaged over difficulties."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Comparison:
     after: Measures
 
     def rows(self) -> list[list[str]]:
-        """Return a table of the two: measure, before, after."""
+        """Return a table with the columns measure, before and after."""
         before, after = self.before, self.after
         rows = [["weights, MB", f"{before.bytes / 1e6:,.1f}", f"{after.bytes / 1e6:,.1f}"]]
         if before.bits_per_byte is not None and after.bits_per_byte is not None:
@@ -62,7 +62,7 @@ class Comparison:
 def quantize_folder(
     source: Path,
     out: Path,
-    how: QuantizationConfig,
+    config: QuantizationConfig,
     data: Path | None = None,
     max_tokens: int | None = None,
 ) -> Comparison:
@@ -70,10 +70,10 @@ def quantize_folder(
 
     Args:
         source: a model folder, a checkpoint or a run.
-        out: the folder; must not exist.
-        how: bits, group size and the layers that are not quantized.
-        data: prepared data, with its held-out documents and its tasks recall and needle, or a file of text.
-        max_tokens: maximum number of its tokens to read.
+        out: the folder to write; must not exist.
+        config: bits, group size and layers to keep in floating point.
+        data: prepared data, of which held-out documents and the tasks recall and needle are used, or a file of text.
+        max_tokens: maximum number of tokens of `data` to read.
 
     Raises:
         UserError: `out` exists, there is no model or no data, or the model cannot be quantized (see `quantize`).
@@ -83,33 +83,33 @@ def quantize_folder(
     if is_adapter(folder):
         raise UserError(f"{source}: is an adapter; merge it first: rmkv merge MODEL {source} --out DIR")
     tokenizer = Tokenizer.load(folder)
-    compare = _Evaluator(tokenizer, data, max_tokens)
+    measure_model = _Evaluator(tokenizer, data, max_tokens)
     model = RMKV.from_pretrained(folder)
-    before = compare("before", model, folder)
-    quantize(model, how)
-    with atomic_directory(out) as aside:
-        write_model(aside, model, tokenizer)
+    before = measure_model("before", model, folder)
+    quantize(model, config)
+    with atomic_directory(out) as temporary:
+        write_model(temporary, model, tokenizer)
         del model
-        after = compare("after", RMKV.from_pretrained(aside, dtype=torch.bfloat16), aside)
-        found = Comparison(before, after)
-        (aside / "README.md").write_text(_card(out, how, found))
-        write_checksums(aside)
-    return found
+        after = measure_model("after", RMKV.from_pretrained(temporary, dtype=torch.bfloat16), temporary)
+        comparison = Comparison(before, after)
+        (temporary / "README.md").write_text(_card(out, config, comparison))
+        write_checksums(temporary)
+    return comparison
 
 
 class _Evaluator:
-    """The texts and tasks on which both models are measured."""
+    """Texts and tasks to measure both models on."""
 
     def __init__(self, tokenizer: Tokenizer, data: Path | None, max_tokens: int | None) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.documents: Documents | None = None
-        self.tasks: list[tuple[TaskSource, Any]] = []  # with their noise, if it is text
+        self.tasks: list[tuple[TaskSource, Any]] = []  # each with its noise, if that is text
         if data is None:
             return
         if data.is_dir():
             self.documents = Documents.open(data, "validation")
-            asked = [x for x in Manifest.load(data).mix.sources if isinstance(x, RecallSource | NeedleSource)]
-            self.tasks = [(x, held_out_text(data, x.text, tokenizer) if x.text else None) for x in asked]
+            tasks = [x for x in Manifest.load(data).mix.sources if isinstance(x, RecallSource | NeedleSource)]
+            self.tasks = [(x, held_out_text(data, x.text, tokenizer) if x.text else None) for x in tasks]
         else:
             self.documents = Documents.from_files([data], tokenizer, max_tokens)
 
@@ -119,8 +119,12 @@ class _Evaluator:
         if self.documents is not None:
             tokens = min(int(self.documents.lengths.sum()), self.max_tokens or math.inf)
             with progress(f"reading, {when}", tokens, "tokens") as advance:
-                how: dict[str, Any] = {"max_tokens": self.max_tokens, "tokenizer": self.tokenizer, "advance": advance}
-                bits = measure(model, self.documents, **how).bits_per_byte
+                options: dict[str, Any] = {
+                    "max_tokens": self.max_tokens,
+                    "tokenizer": self.tokenizer,
+                    "advance": advance,
+                }
+                bits = measure(model, self.documents, **options).bits_per_byte
         for task, text in self.tasks:
             with progress(f"{task.name}, {when}", None, "documents") as advance:
                 report = task_accuracy(model, task, self.tokenizer, text, examples=EXAMPLES, advance=advance)
@@ -129,30 +133,30 @@ class _Evaluator:
 
 
 def decoding_rate(model: RMKV) -> float:
-    """Return the tokens per second at which a model decodes one text."""
+    """Return a model's decoding rate for one text, in tokens per second."""
     decoder = Decoder(model)
     decoder.add(model.initial_state(1))
     token = torch.zeros(1, dtype=torch.int64, device=model.memory.device)
     decoder.step(token)
     begun = perf_counter()
-    for _ in range(DECODED):
+    for _ in range(TIMED_TOKENS):
         decoder.step(token)
-    return DECODED / (perf_counter() - begun)
+    return TIMED_TOKENS / (perf_counter() - begun)
 
 
-def _card(out: Path, how: QuantizationConfig, found: Comparison) -> str:
-    stored = "8 bits"
-    if how.bits == 4:
-        stored = f"4 bits in groups of {how.group_size}, its embeddings and head to 8 bits"
-    kept = f" Not quantized: {', '.join(how.keep)}." if how.keep else ""
+def _card(out: Path, config: QuantizationConfig, comparison: Comparison) -> str:
+    precision = "8 bits"
+    if config.bits == 4:
+        precision = f"4 bits in groups of {config.group_size}, its embeddings and head to 8 bits"
+    kept = f" Not quantized: {', '.join(config.keep)}." if config.keep else ""
     return f"""\
 # {out.name}
 
-An RMKV whose matrices are quantized to {stored}.{kept}
+An RMKV whose matrices are quantized to {precision}.{kept}
 
 ```console
 $ rmkv generate --model {out.name} --prompt "Once upon a time"
 ```
 
-{table(["", "before", "after"], found.rows())}
+{table(["", "before", "after"], comparison.rows())}
 """

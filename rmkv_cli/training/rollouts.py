@@ -1,4 +1,4 @@
-"""Roll-outs: the model answers exercises, and each answer becomes a row of a training step with its advantage."""
+"""Roll-outs: the model answers exercises, and each answer becomes a row of a training step, with an advantage."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -23,27 +23,27 @@ from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.loss import TokenWeights
 from rmkv_cli.training.objective import Objective
 
-MEMORY = 0.9  # how much of a level's solve rate stays when one of its exercises has been answered
-MAX_LOGPROB_GAP = 1e-4  # largest difference of a token's ln p between decoding and training, in float32
-MIN_FREQUENCY = 0.05  # the smallest relative frequency of a level
+RATE_DECAY = 0.9  # decay of a level's solve rate per exercise
+MAX_LOGPROB_GAP = 1e-4  # largest allowed difference of a token's ln p between decoding and training, in float32
+MIN_FREQUENCY = 0.05  # lower bound of a level's relative frequency
 
 
 @dataclass(frozen=True)
 class AnswerBatch:
-    """The answers of a step, those that teach as rows, the shortest first."""
+    """Answers of a step; those that give gradients are rows, the shortest first."""
 
     rows: Tensor
-    """(3, N, T) int32: inputs, targets and documents, as `pack_rows` returns them. Only the answers' tokens have
-    targets, the token that ends an answer included."""
+    """Inputs, targets and documents, (3, N, T) int32, as from `pack_rows`. Only the answers' tokens have targets,
+    including the token that ends an answer."""
     advantages: Tensor
-    """(N,): each answer's score minus the mean score of the complete answers to its prompt; 0 for an answer that was
-    cut."""
+    """Each answer's score minus the mean score of complete answers to its prompt, (N,); 0 for a truncated answer."""
     logprobs: Tensor
-    """(N, T): ln p of each target when it was drawn; 0 where there is none."""
+    """ln p of each target when it was sampled, (N, T); 0 without a target."""
     counted: int
-    """Number of tokens of all complete answers, and of cut ones that teach; 0 if no answer teaches."""
+    """Number of tokens of all complete answers, and of truncated ones with a teacher; 0 if no answer gives
+    gradients."""
     read: int
-    """Number of tokens of all prompts and answers."""
+    """Number of tokens in all prompts and answers."""
     record: dict[str, Any]
     """Figures for metrics.jsonl."""
 
@@ -54,18 +54,18 @@ class AnswerBatch:
 
 
 class Rollouts:
-    """An endless, seeded source of exercises, which the model answers itself.
+    """An endless, seeded source of exercises that the model answers itself.
 
     The advantage is that of Dr. GRPO (Liu et al., 2025): the score minus the group's mean, not divided by its
-    deviation, and the loss is not normalized by each answer's length. Levels whose exercises are always or never solved
-    teach nothing. A level is drawn in proportion to the probability, at its recent solve rate, that a group's scores
-    differ.
+    deviation, and the loss is not normalized by each answer's length. Levels that the model always or never solves give
+    no gradients. A level is therefore drawn in proportion to the probability, at its recent solve rate, that a group's
+    scores differ.
 
     Args:
-        config: of the training.
-        tokenizer: the model's.
-        model: the one that learns, whose present weights write the answers.
-        keep_all: whether answers teach that have no advantage, because there is a teacher.
+        config: the run's training config.
+        tokenizer: the model's tokenizer.
+        model: the model in training, which generates answers with its current weights.
+        keep_all: whether to keep answers without advantage, for a teacher.
     """
 
     def __init__(self, config: TrainConfig, tokenizer: Tokenizer, model: RMKV, *, keep_all: bool) -> None:
@@ -74,46 +74,50 @@ class Rollouts:
         self._levels = [(task, level) for task in config.rollouts.tasks for level in levels(task)]
         self._shares = [task.weight / len(levels(task)) for task, _ in self._levels]
         self._rates = [0.5] * len(self._levels)
-        for task, level in self._levels:  # whatever is wrong with a task is found before the first step
+        for task, level in self._levels:  # finds errors in tasks before the first step
             make_exercise(task, level, tokenizer, np.random.default_rng(config.seed))
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Return the recent solve rate of each level, all that `load_state_dict` needs."""
+        """Return the recent solve rate of each level, for `load_state_dict`."""
         return {"rates": list(self._rates)}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Continue with the solve rates that `state_dict` returned."""
+        """Restore the solve rates from `state_dict`."""
         self._rates = list(state["rates"])
 
     def next(self, step: int) -> AnswerBatch:
-        """Return the answers of a step. They depend on the seed, the step, the weights and the solve rates alone."""
+        """Return the answers of a step, which depend only on seed, step, weights and solve rates."""
         began = time.perf_counter()
         groups = self._generate_answers(step)
         kept: list[tuple[Exercise, Text, float]] = []
         scores: list[list[float]] = []
-        counted = cut = 0
+        counted = truncated = 0
         for index, exercise, texts in groups:
             complete = [exercise.length is not None or text.end is not None for text in texts]
-            found = [whole * exercise.score(text.ids, text.text) for text, whole in zip(texts, complete, strict=True)]
-            mean = sum(found) / max(1, sum(complete))
-            for text, score, whole in zip(texts, found, complete, strict=True):
+            group_scores = [
+                whole * exercise.score(text.ids, text.text) for text, whole in zip(texts, complete, strict=True)
+            ]
+            mean = sum(group_scores) / max(1, sum(complete))
+            for text, score, whole in zip(texts, group_scores, complete, strict=True):
                 advantage = score - mean if whole else 0.0
                 counted += len(text.logprobs) * (whole or self._keep_all)
                 if advantage or self._keep_all:
                     kept.append((exercise, text, advantage))
-            self._rates[index] = MEMORY * self._rates[index] + (1 - MEMORY) * sum(found) / len(found)
-            scores.append(found)
-            cut += complete.count(False)
+            self._rates[index] = RATE_DECAY * self._rates[index] + (1 - RATE_DECAY) * sum(group_scores) / len(
+                group_scores
+            )
+            scores.append(group_scores)
+            truncated += complete.count(False)
         kept.sort(key=lambda answer: len(answer[0].prompt) + len(answer[1].logprobs))
         rows, logprobs = _rows(kept)
         written = [text for *_, texts in groups for text in texts]
         drawn = sum(len(text.logprobs) for text in written)
         index, exercise, (first, *_) = groups[0]
-        every = [score for group in scores for score in group]
+        all_scores = [score for group in scores for score in group]
         record = {
-            "reward": float(np.mean(every)),
+            "reward": float(np.mean(all_scores)),
             "solved": float(np.mean([max(group) == 1 for group in scores])),
-            "cut": cut / len(written),
+            "cut": truncated / len(written),
             "entropy": -sum(sum(text.logprobs) for text in written) / drawn,
             "answer_tokens": drawn / len(written),
             "written_tokens_per_second": drawn / (time.perf_counter() - began),
@@ -124,7 +128,7 @@ class Rollouts:
         return AnswerBatch(rows, torch.tensor([x for *_, x in kept]), logprobs, counted if kept else 0, read, record)
 
     def _generate_answers(self, step: int) -> list[tuple[int, Exercise, list[Text]]]:
-        """Return a step's exercises, each with the index of its level and its answers."""
+        """Return a step's exercises, each with its level's index and its answers."""
         config, root = self._config, np.random.SeedSequence([self._config.seed, step])
         samples = config.rollouts.samples
         chosen = np.random.default_rng(root).choice(
@@ -136,12 +140,14 @@ class Rollouts:
             for index, seed in zip(chosen, root.spawn(len(chosen)), strict=True):
                 task, level = self._levels[index]
                 exercise = make_exercise(task, level, self._tokenizer, np.random.default_rng(seed))
-                prompt = read_tokens(self._model, exercise.prompt)  # once; its state is branched
+                prompt = read_tokens(self._model, exercise.prompt)  # read once; answers branch from its state
                 groups.append((int(index), exercise, []))
                 for drawn in seed.generate_state(samples, np.uint64):
-                    how = SamplingConfig(temperature=1.0, top_p=1.0, seed=int(drawn >> np.uint64(1)))
+                    sampling = SamplingConfig(temperature=1.0, top_p=1.0, seed=int(drawn >> np.uint64(1)))
                     longest, ends = exercise.length or config.rollouts.max_tokens, () if exercise.length else None
-                    text = Text(self._tokenizer, prompt, how, longest, (), ends, scores=0, answer=not exercise.length)
+                    text = Text(
+                        self._tokenizer, prompt, sampling, longest, (), ends, scores=0, answer=not exercise.length
+                    )
                     groups[-1][2].append(text)
                     yield text
 
@@ -151,7 +157,7 @@ class Rollouts:
         return groups
 
     def _frequencies(self) -> list[float]:
-        """Return the probability of each level."""
+        """Return the probability of drawing each level."""
         k = self._config.rollouts.samples
         weights = [
             share * max(MIN_FREQUENCY, 1 - rate**k - (1 - rate) ** k)
@@ -160,36 +166,36 @@ class Rollouts:
         return [weight / sum(weights) for weight in weights]
 
 
-def learn(answered: AnswerBatch, objective: Objective) -> Tensor:
-    """Accumulate the gradients of a step's answers; return figures (2,) as `Trainer` has them.
+def learn(answers: AnswerBatch, objective: Objective) -> Tensor:
+    """Accumulate the gradients of a step's answers; return loss and divergence per counted token, (2,).
 
-    Each row is a document of its own, read from its beginning. The largest difference between the log probabilities
-    of decoding and training is added to the step's record.
+    Each row is its own document, read from the start. The largest difference between log probabilities in decoding and
+    in training is added to the step's record.
 
     Raises:
-        UserError: in float32, that difference is larger than MAX_LOGPROB_GAP.
+        UserError: in float32, that difference exceeds MAX_LOGPROB_GAP.
     """
     size, device = objective.config.micro_batch_size, objective.model.memory.device
     began, read = time.perf_counter(), 0
-    divisor, teacher = max(1, answered.counted), objective.teacher
+    divisor, teacher = max(1, answers.counted), objective.teacher
     figures, gap = torch.zeros(2, dtype=torch.float64, device=device), 0.0
-    for start in range(0, len(answered.advantages), size):
+    for start in range(0, len(answers.advantages), size):
         part = slice(start, start + size)
-        (ends,) = (answered.rows[1, part] != IGNORED).any(0).nonzero(as_tuple=True)
+        (ends,) = (answers.rows[1, part] != IGNORED).any(0).nonzero(as_tuple=True)
         length = int(ends[-1]) + 1
-        read += answered.rows[1, part].shape[0] * length
-        ids, targets, documents = answered.rows[:, part, :length].long()
-        logprobs = answered.logprobs[part, :length].to(device)
-        credit = TokenWeights(answered.advantages[part, None].expand_as(ids).to(device))
+        read += answers.rows[1, part].shape[0] * length
+        ids, targets, documents = answers.rows[:, part, :length].long()
+        logprobs = answers.logprobs[part, :length].to(device)
+        token_weights = TokenWeights(answers.advantages[part, None].expand_as(ids).to(device))
         row = ids.to(device), targets.to(device), documents, objective.model.initial_state(len(ids))
-        outcome = objective(*row, teacher and teacher.start(len(ids)), "distil", credit)
+        outcome = objective(*row, teacher and teacher.start(len(ids)), "distil", token_weights)
         loss = outcome.loss / divisor
         loss.backward()
         figures += torch.stack([loss.detach(), outcome.divergence / divisor])
-        gap = max(gap, (credit.losses + logprobs).abs().max().item())
+        gap = max(gap, (token_weights.losses + logprobs).abs().max().item())
         del loss, outcome  # frees the graph
     rate = read / (time.perf_counter() - began)
-    answered.record.update(logprob_gap=gap, learned_tokens_per_second=rate)
+    answers.record.update(logprob_gap=gap, learned_tokens_per_second=rate)
     if gap > MAX_LOGPROB_GAP and objective.model.dtype == torch.float32:
         raise UserError(
             f"a token's log probability differs by {gap:.1e} between decoding and training, more than the "

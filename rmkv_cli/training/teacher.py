@@ -1,4 +1,4 @@
-"""Teachers for distillation: RMKVs and transformers causal models."""
+"""Teachers for distillation: RMKV models and causal models of transformers."""
 
 import hashlib
 import json
@@ -24,15 +24,15 @@ from rmkv_cli.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Context:
-    """State of a transformers teacher: the last tokens of each lane, which it rereads before the next row."""
+    """State of a transformers teacher: each lane's last tokens, which the teacher rereads before the next row."""
 
     tokens: Tensor
-    """(B, C), on the teacher's device."""
+    """Last C tokens of each lane, (B, C), on the teacher's device."""
     documents: Tensor
-    """(B, C), on the CPU: each token's document, or -1 where there is no token."""
+    """Document of each token, or -1 without a token, (B, C), on the CPU."""
 
     def map(self, f: Callable[[Tensor, int], Tensor]) -> "Context":
-        """Return a context in which f(tensor, its batch dimension) replaces each tensor."""
+        """Return the context with each tensor replaced by f(tensor, its batch dimension)."""
         return Context(f(self.tokens, 0), f(self.documents, 0))
 
     def rows(self, start: int, count: int) -> "Context":
@@ -53,7 +53,7 @@ class TeacherOutput(NamedTuple):
     """A teacher's outputs for rows."""
 
     hidden: Tensor
-    """(B, T, D): the input of its head."""
+    """Input of the teacher's head, (B, T, D)."""
     carried: Any
     """State for the next rows: a `State` or a `Context`."""
     layers: list[tuple[Tensor, Tensor]]
@@ -71,14 +71,14 @@ class Teacher(Protocol):
         """Return the carried state before the first token."""
 
     def restored(self, tensors: dict[str, Tensor]) -> Any:
-        """Return the carried state from its tensors by name; raise `UserError` if they are damaged."""
+        """Return a carried state from its tensors by name; raise `UserError` if they are damaged."""
 
     def read(self, ids: Tensor, documents: Tensor, carried: Any, *, layers: bool = False) -> TeacherOutput:
-        """Read rows (B, T) of int64: ids on the device and document numbers on the CPU, as in `row_loss`."""
+        """Read rows: ids on the device and documents on the CPU, both (B, T) int64, as in `row_loss`."""
 
 
 class RMKVTeacher:
-    """An RMKV as teacher, which carries its state as the student does."""
+    """An RMKV as teacher. It carries its own state from row to row, like the student."""
 
     def __init__(self, model: RMKV) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -109,14 +109,14 @@ class RMKVTeacher:
 class TransformersTeacher:
     """A transformers causal model as teacher, with full attention within each document.
 
-    A row's document may have begun in earlier rows. The teacher then rereads as many of the document's last tokens as
-    fit: a row and the tokens before it take at most `context` tokens. It therefore needs no cache, and every token of a
-    row counts.
+    If a row's document began in earlier rows, the teacher rereads as many of its last tokens as fit into `context`
+    together with the row. It therefore needs no cache, and every token of a row counts.
     """
 
     def __init__(self, model: Any, context: int, shortest: int) -> None:
-        """Prepare the model as a teacher; `shortest` is the length of the shortest rows."""
-        self.model, self.context, self.carries = model.eval().requires_grad_(False), context, context - shortest
+        """Prepare the model as a teacher for rows of at least `shortest` tokens."""
+        self.model, self.context = model.eval().requires_grad_(False), context
+        self.carried_tokens = context - shortest
         _require_standard_model(model)
 
     @property
@@ -127,8 +127,8 @@ class TransformersTeacher:
 
     def start(self, lanes: int) -> Context:
         """See `Teacher`."""
-        tokens = torch.zeros(lanes, self.carries, dtype=torch.int64, device=self.model.device)
-        return Context(tokens, torch.full((lanes, self.carries), -1))
+        tokens = torch.zeros(lanes, self.carried_tokens, dtype=torch.int64, device=self.model.device)
+        return Context(tokens, torch.full((lanes, self.carried_tokens), -1))
 
     def restored(self, tensors: dict[str, Tensor]) -> Context:
         """See `Teacher`."""
@@ -137,22 +137,23 @@ class TransformersTeacher:
     @torch.no_grad()
     def read(self, ids: Tensor, documents: Tensor, carried: Context, *, layers: bool = False) -> TeacherOutput:
         """See `Teacher`."""
-        T, kept = ids.shape[1], carried.tokens.shape[1]
+        T, carried_length = ids.shape[1], carried.tokens.shape[1]
         if self.context < T:
             raise UserError(f"a row has {T:,} tokens, more than the teacher's {self.context:,}; lower max_tokens")
         earlier = int((carried.documents == documents[:, :1]).sum(1).max())
         before = min(earlier, self.context - T)
         tokens = torch.cat([carried.tokens, ids], dim=1)
         numbers = torch.cat([carried.documents, documents], dim=1)
-        given, positions = tokens[:, kept - before :], _positions(numbers[:, kept - before :]).to(ids.device)
-        with _recorded(self.model.base_model.layers if layers else []) as found:
-            hidden = _hidden(self.model, given, positions)[:, before:]
+        first = carried_length - before
+        inputs, positions = tokens[:, first:], _positions(numbers[:, first:]).to(ids.device)
+        with _recorded(self.model.base_model.layers if layers else []) as outputs:
+            hidden = _hidden(self.model, inputs, positions)[:, before:]
         after = Context(tokens[:, T:].clone(), numbers[:, T:].clone())
-        return TeacherOutput(hidden, after, [(x[:, before:], y[:, before:]) for x, y in found])
+        return TeacherOutput(hidden, after, [(x[:, before:], y[:, before:]) for x, y in outputs])
 
 
 def _positions(documents: Tensor) -> Tensor:
-    """Return each token's position (B, T), counted from its document's first token in the row."""
+    """Return each token's position, (B, T), relative to its document's first token in the row."""
     index = torch.arange(documents.shape[1]).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -162,7 +163,7 @@ def _positions(documents: Tensor) -> Tensor:
 def _hidden(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
     """Return the input of a model's head.
 
-    Where positions restart, transformers starts a new document, whose tokens do not see the earlier ones.
+    Where positions restart, transformers masks all earlier tokens, as another document.
     """
     hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     return hidden
@@ -170,23 +171,23 @@ def _hidden(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
 
 @contextmanager
 def _recorded(layers: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield a list to which each layer appends its input and its attention's output whenever the model reads."""
-    found: list[tuple[Tensor, Tensor]] = []
+    """Yield a list that collects each layer's input and attention output when the model runs."""
+    outputs: list[tuple[Tensor, Tensor]] = []
     inputs: list[Tensor] = []
     with ExitStack() as stack:
         for layer in layers:
             hooks = [
                 layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0])),
-                layer.self_attn.register_forward_hook(lambda _, __, y: found.append((inputs[-1], y[0]))),
+                layer.self_attn.register_forward_hook(lambda _, __, y: outputs.append((inputs[-1], y[0]))),
             ]
             for hook in hooks:
                 stack.callback(hook.remove)
-        yield found
+        yield outputs
 
 
 @torch.no_grad()
 def _require_standard_model(model: Any) -> None:
-    """Raise `UserError` if the model changes its head's logits or if its documents see each other."""
+    """Raise `UserError` if the model modifies its head's logits or attends across documents."""
     ids, other = torch.tensor([[0, 1, 2, 3, 4], [3, 4, 2, 3, 4]], device=model.device)[:, None]
     positions = torch.tensor([[0, 1, 0, 1, 2]], device=model.device)
     hidden = _hidden(model, ids, positions)
@@ -199,11 +200,11 @@ def _require_standard_model(model: Any) -> None:
 
 
 def with_teacher(config: Config) -> Config:
-    """Return the config with the teacher's location and the SHA-256 of its weights filled in, if it has a teacher.
+    """Return the config with the teacher's location and SHA-256, if it has a teacher.
 
     Raises:
-        UserError: there is no such model, the config records another SHA-256, or stages need a teacher although the
-            config names none.
+        UserError: there is no such model, its SHA-256 differs from the recorded one, or a stage needs a teacher that
+            the config does not name.
     """
     train = config.train
     if train.teacher.model is None:
@@ -225,7 +226,7 @@ def with_teacher(config: Config) -> Config:
     if recorded not in (None, digest):
         raise UserError(
             f"train.teacher.model: {folder} is not the model that the run learns from: the SHA-256 of its weights is "
-            f"{digest[:12]}…, but train.teacher.sha256 = {recorded[:12]}…"
+            f"{digest[:12]}…, but train.teacher.sha256 = {recorded[:12]}…; restore the model"
         )
     place = str(folder.resolve()) if Path(train.teacher.model).exists() else train.teacher.model
     teacher = train.teacher.model_copy(update={"model": place, "sha256": digest})
@@ -233,13 +234,14 @@ def with_teacher(config: Config) -> Config:
 
 
 def require_tokenizer_of_teacher(config: Config, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` if the config's teacher has another tokenizer than the data."""
+    """Raise `UserError` if the config's teacher and the data have different tokenizers."""
     if config.train.teacher.model is not None:
         path = _find(config.train.teacher.model) / "tokenizer.json"
-        if _rules(read_whole(path).decode("utf-8", "replace"), str(path)) != _rules(tokenizer.to_json(), "data"):
+        rules = _encoding_rules(read_whole(path).decode("utf-8", "replace"), str(path))
+        if rules != _encoding_rules(tokenizer.to_json(), "data"):
             raise UserError(
-                f"{path}: the teacher's tokenizer is not the data's, and distillation compares probabilities of the "
-                "same tokens; prepare the data with the teacher's tokenizer, for a student that has it too"
+                f"{path}: the teacher's tokenizer differs from the data's, but distillation compares probabilities of the "
+                "same tokens; prepare the data with the teacher's tokenizer, for a student that uses it too"
             )
 
 
@@ -249,10 +251,10 @@ def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
     Args:
         config: the run's config.
         device: "cpu" or "cuda".
-        longest: length in tokens of the longest rows that the teacher reads.
+        longest: length of the longest rows that the teacher reads, in tokens.
 
     Raises:
-        UserError: the teacher cannot be loaded or does not fit the config.
+        UserError: the teacher cannot be loaded or does not match the config.
     """
     teacher, model, rollouts = config.train.teacher, config.model, config.train.rollouts.tasks
     if teacher.model is None:
@@ -263,15 +265,15 @@ def load_teacher(config: Config, device: str, longest: int) -> Teacher | None:
     if _is_rmkv(folder):
         if aligns:
             raise UserError(f"train.stages: kind = 'align' needs a transformers teacher, and {folder} is an RMKV")
-        found = RMKV.from_pretrained(folder, device, None if teacher.precision == "fp32" else dtype)
-        if found.through_layers or found.position is not None:
+        rmkv = RMKV.from_pretrained(folder, device, None if teacher.precision == "fp32" else dtype)
+        if rmkv.through_layers or rmkv.position is not None:
             raise UserError(f"{folder}: a teacher needs a causal memory and positions without a maximum")
-        return RMKVTeacher(found)
+        return RMKVTeacher(rmkv)
     transformer = load_transformer(str(folder), device, dtype)
-    made_for = transformer.config.max_position_embeddings
-    context = teacher.context or made_for
-    if context > made_for:
-        raise UserError(f"train.teacher.context = {context}: {folder} was made for at most {made_for} tokens")
+    max_length = transformer.config.max_position_embeddings
+    context = teacher.context or max_length
+    if context > max_length:
+        raise UserError(f"train.teacher.context = {context}: {folder} supports at most {max_length} tokens")
     if longest > context:
         raise UserError(
             f"train.teacher: rows of up to {longest} tokens are longer than the teacher's {context}: lower "
@@ -297,11 +299,11 @@ def _is_rmkv(folder: Path) -> bool:
     return not path.exists() or read_json(path).get("model_type") == "rmkv"
 
 
-def _rules(text: str, place: str) -> Any:
+def _encoding_rules(text: str, place: str) -> Any:
     """Return the parts of a tokenizer.json that determine how text is encoded."""
     try:
         library = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises plain exceptions
         raise UserError(f"{place}: is not a tokenizer file: {error!s:.300}") from None
     data = json.loads(library.to_str())
     return library.get_vocab(), data["model"].get("merges"), data["normalizer"], data["pre_tokenizer"]

@@ -1,4 +1,4 @@
-"""Write and read the tensors, beside the weights, that training resumes from; each rank handles its own parts."""
+"""Write and read the tensors, other than weights, that training resumes from; each rank handles its own parts."""
 
 import math
 import pickle
@@ -44,15 +44,14 @@ ALLOWED_IN_INDEX = {
 
 
 def begin_writing(directory: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> "Future[Any]":
-    """Copy the tensors that training resumes from to the CPU, and begin to write them into a model's folder, each rank
-    its own parts; all ranks call this.
+    """Copy tensors to the CPU and start to write them into a model folder; all ranks call this, each with its parts.
 
     Args:
-        directory: the model's folder.
-        tensors: by name.
-        group: all ranks, for what they say to each other meanwhile; None if there is but one.
+        directory: the model folder.
+        tensors: the tensors by name.
+        group: process group of all ranks for coordination; None for a single process.
     """
-    _one_process_needs_no_group()
+    _silence_single_process_warning()
     writer = dcp.FileSystemWriter(directory / TRAINING)
     written = dcp.async_save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     assert isinstance(written, Future)
@@ -60,33 +59,33 @@ def begin_writing(directory: Path, tensors: dict[str, Tensor], group: dist.Proce
 
 
 def finish_writing(directory: Path, written: "Future[Any]") -> None:
-    """Wait for the end of what `begin_writing` began; raise `UserError`, on all ranks, if any rank cannot write."""
+    """Wait until `begin_writing` has finished; raise `UserError` on all ranks if any rank cannot write."""
     with _one_line(f"{directory / TRAINING}: cannot be written"):
         written.result()
 
 
 def read_tensors(checkpoint: Path, empty: Callable[[str, torch.Size, torch.dtype], Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of `write_tensors`, read into the tensors that `empty` returns for a name, a shape and a type.
+    """Return the tensors of a checkpoint, read into tensors from `empty`, a function of name, shape and type.
 
-    Each rank gets the parts that match its empty tensors, however many ranks wrote them; all ranks call this.
+    Each rank gets the parts that match its empty tensors, however many ranks wrote them. All ranks call this.
 
     Raises:
         UserError: on all ranks, if the files are damaged or could run code.
     """
     reader = _Reader(checkpoint / TRAINING)
     tensors = {
-        name: empty(name, found.size, found.properties.dtype)
-        for name, found in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(found, TensorStorageMetadata)
+        name: empty(name, metadata.size, metadata.properties.dtype)
+        for name, metadata in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(metadata, TensorStorageMetadata)
     }
-    _one_process_needs_no_group()
+    _silence_single_process_warning()
     with _one_line(f"{checkpoint / TRAINING}: cannot be read"):
         dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that accepts only the names of an index."""
+    """An unpickler that accepts only the names in ALLOWED_IN_INDEX."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
@@ -97,14 +96,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _member(kind: Any, name: str) -> Any:
-    """Return a member of the only enumeration in an index; Python 3.11.0 to 3.11.3 pickle it as a call of getattr."""
+    """Return a member of the index's only enumeration, which Python 3.11.0 to 3.11.3 pickle as a call of getattr."""
     if kind is not _MEM_FORMAT_ENCODING:
         raise pickle.UnpicklingError(f"it asks for '{name}' of {kind!r}, which could run code")
     return kind[name]
 
 
 class _Reader(dcp.FileSystemReader):
-    """PyTorch's reader of tensors, with an index whose pickle runs no code."""
+    """PyTorch's reader of tensors, except that unpickling the index runs no code."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         path = Path(self.path) / INDEX
@@ -112,7 +111,7 @@ class _Reader(dcp.FileSystemReader):
             with path.open("rb") as file:
                 index = _Unpickler(file).load()
             if not isinstance(index, Metadata):
-                raise pickle.UnpicklingError(f"it holds a {type(index).__name__}")
+                raise pickle.UnpicklingError(f"it contains a {type(index).__name__}")
             self._require_room(index)
         except Exception as error:  # a damaged pickle can raise any exception
             raise UserError(f"{path}: is damaged, or not an index that rmkv wrote: {error}") from None
@@ -120,18 +119,18 @@ class _Reader(dcp.FileSystemReader):
         return index
 
     def _require_room(self, index: Metadata) -> None:
-        """Raise `ValueError` before allocation if the index describes more bytes than the files have."""
-        room = sum(path.stat().st_size for path in Path(self.path).glob("*.distcp"))
+        """Raise `ValueError`, before allocation, if the index describes more bytes than the files have."""
+        available = sum(path.stat().st_size for path in Path(self.path).glob("*.distcp"))
         for name, found in index.state_dict_metadata.items():
             if isinstance(found, TensorStorageMetadata):
-                room -= math.prod(found.size) * found.properties.dtype.itemsize
-                if room < 0 or min(found.size, default=0) < 0:
-                    raise ValueError(f"'{name}' has the shape {tuple(found.size)}, which the files do not hold")
+                available -= math.prod(found.size) * found.properties.dtype.itemsize
+                if available < 0 or min(found.size, default=0) < 0:
+                    raise ValueError(f"'{name}' has the shape {tuple(found.size)}, which the files do not contain")
 
 
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Raise `UserError` on all ranks if any rank fails in this call of distributed checkpoint."""
+    """Turn a failure of any rank in distributed checkpointing into a one-line `UserError` on all ranks."""
     try:
         yield
     except dcp.CheckpointException as failed:
@@ -141,6 +140,6 @@ def _one_line(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {(str(error) or repr(error)).splitlines()[0]}") from failed
 
 
-def _one_process_needs_no_group() -> None:
-    """Silence what PyTorch says of it, for good: a filter of a thread's own there is not before Python 3.14."""
+def _silence_single_process_warning() -> None:
+    """Ignore PyTorch's warning about a single process, globally: thread-local filters need Python 3.14."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,4 +1,4 @@
-"""Steps on trial, as a run would take them but in a temporary folder: for a profile, and for what a run will cost."""
+"""Trial steps in a temporary folder, like a run's: to estimate the cost of a run, and to profile it."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ from rmkv_cli.model.pretrained import total_memory
 from rmkv_cli.progress import progress
 from rmkv_cli.training.begin import pending_source, with_source
 from rmkv_cli.training.data import open_data
-from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come, free_bytes
+from rmkv_cli.training.disk import checkpoint_bytes, free_bytes, remaining_checkpoints
 from rmkv_cli.training.distribution import Ranks, resolve_device
 from rmkv_cli.training.folder import check_run
 from rmkv_cli.training.memory import estimated_memory, memory_errors_explained, peak_memory, require_memory
@@ -27,19 +27,25 @@ from rmkv_cli.training.optimizer import longest_rows, mean_segments, most_segmen
 from rmkv_cli.training.teacher import require_tokenizer_of_teacher, with_teacher
 from rmkv_cli.training.trainer import Trainer, make_trainer
 
-WARM_UP = 3  # steps before those that are profiled
-TOP_OPERATIONS = 10  # operations that are told
+WARM_UP = 3  # steps before profiling
+TOP_OPERATIONS = 10  # operations in the report
 
 
 def dry_run(config: Config, run: Path, *, price: float | None = None, allow_noncausal: bool = False) -> dict[str, Any]:
-    """Check all that a run in the folder `run` needs, take two steps, and return what the run will take; leave nothing.
+    """Check everything that a run in the folder `run` needs, take two steps, and return the run's estimated cost.
 
-    The first step has the longest rows that the run will have, for the memory's sake. The second, which is timed, has
-    rows of the run's mean length. `price` is an hour's, and gives the cost.
+    The first step has the run's longest rows, to measure memory. The second has rows of the run's mean length, to
+    measure speed. No files remain.
+
+    Args:
+        config: the run's config.
+        run: the run's folder.
+        price: price per hour, to include the total price.
+        allow_noncausal: whether the model may be non-causal.
 
     Raises:
         UserError: the run could not begin.
-        BadStepError: already one of the two steps is bad.
+        BadStepError: one of the two steps is bad.
     """
     config = check_run(config, run, allow_noncausal=allow_noncausal)
     with _trial(config) as trainer:
@@ -66,26 +72,25 @@ def dry_run(config: Config, run: Path, *, price: float | None = None, allow_nonc
             "total": total_memory(trainer.device),
         },
         "checkpoint_bytes": checkpoint,
-        "disk_bytes": {"needed": checkpoints_to_come(config, run) * checkpoint, "free": free_bytes(run)},
+        "disk_bytes": {"needed": remaining_checkpoints(config, run) * checkpoint, "free": free_bytes(run)},
     }
 
 
 def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = False) -> dict[str, Any]:
-    """Profile N steps with rows of the run's mean length; return the trace's path and the most expensive operations.
+    """Profile `steps` steps with rows of the run's mean length; return the trace's path and the slowest operations.
 
-    A step is of one micro-batch: the others do the same, and a trace of many would fill the memory. With roll-outs,
-    whose answers come in groups, it is whole. The trace, for chrome://tracing or ui.perfetto.dev, is
-    run/profile/trace.json.gz. Nothing else is left: a run may be there before, and can begin there after. Of an
-    operation are told, for each step, calls and milliseconds without
-    those of the operations that it calls, on the GPU where there is one.
+    Each step has a single micro-batch, because a trace of many would fill the memory; with roll-outs, whose answers
+    come in groups, it has all. The trace, run/profile/trace.json.gz, is for chrome://tracing or ui.perfetto.dev. The
+    folder can already contain a run, and a run can begin in it later. Operations are reported with calls and
+    milliseconds per step, excluding nested operations, on the GPU if there is one.
 
     Raises:
-        UserError: there is a profile already, or a run could not begin.
+        UserError: there is already a profile, or the run could not begin.
     """
     folder = run / "profile"
     require_new(folder)
     config = check_run(config, run, resume=(run / "config.toml").exists(), allow_noncausal=allow_noncausal)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler writes notes of its own to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # keeps the profiler from writing to stderr
     rows = config.train.batch_size if config.train.rollouts.tasks else config.train.micro_batch_size
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
     with _trial(config) as trainer:
@@ -100,11 +105,11 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
                 for _ in range(steps):
                     trainer.train_step(segments)
                     advance(1)
-    with atomic_directory(folder) as aside:
-        profiler.export_chrome_trace(str(aside / "trace.json.gz"))
+    with atomic_directory(folder) as temporary:
+        profiler.export_chrome_trace(str(temporary / "trace.json.gz"))
     operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     times = [(event.self_device_time_total if gpu else event.self_cpu_time_total, event) for event in operations]
-    whole = sum(time for time, _ in times)
+    total = sum(time for time, _ in times)
     slowest = sorted(times, key=lambda timed: timed[0], reverse=True)[:TOP_OPERATIONS]
     return {
         "trace": str(folder / "trace.json.gz"),
@@ -116,7 +121,7 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
                 "name": event.key,
                 "calls": event.count / steps,
                 "milliseconds": time / 1000 / steps,
-                "share": time / whole,
+                "share": time / total,
             }
             for time, event in slowest
         ],
@@ -124,18 +129,19 @@ def profile(config: Config, run: Path, steps: int, *, allow_noncausal: bool = Fa
 
 
 def _segments(trainer: Trainer) -> tuple[int, float]:
-    """Return the maximum and the mean number of segments per row; with a teacher, of the rows that it reads."""
+    """Return the maximum and the mean number of segments per row; with a teacher, at most those of rows that it
+    reads."""
     train, phases = trainer.config.train, trainer.phases
     most, mean = most_segments(train, phases), mean_segments(train, phases)
     if trainer.objective.teacher is not None:
-        taught = most_segments(train, phases, taught=True)
-        most, mean = min(most, taught), min(mean, taught)
+        with_teacher = most_segments(train, phases, with_teacher=True)
+        most, mean = min(most, with_teacher), min(mean, with_teacher)
     return most, mean
 
 
 @contextmanager
 def _trial(config: Config) -> Iterator[Trainer]:
-    """Give a trainer at its first step, whose data keep what they need in a temporary folder."""
+    """Yield a trainer at its first step, with its data in a temporary folder."""
     device = resolve_device(config.train.device)
     with tempfile.TemporaryDirectory(prefix="rmkv-") as folder, ExitStack() as stack:
         run = Path(folder)
@@ -150,4 +156,4 @@ def _trial(config: Config) -> Iterator[Trainer]:
                     trainer.start_from(source)
                 yield trainer
             except EndOfData as end:
-                raise UserError(f"{end}: too early for a trial, which needs more tokens") from None
+                raise UserError(f"{end}, before the trial steps were complete; give more data") from None

@@ -1,4 +1,4 @@
-"""How much of what a device can compute a training uses: MFU, the share of its peak that the model's own FLOPs are."""
+"""Model FLOPs utilization (MFU): the model's own FLOPs as a share of the device's peak."""
 
 from fnmatch import fnmatch
 from typing import Any
@@ -8,24 +8,26 @@ import torch
 from rmkv_cli.config import Config, ModelConfig
 from rmkv_cli.model.cost import forward_flops_per_token
 
-PEAKS = {  # FLOPs per second of dense bfloat16 products that add up in float32, by NVIDIA's data sheets
+PEAKS = {  # dense bfloat16 FLOPs per second with float32 accumulation, from NVIDIA's data sheets
     "NVIDIA H200": 989e12,  # SXM
     "NVIDIA H100 80GB HBM3": 989e12,  # SXM
     "NVIDIA A100*": 312e12,
     "NVIDIA GeForce RTX 4090": 165e12,  # Ada architecture white paper
     "NVIDIA GeForce RTX 3090": 71e12,  # Ampere GA102 architecture white paper
 }
-ASSUMED_MFU = 0.4  # for budgets; a run tells its own
+ASSUMED_MFU = 0.4  # for budgets; a run reports its own
 
 
 def training_flops_per_token(config: ModelConfig) -> float:
-    """Return three forward passes' FLOPs: the backward pass counts twice, the replay does not (PaLM: Chowdhery et al.,
-    2022, appendix B)."""
+    """Return training's FLOPs per token: three forward passes' worth.
+
+    The backward pass counts as two, and recomputation does not count (PaLM: Chowdhery et al., 2022, appendix B).
+    """
     return 3 * sum(forward_flops_per_token(config).values())
 
 
 def training_budget(config: Config) -> dict[str, Any]:
-    """Return a training's tokens, their FLOPs, and the hours that one card of each kind takes at an assumed MFU."""
+    """Return a training run's tokens, their FLOPs, and the hours on one GPU of each known kind at an assumed MFU."""
     tokens = config.train.tokens
     flops = training_flops_per_token(config.model) * tokens
     hours = {
@@ -35,10 +37,10 @@ def training_budget(config: Config) -> dict[str, Any]:
 
 
 def peak_flops(name: str) -> float | None:
-    """Return the peak of the GPU that torch calls `name`, in bfloat16; None if it is not known."""
+    """Return the bfloat16 peak in FLOPs per second of the GPU that torch calls `name`; None if unknown."""
     return next((peak for pattern, peak in PEAKS.items() if fnmatch(name, pattern)), None)
 
 
 def device_peak(device: str, precision: str) -> float | None:
-    """Return the peak of the device "cpu" or "cuda" in a precision of the config; None if it is not known."""
+    """Return the peak in FLOPs per second of "cpu" or "cuda" in a configured precision; None if unknown."""
     return peak_flops(torch.cuda.get_device_name()) if (device, precision) == ("cuda", "bf16") else None

@@ -1,4 +1,4 @@
-"""The working model, which a step computes with: it takes the master weights and gives them its gradients."""
+"""The working model, which steps compute with: it copies the master weights and returns gradients to them."""
 
 from typing import Literal
 
@@ -13,32 +13,30 @@ from rmkv_cli.model.precision import parameter_dtype
 from rmkv_cli.training.distribution import Ranks, whole
 
 
-def distribute(model: nn.Module, ranks: Ranks, how: Literal["ddp", "fsdp"]) -> None:
-    """Give every rank the weights of rank 0: all ("ddp"), or a part of each, and so of what the optimizer keeps of it
-    ("fsdp")."""
+def distribute(model: nn.Module, ranks: Ranks, method: Literal["ddp", "fsdp"]) -> None:
+    """Distribute rank 0's weights: whole to every rank ("ddp"), or sharded, like the optimizer's state ("fsdp")."""
     if ranks.mesh is None:
         return
     for module in model.modules():
         for name, x in list(module.named_parameters(recurse=False)):
             dist.broadcast(x.detach(), src=0)
-            if how == "fsdp":
+            if method == "fsdp":
                 part = distribute_tensor(x.detach(), ranks.mesh, [Shard(0)], src_data_rank=None)
                 setattr(module, name, nn.Parameter(part))
 
 
 class WorkingModel:
-    """A model beside its masters: whole where they are in parts, in bfloat16 where it computes in that.
+    """A model to compute with beside its master weights: whole if they are sharded, in bfloat16 if that is configured.
 
-    Weights that are neither are the masters themselves. Of frozen weights the device has the copy alone. The gradients
-    are float32, in which those of a row's segments are added up. All weights are put together once for a step, because
-    a row uses each of them once a segment.
+    Other weights are the masters themselves. A GPU stores only the copies of frozen weights. Gradients are float32, to
+    sum over a row's segments. Weights are gathered once per step, because each segment of a row uses all of them.
     """
 
     def __init__(self, masters: RMKV, dtype: torch.dtype, ranks: Ranks) -> None:
         self._ranks = ranks
         self.model = blank_copy(masters)
         self.set_aside = False
-        """Whether frozen masters were moved to the CPU: the device needs no second copy of them."""
+        """Whether frozen master weights were moved to the CPU, to keep only their copies on the device."""
         self._pairs = []
         modules = dict(self.model.named_modules())
         for name, master in masters.named_parameters():
@@ -58,14 +56,14 @@ class WorkingModel:
 
     @torch.no_grad()
     def copy_weights(self, *, frozen: bool = False) -> None:
-        """Copy the masters' weights; with `frozen` also those that are not trained, which steps do not change."""
+        """Copy trained master weights, and with `frozen` all others, which steps do not change."""
         for copy, master in self._pairs:
             if copy is not master and (frozen or master.requires_grad):
                 copy.copy_(whole(master.to(copy.dtype)))
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:
-        """Give the masters the sum of the ranks' gradients."""
+        """Set the masters' gradients to the sum over all ranks, and clear the copies'."""
         gradients = []
         for copy, master in self._pairs:
             gradient, copy.grad = copy.grad, None

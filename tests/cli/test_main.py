@@ -167,11 +167,11 @@ def test_train_from_the_command_line_and_its_json(small_run, shown, monkeypatch,
     def error(*arguments):
         return error_of(monkeypatch, capsys, "train", *arguments)
 
-    assert "a run is there already" in error(*small_run)
+    assert "a run already exists here" in error(*small_run)
     resume = ["--resume", "--run", tmp_path / "run"]
-    assert "it has come to its end" in shown("train", *resume).err
+    assert "training is complete" in shown("train", *resume).err
     assert "--set train.batch_size: cannot change on resume" in error(*resume, "--set", "train.batch_size=4")
-    assert "holds other things and is no run" in error(*small_run, "--run", tmp_path)
+    assert "contains other files and is not a run" in error(*small_run, "--run", tmp_path)
 
 
 def test_a_full_disk_ends_training_with_one_line_and_leaves_only_complete_checkpoints(small_run, tmp_path):

@@ -87,7 +87,7 @@ def test_models_that_cannot_be_merged_are_one_line(folders, tmp_path, monkeypatc
     save_small_model(foreign, text="another text of other words and letters ")
     for words, messages in (
         ([base], "give a model and its adapter, or at least two models"),
-        ([base, other], f"{other}: model.hidden_size is 32, but that of {base} is 16; only models of one shape"),
+        ([base, other], f"{other}: model.hidden_size is 32, but {base} has 16; only models of the same shape"),
         ([base, foreign], f"{foreign}: has another tokenizer than {base}"),
         ([adapter, base], f"{adapter}: is an adapter; `rmkv merge MODEL {adapter}` merges it, one adapter at a time"),
         ([base, base, adapter], f"{adapter}: is an adapter; "),

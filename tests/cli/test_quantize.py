@@ -94,8 +94,8 @@ def test_fp32_computes_in_float32(quantized, printed):
         (("quantize", "{base}", "--out", "{new}", "--keep", "embeding"), "did you mean 'embedding'?"),
         (("quantize", "{adapter}", "--out", "{new}"), "is an adapter; merge it first"),
         (("export", "hf", "{new}", "--model", "{q}"), "is quantized; export the model that it was made from"),
-        (("merge", "{q}", "{adapter}", "--out", "{new}"), "is quantized; merge the model that it was made from"),
-        (("merge", "{q}", "{q}", "--out", "{new}"), "is quantized; merge the model that it was made from"),
+        (("merge", "{q}", "{adapter}", "--out", "{new}"), "is quantized; merge into the original model"),
+        (("merge", "{q}", "{q}", "--out", "{new}"), "is quantized; merge into the original model"),
         (
             ("generate", "--model", "{q}", "--adapter", "{adapter}", "--prompt", "a"),
             "a quantized model cannot take an adapter",

@@ -101,7 +101,7 @@ def test_it_resumes_on_its_own_base_alone(run, source, tuned, tmp_path):
     with pytest.raises(UserError, match="is not the file that the run starts from"):
         train(config, resumed, resume=True)
     shutil.rmtree(copy)
-    with pytest.raises(UserError, match="is gone, and no checkpoint holds its weights"):
+    with pytest.raises(UserError, match="no longer exists, and no checkpoint has its weights"):
         train(config, resumed, resume=True)
 
 

@@ -47,8 +47,8 @@ def test_steps_without_a_supervised_token_are_reported_and_change_nothing(make_c
     without = [record["step"] for record in records if "loss" not in record]
     assert 10 < len(without) < len(records)
     said = [line for line in capsys.readouterr().err.splitlines() if "no token is supervised" in line]
-    assert said[0] == f"step {without[0]}: no token is supervised, so the weights stay (1 such step so far)"
-    assert said[1] == f"step {without[1]}: no token is supervised, so the weights stay (2 such steps so far)"
+    assert said[0] == f"step {without[0]}: no supervised tokens, weights stay unchanged (1 such step so far)"
+    assert said[1] == f"step {without[1]}: no supervised tokens, weights stay unchanged (2 such steps so far)"
     assert len(said) == len(without).bit_length()
 
 

@@ -95,7 +95,7 @@ def test_killed_before_its_first_checkpoint_it_starts_from_the_same_weights_or_n
     assert f"{copy / 'model.safetensors'}: is not the file that the run starts from: its SHA-256 is" in line
     copy.rename(tmp_path / "moved")
     line = error_of(monkeypatch, capsys, *resume)
-    assert f"{copy}: the model that the run starts from is gone, and no checkpoint holds its weights" in line
+    assert f"{copy}: the model that the run starts from no longer exists, and no checkpoint has its weights" in line
     (tmp_path / "moved").rename(copy)
     RMKV.from_pretrained(source).save_pretrained(copy)
     written_by(monkeypatch, capsys, *resume)

@@ -95,6 +95,6 @@ def test_a_value_that_the_run_has_already_is_no_change(make_config, tmp_path, mo
     run = train(make_config(tokens=100), tmp_path / "run").run
     before = (run / "config.toml").read_bytes()
     shown = written_by(monkeypatch, capsys, "train", "--resume", "--run", run, "--set", "train.seed=0")
-    assert "it has come to its end" in shown.err
+    assert "training is complete" in shown.err
     assert "before" not in shown.err
     assert (run / "config.toml").read_bytes() == before

@@ -7,7 +7,7 @@ import pytest
 
 from rmkv_cli.errors import UserError
 from rmkv_cli.training import train
-from rmkv_cli.training.disk import checkpoint_bytes, checkpoints_to_come
+from rmkv_cli.training.disk import checkpoint_bytes, remaining_checkpoints
 
 
 @pytest.mark.parametrize("keys", [{}, {"precision": "bf16"}, {"optimizer": "muon"}], ids=["adamw", "bf16", "muon"])
@@ -21,9 +21,9 @@ def test_the_predicted_size_of_a_checkpoint_is_right(make_config, tmp_path, keys
 
 def test_a_resumed_run_needs_space_only_for_the_remaining_checkpoints(make_config, tmp_path):
     config = make_config(tokens=400, keep_last=5)
-    assert checkpoints_to_come(config, tmp_path / "run") == 7
+    assert remaining_checkpoints(config, tmp_path / "run") == 7
     kept = len(list((train(config, tmp_path / "run").run / "checkpoints").iterdir()))
-    assert checkpoints_to_come(config, tmp_path / "run") == max(1, 7 - kept)
+    assert remaining_checkpoints(config, tmp_path / "run") == max(1, 7 - kept)
 
 
 def test_too_little_disk_space_is_found_before_anything_is_written(make_config, tmp_path):

@@ -194,7 +194,7 @@ def test_a_student_approaches_a_larger_teacher(distilling, tmp_path):
     ("keys", "line"),
     [
         ({"teacher": {"model": "nowhere/near/it"}}, "no such folder"),
-        ({"teacher": {"context": 999}}, "was made for at most 64 tokens"),
+        ({"teacher": {"context": 999}}, "supports at most 64 tokens"),
         ({"segments_max": 9}, "rows of up to 72 tokens are longer than the teacher's 64: lower segments_max to 8"),
         ({"teacher": {"sha256": "0" * 64}}, "is not the model that the run learns from"),
         (

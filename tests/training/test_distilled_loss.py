@@ -36,8 +36,8 @@ def test_loss_and_gradient_equal_those_of_kl_div(chunk, ids_of_teacher, monkeypa
     teacher = make_model(3, hidden_size=8, num_attention_heads=2, segment_length=7, vocab_size=ids_of_teacher)
     ids, targets, documents = rows()
     ids = ids.clamp(max=10)
-    lesson = lesson_of(teacher, ids, documents)
-    value, _ = row_loss(model, ids, targets, documents, model.initial_state(2), z_loss=Z, lesson=lesson)
+    distillation = lesson_of(teacher, ids, documents)
+    value, _ = row_loss(model, ids, targets, documents, model.initial_state(2), z_loss=Z, distillation=distillation)
     value.backward()
     given = gradients(model)
     model.zero_grad()
@@ -52,7 +52,7 @@ def test_loss_and_gradient_equal_those_of_kl_div(chunk, ids_of_teacher, monkeypa
     z = Z * (logits.logsumexp(1) ** 2).sum()
     ((1 - SHARE) * cross_entropy + SHARE * TEMPERATURE**2 * kl + z).backward()
     torch.testing.assert_close(value, cross_entropy, rtol=1e-12, atol=0)
-    torch.testing.assert_close(lesson.divergence, kl, rtol=1e-9, atol=0)
+    torch.testing.assert_close(distillation.divergence, kl, rtol=1e-9, atol=0)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(given[name], gradient, rtol=1e-9, atol=1e-12)
 
@@ -62,7 +62,7 @@ def test_a_model_that_is_its_own_teacher_learns_nothing(temperature):
     model = make_model().requires_grad_(True)
     ids, targets, documents = rows()
     with torch.no_grad():
-        lesson = lesson_of(model, ids, documents, 1.0, temperature)
-    row_loss(model, ids, targets, documents, model.initial_state(2), lesson=lesson)[0].backward()
-    assert abs(lesson.divergence.item()) < 1e-12
+        distillation = lesson_of(model, ids, documents, 1.0, temperature)
+    row_loss(model, ids, targets, documents, model.initial_state(2), distillation=distillation)[0].backward()
+    assert abs(distillation.divergence.item()) < 1e-12
     assert max(gradient.abs().max() for gradient in gradients(model).values()) < 1e-12

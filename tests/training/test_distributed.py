@@ -196,7 +196,7 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(written, tmp_path):
         os.kill(worker(job, rank=1), signal.SIGKILL)
         _, told = job.communicate()
     assert job.returncode == 1
-    assert "error: rank 1 ended first (killed by SIGKILL), and the others with it; go on with: rmkv train" in told
+    assert "error: rank 1 failed first (killed by SIGKILL) and ended the job; resume with: rmkv train" in told
     assert "Traceback" not in told
 
     with launched(file, tmp_path / "other", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "--") as job:
@@ -220,7 +220,7 @@ def test_a_silent_rank_0_ends_the_job(written, tmp_path):
     _, file = written()
     job = torchrun(2, "train", "--config", file, "--run", tmp_path / "run", TIMEOUT=5, FROZEN=1)
     assert job.returncode == 1
-    assert "error: rank 0 has given no sign of life for 0:00:05; check its machine, then use --resume" in job.stderr
+    assert "error: rank 0 has not responded for 0:00:05; check its machine, then resume with --resume" in job.stderr
     assert "rank      : 1" in job.stderr.partition("Root Cause")[2]
 
 

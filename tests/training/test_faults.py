@@ -74,7 +74,7 @@ def test_exactly_the_bad_steps_are_skipped(make_config, data, tmp_path, monkeypa
     poke_at(monkeypatch, 1, lambda model: model.embedding.weight[token].fill_(math.inf))
     whole = train(config, tmp_path / "whole")
     bad = [record for record in curve(whole.run) if "bad_step" in record]
-    assert capsys.readouterr().err.count("gradient norm nan; passed over\n") == len(bad)
+    assert capsys.readouterr().err.count("gradient norm nan; skipped\n") == len(bad)
     assert [(record["step"], record["bad_steps"]) for record in bad] == [(step, i + 1) for i, step in enumerate(steps)]
     assert len(steps) < whole.step / 2
     assert (whole.step, whole.tokens) == (plain.step, plain.tokens)
@@ -110,7 +110,7 @@ def test_a_rollback_restores_the_last_checkpoint_and_reads_on(
     whole = train(config, tmp_path / "whole")
     (bad,) = [record for record in curve(whole.run) if "bad_step" in record]
     assert reason in bad["bad_step"]
-    assert "; passed over, back to the weights of step 24" in capsys.readouterr().err
+    assert "; skipped, rolled back to the weights of step 24" in capsys.readouterr().err
     assert (bad["step"], bad["rolled_back_to"]) == (25, 24)
     good, anew = (whole.run / "checkpoints" / f"step-{step:08d}" for step in (24, 25))
     left, right = (load_file(path / "model.safetensors") for path in (good, anew))
@@ -140,7 +140,7 @@ def test_too_many_bad_steps_end_the_training(make_config, tmp_path, monkeypatch,
     poke_at(monkeypatch, 3, lambda model: model.norm.weight[0].fill_(math.inf))
     with pytest.raises(BadStepError, match=f"step {3 + MAX_BAD_STEPS}: not a finite number"):
         train(config, tmp_path / "run")
-    assert f"{MAX_BAD_STEPS} of the last {WINDOW} steps were passed over already" in capsys.readouterr().err
+    assert f"{MAX_BAD_STEPS} of the last {WINDOW} steps have already been skipped" in capsys.readouterr().err
     assert (tmp_path / "run" / "failed" / f"step-{3 + MAX_BAD_STEPS:08d}" / "rows.safetensors").exists()
     assert sum("bad_step" in record for record in curve(tmp_path / "run")) == MAX_BAD_STEPS
 
@@ -153,13 +153,13 @@ def test_a_factor_that_makes_usual_steps_bad_is_refused(make_config):
 def test_a_stage_has_its_own_norms():
     watch = StepMonitor(3.0)
     for _ in range(MIN_NORMS):
-        watch.enter(0)
+        watch.enter_stage(0)
         watch.record_norm(1.0)
     assert "more than 3 times the usual" in watch.find_fault(1.0, 9.0)
     resumed = StepMonitor(3.0)
     resumed.load_state_dict(watch.state_dict())
     for each in (watch, resumed):
-        each.enter(0)
+        each.enter_stage(0)
         assert each.find_fault(1.0, 9.0)
-        each.enter(1)
+        each.enter_stage(1)
         assert each.find_fault(1.0, 9.0) is None

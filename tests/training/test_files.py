@@ -86,7 +86,7 @@ def test_a_file_that_changed_or_is_gone_is_named(begun, tmp_path, content, what)
     if content is not None:
         (folder / "b.txt").write_text(content)
     with pytest.raises(
-        UserError, match=f"^{folder}/b.txt: {what}; .*restore it, or name a mix that finds it with --mix"
+        UserError, match=f"^{folder}/b.txt: {what}; .*restore it, or give a mix that finds it with --mix"
     ):
         current_mix(mix, run, tmp_path / "none.toml")
 

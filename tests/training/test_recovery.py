@@ -90,9 +90,9 @@ def with_size(size):
         (lambda index: Act(os.mkdir, "acted"), "it names posix.mkdir, which could run code"),
         (lambda index: [index, Act(eval, "__import__('os').mkdir('acted')")], "it names builtins.eval, which"),
         (lambda index: Act(getattr, torch.Size, "numel"), "it asks for 'numel' of"),
-        (lambda index: index.state_dict_metadata, "it holds a dict"),
-        (lambda index: None, "it holds a NoneType"),
-        (with_size([1 << 40]), r"has the shape \(1099511627776,\), which the files do not hold"),
+        (lambda index: index.state_dict_metadata, "it contains a dict"),
+        (lambda index: None, "it contains a NoneType"),
+        (with_size([1 << 40]), r"has the shape \(1099511627776,\), which the files do not contain"),
         (with_size([-1, 8]), r"has the shape \(-1, 8\), which"),
     ],
     ids=["a call", "a call inside", "an attribute", "another object", "nothing", "too large", "negative"],
@@ -310,7 +310,7 @@ def test_moved_data_are_found_with_data(config, whole, copied, tmp_path, monkeyp
 
 def test_another_tokenizer_is_refused(config, copied, tmp_path):
     train_tokenizer(iter(["other words"]), 263).save(copied / "tokenizer.json")
-    with pytest.raises(UserError, match=r"its tokenizer\.json is not the one that the data was made with"):
+    with pytest.raises(UserError, match=r"its tokenizer\.json is not the one that prepared the data"):
         train(on(config, copied), tmp_path / "run")
 
 

@@ -65,9 +65,7 @@ def test_a_checkpoint_that_cannot_be_removed_is_warned_of_once(make_config, stop
         outcome = train(config, stopped, resume=True)
     assert outcome.finished
     assert contents([old]) == before
-    warning = (
-        f"warning: {old} cannot be removed and stays; remove it, or the disk may fill up (operation not permitted)"
-    )
+    warning = f"warning: {old} cannot be removed; remove it yourself, or the disk may fill up (operation not permitted)"
     assert capsys.readouterr().err.splitlines().count(warning) == 1
     train(config, stopped, resume=True)
     assert not old.exists()
@@ -78,7 +76,7 @@ def test_a_damaged_checkpoint_that_cannot_be_removed_is_reported_before_any_step
     (newest / "model.safetensors").write_bytes(b"")
     with immutable(newest), pytest.raises(UserError) as error:
         train(config, stopped, resume=True)
-    assert str(error.value) == f"{newest}: is damaged, and training will write it again; move it out of the way"
+    assert str(error.value) == f"{newest}: is damaged and cannot be removed, but training needs its path; move it away"
     train(config, stopped, resume=True)
     assert_same_run(whole, stopped)
 
@@ -137,9 +135,7 @@ def test_a_file_in_place_of_a_link_stays_unless_it_is_a_copy(config, whole, stop
     assert contents([copy / "latest", copy / "best"]) == before
     assert_same_run(whole, copy)
     assert names(copy) == names(whole)
-    said = (
-        f"warning: {copy / 'latest'} cannot be made a link to step-00000007; training does not need it (something else"
-    )
+    said = f"warning: {copy / 'latest'} cannot be linked to step-00000007; training continues without it (another file"
     assert capsys.readouterr().err.count(said) == 1
 
 
@@ -171,7 +167,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(config, whole, sto
     (stopped / "checkpoints").rename(tmp_path / "archive")
     before = (stopped / "metrics.jsonl").read_bytes()
     with pytest.raises(
-        UserError, match="stopped: its checkpoints are gone, although it has trained for 7 steps; restore one"
+        UserError, match="stopped: its checkpoints are missing, although it has trained for 7 steps; restore one"
     ):
         train(config, stopped, resume=True)
     assert (stopped / "metrics.jsonl").read_bytes() == before
@@ -188,7 +184,7 @@ def test_a_new_run_replaces_nothing(streamed, tmp_path):
     (run / "held-out" / "book.txt").write_text("mine")
     (run / "mix.toml").write_text("mine")
     before = contents([run])
-    with pytest.raises(UserError, match="run: holds other things and is no run; choose another --run"):
+    with pytest.raises(UserError, match="run: contains other files and is not a run; choose another --run"):
         train(config, run)
     assert contents([run]) == before
     (run / ".lock").touch()

@@ -93,7 +93,7 @@ def test_a_run_resumes_the_same_after_its_files_were_moved(streamed, data, tmp_p
     resume = ["train", "--resume", "--run", run]
     line = error_of(monkeypatch, capsys, *resume)
     assert line.startswith(f"error: {folder}/story.jsonl: no such file; ")
-    assert line.endswith("restore it, or name a mix that finds it with --mix MIX.toml")
+    assert line.endswith("restore it, or give a mix that finds it with --mix MIX.toml")
     line = error_of(monkeypatch, capsys, *resume, "--mix", folder / "mix.toml")
     assert line == f"error: {folder}/mix.toml: no such file"
     line = error_of(monkeypatch, capsys, *resume, "--mix", "instruct", "--data", "data")

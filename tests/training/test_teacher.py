@@ -48,11 +48,11 @@ def test_the_kl_to_a_transformer_equals_that_of_a_forward_pass_over_each_documen
     texts = {}
     for ids, targets, documents in rows_of(LENGTHS, [15, 10, 20]):
         taught = teacher.read(ids, documents, carried)
-        lesson = Distillation(taught.hidden, teacher.head, 1.0, 1.0)
+        distillation = Distillation(taught.hidden, teacher.head, 1.0, 1.0)
         logits, _ = student(ids, state, documents)
-        _, state = row_loss(student, ids, targets, documents, state, lesson=lesson)
+        _, state = row_loss(student, ids, targets, documents, state, distillation=distillation)
         carried = taught.carried
-        found += lesson.divergence
+        found += distillation.divergence
         for lane in range(2):
             for number in documents[lane].unique().tolist():
                 here = documents[lane] == number

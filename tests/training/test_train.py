@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_config, tmp_path
 def test_what_does_not_fit_is_refused(make_config, tmp_path, data):
     config = make_config()
     train(make_config(tokens=100), tmp_path / "run")
-    with pytest.raises(UserError, match="a run is there already; go on with it by --resume"):
+    with pytest.raises(UserError, match="a run already exists here; resume it with --resume"):
         train(config, tmp_path / "run")
     with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens, but model\.vocab_size = 100; use --set"):
         train(make_config(model={"vocab_size": 100}), tmp_path / "new")
@@ -220,7 +220,7 @@ def test_resuming_with_another_model_is_refused(make_config, tmp_path):
 
 def test_resuming_with_another_optimizer_is_refused(make_config, tmp_path):
     train(make_config(tokens=100), tmp_path / "run")
-    with pytest.raises(UserError, match=r"config\.toml: train\.optimizer: .* holds what 'adamw' keeps"):
+    with pytest.raises(UserError, match=r"config\.toml: train\.optimizer: .* has the state of 'adamw'"):
         train(make_config(tokens=100, optimizer="muon"), tmp_path / "run", resume=True)
 
 
@@ -238,4 +238,4 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_config, tmp_p
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 9')
     assert_same_run(whole.run, train(make_config(), tmp_path / "run", resume=True).run)
-    assert "run: was stopped before its first checkpoint; starting anew" in capsys.readouterr().err
+    assert "run: was stopped before its first checkpoint; starting from the beginning" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_moments_are_of_what_the_run_trains(tuned, tmp_path):
         ([], {}, "trainable is empty, so nothing would be trained"),
         (["norm"], {}, "there is no group 'norm'; did you mean 'norms'"),
         (["store"], {"store": 0}, r'train.trainable = \["store"\]: the model has no such parameters'),
-        (["memory start"], {"update": "none"}, "memory.update = 'none' has no memory that a document could start with"),
+        (["memory start"], {"update": "none"}, "memory.update = 'none' leaves no initial memory to train"),
     ],
 )
 def test_an_untrainable_choice_is_reported(make_config, source, tmp_path, trainable, memory, says):

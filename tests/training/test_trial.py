@@ -48,7 +48,7 @@ def test_a_stream_that_ends_within_a_dry_run_is_reported(streamed, data, tmp_pat
     mix = load_mix(data.parent / "mix.toml")
     story = mix.sources[0].model_copy(update={"when_dry": "stop"})
     (data.parent / "mix.toml").write_text(dump_toml(mix.model_copy(update={"sources": [story], "phases": []})))
-    with pytest.raises(UserError, match="too early for a trial, which needs more tokens"):
+    with pytest.raises(UserError, match="before the trial steps were complete; give more data"):
         dry_run(streamed(segments_min=500, segments_max=500), tmp_path / "run")
 
 
@@ -57,14 +57,14 @@ def test_a_dry_run_finds_what_is_wrong(make_config, tmp_path, scratch):
         ({"model": {"vocab_size": 100}}, r"its tokenizer has \d+ tokens, but model\.vocab_size = 100"),
         (
             {"model": {"segment_length": 10**9}},
-            r"training needs about [\d,]+\.\d GB of memory, but there are [\d,]+\.\d GB",
+            r"training needs about [\d,]+\.\d GB of memory, but the device has [\d,]+\.\d GB",
         ),
         ({"data": str(tmp_path / "none")}, "none"),
     ):
         with pytest.raises(UserError, match=message):
             dry_run(make_config(**keys), tmp_path / "run")
     run = train(make_config(tokens=100), tmp_path / "run").run
-    with pytest.raises(UserError, match="a run is there already"):
+    with pytest.raises(UserError, match="a run already exists here"):
         dry_run(make_config(), run)
     assert left(scratch) == []
 

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the config's own fields; `--check` fails if it is not up to date."""
+"""Generate docs/configuration.md from the config's fields; `--check` fails if the page is out of date."""
 
 import ast
 import inspect
@@ -43,9 +43,9 @@ from rmkv_cli.config.load import EXERCISES, SOURCES
 START = """\
 # Configuration: every key
 
-A run has a config: what it trains, `[model]`, and how, `[train]`. It is a preset, or a TOML file of your own that says
-what differs from the defaults, and then what `--set` changes; the run's folder keeps it whole, as config.toml. A mix,
-which says what is read, is a file of its own.
+A run's config has two sections: `[model]` is the shape of the model, `[train]` how to train it. Use a preset, or write
+a TOML file with only the keys that differ from the defaults; `--set` overrides single keys. The run's folder stores the
+complete config as config.toml. The mix of training data has its own file.
 
 ```console
 $ rmkv config list                                                    # the presets
@@ -53,18 +53,18 @@ $ rmkv config show --preset tiny --set model.memory.slots=32 > my.toml
 $ rmkv config validate my.toml                                        # every error at once, each with its key
 ```
 
-Whole numbers may have units, here, with `--set` and in options: `5k`, `1.5M`, `2G` (or `2B`), `1T`, `1e6`, `2_000_000`.
-In a TOML file a number with a unit is a string: `tokens = "5M"`.
+Whole numbers can have units in configs, with `--set` and in options: `5k`, `1.5M`, `2G` (or `2B`), `1T`, `1e6`,
+`2_000_000`. In a TOML file, a number with a unit is a string: `tokens = "5M"`.
 
-"In presets" has the values that are not the default. A key that is not here is refused. The page is written by
-`make docs` from the classes in `rmkv_cli/config`, which check what they read.
+The column "in presets" shows values that differ from the default. Unknown keys are errors. `make docs` generates this
+page from the classes in `rmkv_cli/config`, which also validate configs.
 """
 SHARED: dict[type[Section], str] = {TextSource: "`files` and `hub`", TaskSource: "tasks"}
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
 
-def meanings(section: type[Section]) -> dict[str, str]:
-    """Return the docstrings that stand below the fields, those of base classes included."""
+def descriptions(section: type[Section]) -> dict[str, str]:
+    """Return the docstrings of a section's fields, including those of base classes."""
     found: dict[str, str] = {}
     for cls in reversed(section.__mro__):
         if cls is not Section and issubclass(cls, Section):
@@ -77,7 +77,7 @@ def meanings(section: type[Section]) -> dict[str, str]:
 
 
 def type_of(annotation: Any, constraints: list[Any]) -> str:
-    """Return a type and its bounds as words."""
+    """Return a type and its bounds as text."""
     if get_origin(annotation) is Annotated:
         inner, *inner_constraints = get_args(annotation)
         return type_of(inner, [x for c in inner_constraints for x in getattr(c, "metadata", [c])])
@@ -97,46 +97,46 @@ def type_of(annotation: Any, constraints: list[Any]) -> str:
 
 
 def value_of(value: Any) -> str:
-    """Return a value as it stands in TOML; a number as it is read best."""
+    """Return a value in TOML's form, with separators in large numbers."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1_000_000:
         return f"`{value:_}`"
     return "none" if value is None else "`{}`".format(json.dumps(value).replace("|", "\\|"))
 
 
 def default_of(field: FieldInfo) -> str:
-    """Return a field's default, or that it must be given."""
+    """Return a field's default, or "required"."""
     default = field.get_default(call_default_factory=True)
-    return "must be given" if default is PydanticUndefined else value_of(default)
+    return "required" if default is PydanticUndefined else value_of(default)
 
 
 def row(name: str, field: FieldInfo, meaning: str, in_presets: str | None = None) -> str:
-    """Return a key's row."""
+    """Return a key's row of the table."""
     cells = [f"`{name}`", type_of(field.annotation, field.metadata), default_of(field)]
     cells += [meaning] if in_presets is None else [in_presets, meaning]
     return f"| {' | '.join(cells)} |\n"
 
 
 def classes(annotation: Any) -> list[type]:
-    """Return the classes of a type, of which `X | None` has two."""
+    """Return the classes in a type, such as both of `X | None`."""
     return [kind for kind in (annotation, *get_args(annotation)) if inspect.isclass(kind)]
 
 
-def table(section: type[Section], but: Container[str] = (), presets: dict[str, Section] | None = None) -> str:
-    """Return a section's keys, but for tables and `but`, with their values in the presets where there are any."""
+def table(section: type[Section], exclude: Container[str] = (), presets: dict[str, Section] | None = None) -> str:
+    """Return a table of a section's keys, except tables and `exclude`, with their values in presets if given."""
     heads = ["key", "type", "default", *(["in presets"] if presets else []), "meaning"]
     text = f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}\n"
-    told = meanings(section)
+    meanings = descriptions(section)
     for name, field in section.model_fields.items():
-        if name in but or any(issubclass(kind, Section) for kind in classes(field.annotation)):
+        if name in exclude or any(issubclass(kind, Section) for kind in classes(field.annotation)):
             continue
         values = {preset: getattr(config, name) for preset, config in (presets or {}).items()}
         shown = ", ".join(f"{preset} {value_of(x)}" for preset, x in values.items() if x != field.default)
-        text += row(name, field, told[name], shown if presets else None)
+        text += row(name, field, meanings[name], shown if presets else None)
     return text
 
 
 def page() -> Iterator[str]:
-    """Yield the page's parts."""
+    """Yield the parts of the page."""
     configs = {name: load_config(preset_path(name)) for name in list_presets()}
     yield START
     yield "\n## The run\n"
@@ -152,7 +152,7 @@ def page() -> Iterator[str]:
     yield f"\n### [train.adapter]\n\n{inspect.getdoc(AdapterConfig)}\n\n{table(AdapterConfig)}"
     yield f"\n### [train.teacher]\n\n{inspect.getdoc(TeacherConfig)}\n\n{table(TeacherConfig)}"
     yield f"\n### [train.rollouts]\n\n{inspect.getdoc(RolloutsConfig)}\n\n{table(RolloutsConfig, ('tasks',))}"
-    yield f"\n### [[train.rollouts.tasks]]\n\n{meanings(RolloutsConfig)['tasks']} Its keys depend on its "
+    yield f"\n### [[train.rollouts.tasks]]\n\n{descriptions(RolloutsConfig)['tasks']} Its keys depend on its "
     yield "`kind`: the memory tasks have those of [[[sources]]](#sources) of the same kind, without `text`.\n"
     for kind, task in EXERCISES.items():
         if not issubclass(task, TaskSource):
@@ -160,14 +160,14 @@ def page() -> Iterator[str]:
             yield f'\n### [[train.rollouts.tasks]]: kind = "{kind}"\n\n{inspect.getdoc(task)}\n\n{keys}'
     yield f"\n### [[train.stages]]\n\n{inspect.getdoc(Stage)}\n\n{table(Stage)}"
     yield f"\n## The mix\n\n[data.md](data.md) describes mixes.\n\n{table(MixConfig, ('phases', 'sources'))}"
-    yield f"\n### [[phases]]\n\n{meanings(MixConfig)['phases']}\n\n{table(Phase)}"
-    yield f"\n### [[sources]]\n\n{meanings(MixConfig)['sources']} Its keys depend on its `kind`.\n"
+    yield f"\n### [[phases]]\n\n{descriptions(MixConfig)['phases']}\n\n{table(Phase)}"
+    yield f"\n### [[sources]]\n\n{descriptions(MixConfig)['sources']} Its keys depend on its `kind`.\n"
     for base, kinds in SHARED.items():
-        yield f"\n### [[sources]]: what {kinds} share\n\n{inspect.getdoc(base)}\n\n{table(base)}"
+        yield f"\n### [[sources]]: keys that {kinds} share\n\n{inspect.getdoc(base)}\n\n{table(base)}"
     for kind, source in SOURCES.items():
         assert issubclass(source, Section)
         base = next((base for base in SHARED if issubclass(source, base)), Section)
-        more = f"Besides what {SHARED[base]} share:\n\n" if base in SHARED else ""
+        more = f"In addition to the keys that {SHARED[base]} share:\n\n" if base in SHARED else ""
         keys = table(source, {"kind", *base.model_fields})
         yield f'\n### [[sources]]: kind = "{kind}"\n\n{inspect.getdoc(source)}\n\n{more}{keys}'
     yield "\n## A recipe for synthetic data\n\n[synthetic.md](synthetic.md) describes recipes.\n\n"

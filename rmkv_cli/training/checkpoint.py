@@ -51,14 +51,14 @@ def save_checkpoint(
     """
     path = checkpoint_path(run, step)
     with ExitStack() as stack:
-        aside = stack.enter_context(atomic_directory(path))
-        write = fill(aside)
+        temporary = stack.enter_context(atomic_directory(path))
+        write = fill(temporary)
         complete = stack.pop_all()
 
     def finish() -> None:
         with complete:
             write()
-            write_checksums(aside)
+            write_checksums(temporary)
         _link(run / "latest", path)
         _prune(run, keep_last, best)
 
@@ -170,7 +170,7 @@ def _link(link: Path, checkpoint: Path) -> None:
     Copying a run with `cp -rL` replaces the link by a copy of the checkpoint. The link replaces that copy again if the
     run has the same checkpoint, byte for byte.
     """
-    aside = link.with_name(f".{link.name}.part")
+    temporary = link.with_name(f".{link.name}.part")
     try:
         if link.is_dir() and not link.is_symlink():
             for original in list_checkpoints(link.parent):
@@ -179,9 +179,9 @@ def _link(link: Path, checkpoint: Path) -> None:
                     break
         if link.exists() and not link.is_symlink():
             raise FileExistsError(errno.EEXIST, "another file has its name")
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(checkpoint.relative_to(link.parent))
-        aside.replace(link)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(checkpoint.relative_to(link.parent))
+        temporary.replace(link)
     except OSError as error:
         _warn(link, error, f"{link} cannot be linked to {checkpoint.name}; training continues without it")
 

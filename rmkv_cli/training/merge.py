@@ -82,6 +82,6 @@ def average(models: Sequence[Path], out: Path) -> None:
 
 
 def _write(out: Path, model: RMKV, tokenizer: Tokenizer) -> None:
-    with atomic_directory(out) as aside:
-        write_model(aside, model, tokenizer)
-        write_checksums(aside)
+    with atomic_directory(out) as temporary:
+        write_model(temporary, model, tokenizer)
+        write_checksums(temporary)

@@ -240,8 +240,8 @@ def require_tokenizer_of_teacher(config: Config, tokenizer: Tokenizer) -> None:
         rules = _encoding_rules(read_whole(path).decode("utf-8", "replace"), str(path))
         if rules != _encoding_rules(tokenizer.to_json(), "data"):
             raise UserError(
-                f"{path}: the teacher's tokenizer differs from the data's, but distillation compares probabilities of the "
-                "same tokens; prepare the data with the teacher's tokenizer, for a student that uses it too"
+                f"{path}: the teacher's tokenizer differs from the data's, but distillation compares probabilities of "
+                "the same tokens; prepare the data with the teacher's tokenizer, for a student that uses it too"
             )
 
 

@@ -27,7 +27,7 @@ class TrainingMemory:
     """Peak memory of training, in bytes of tensors; activations are an estimate."""
 
     weights: int
-    """Weights: trained ones in float32 and bfloat16, frozen ones in bfloat16 only."""
+    """Weights; with precision bf16, trained ones in float32 and bfloat16, frozen ones in bfloat16 only."""
     gradients: int
     """Gradients, summed in place over segments and micro-batches."""
     optimizer: int

@@ -209,12 +209,12 @@ def require_even_shares(batch_size: int, micro_batch_size: int, ranks: int) -> N
         )
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """Return the whole of a tensor that may be sharded; if it is, all ranks call this."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def part(x: Tensor) -> Tensor:
+def local_part(x: Tensor) -> Tensor:
     """Return this rank's part of a tensor that may be sharded."""
     return x.to_local() if isinstance(x, DTensor) else x
 

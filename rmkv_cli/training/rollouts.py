@@ -95,17 +95,17 @@ class Rollouts:
         for index, exercise, texts in groups:
             complete = [exercise.length is not None or text.end is not None for text in texts]
             group_scores = [
-                whole * exercise.score(text.ids, text.text) for text, whole in zip(texts, complete, strict=True)
+                is_complete * exercise.score(text.ids, text.text)
+                for text, is_complete in zip(texts, complete, strict=True)
             ]
             mean = sum(group_scores) / max(1, sum(complete))
-            for text, score, whole in zip(texts, group_scores, complete, strict=True):
-                advantage = score - mean if whole else 0.0
-                counted += len(text.logprobs) * (whole or self._keep_all)
+            for text, score, is_complete in zip(texts, group_scores, complete, strict=True):
+                advantage = score - mean if is_complete else 0.0
+                counted += len(text.logprobs) * (is_complete or self._keep_all)
                 if advantage or self._keep_all:
                     kept.append((exercise, text, advantage))
-            self._rates[index] = RATE_DECAY * self._rates[index] + (1 - RATE_DECAY) * sum(group_scores) / len(
-                group_scores
-            )
+            new = (1 - RATE_DECAY) * sum(group_scores) / len(group_scores)
+            self._rates[index] = RATE_DECAY * self._rates[index] + new
             scores.append(group_scores)
             truncated += complete.count(False)
         kept.sort(key=lambda answer: len(answer[0].prompt) + len(answer[1].logprobs))

@@ -23,7 +23,7 @@ from rmkv_cli.model.pretrained import read_weights
 from rmkv_cli.model.state_file import find_fault
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training.data import Data
-from rmkv_cli.training.distribution import Ranks, part, sharded_like, whole
+from rmkv_cli.training.distribution import Ranks, full_tensor, local_part, sharded_like
 from rmkv_cli.training.faults import BadStepError, StepMonitor
 from rmkv_cli.training.interrupt import Interrupt
 from rmkv_cli.training.objective import Objective
@@ -163,7 +163,7 @@ class Trainer:
             figures, state, teacher_state = self._accumulate(rows, max(1, counted))
         self.working.reduce_gradients()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients))
+        norm = full_tensor(nn.utils.get_total_norm(gradients))
         value, divergence = figures.tolist()
         distilled = {"kl": divergence} if stage.kind == "distil" else {}
         record: dict[str, Any] = {
@@ -273,13 +273,13 @@ class Trainer:
         """Return the model with all weights on the device, as a copy if weights are sharded or set aside."""
         if not self.sharded and not self.working.set_aside:
             return self.model
-        return self._with_weights(lambda x: whole(x).to(self.device))
+        return self._with_weights(lambda x: full_tensor(x).to(self.device))
 
     def checkpoint_model(self) -> RMKV:
         """Return a copy of the model with all weights of a checkpoint on the CPU; only rank 0's is usable."""
         device = "cpu" if self.ranks.first else "meta"
         mark = ADAPTER_MARK if self.config.train.trainable == "adapters" else ""
-        return self._with_weights(lambda x: whole(x).to(device, copy=True), mark)
+        return self._with_weights(lambda x: full_tensor(x).to(device, copy=True), mark)
 
     def _with_weights(self, convert: Callable[[Tensor], Tensor], mark: str = "") -> RMKV:
         """Return a copy of the model with converted weights; those without `mark` in their names are on meta."""
@@ -302,7 +302,7 @@ class Trainer:
     def gradient_norms(self) -> dict[str, float]:
         """Return the gradient norm of each parameter that has a gradient."""
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        return {name: whole(gradient.norm()).item() for name, gradient in gradients.items()}
+        return {name: full_tensor(gradient.norm()).item() for name, gradient in gradients.items()}
 
     def save(self, checkpoint: Path) -> "Future[Any]":
         """Start to write the optimizer's state and the carried states into a checkpoint; return a future of the end.
@@ -347,7 +347,7 @@ class Trainer:
         for path, x in read_tensors(checkpoint, self._empty).items():
             kind, _, name = path.partition(".")
             if kind in states:
-                states[kind][name] = part(x)
+                states[kind][name] = local_part(x)
             else:
                 parameter, _, key = name.rpartition(".")
                 if (p := parameters.get(parameter)) not in moments:

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from rmkv_cli.model import RMKV
 from rmkv_cli.model.adapters import blank_copy
 from rmkv_cli.model.precision import parameter_dtype
-from rmkv_cli.training.distribution import Ranks, whole
+from rmkv_cli.training.distribution import Ranks, full_tensor
 
 
 def distribute(model: nn.Module, ranks: Ranks, method: Literal["ddp", "fsdp"]) -> None:
@@ -59,7 +59,7 @@ class WorkingModel:
         """Copy trained master weights, and with `frozen` all others, which steps do not change."""
         for copy, master in self._pairs:
             if copy is not master and (frozen or master.requires_grad):
-                copy.copy_(whole(master.to(copy.dtype)))
+                copy.copy_(full_tensor(master.to(copy.dtype)))
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:

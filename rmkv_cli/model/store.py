@@ -30,7 +30,8 @@ class AssociativeStore(nn.Module):
         H, G, d = config.num_attention_heads, config.key_value_heads, config.head_width
         self.heads, self.own_key = (H, G), config.memory.store_key == "own"
         self.gates = nn.Linear(config.hidden_size + H * d, G + H)
-        self.norm = nn.RMSNorm((H, d) if config.memory.store_maps else d, eps=1e-6)  # its weight, over d alone
+        # Only the weight can have a dimension for heads; `write_and_read` normalizes over d alone.
+        self.norm = nn.RMSNorm((H, d) if config.memory.store_maps else d, eps=1e-6)
         self.maps = nn.Parameter(torch.eye(d).repeat(H + G, 1, 1)) if config.memory.store_maps else None
         nn.init.zeros_(self.gates.bias)
         self.taps = nn.Parameter(torch.zeros(TAPS, H + G, 1, d))

@@ -40,7 +40,9 @@ class Ranks:
     device: str
     """Type of device, "cpu" or "cuda". The process's own GPU is the current one."""
     rank: int = 0
+    """Rank of this process, from 0."""
     count: int = 1
+    """Number of processes."""
     local_rank: int = 0
     """Rank among the processes on this machine."""
     mesh: DeviceMesh | None = None

@@ -87,9 +87,7 @@ def row_loss(
     """
     segment = segment or model.segment
     read = with_replay(segment, preserve_rng_state=model.config.dropout > 0)
-    last = max(
-        start for start, _ in model.spans(input_ids.shape[1], state.filled)
-    )  # needs no replay: its gradient comes first
+    last = max(start for start, _ in model.spans(input_ids.shape[1], state.filled))  # the backward pass begins here
     # PyTorch recomputes only functions with an input that requires a gradient. If every state does, one compiled
     # segment serves all.
     state = state.map(lambda x, _: contiguous_copy(x.detach()).requires_grad_(x.is_floating_point()))

@@ -46,7 +46,7 @@ def test_steps_without_a_supervised_token_are_reported_and_change_nothing(make_c
     records = [record for record in curve(tmp_path / "run") if "learning_rate" in record]
     without = [record["step"] for record in records if "loss" not in record]
     assert 10 < len(without) < len(records)
-    said = [line for line in capsys.readouterr().err.splitlines() if "no token is supervised" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "no supervised tokens" in line]
     assert said[0] == f"step {without[0]}: no supervised tokens, weights stay unchanged (1 such step so far)"
     assert said[1] == f"step {without[1]}: no supervised tokens, weights stay unchanged (2 such steps so far)"
     assert len(said) == len(without).bit_length()

@@ -265,7 +265,7 @@ def test_a_warning_names_a_gpu_that_may_be_too_small(make_config, monkeypatch, c
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="wants a machine without a GPU")
 def test_a_missing_gpu_is_reported():
-    with pytest.raises(UserError, match="device = 'cuda': PyTorch finds no GPU here; use 'auto' or 'cpu'"):
+    with pytest.raises(UserError, match="device = 'cuda': PyTorch finds no GPU on this machine; use 'auto' or 'cpu'"):
         resolve_device("cuda")
 
 

@@ -116,5 +116,5 @@ def test_an_untrainable_choice_is_reported(make_config, source, tmp_path, traina
 
 
 def test_freezing_random_weights_is_refused(make_config, tmp_path):
-    with pytest.raises(UserError, match="the weights that it freezes are random; give a model to start from, --from"):
+    with pytest.raises(UserError, match="it freezes random weights; give a model to start from with --from"):
         train(make_config(trainable=["norms"]), tmp_path / "run")

@@ -1,6 +1,6 @@
 """Measure compressed notes: their size, and the loss of the text that follows them.
 
-python benchmarks/notes.py --model demo/run docs/memory.md docs/formats.md
+python benchmarks/notes.py --model runs/first docs/memory.md docs/formats.md
 
 Each text is read up to several places. From the notes there, exact or compressed, the model predicts the next tokens.
 """

@@ -26,6 +26,9 @@ app.command("generate", epilog="Example: rmkv data generate stories --out storie
 @app.command(epilog="Example: rmkv data sample sample")
 def sample(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; must not exist.")],
+    stories: Annotated[
+        bool, typer.Option("--stories", help="Make small stories, and a long text with questions about its beginning.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Create a corpus of prose, code and worked problems from the local Python installation, without any download.
@@ -33,8 +36,9 @@ def sample(
     The folder also contains a mix.toml.
     """
     from rmkv_cli.data.sample import make_sample
+    from rmkv_cli.data.stories import make_stories
 
-    files = make_sample(folder)
+    files = make_stories(folder) if stories else make_sample(folder)
     if as_json:
         print_json(files)
         return

@@ -1,4 +1,4 @@
-"""`rmkv demo`: the whole chain on the built-in corpus, each command printed as a user would type it."""
+"""`rmkv demo`: from nothing to a model that remembers, each command printed as a user would type it."""
 
 import json
 import shlex
@@ -14,6 +14,9 @@ from rmkv_cli.cli.options import at_least
 from rmkv_cli.errors import UserError, pip_install
 from rmkv_cli.progress import stderr
 
+MEMORY = "village.rmkv"
+SHOWN = 4  # questions, the first of the file, whose answers are printed
+
 
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is put.")] = Path("demo"),
@@ -22,30 +25,37 @@ def demo(
         typer.Option(parser=at_least(1), metavar="N", help="Train on N tokens. [default: the preset's]"),
     ] = None,
 ) -> None:
-    """Learn to write from nothing, from a corpus to text and a report of the run. Offline, minutes on a CPU.
+    """Train a small model on stories, then ask it about the beginning of a long text. Offline, minutes on a CPU.
 
-    What is there already is not made again, so a demo that was stopped goes on.
+    Existing files are not made again, so a stopped demo resumes.
     """
-    if find_spec("matplotlib") is None or find_spec("plotext") is None:
-        raise UserError(f"the demo draws its loss curve with matplotlib and plotext: {pip_install('plot')}")
+    if find_spec("matplotlib") is None:
+        raise UserError(f"the demo ends with a report, whose pictures need matplotlib: {pip_install('plot')}")
     corpus, tokenizer, data, run = (directory / name for name in ("corpus", "tokenizer.json", "data", "run"))
+    text, memory = corpus / "village.txt", directory / MEMORY
+    answers = [directory / "answers.jsonl", directory / "answers-reset.jsonl"]
     if not corpus.exists():
-        _run("data", "sample", corpus)
+        _run("data", "sample", corpus, "--stories")
     if not tokenizer.exists():
-        _run("tokenizer", "train", corpus / "mix.toml", "--vocab-size", 4096, "--out", tokenizer)
+        _run("tokenizer", "train", corpus / "mix.toml", "--vocab-size", 704, "--out", tokenizer)
     if not data.exists():
         _run("data", "mix", corpus / "mix.toml", "--tokenizer", tokenizer, "--out", data)
-    _run("params", "--preset", "tiny")
     if (run / "config.toml").exists():
         _run("train", "--resume", "--run", run)
     else:
         shorter = ["--set", f"train.tokens={tokens}"] if tokens else []
-        _run("train", "--preset", "tiny", "--data", data, "--run", run, *shorter)
+        _run("train", "--preset", "demo", "--data", data, "--run", run, *shorter)
     _run("eval", "--model", run, "--data", data)
-    for prompt in ("This function returns", "import"):
-        _run("generate", "--model", run, "--prompt", prompt, "--max-tokens", 80, "--temperature", 0.5, "--seed", 0)
-    _conclude(directory, data, run)
     _run("report", run)
+    if not memory.exists():
+        _run("read", text, "--model", run, "--out", memory)
+    for out, state in zip(answers, (["--state", memory], []), strict=True):
+        if not out.exists():
+            ask = "--file", corpus / "questions.jsonl", "--temperature", 0, "--max-tokens", 4, "--stop", "."
+            _run("generate", "--model", run, *state, *ask, "--out", out)
+    write = "--temperature", 0.5, "--max-tokens", 120, "--num-samples", 2, "--seed", 0
+    _run("generate", "--model", run, "--prompt", "One morning", *write)
+    _conclude(directory, data, run, text, answers)
 
 
 def _run(*words: object) -> None:
@@ -54,39 +64,52 @@ def _run(*words: object) -> None:
     process = subprocess.Popen([sys.executable, "-m", "rmkv_cli", *arguments])
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # it got the same: give it the time to save
+    except KeyboardInterrupt:  # the process received it as well: give it time to save
         code = process.wait() or 130
     if code:
         raise typer.Exit(code)
     sys.stdout.flush()
 
 
-def _conclude(directory: Path, data: Path, run: Path) -> None:
-    """Print the loss curve, the model's bits per byte beside the n-gram's, and where everything lies."""
+def _conclude(directory: Path, data: Path, run: Path, text: Path, answers: list[Path]) -> None:
+    """Print answers with memory and without, bits per byte beside the n-gram's, and where the report is."""
     from rmkv_cli.data.documents import Documents
-    from rmkv_cli.evaluation import NGram, measure, texts
-    from rmkv_cli.model import RMKV
+    from rmkv_cli.evaluation import NGram, texts
+    from rmkv_cli.evaluation.kept import DocumentsReport, kept_evaluations
     from rmkv_cli.tokenizer import Tokenizer
-    from rmkv_cli.training.curve import draw_loss_curve
 
-    held_out, tokenizer = Documents.open(data, "validation"), Tokenizer.load(data)
-    baseline = NGram(texts(Documents.open(data, "train"), tokenizer)).bits_per_byte(texts(held_out, tokenizer))
-    figures = {
-        "rmkv": measure(RMKV.from_pretrained(run), held_out).bits_per_byte,
-        "order-3 byte n-gram": baseline,
-    }
-    print(f"\n{draw_loss_curve(run, directory / 'loss.png')}\n")
-    print("Bits per byte on held-out text (lower is better):")
-    for name, bits in figures.items():
-        print(f"  {name:<20} {bits:.3f}")
+    tokenizer = Tokenizer.load(data)
+    stories = len(tokenizer.encode(text.read_text(encoding="utf-8").partition("\n")[2]))
+    remembered, reset = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in answers
+    )
+    print(
+        f"\n{text}: the first sentence names {len(remembered)} people, and stories of {stories:,} tokens follow. Then:"
+    )
+    print(f"  {'':<24}{'with its memory':<30}with the memory reset")
+    for with_memory, without in list(zip(remembered, reset, strict=True))[:SHOWN]:
+        print(f"  {with_memory['prompt']:<24}{_graded(with_memory):<30}{_graded(without)}")
+    right, guessed = (sum(map(_is_right, lines)) for lines in (remembered, reset))
+    print(f"  {f'right, of all {len(remembered)}':<24}{right:<30}{guessed}")
+
+    report = kept_evaluations(run)["validation"].report
+    assert isinstance(report, DocumentsReport)
+    score = report.by_source["stories"].bits_per_byte
+    train, held_out = (Documents.open(data, split) for split in ("train", "validation"))
+    baseline = NGram(texts(train, tokenizer)).bits_per_byte(texts(held_out, tokenizer))
+    print("\nBits per byte on held-out stories (lower is better):")
+    print(f"  {score:.3f} rmkv, {baseline:.3f} order-3 byte n-gram")
+    figures = {"rmkv": score, "order-3 byte n-gram": baseline, "questions": len(remembered)}
+    figures |= {"right": right, "right with the memory reset": guessed}
     (directory / "result.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(f"\nEverything lies in {directory}/:")
-    for path, what in (
-        ("corpus/", "the texts and mix.toml"),
-        ("tokenizer.json", "the tokenizer"),
-        ("data/", "the tokens, and manifest.json"),
-        ("run/", "config.toml, metrics.jsonl, checkpoints, and soon report/index.html"),
-        ("loss.png", "the loss curve"),
-    ):
-        print(f"  {path:<16} {what}")
-    print(f"\nMore text: rmkv generate --model {run} --prompt 'The class'")
+    print(f"\nThe run as a page: {run / 'report' / 'index.html'}")
+    ask = shlex.join(["--model", str(run), "--state", str(directory / MEMORY), "--prompt", remembered[-1]["prompt"]])
+    print(f"Ask it yourself: rmkv generate {ask} --stop .")
+
+
+def _graded(line: dict[str, str]) -> str:
+    return f"{line['text'].strip()} ({'right' if _is_right(line) else 'wrong'})"
+
+
+def _is_right(line: dict[str, str]) -> bool:
+    return line["text"].strip() == line["answer"]

@@ -28,7 +28,7 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("name", ["tiny", "125m", "600m", "600m-published", "instruct", "convert", "reinforce"])
+@pytest.mark.parametrize("name", ["demo", "tiny", "125m", "600m", "600m-published", "instruct", "convert", "reinforce"])
 def test_presets_are_valid_and_survive_a_round_trip(name, tmp_path):
     config = load_config(preset_path(name))
     assert load_config(write(tmp_path, dump_toml(config))) == config

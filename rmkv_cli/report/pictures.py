@@ -23,7 +23,7 @@ INKS = ("#2a7fd4", "#d0600a", "#1d9a58", "#b8569e", "#a37c00", "#7d74d8", "#c851
 """Colours of lines, each with a contrast of at least 3 to white and to the page's dark ground (WCAG 2, 1.4.11)."""
 DASHES = ("-", "--", "-.", ":")  # so that lines also differ in print
 WIDTH, HEIGHT = 5.0, 3.1  # inches: a phone shows it at two thirds of that, with text still 8 pixels high
-LEGEND = 64  # characters of names that fit side by side
+LEGEND, LEGEND_ROW = 64, 0.2  # characters of names that fit side by side; inches that each further row takes
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def draw_lines(
         if len(labels) > 1:  # the space keeps matplotlib from leaving out a name that begins with an underscore
             labels = [f" {' '.join(label.split())}" for label in labels]
             columns = max(1, min(3, LEGEND // max(map(len, labels))))
+            figure.set_figheight(HEIGHT + LEGEND_ROW * (-(-len(labels) // columns) - 1))
             figure.legend(drawn, labels, loc="outside lower center", ncols=columns)
     ends = "; ".join(f"{line.label}: from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines)
     return Picture(name, f"{title}, {' and '.join(units)}, by {across}. {ends}", figure)

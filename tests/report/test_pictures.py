@@ -73,3 +73,11 @@ def test_each_line_is_named_where_there_are_several(count):
     svg = positions({f"run {i}": [(1, i), (2, i + 1)] for i in range(count)}).svg()
     assert svg.count("> run ") == (0 if count == 1 else count)
     assert f"run {count - 1}: from {count - 1} to {count}" in svg
+
+
+def test_many_long_names_leave_the_lines_their_room():
+    few, many = (positions({f"{i} {'name' * 15}": [(1, i), (2, i + 1)] for i in range(n)}) for n in (2, 20))
+    for picture in (few, many):
+        picture.svg()  # lays it out
+    heights = [picture.figure.axes[0].get_position().height * picture.figure.get_figheight() for picture in (few, many)]
+    assert heights[1] > 0.9 * heights[0]

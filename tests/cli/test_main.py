@@ -1,6 +1,7 @@
 """The command as a whole: help is quick and has examples, bad input is one line and exit code 2."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import typer.main
 from small_run import error_of, rmkv, save_small_model
 
+import rmkv_cli.__main__
 from rmkv_cli.cli.main import build
 
 
@@ -189,3 +191,14 @@ def test_a_full_disk_ends_training_with_one_line_and_leaves_only_complete_checkp
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     resumed = rmkv("train", "--resume", "--run", tmp_path / "run")  # when there is room again
     assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_passively_unless_the_user_says_otherwise(monkeypatch, chosen, policy):
+    monkeypatch.setenv("OMP_WAIT_POLICY", str(chosen))
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr("rmkv_cli.__main__.handle_signals", lambda: None)
+    monkeypatch.setattr("rmkv_cli.cli.main.main", lambda: None)
+    rmkv_cli.__main__.main()
+    assert os.environ["OMP_WAIT_POLICY"] == policy

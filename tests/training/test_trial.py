@@ -105,8 +105,8 @@ def test_on_the_command_line(make_config, tmp_path, monkeypatch, capsys):
     assert f"{report['parameters']:,}" in shown
     assert "cost" not in shown
     shown = written_by(monkeypatch, capsys, *given, "--profile", "1").out
-    size = "each of one micro-batch, 4 rows of 2 segments"
-    assert shown.endswith(f"1 step, {size}: {tmp_path / 'run' / 'profile' / 'trace.json.gz'}\n")
+    trace = tmp_path / "run" / "profile" / "trace.json.gz"
+    assert shown.endswith(f"1 step of one micro-batch each (4 rows of 2 segments); trace: {trace}\n")
     assert "use a single process" in error_of(monkeypatch, capsys, *given, "--dry-run", "--nproc", "2")
     with monkeypatch.context() as started_by_torchrun:
         started_by_torchrun.setenv("RANK", "0")

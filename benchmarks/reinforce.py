@@ -1,14 +1,16 @@
-"""Show what reinforcement brings a model that solves a task now and then, and what the model forgets.
+"""Show what models that solve a task now and then learn from their own answers, and what they forget.
 
 python benchmarks/reinforce.py run
 python benchmarks/reinforce.py run --tasks recall --seeds 0
 python benchmarks/reinforce.py table
 
-Two models of 0.1M parameters learn a task from worked examples, until they answer correctly now and then: to recall
-values across up to one segment of noise, and to spell made-up words. Reinforcement then trains them on the task, recall
-across longer noise. Each model answers fixed exercises of every level at temperature 1, and reads held-out documents of
-the data it was tuned on. Results in reinforce/results.jsonl are not computed again, and a stopped run resumes. Runs are
-stored in `runs/reinforce`. On one free core, a seed takes one minute of recall and three of spelling.
+Two models of 0.1M parameters learn prose and a task from worked examples, until they answer correctly now and then: to
+recall values across up to one segment of noise, and to spell made-up words. Each row of the table trains them further:
+by reinforcement, alone or with a KL divergence from the tuned model; on spelling also from worked examples, with or
+without the reinforced model as teacher, and by on-policy distillation from that teacher, all three with equal tokens.
+Each model answers fixed exercises of every level at temperature 1, and reads held-out documents of the data it was
+tuned on. Results in reinforce/results.jsonl are not computed again, and a stopped run resumes. Runs are stored in
+`runs/reinforce`. On one free core, a row takes one to eight minutes per seed.
 """
 
 import argparse
@@ -56,6 +58,7 @@ class Task(NamedTuple):
 
 RECALL = {"kind": "recall", "pairs": [4], "segment_length": 16, "keys": 32, "values": 32, "noise": 32}
 SPELLED = {"kind": "files", "name": "spelling", "weight": 1, "files": ["spelling.jsonl"], "format": "prompt_response"}
+PROSE = {"kind": "files", "name": "prose", "weight": 1, "files": ["corpus/prose.jsonl"]}
 TUNING = {"train.batch_size": 16, "train.micro_batch_size": 16, "train.decay": 0.0, "train.replay": False}
 REINFORCEMENT = {
     "train.optimizer": "muon",
@@ -76,20 +79,46 @@ SHORT = {
 """Changes for short prompts, since many more answers fit into a step."""
 TASKS = {
     "recall": Task(
-        {"tokens": 1_000_000, "validation": 0.02, "sources": [RECALL | {"weight": 1, "segments": [0, 1]}]},
-        TUNING | {"train.tokens": 24_000, "model.segment_length": 16, "model.lookback": 8},
+        {
+            "tokens": 1_000_000,
+            "validation": 0.02,
+            "sources": [RECALL | {"weight": 1, "segments": [0, 1]}, PROSE | {"weight": 4}],
+        },
+        TUNING | {"train.tokens": 60_000, "model.segment_length": 16, "model.lookback": 8},
         RECALL | {"segments": [2, 3]},
         REINFORCEMENT | {"train.tokens": 450_000},
         RECALL | {"segments": [1, 3, 7, 15]},
     ),
     "spelling": Task(
-        {"validation": 0.02, "supervise": "answers", "sources": [SPELLED]},
-        TUNING | {"train.tokens": 220_000},
+        {"validation": 0.02, "supervise": "answers", "sources": [SPELLED, PROSE]},
+        TUNING | {"train.tokens": 360_000},
         {"kind": "spelling", "letters": [2, 3, 4]},
-        REINFORCEMENT | SHORT | {"train.tokens": 1_500_000},
+        REINFORCEMENT | SHORT | {"train.tokens": 3_000_000},
         {"kind": "spelling", "letters": [2, 3, 4]},
     ),
 }
+BEFORE, REINFORCED = "tuned", "reinforcement"
+EQUAL = {"train.tokens": 400_000, "train.learning_rate": 2e-3}
+EXAMPLES = EQUAL | {
+    "train.batch_size": 16,
+    "train.micro_batch_size": 16,
+    "train.segments_min": 4,
+    "train.segments_max": 4,
+}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    BEFORE: ("tiny", {}),
+    REINFORCED: ("reinforce", {}),
+    "reinforcement and KL": ("reinforce", {"train.teacher.share": 0.05}),
+    "worked examples": ("instruct", EXAMPLES),
+    "distillation": ("instruct", EXAMPLES | {"train.teacher.share": 1.0}),
+    "on-policy distillation": (
+        "reinforce",
+        EQUAL | {"train.teacher.share": 1.0, "train.batch_size": 64, "train.rollouts.samples": 1},
+    ),
+}
+"""A preset and its changes for each row: how the tuned model is trained further."""
+EVERYWHERE = list(ROWS)[:3]
+"""Rows of every task; the others are of spelling alone."""
 
 
 def settings(values: dict[str, Any]) -> list[str]:
@@ -104,6 +133,8 @@ def settings(values: dict[str, Any]) -> list[str]:
 def prepare() -> None:
     """Make tokenizer and data, unless they exist."""
     WORK.mkdir(parents=True, exist_ok=True)
+    if not (WORK / "corpus").exists():
+        rmkv("data", "sample", WORK / "corpus")
     rng = np.random.default_rng(0)
     puzzles = [spelling(letters, rng) for _ in range(8_000) for letters in TASKS["spelling"].exercises["letters"]]
     lines = [json.dumps({"prompt": puzzle.question, "response": puzzle.answer}) + "\n" for puzzle in puzzles]
@@ -116,6 +147,17 @@ def prepare() -> None:
             rmkv("data", "mix", WORK / f"{name}.mix.toml", "--tokenizer", TOKENIZER, "--out", WORK / name)
 
 
+def example_data(seed: int) -> Path:
+    """Return the folder of worked examples of spelling in an order drawn from the seed; make it unless it exists."""
+    mix, folder = WORK / f"examples-{seed}.mix.toml", WORK / f"examples-{seed}"
+    if not folder.exists():
+        mix.write_text(
+            dump_toml(MixConfig.model_validate({"seed": seed, "supervise": "answers", "sources": [SPELLED]}))
+        )
+        rmkv("data", "mix", mix, "--tokenizer", TOKENIZER, "--out", folder)
+    return folder
+
+
 def trained(run: Path, *options: object) -> Path:
     """Train or resume a run; return its folder."""
     if (run / "config.toml").exists():
@@ -125,18 +167,27 @@ def trained(run: Path, *options: object) -> Path:
     return run
 
 
-def start(task: str) -> Path:
-    """Return the run whose model solves a task now and then."""
-    changes = settings({f"model.{key}": value for key, value in MODEL.items()} | TASKS[task].tuning)
-    return trained(WORK / f"{task}-start", "--preset", "tiny", "--data", WORK / task, *changes)
+def folder_of(task: str, row: str, seed: int) -> Path:
+    """Return the folder of a row's run."""
+    return WORK / f"{task}-{row.replace(' ', '-')}-{seed}"
 
 
-def reinforced(task: str, seed: int) -> Path:
-    """Return the run of the reinforced model."""
-    _, _, exercises, reinforcement, _ = TASKS[task]
-    changes = settings(reinforcement | {"train.seed": seed, "train.rollouts.tasks": [exercises]})
-    how = ["--from", WORK / f"{task}-start", "--preset", "reinforce"]
-    return trained(WORK / f"{task}-{seed}", *how, *changes)
+def tuned(task: str, row: str, seed: int) -> Path:
+    """Train a row's model, or resume its training; return its run."""
+    run, start, teacher = (folder_of(task, *which) for which in ((row, seed), (BEFORE, 0), (REINFORCED, 0)))
+    preset, changes = ROWS[row]
+    if row == BEFORE:
+        options = {f"model.{key}": value for key, value in MODEL.items()} | TASKS[task].tuning
+        return trained(run, "--preset", preset, "--data", WORK / task, *settings(options))
+    options = TASKS[task].reinforcement | {"train.seed": seed} | changes
+    if "train.teacher.share" in changes:
+        options["train.teacher.precision"] = "fp32"
+        options["train.teacher.model"] = str(teacher if changes["train.teacher.share"] == 1 else start)
+    if preset == "reinforce":
+        options["train.rollouts.tasks"] = [TASKS[task].exercises]
+        return trained(run, "--from", start, "--preset", preset, *settings(options))
+    options = {key: value for key, value in options.items() if "rollouts" not in key}
+    return trained(run, "--from", start, "--preset", preset, "--data", example_data(seed), *settings(options))
 
 
 def answered(model: RMKV, tokenizer: Tokenizer, task: Any, level: str) -> list[tuple[Exercise, Text]]:
@@ -167,10 +218,10 @@ def measured(run: Path, name: str) -> dict[str, Any]:
         for level in levels(task):
             answers = answered(model, tokenizer, task, level)
             scores = [(text.end is not None or bool(e.length)) * e.score(text.ids, text.text) for e, text in answers]
-            figures[level] = mean(scores)
+            figures[level.partition(" ")[2]] = mean(scores)
         figures["answers"] = [[e.question[-90:], text.text] for e, text in answers[:: 8 * SAMPLES]]
-    figures["loss"] = json.loads(rmkv("eval", "--model", run, "--data", WORK / name, "--no-memory", "--json"))["loss"]
-    return figures
+    held_out = json.loads(rmkv("eval", "--model", run, "--data", WORK / name, "--no-memory", "--json"))["by_source"]
+    return figures | {f"{source}, nats": scores["loss"] for source, scores in held_out.items()}
 
 
 def results() -> list[dict[str, Any]]:
@@ -178,29 +229,25 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def run(name: str, seed: int | None) -> None:
-    """Append the figures of a task's tuned or, with a seed, reinforced model to the results, unless they exist."""
-    if any((result["task"], result["seed"]) == (name, seed) for result in results()):
+def record(task: str, row: str, seed: int) -> None:
+    """Append the figures of a row's model to the results, unless they exist."""
+    if any((result["task"], result["row"], result["seed"]) == (task, row, seed) for result in results()):
         return
-    folder = start(name) if seed is None else reinforced(name, seed)
-    line = json.dumps({"task": name, "seed": seed} | measured(folder, name))
+    line = json.dumps({"task": task, "row": row, "seed": seed} | measured(tuned(task, row, seed), task))
     with RESULTS.open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)
 
 
-def table() -> str:
-    """Return the results as a Markdown table: the tuned model, and mean ± standard deviation over the seeds."""
-    lines = ["| | before | after | seeds |", "| --- | --- | --- | --- |"]
-    for name in TASKS:
-        runs = [result for result in results() if result["task"] == name]
-        before = [result for result in runs if result["seed"] is None]
-        after = [result for result in runs if result["seed"] is not None]
-        for key in before[0] if before and after else ():
-            if isinstance(before[0][key], float):
-                cells = (spread([result[key] for result in some]) for some in (before, after))
-                what = f"{name}: held-out loss" if key == "loss" else key
-                lines.append(f"| {what} | {' | '.join(cells)} | {len(after)} |")
+def table(task: str) -> str:
+    """Return a task's results as a Markdown table: mean ± standard deviation over the seeds."""
+    found = [result for result in results() if result["task"] == task]
+    columns = [key for key, value in max(found, key=len, default={}).items() if isinstance(value, float)]
+    lines = [f"| {task} | seeds | {' | '.join(columns)} |", f"| --- | --- |{' --- |' * len(columns)}"]
+    for row in ROWS:
+        if runs := [result for result in found if result["row"] == row]:
+            cells = (spread([run[column] for run in runs]) for column in columns)
+            lines.append(f"| {row} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -212,12 +259,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     options = parser.parse_args()
     if options.what == "table":
-        print(table())
+        print("\n\n".join(table(task) for task in options.tasks))
         return
     prepare()
-    for seed in (None, *options.seeds):
-        for name in options.tasks:
-            run(name, seed)
+    for seed in options.seeds:
+        for task in options.tasks:
+            for row in ROWS if task == "spelling" else EVERYWHERE:
+                if seed == 0 or row != BEFORE:
+                    record(task, row, seed)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def demo(
             _run("generate", "--model", run, *state, *ask, "--out", out)
     write = "--temperature", 0.5, "--max-tokens", 120, "--num-samples", 2, "--seed", 0
     _run("generate", "--model", run, "--prompt", "One morning", *write)
-    _conclude(directory, data, run, text, answers)
+    _conclude(directory, run, text, answers)
 
 
 def _run(*words: object) -> None:
@@ -71,14 +71,12 @@ def _run(*words: object) -> None:
     sys.stdout.flush()
 
 
-def _conclude(directory: Path, data: Path, run: Path, text: Path, answers: list[Path]) -> None:
+def _conclude(directory: Path, run: Path, text: Path, answers: list[Path]) -> None:
     """Print answers with memory and without, bits per byte beside the n-gram's, and where the report is."""
-    from rmkv_cli.data.documents import Documents
-    from rmkv_cli.evaluation import NGram, texts
     from rmkv_cli.evaluation.kept import DocumentsReport, kept_evaluations
     from rmkv_cli.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(data)
+    tokenizer = Tokenizer.load(run)
     stories = len(tokenizer.encode(text.read_text(encoding="utf-8").partition("\n")[2]))
     remembered, reset = (
         [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in answers
@@ -94,13 +92,11 @@ def _conclude(directory: Path, data: Path, run: Path, text: Path, answers: list[
 
     report = kept_evaluations(run)["validation"].report
     assert isinstance(report, DocumentsReport)
-    score = report.by_source["stories"].bits_per_byte
-    train, held_out = (Documents.open(data, split) for split in ("train", "validation"))
-    baseline = NGram(texts(train, tokenizer)).bits_per_byte(texts(held_out, tokenizer))
-    print("\nBits per byte on held-out stories (lower is better):")
-    print(f"  {score:.3f} rmkv, {baseline:.3f} order-3 byte n-gram")
-    figures = {"rmkv": score, "order-3 byte n-gram": baseline, "questions": len(remembered)}
-    figures |= {"right": right, "right with the memory reset": guessed}
+    assert report.ngram
+    print("\nBits per byte on held-out texts (lower is better):")
+    print(f"  {report.bits_per_byte:.3f} rmkv, {report.ngram.bits_per_byte:.3f} order-3 byte n-gram")
+    figures = {"rmkv": report.bits_per_byte, "order-3 byte n-gram": report.ngram.bits_per_byte}
+    figures |= {"questions": len(remembered), "right": right, "right with the memory reset": guessed}
     (directory / "result.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(f"\nThe run as a page: {run / 'report' / 'index.html'}")
     ask = shlex.join(["--model", str(run), "--state", str(directory / MEMORY), "--prompt", remembered[-1]["prompt"]])
@@ -108,7 +104,7 @@ def _conclude(directory: Path, data: Path, run: Path, text: Path, answers: list[
 
 
 def _graded(line: dict[str, str]) -> str:
-    return f"{line['text'].strip()} ({'right' if _is_right(line) else 'wrong'})"
+    return f"{' '.join(line['text'].split())} ({'right' if _is_right(line) else 'wrong'})"
 
 
 def _is_right(line: dict[str, str]) -> bool:

@@ -51,7 +51,7 @@ MIX = """\
 # rmkv data mix mix.toml --tokenizer tokenizer.json --out data
 seed = 0
 validation = 0.05
-tokens = 600_000
+tokens = 750_000
 
 [[phases]]
 share = 2
@@ -78,7 +78,7 @@ weight = 9
 files = ["stories.jsonl"]
 """
 DOCUMENTS = 1200  # of each source
-ASKED, BETWEEN = 16, 30  # people of the village in village.txt, and stories that follow their names
+ASKED, BETWEEN = 16, 28  # people of the village in village.txt, and stories that follow their names
 
 
 def make_stories(out: Path) -> dict[str, int]:

@@ -54,7 +54,7 @@ def test_a_model_folder_writes_what_a_mix_reads(folder, shown):
 
     (folder / "out.jsonl").unlink()
     again = shown("data", "generate", "r.toml", "--out", "out.jsonl").out
-    assert again.splitlines()[0] == "out.jsonl: 6 rows of 6 requests, 0 of them sent now"
+    assert again.splitlines()[0] == "out.jsonl: 6 rows from 6 requests, 0 of them sent now"
     assert [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()] == rows
 
 

@@ -80,7 +80,7 @@ def test_params_and_config_report_as_tables_and_as_json(printed):
     assert all(f" {hours:,.1f} " in shown for hours in report["training"]["hours"].values())
     shown = json.loads(printed("config", "show", "--preset", "tiny", "--set", "model.memory.slots=5", "--json"))
     assert shown["model"]["memory"]["slots"] == 5
-    presets = {"tiny", "125m", "600m", "600m-published", "instruct", "convert", "reinforce"}
+    presets = {"tiny", "125m", "600m", "600m-published", "instruct", "convert", "reinforce", "demo"}
     assert json.loads(printed("config", "list", "--json")).keys() == presets
 
 

@@ -223,7 +223,9 @@ class TestTasks:
         with pytest.raises(UserError, match=r"cannot load own_choice: FileNotFoundError: .*absent.jsonl"):
             harness_scores(lm, ["own_choice"], tmp_path)
         (tmp_path / "gone.yaml").write_text(f"{task}\nunsafe_code: true")
-        with pytest.raises(UserError, match="own_choice: runs what the model writes as code"):
+        with pytest.raises(
+            UserError, match="own_choice: tasks that run generated code or show images are not supported"
+        ):
             harness_scores(lm, ["own_choice"], tmp_path)
         with pytest.raises(UserError, match="absent: no such folder"):
             harness_scores(lm, ["own_choice"], tmp_path / "absent")

@@ -256,6 +256,7 @@ def test_an_import_has_nothing_to_learn_within_its_window(distilling, teachers, 
     """Rows of one segment, in which student and teacher are equal, come first; longer rows follow."""
     import_transformer(str(teachers["llama"]), tmp_path / "imported", Wiring(segment_length=8, lookback=8), check=False)
     model = read_config(tmp_path / "imported")
+    rounding = {"align": 1e-9, "kl": torch.finfo(torch.float32).eps}  # float32 rounds log probabilities to about eps
     for stage, figure in (("align", "align"), ("distil", "kl")):
         stages = [
             {"kind": stage, "share": 1, "segments_max": 1, "trainable": ["store"]},
@@ -263,7 +264,7 @@ def test_an_import_has_nothing_to_learn_within_its_window(distilling, teachers, 
         ]
         config = distilling("llama", from_model=str(tmp_path / "imported"), stages=stages, tokens=300)
         first, *others = steps(train(config.model_copy(update={"model": model}), tmp_path / stage).run)
-        assert first[figure] < 1e-9
+        assert first[figure] < rounding[figure]
         assert others[-1][figure] > 1e-3
 
 

@@ -1,6 +1,7 @@
 """`rmkv demo`: from nothing to a model that remembers, each command printed as a user would type it."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def demo(
 def _run(*words: object) -> None:
     arguments = [str(word) for word in words]
     stderr().print(f"\n$ rmkv {shlex.join(arguments)}", style="bold cyan", markup=False)
-    process = subprocess.Popen([sys.executable, "-m", "rmkv_cli", *arguments])
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # more threads slow down a model of this size
+    process = subprocess.Popen([sys.executable, "-m", "rmkv_cli", *arguments], env=environment)
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the process received it as well: give it time to save

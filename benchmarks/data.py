@@ -49,8 +49,8 @@ def rate(title: str, work: Callable[[], int]) -> float:
 def resident() -> float:
     """Return the megabytes of memory of this process and the one that streams."""
     processes = ["self", *(child.pid for child in multiprocessing.active_children())]
-    told = (Path(f"/proc/{process}/status").read_text() for process in processes)
-    return sum(int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) for status in told) / 1000
+    statuses = (Path(f"/proc/{process}/status").read_text() for process in processes)
+    return sum(int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) for status in statuses) / 1000
 
 
 def memory() -> None:

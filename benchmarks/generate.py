@@ -3,7 +3,7 @@
 python benchmarks/generate.py
 python benchmarks/generate.py context llama
 
-Each pair is timed in turns, and told as the ratio of medians; memory is the peak of a process of its own. It needs
+Each pair is timed in turns and reported as the ratio of medians; memory is the peak of a separate process. It needs
 `pip install -c constraints.txt -e .[bench]`.
 """
 
@@ -99,8 +99,8 @@ def by_context_memory() -> None:
     print("Memory at its peak, read and then 256 tokens written")
     first = 0
     for context in CONTEXTS:
-        told = [sys.executable, __file__, "--peak", str(context)]
-        peak = int(subprocess.run(told, capture_output=True, text=True, check=True).stdout)
+        command = [sys.executable, __file__, "--peak", str(context)]
+        peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         first = first or peak
         print(f"  {context:>9,} tokens {peak / 1e6:>9,.1f} MB   {peak / first:.3f}x", flush=True)
 

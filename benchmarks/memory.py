@@ -133,7 +133,7 @@ def stories() -> Iterator[str]:
 
 
 def run(study: str, variant: str, seed: int) -> dict[str, Any]:
-    """Train a variant with a seed, or go on with it, and return its figures."""
+    """Train a variant with a seed, or resume its training, and return its figures."""
     name = f"{study}-{variant.replace(',', '').replace(' ', '-')}-{seed}"
     files, more = SHORT.get(study, (study, []))
     model = tomllib.loads((STUDIES / f"{files}.toml").read_text())["model"]

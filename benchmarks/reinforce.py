@@ -167,22 +167,18 @@ def trained(run: Path, *options: object) -> Path:
     return run
 
 
-def folder_of(task: str, row: str, seed: int) -> Path:
-    """Return the folder of a row's run."""
-    return WORK / f"{task}-{row.replace(' ', '-')}-{seed}"
-
-
 def tuned(task: str, row: str, seed: int) -> Path:
-    """Train a row's model, or resume its training; return its run."""
-    run, start, teacher = (folder_of(task, *which) for which in ((row, seed), (BEFORE, 0), (REINFORCED, 0)))
+    """Train a row's model, and those that it needs, or resume their training; return its run."""
+    run = WORK / f"{task}-{row.replace(' ', '-')}-{seed}"
     preset, changes = ROWS[row]
     if row == BEFORE:
         options = {f"model.{key}": value for key, value in MODEL.items()} | TASKS[task].tuning
         return trained(run, "--preset", preset, "--data", WORK / task, *settings(options))
+    start = tuned(task, BEFORE, 0)
     options = TASKS[task].reinforcement | {"train.seed": seed} | changes
-    if "train.teacher.share" in changes:
-        options["train.teacher.precision"] = "fp32"
-        options["train.teacher.model"] = str(teacher if changes["train.teacher.share"] == 1 else start)
+    if share := changes.get("train.teacher.share"):
+        teacher = tuned(task, REINFORCED, 0) if share == 1 else start
+        options |= {"train.teacher.precision": "fp32", "train.teacher.model": str(teacher)}
     if preset == "reinforce":
         options["train.rollouts.tasks"] = [TASKS[task].exercises]
         return trained(run, "--from", start, "--preset", preset, *settings(options))

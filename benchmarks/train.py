@@ -124,9 +124,9 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in options.models}
         for _ in range(options.rounds):
             for name in options.models:
-                told = ["--only", name, "--lengths", str(length), "--tokens", str(options.tokens)]
-                told += ["--precision", options.precision, *(["--preset", options.preset] if options.preset else [])]
-                done = subprocess.run([sys.executable, __file__, *told], capture_output=True, text=True, check=False)
+                words = ["--only", name, "--lengths", str(length), "--tokens", str(options.tokens)]
+                words += ["--precision", options.precision, *(["--preset", options.preset] if options.preset else [])]
+                done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
                 if done.returncode:  # most often out of memory
                     print(f"{name} at {length:,}: {(done.stderr.splitlines() or ['killed'])[-1]}", file=sys.stderr)
                 else:

@@ -181,7 +181,7 @@ def _command(conversation: "Conversation", line: str, state: Path | None) -> Non
         raise UserError(f"{name}: no such command{did_you_mean(name, COMMANDS) or '; /help shows them'}")
     wanted, _ = COMMANDS[name]
     if bool(argument) != bool(wanted):
-        raise UserError(f"{name}: should be `{name} {wanted}`" if wanted else f"{name}: takes nothing after it")
+        raise UserError(f"{name}: should be `{name} {wanted}`" if wanted else f"{name}: takes no argument")
     path = Path(os.path.expanduser(argument.strip()))  # noqa: PTH111 - Path's raises where there is no such user
     match name:
         case "/help":
@@ -220,7 +220,7 @@ def _stats(conversation: "Conversation") -> None:
     if question is not None and answer is not None and answer.ids:
         _report(
             f"last turn: read {plural(question.tokens, 'token')} at {question.tokens / question.seconds:,.0f}/s, "
-            f"wrote {len(answer.ids):,} at {len(answer.ids) / answer.seconds:,.0f}/s"
+            f"generated {len(answer.ids):,} at {len(answer.ids) / answer.seconds:,.0f}/s"
         )
 
 

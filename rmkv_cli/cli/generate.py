@@ -150,7 +150,8 @@ def generate(
         )
     else:
         stderr().print(
-            f"read {plural(beginning.tokens, 'token')} at {read_rate:,.0f}/s, wrote {tokens:,} at {write_rate:,.0f}/s, "
+            f"read {plural(beginning.tokens, 'token')} at {read_rate:,.0f}/s, "
+            f"generated {tokens:,} at {write_rate:,.0f}/s, "
             f"ended by {', '.join(str(s.stop_reason) for s in samples)}; seed {first_seed}",
             style="dim",
         )

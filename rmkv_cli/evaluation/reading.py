@@ -101,7 +101,10 @@ def require_fits(model: RMKV, vocab_size: int, longest: int) -> None:
     """Raise `UserError` if documents have ids or positions that the model lacks."""
     config = model.config
     if vocab_size > config.vocab_size:
-        raise UserError(f"the data has a vocabulary of {vocab_size} tokens, the model one of {config.vocab_size}")
+        raise UserError(
+            f"the data has a vocabulary of {vocab_size} tokens, the model only {config.vocab_size}; prepare the data "
+            "with the model's tokenizer.json"
+        )
     if config.position == "learned" and longest > config.max_position_embeddings:
         raise UserError(
             f"a document has {longest} tokens, but the model's learned positions end at "

@@ -197,7 +197,7 @@ def held_out_text(mix: Path, source: str, tokenizer: Tokenizer) -> list[NDArray[
     documents = Documents.open(mix, "validation")
     if documents.tokenizer_hash != tokenizer.hash:
         raise UserError(
-            f"{mix}: was made with another tokenizer than the model's; make the mix with the model's tokenizer.json"
+            f"{mix}: was made with a different tokenizer than the model's; make the mix with the model's tokenizer.json"
         )
     indices = [i for i, name in enumerate(documents.source_names) if name == source]
     chosen = np.flatnonzero(np.isin(documents.sources, indices))

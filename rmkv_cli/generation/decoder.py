@@ -71,7 +71,7 @@ class Decoder:
     def add(self, state: State) -> None:
         """Append a text to the batch, given the state (of batch 1) after its tokens so far."""
         if len(self) == self.lanes:
-            raise ValueError(f"all {self.lanes} lanes are taken")
+            raise ValueError(f"all {self.lanes} lanes are in use")
         lane = len(self)
         for buffer in self._buffers():  # masked entries have no effect unless they are NaN
             buffer[lane] = 0

@@ -65,7 +65,7 @@ def _require_writable(line: dict[str, Any]) -> None:
     try:
         json.dumps(line, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"holds a lone surrogate, U+{ord(error.object[error.start]):04X}") from None
+        raise ValueError(f"contains a lone surrogate, U+{ord(error.object[error.start]):04X}") from None
 
 
 def write_lines(
@@ -181,7 +181,7 @@ def _begin(part: Path, job: str) -> dict[tuple[int, int], dict[str, Any]]:
     first, *rest = part.read_bytes().splitlines(keepends=True) or [b""]
     if first != head.encode():
         raise UserError(
-            f"{part}: was begun with another model, prompts or settings; remove it, or choose another --out"
+            f"{part}: was started with a different model, prompts or settings; remove it, or choose another --out"
         )
     whole = [line for line in rest if line.endswith(b"\n")]  # the last line may be incomplete
     try:

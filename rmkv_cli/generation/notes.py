@@ -17,7 +17,7 @@ from rmkv_cli.tokenizer import Tokenizer
 FORMAT = "rmkv-notes-2"
 WITH_SLOTS = "rmkv-notes-1"  # inside a segment, slots' keys and values precede those of the tokens
 STATE = "state."  # prefix of the names of the state's tensors
-DAMAGED = "is damaged, or holds no notes"
+DAMAGED = "is damaged or not a notes file"
 
 
 def save_notes(
@@ -61,13 +61,13 @@ def load_notes(path: Path, model: RMKV, tokenizer: Tokenizer) -> Prompt:
         if metadata.get("format") == START:
             return read_start(file, model, tokenizer)
         if metadata.get("format") not in (FORMAT, WITH_SLOTS):
-            raise UserError(f"{path}: holds no notes ({FORMAT}); `rmkv read` makes them")
+            raise UserError(f"{path}: is not a notes file; create one with `rmkv read`")
         if metadata.get("tokenizer") != tokenizer.hash:
             raise _made_by_another(path, "tokenizer", metadata.get("tokenizer", ""), tokenizer.hash)
         if metadata.get("model") != (rounded := rounded_hash(model)) and metadata.get("model") != model_hash(model):
             if metadata["format"] == WITH_SLOTS and model.dtype == torch.bfloat16:
                 raise UserError(
-                    f"{path}: an older version made these notes, or another model; load them without --dtype"
+                    f"{path}: was made by an older version of rmkv or with a different model; try it without --dtype"
                 )
             raise _made_by_another(path, "model", metadata.get("model", ""), rounded)
         compression = metadata.get("compression")
@@ -104,6 +104,6 @@ def _layout(file: TensorFile, model: RMKV) -> Layout:
 
 def _made_by_another(path: Path, what: str, saved: str, own: str) -> UserError:
     return UserError(
-        f"{path}: another {what} made these notes ({saved[:12]}, this one is {own[:12]}); give the one that did, "
-        "or read the text again"
+        f"{path}: was made with a different {what} ({saved[:12]}, not {own[:12]}); use that {what}, or read the text "
+        "again with this one"
     )

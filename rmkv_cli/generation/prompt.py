@@ -168,13 +168,13 @@ def require_fit(model: RMKV, tokenizer: Tokenizer) -> None:
     """Raise `UserError` if the model cannot generate with this tokenizer."""
     if model.config.memory.carry == "layers":
         raise UserError(
-            "this model cannot generate: its memory goes through layers (memory.carry = 'layers'), so it "
-            "is not causal: each token is read with what comes after it"
+            "this model cannot generate: memory.carry = 'layers' is not causal, so tokens see later tokens; use a "
+            "model that was trained with memory.carry = 'segments'"
         )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: they are not "
-            "of one training"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; use the "
+            "tokenizer.json that the model was trained with"
         )
 
 
@@ -195,5 +195,6 @@ def require_positions(model: RMKV, state: State | None, tokens: int) -> None:
     read, known = int(state.position.max()) if state else 0, model.config.max_position_embeddings
     if model.config.position == "learned" and read + tokens > known:
         raise UserError(
-            f"prompt and text are longer than the model's learned positions, {known} tokens (max_position_embeddings)"
+            f"the prompt and the generated text exceed the model's {known} learned positions "
+            "(max_position_embeddings); shorten the prompt or generate fewer tokens"
         )

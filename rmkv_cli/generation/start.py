@@ -32,7 +32,7 @@ def save_start(path: Path, model: RMKV, tokenizer: Tokenizer) -> None:
 
 def is_start(path: Path) -> bool:
     """Return whether a file is a tuned memory; raise `UserError` if it is damaged."""
-    with open_tensors(path, "is damaged, or holds no notes") as file:
+    with open_tensors(path, "is damaged or not a notes file") as file:
         return file.metadata.get("format") == START
 
 
@@ -47,8 +47,8 @@ def read_start(file: TensorFile, model: RMKV, tokenizer: Tokenizer) -> Prompt:
     for what, own in (("tokenizer", tokenizer.hash), ("model", other_weights_hash(model))):
         if (made_for := metadata.get(what, "")) != own:
             raise UserError(
-                f"{path}: this memory was tuned for another {what} ({made_for[:12]}, this one is {own[:12]}); give the "
-                "model that the training started from"
+                f"{path}: was tuned for a different {what} ({made_for[:12]}, not {own[:12]}); use the model that the "
+                "tuning started from"
             )
     if wrong := difference(file.layout, layout(_start(model))):
         raise UserError(f"{path}: is damaged: {wrong}")

@@ -52,7 +52,7 @@ def read_family(described: dict[str, Any], path: Path, wiring: Wiring) -> ModelC
         wiring: settings that it does not determine.
 
     Raises:
-        UserError: parts of the model cannot be imported (one line each, with what can be), or values are missing or
+        UserError: parts of the model cannot be imported (one line each), or values are missing or
             wrong.
     """
     architecture = architecture_of(described)
@@ -110,22 +110,22 @@ def _rope(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _foreign(architecture: str, keys: dict[str, Any], rope: dict[str, Any], wiring: Wiring) -> Iterator[str]:
-    """Yield a line for each thing that cannot be imported, with what can be."""
+    """Yield a line for each part that cannot be imported, with the supported ones."""
     if architecture not in FAMILIES:
-        yield f"architecture {architecture} cannot be imported; {', '.join(FAMILIES)} can"
+        yield f"architecture {architecture} is not supported; supported are {', '.join(FAMILIES)}"
     for key in REQUIRED:
         if key not in keys:
             yield f"{key} is missing"
     if nested := [key for key, x in rope.items() if isinstance(x, dict)]:
-        yield f"rotary positions of each kind of layer ({', '.join(nested)}) cannot be imported; one for all layers can"
+        yield f"rotary positions that differ by kind of layer ({', '.join(nested)}) are not supported"
     elif rope["rope_type"] not in ROPES:
-        yield f"rope type '{rope['rope_type']}' cannot be imported; {' and '.join(map(repr, ROPES))} can"
+        yield f"rope type '{rope['rope_type']}' is not supported; supported are {' and '.join(map(repr, ROPES))}"
     elif rope["rope_type"] == "llama3" and (absent := [key for key in LLAMA3 if key not in rope]):
         yield f"rope type 'llama3' needs {', '.join(absent)}"
     if (part := rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        yield f"rotary positions of a part of each head (partial_rotary_factor = {part}) cannot be imported; of all can"
+        yield f"rotary positions on a part of each head (partial_rotary_factor = {part}) are not supported"
     if keys.get("hidden_act", "silu") not in ("silu", "swish"):
-        yield f"hidden_act '{keys['hidden_act']}' cannot be imported; 'silu' can"
+        yield f"hidden_act '{keys['hidden_act']}' is not supported; supported is 'silu'"
     window, seen = keys.get("sliding_window"), wiring.segment_length + wiring.lookback
     slides = keys.get("use_sliding_window", not architecture.startswith("Qwen"))
     if slides and isinstance(window, int) and window < seen:
@@ -136,7 +136,7 @@ def _foreign(architecture: str, keys: dict[str, Any], rope: dict[str, Any], wiri
     for key, neutral in NEUTRAL.items():
         if keys.get(key, neutral) != neutral:
             shown = keys[key].get("quant_method", "") if isinstance(keys[key], dict) else keys[key]
-            yield f"{key} ({shown}) cannot be imported; models without it can"
+            yield f"{key} ({shown}) is not supported; use a model without it"
 
 
 def weight_names(config: ModelConfig) -> dict[str, list[str]]:

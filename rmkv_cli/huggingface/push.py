@@ -24,12 +24,12 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
     require_exported(folder)
     hub = constants.ENDPOINT
     if get_token() is None:
-        raise UserError(f"no token for {hub}: log in with `hf auth login`, or set HF_TOKEN")
+        raise UserError(f"no access token for {hub}; log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     try:
         repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo).private:
-            raise UserError(f"{repo} already exists and is public: make it private at {hub}/{repo}/settings")
+            raise UserError(f"{repo} already exists and is public; make it private at {hub}/{repo}/settings")
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         sent = [
             CommitOperationAdd(name, _card(path, repo) if name == "README.md" else path)
@@ -38,17 +38,17 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
         ]
         return str(api.create_commit(repo, sent, commit_message="Upload by rmkv push").commit_url)
     except HFValidationError:
-        raise UserError(f"'{repo}' is not the name of a repository; use OWNER/NAME") from None
+        raise UserError(f"'{repo}' is not a valid repository name; use OWNER/NAME") from None
     except ValueError as error:  # the hub rejects the card's metadata
         raise UserError(f"{folder / 'README.md'}: {' '.join(str(error).split())}") from None
     except OfflineModeIsEnabled:
-        raise UserError("HF_HUB_OFFLINE forbids access to the hub; unset it to push") from None
+        raise UserError("HF_HUB_OFFLINE is set, so the hub is not used; unset it to push") from None
     except HfHubHTTPError as error:
         raise UserError(_refusal(error, repo)) from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
         what = error.__cause__ if isinstance(error, RuntimeError) else error  # raised for a large file
         raise UserError(
-            f"the hub at {hub} cannot be reached ({' '.join(str(what).split())}); is there a network?"
+            f"the hub at {hub} cannot be reached ({' '.join(str(what).split())}); check the network connection"
         ) from None
 
 
@@ -66,8 +66,8 @@ def _refusal(error: HfHubHTTPError, repo: str) -> str:
     what, hub = str(error).strip().partition("\n")[0], constants.ENDPOINT
     match error.response.status_code:
         case 401:
-            return f"{hub} does not accept the token: log in again with `hf auth login`, or set HF_TOKEN"
+            return f"{hub} rejects the token; log in again with `hf auth login`, or set HF_TOKEN"
         case 403:
-            return f"the token may not write to {repo} at {hub}: log in with `hf auth login` and another token"
+            return f"the token has no write access to {repo} at {hub}; log in with one that has: `hf auth login`"
         case _:
             return f"{hub} rejected {repo}: {what}"

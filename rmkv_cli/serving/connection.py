@@ -53,7 +53,7 @@ class Connection(H11Protocol):
                 oldest.transport.abort()
             else:
                 self._refuse(
-                    ApiError(503, f"all {self._most} connections are taken; try again later", "too_many_connections")
+                    ApiError(503, f"all {self._most} connections are in use; try again later", "too_many_connections")
                 )
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -83,7 +83,7 @@ class Engine:
                 raise _shutting_down()
             if self._texts + wanted > lanes + queue:
                 raise ApiError(
-                    429, f"all {lanes} lanes are taken and {queue} texts wait; try again later", "queue_full"
+                    429, f"all {lanes} lanes are in use and {queue} texts are queued; try again later", "queue_full"
                 )
             self._texts += wanted
             self._submitted.extend(jobs)
@@ -148,7 +148,7 @@ class Engine:
             elif self._last is not None and (now > self._last or job in self._ready):
                 self._end(job, _shutting_down())
             elif now - job.begun > job.seconds:
-                self._end(job, ApiError(504, f"took longer than the {job.seconds:g} s that a request may", "timeout"))
+                self._end(job, ApiError(504, f"took longer than this server's limit of {job.seconds:g} s", "timeout"))
 
     def _report(self) -> None:
         busy = self._busy()

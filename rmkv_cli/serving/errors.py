@@ -41,7 +41,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(500, str(error), "internal_error")
     if isinstance(error, UserError):
         return ApiError(400, str(error))
-    return ApiError(500, "the server failed at this request; its log says more", "internal_error")
+    return ApiError(500, "the server failed to handle this request; see its log", "internal_error")
 
 
 def handle_errors(app: FastAPI) -> None:

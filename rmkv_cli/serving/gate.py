@@ -76,7 +76,7 @@ class Gate:
         if self._key is None:
             name = re.sub(r":\d+$", "", headers.get("host", "")).lower()
             if self._hosts and name not in self._hosts:
-                return ApiError(403, "this server answers to " + ", ".join(sorted(self._hosts)), "wrong_host")
+                return ApiError(403, f"the Host header should name {' or '.join(sorted(self._hosts))}", "wrong_host")
             return None
         # Split bytes, not text: decoded as latin-1, a UTF-8 character can contain a space.
         scheme, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")

@@ -128,7 +128,7 @@ class Memories:
             raise ApiError(404, f"there is no memory '{name}'; POST /v1/memories makes one", "memory_not_found")
         if model not in (None, memory.model):
             message = (
-                f"memory '{name}' was read by the model '{memory.model}'; ask that model, or have '{model}' read it"
+                f"memory '{name}' was read by the model '{memory.model}'; use that model, or have '{model}' read it"
             )
             raise ApiError(400, message, "invalid_value", "memory")
         return memory

@@ -183,7 +183,7 @@ async function ask(event) {
       report("status", "writing …");
     }
     const seconds = (performance.now() - start) / 1000;
-    report("status", `read ${number.format(usage.prompt_tokens)} tokens, wrote ${number.format(usage.completion_tokens)} in ${seconds.toFixed(1)} s`);
+    report("status", `read ${number.format(usage.prompt_tokens)} tokens, generated ${number.format(usage.completion_tokens)} in ${seconds.toFixed(1)} s`);
   } catch (error) {
     const stopped = error.name === "AbortError";
     report("status", stopped ? (keep ? "stopped; nothing of it is kept" : "stopped") : error.message, !stopped);

@@ -96,13 +96,13 @@ class Request(SamplingConfig, Asked):
     def broken_rules(fields: dict[str, Any]) -> Iterator[str]:
         """Yield the conflicts between fields."""
         if fields.get("seed", 0) + fields.get("n", 1) > 2**63:
-            yield "seed + n should be at most 2**63: the texts are written with seed, seed + 1, ..."
+            yield "seed + n should be at most 2**63: the texts are generated with seed, seed + 1, ..."
         if fields.get("stream_options") and not fields.get("stream", True):
             yield "is only for streams (stream = true)"
         if fields.get("keep") and not fields.get("memory"):
             yield "needs the name of a memory"
         if fields.get("keep") and fields.get("n", 1) > 1:
-            yield "goes with n = 1: only one text can be what was said"
+            yield "needs n = 1, because a memory keeps only one text"
 
     def configs(self) -> list[SamplingConfig]:
         """Return the sampling settings of the n texts, with seed, seed + 1, ..."""
@@ -121,7 +121,7 @@ class CompletionRequest(Request):
     def _prompts(cls, value: Any) -> Any:
         prompts = [value] if isinstance(value, str) else value
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError("should be a text or a list of texts (token ids are not taken)")
+            raise ValueError("should be a string or a list of strings; token ids are not supported")
         return prompts
 
     @staticmethod
@@ -129,7 +129,7 @@ class CompletionRequest(Request):
         """Yield the conflicts between fields."""
         yield from Request.broken_rules(fields)
         if fields.get("keep") and len(fields.get("prompt", ())) > 1:
-            yield "keep goes with one prompt: only one text can be what was said"
+            yield "keep needs a single prompt, because a memory keeps only one text"
 
 
 class Message(Asked):

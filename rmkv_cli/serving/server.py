@@ -108,7 +108,7 @@ def serve(service: Service, bound: socket.socket, key: str | None, host: str) ->
     try:
         with service.engine:  # outside uvicorn, which would log an error as a traceback
             bound.listen(BACKLOG)  # clients may connect as soon as the next line appears
-            stderr().print(f"serving {service.name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C ends it")
+            stderr().print(f"serving {service.name} at http://{in_url(host)}:{bound.getsockname()[1]}; Ctrl-C stops it")
             server.run(sockets=[bound])
     finally:
         for number, handler in before.items():

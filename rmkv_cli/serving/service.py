@@ -115,7 +115,7 @@ class Service:
             prompts = [(prompt,) for prompt in asked.prompt]
         texts = asked.n * len(prompts)
         if texts > limits.lanes:
-            message = f"n: a request may ask for {limits.lanes} texts on this server, got {texts}"
+            message = f"n: this server generates at most {limits.lanes} texts per request, got {texts}"
             raise ApiError(400, message, "invalid_value", "n")
         writing = Writing(
             configs=asked.configs(),

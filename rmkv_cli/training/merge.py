@@ -75,7 +75,9 @@ def average(models: Sequence[Path], out: Path) -> None:
                 "can be averaged"
             )
         if Tokenizer.load(folder).hash != tokenizer.hash:
-            raise UserError(f"{model}: has another tokenizer than {models[0]}, so their average would be meaningless")
+            raise UserError(
+                f"{model}: has a different tokenizer than {models[0]}, so their average would be meaningless"
+            )
         for name, x in other.state_dict().items():
             weights[name].lerp_(x, 1 / count)
     _write(out, mean, tokenizer)

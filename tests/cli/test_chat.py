@@ -79,10 +79,10 @@ def test_an_error_is_one_line_and_the_conversation_continues(saved, run, tmp_pat
         "/hlep": "/hlep: no such command; did you mean '/help'?",
         "/": "/: no such command; /help shows them",
         "/read": "/read: should be `/read FILE`",
-        "/reset now": "/reset: takes nothing after it",
+        "/reset now": "/reset: takes no argument",
         f"/read {absent}": f"{absent}: no such file",
         f"/load {tmp_path}": f"{tmp_path}: is not a file",
-        f"/load {other}": f"{other}: another model made these notes",
+        f"/load {other}": f"{other}: was made with a different model",
         f"/save {other}": f"{other}: already exists",
         f"/save {other}/x": f"{other}/x: cannot be written ({other}: Not a directory)",
         "/read ~absentee/x": "~absentee/x: no such file",
@@ -100,7 +100,7 @@ def test_an_error_is_one_line_and_the_conversation_continues(saved, run, tmp_pat
 
     assert "cannot be written" in error("--state", other / "notes.rmkv")  # before a word is said
 
-    assert "another model made these notes" in error("--state", other)
+    assert "was made with a different model" in error("--state", other)
     assert "sampling: top_p: should be less than or equal to 1" in error("--top-p", 2)
     assert "max_tokens: should be 1 or more" in error("--max-tokens", 0)
 
@@ -113,7 +113,7 @@ def test_the_commands_do_what_help_says(saved, run, tmp_path):
     tokens = [int(n) for n in re.findall(r"(\d+) tokens? so far, in a state of [\d,]+ bytes", err)]
     assert tokens == [position(branch, saved), 1, position(branch, saved)]
     assert position(notes, saved) == position(branch, saved)  # of the end
-    assert re.search(r"last turn: read \d+ tokens at [\d,]+/s, wrote 9 at [\d,]+/s", err)
+    assert re.search(r"last turn: read \d+ tokens at [\d,]+/s, generated 9 at [\d,]+/s", err)
 
 
 def test_the_options_default_to_the_librarys_values():

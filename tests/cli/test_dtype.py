@@ -77,7 +77,7 @@ def test_many_texts_are_generated_in_bfloat16_and_resumed_only_in_the_same_dtype
     with suppress(ZeroDivisionError):
         printed(*ask, *BF16)
     assert begun.exists()
-    assert "was begun with another model, prompts or settings" in error_of(monkeypatch, capsys, *ask)
+    assert "was started with a different model, prompts or settings" in error_of(monkeypatch, capsys, *ask)
 
 
 @pytest.mark.parametrize(("read_in", "go_on_in"), [("fp32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16")])

@@ -226,11 +226,11 @@ class TestManyPrompts:
         assert ended.value.code == 130
         assert part.exists()
         assert not out.exists()
-        assert "with another model, prompts or settings" in error_of(
+        assert "with a different model, prompts or settings" in error_of(
             monkeypatch, capsys, "generate", *self.options(saved, prompts, out), "--top-k", 3
         )
         save_small_model(tmp_path / "other", hidden_size=32)
-        assert "with another model, prompts or settings" in error_of(
+        assert "with a different model, prompts or settings" in error_of(
             monkeypatch, capsys, "generate", *self.options([tmp_path / "other"], prompts, out)
         )
         again = json.loads(run(monkeypatch, capsys, *self.options(saved, prompts, out), "--json").out)
@@ -278,7 +278,7 @@ class TestManyPrompts:
         run(monkeypatch, capsys, *self.options([tmp_path / "short"], prompts, alone))
         prompts.write_text("".join(json.dumps(line) + "\n" for line in (*long, *self.LINES)))
         shown = self.broken_off(monkeypatch, capsys, *self.options([tmp_path / "short"], prompts, out))
-        assert f"{out}: 2 of 6 texts failed; the first: prompt and text are longer" in shown.err
+        assert f"{out}: 2 of 6 texts failed; the first: the prompt and the generated text exceed" in shown.err
         lines = [json.loads(line) for line in out.read_bytes().splitlines()]
         assert lines[2:] == [json.loads(line) for line in alone.read_bytes().splitlines()]
         for line, prompt in zip(lines, long, strict=False):

@@ -88,7 +88,7 @@ def test_models_that_cannot_be_merged_are_one_line(folders, tmp_path, monkeypatc
     for words, messages in (
         ([base], "give a model and its adapter, or at least two models"),
         ([base, other], f"{other}: model.hidden_size is 32, but {base} has 16; only models of the same shape"),
-        ([base, foreign], f"{foreign}: has another tokenizer than {base}"),
+        ([base, foreign], f"{foreign}: has a different tokenizer than {base}"),
         ([adapter, base], f"{adapter}: is an adapter; `rmkv merge MODEL {adapter}` merges it, one adapter at a time"),
         ([base, base, adapter], f"{adapter}: is an adapter; "),
         ([other, adapter], f"{adapter}: the adapter does not fit the model: "),
@@ -105,7 +105,7 @@ def test_chat_and_notes_use_the_adapted_model(folders, tmp_path, shown, monkeypa
     notes = tmp_path / "notes.rmkv"
     shown("chat", "--model", base, "--adapter", adapter, "--state", notes, "--max-tokens", 5, stdin=b"the cat\n")
     assert "continuing from" in shown("chat", "--model", adapter, "--state", notes, "--max-tokens", 5, stdin=b"a\n").err
-    assert "another model made these notes" in error_of(
+    assert "was made with a different model" in error_of(
         monkeypatch, capsys, *GENERATE, "--model", base, "--state", notes
     )
 

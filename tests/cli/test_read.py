@@ -74,9 +74,9 @@ def test_bad_input_is_one_line(place, monkeypatch, capsys, tmp_path):
     assert "is not valid UTF-8: byte 0xff at offset 5" in error(tmp_path / "binary", *out)
     assert "already exists" in error(place / "two.txt", "--out", place / "one.rmkv")
     assert "cannot be written" in error(place / "two.txt", "--out", place / "two.txt" / "notes.rmkv")
-    assert "holds no notes" in error(place / "two.txt", *out, "--state", place / "model" / "model.safetensors")
+    assert "is not a notes file" in error(place / "two.txt", *out, "--state", place / "model" / "model.safetensors")
     save_small_model(tmp_path / "other", hidden_size=32)
-    wrong = "one.rmkv: another model made these notes"
+    wrong = "one.rmkv: was made with a different model"
     assert wrong in error(place / "two.txt", *out, *state, model=tmp_path / "other")
     assert wrong in error(None, "--prompt", "x", *state, model=tmp_path / "other", command="generate")
     save_small_model(tmp_path / "published", memory=MemoryConfig(slots=2, carry="layers", store=0))

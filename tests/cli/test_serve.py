@@ -37,7 +37,7 @@ def served(folder, *options, program=("-m", "rmkv_cli")):
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
-        url = re.fullmatch(r"serving small at (http://127\.0\.0\.1:\d+); Ctrl-C ends it\n", line)[1]
+        url = re.fullmatch(r"serving small at (http://127\.0\.0\.1:\d+); Ctrl-C stops it\n", line)[1]
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=9) as client:
             yield process, client
     finally:

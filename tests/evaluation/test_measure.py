@@ -101,7 +101,7 @@ def test_the_model_is_unchanged_and_evaluated_without_dropout():
     assert measure(model, documents).loss == quiet
     assert model.training
     assert all(module.training for module in model.modules())
-    with pytest.raises(UserError, match="the model one of 13"):
+    with pytest.raises(UserError, match="the model only 13"):
         measure(model, random_documents([5], vocab_size=14))
     assert model.training
 

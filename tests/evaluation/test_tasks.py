@@ -193,5 +193,5 @@ def test_wrong_settings_are_reported(mix):
         find_task(RecallSource, None, {"pairs": "many"})
     with pytest.raises(UserError, match="no document of its source 'verse' is held out"):
         held_out_text(mix, "verse", TOKENIZER)
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="different tokenizer"):
         held_out_text(mix, "prose", train_tokenizer(iter(["other words " * 9]), 270))

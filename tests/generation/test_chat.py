@@ -228,7 +228,7 @@ def test_learned_positions_end_a_conversation_that_can_be_restarted():
         list(conversation.say("the cat"))
         ids += turn("the cat", conversation.answer.ids)
     assert 1 + len(ids) + len(turn("the cat", [])) + 8 > 30
-    with pytest.raises(UserError, match="learned positions, 30 tokens"):
+    with pytest.raises(UserError, match="30 learned positions"):
         list(conversation.say("the cat"))
     assert_read(model, conversation, ids)
     conversation.reset()

@@ -154,5 +154,5 @@ def test_texts_cannot_outnumber_the_lanes():
     model = make_model(5)
     decoder = Decoder(model, 1)
     decoder.add(model.initial_state(1))
-    with pytest.raises(ValueError, match="all 1 lanes are taken"):
+    with pytest.raises(ValueError, match="all 1 lanes are in use"):
         decoder.add(model.initial_state(1))

@@ -195,8 +195,8 @@ class TestTheModel:
         ("shape", "message"),
         [
             ({"memory": {"carry": "layers", "store": 0}}, "cannot generate: .* not causal"),
-            ({"vocab_size": 270}, "the tokenizer has 280 tokens, the model 270"),
-            ({"position": "learned", "max_position_embeddings": 20}, "than the model's learned positions, 20 tokens"),
+            ({"vocab_size": 270}, "the tokenizer has 280 tokens, the model only 270"),
+            ({"position": "learned", "max_position_embeddings": 20}, "exceed the model's 20 learned positions"),
         ],
     )
     def test_that_cannot_generate_is_refused(self, words, shape, message):
@@ -214,7 +214,7 @@ class TestTheModel:
     def test_learned_positions_can_be_filled_to_the_last(self, words):
         model = make_model(3, vocab_size=280, position="learned", max_position_embeddings=20)
         assert generate(model, words, "", GREEDY, 20)
-        with pytest.raises(UserError, match="longer than the model's learned positions, 20 tokens"):
+        with pytest.raises(UserError, match="exceed the model's 20 learned positions"):
             generate(model, words, "", GREEDY, 21)
 
 

@@ -40,29 +40,29 @@ def changed(llama, folder, **keys):
     [
         (
             {"architectures": ["GemmaForCausalLM"]},
-            "architecture GemmaForCausalLM cannot be imported; LlamaForCausalLM, M",
+            "architecture GemmaForCausalLM is not supported; supported are LlamaForCausalLM, M",
         ),
         (
             {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-            "rope type 'yarn' cannot be imported; 'default' and",
+            "rope type 'yarn' is not supported; supported are 'default' and",
         ),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear' cannot be"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear' is not"),
         (
             {"rope_parameters": {"rope_type": "llama3", "factor": 4.0}},
             "'llama3' needs low_freq_factor, high_freq_factor",
         ),
         (
             {"rope_parameters": {"full_attention": {}}},
-            "rotary positions of each kind of layer (full_attention) cannot be",
+            "rotary positions that differ by kind of layer (full_attention) are not",
         ),
-        ({"partial_rotary_factor": 0.5}, "(partial_rotary_factor = 0.5) cannot be imported; of all can"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' cannot be imported; 'silu' can"),
+        ({"partial_rotary_factor": 0.5}, "(partial_rotary_factor = 0.5) are not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported is 'silu'"),
         (
             {"sliding_window": 1000},
             "a sliding window of 1000 tokens is shorter than the 2048 that a token may see here",
         ),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping (30.0) cannot be imported; models without it can"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq) cannot be imported"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping (30.0) is not supported; use a model without it"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq) is not supported"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "wide"}, "config.json: hidden_size: should be a whole number"),
         (
@@ -195,7 +195,7 @@ class TestHub:
         path = tmp_path / "hub" / "someone" / "llama" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "gelu"}))
         (line,) = said(monkeypatch, capsys, "someone/llama", tmp_path / "out")
-        assert "hidden_act 'gelu' cannot be imported" in line
+        assert "hidden_act 'gelu' is not supported" in line
         assert not any("safetensors" in path for method, path, *_ in hub.requests() if method == "GET")
 
     def test_an_offline_hub_is_reported_and_the_cache_is_used(self, hub, tmp_path, monkeypatch, capsys):

@@ -70,12 +70,12 @@ def test_a_refusal_is_one_line_that_says_what_to_do(models, exported, hub, tmp_p
     )
     assert not list((tmp_path / "hub" / "someone" / "public").iterdir())
     monkeypatch.setenv("HF_TOKEN", "reader")
-    assert "the token may not write to someone/small" in error()
+    assert "the token has no write access to someone/small" in error()
     monkeypatch.setenv("HF_TOKEN", "nobody")
-    assert "does not accept the token: log in again with `hf auth login`" in error()
+    assert "rejects the token; log in again with `hf auth login`" in error()
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    assert "no token for http://127.0.0.1" in error()
+    assert "no access token for http://127.0.0.1" in error()
     assert "log in with `hf auth login`, or set HF_TOKEN" in error()
 
 
@@ -83,4 +83,4 @@ def test_a_hub_that_cannot_be_reached_is_an_error(exported, hub, monkeypatch, ca
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached" in error_of(monkeypatch, capsys, "push", exported, "someone/small")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE forbids" in error_of(monkeypatch, capsys, "push", exported, "someone/small")
+    assert "HF_HUB_OFFLINE is set" in error_of(monkeypatch, capsys, "push", exported, "someone/small")

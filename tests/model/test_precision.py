@@ -120,7 +120,7 @@ def test_notes_with_an_impossible_mix_of_dtypes_are_refused(folder, tmp_path, na
     with pretrained.open_tensors(path, "") as file:
         metadata = {key: x for key, x in file.metadata.items() if key != "sha256"}
     save_tensors(tensors | {name: tensors[name].to(dtype)}, path, metadata)
-    with pytest.raises(UserError, match=f"is damaged, or holds no notes: '{name}'"):
+    with pytest.raises(UserError, match=f"is damaged or not a notes file: '{name}'"):
         load_notes(path, loaded(folder, torch.bfloat16), WORDS)
 
 

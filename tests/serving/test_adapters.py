@@ -67,7 +67,7 @@ def test_a_memory_is_of_the_model_that_read_it(client, server):
     for keep in (False, True):
         more = {"extra_body": {"memory": "book", "keep": keep}}
         assert client.completions.create(model="poet", **ASK, **more).choices[0].text
-        with pytest.raises(openai.BadRequestError, match="memory 'book' was read by the model 'poet'; ask that model"):
+        with pytest.raises(openai.BadRequestError, match="memory 'book' was read by the model 'poet'; use that model"):
             client.completions.create(model="small", **ASK, **more)
     assert server.ask("POST", "/v1/memories/book", json={"text": TEXT}).json()["model"] == "poet"
     assert server.ask("POST", "/v1/memories", json={"name": "other", "text": TEXT}).json()["model"] == "small"

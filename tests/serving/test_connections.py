@@ -122,7 +122,7 @@ class TestNumber:
                 client.sendall(POST + b"Expect: 100-continue\r\nContent-Length: 99\r\n\r\n")
                 assert b"100" in client.recv(99)
             status, message = error_in(received(connect(port)))
-            assert (status, message) == (503, "all 16 connections are taken; try again later")
+            assert (status, message) == (503, "all 16 connections are in use; try again later")
             process.terminate()
             assert process.wait() == 0  # without waiting for the bodies
             assert process.stderr.read() == "ended\n"

@@ -48,7 +48,7 @@ def page(browser, served):
 def say(page, text):
     page.get_by_label("Message").fill(text)
     page.get_by_role("button", name="Send").click()
-    page.get_by_text("tokens, wrote").wait_for()
+    page.get_by_text("tokens, generated").wait_for()
 
 
 def begin_long_answer(page):
@@ -214,7 +214,7 @@ def test_the_keyboard_alone_is_enough(page):
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.keyboard.press("Enter")
-    page.get_by_text("tokens, wrote").wait_for()
+    page.get_by_text("tokens, generated").wait_for()
     assert page.evaluate("document.activeElement.id") == "message"
 
 

@@ -229,7 +229,11 @@ class TestErrors:
         ("wrong", "param", "message"),
         [
             ({"prompt": None}, "prompt", "prompt: is missing"),
-            ({"prompt": [1, 2]}, "prompt", "prompt: should be a text or a list of texts (token ids are not taken)"),
+            (
+                {"prompt": [1, 2]},
+                "prompt",
+                "prompt: should be a string or a list of strings; token ids are not supported",
+            ),
             ({"prompt": []}, "prompt", "prompt: list should have at least 1 item"),
             ({"temperature": -1}, "temperature", "temperature: input should be greater than or equal to 0"),
             ({"temperature": "1"}, "temperature", "temperature: input should be a valid number"),
@@ -248,8 +252,8 @@ class TestErrors:
             ({"seed": 2**63 - 1, "n": 2}, "n", "n: seed + n should be at most 2**63"),
             ({"stop": ""}, "stop.0", "stop.0: string should have at least 1 character"),
             ({"stop": ["a"] * 5}, "stop", "stop: list should have at most 4 items"),
-            ({"n": 9}, "n", "n: a request may ask for 8 texts on this server, got 9"),
-            ({"prompt": ["a"] * 5, "n": 2}, "n", "n: a request may ask for 8 texts on this server, got 10"),
+            ({"n": 9}, "n", "n: this server generates at most 8 texts per request, got 9"),
+            ({"prompt": ["a"] * 5, "n": 2}, "n", "n: this server generates at most 8 texts per request, got 10"),
             ({"max_tokens": 5000}, "max_tokens", "max_tokens: should be 4096 or less on this server, got 5000"),
             ({"logprobs": 6}, "logprobs", "logprobs: input should be less than or equal to 5"),
             ({"echo": True}, "echo", "echo: is not supported; leave it out"),

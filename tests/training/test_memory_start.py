@@ -120,12 +120,12 @@ def test_a_file_that_does_not_fit_or_is_damaged_is_refused(source, make_config, 
     path = tmp_path / "memory.safetensors"
     save_start(path, tuned_by_hand(base), WORDS)
     line = error_of(monkeypatch, capsys, "generate", "--model", source, "--prompt", "x", "--state", path)
-    assert f"{path}: this memory was tuned for another tokenizer" in line
+    assert f"{path}: was tuned for a different tokenizer" in line
     RMKV(make_config().model).save_pretrained(tmp_path / "other")
     WORDS.load(source).save(tmp_path / "other" / "tokenizer.json")
     save_start(path, RMKV.from_pretrained(tmp_path / "other"), WORDS.load(source))
     line = error_of(monkeypatch, capsys, "generate", "--model", source, "--prompt", "x", "--state", path)
-    assert f"{path}: this memory was tuned for another model" in line
+    assert f"{path}: was tuned for a different model" in line
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

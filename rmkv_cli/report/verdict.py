@@ -1,6 +1,7 @@
 """The verdict on a run: the few sentences that the report opens with, each from what was measured."""
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from rmkv_cli.config import MixConfig
 from rmkv_cli.evaluation.measure import LongDocuments
@@ -16,11 +17,11 @@ MOST_TASKS = 2
 
 
 def verdict(run: Run) -> str:
-    """Return three or four sentences, as Markdown: the training, the score, the memory's effect, and the tasks.
+    """Return a few sentences, as Markdown: the training, the rewards, the score, the memory's effect, and the tasks.
 
     A sentence whose figures were not measured is left out. Without tasks, the last one is about long documents.
     """
-    return " ".join([_training(run), *_measured(run)])
+    return " ".join([_training(run), *_rewards(run), *_measured(run)])
 
 
 def _training(run: Run) -> str:
@@ -39,7 +40,7 @@ def _training(run: Run) -> str:
 def _sources(run: Run) -> str:
     """Return the largest sources of what a run read, each with its share of the tokens."""
     train = run.config.train
-    if train.rollouts.tasks and train.data is None:
+    if train.rollouts.tasks:
         return " of its own answers to exercises"
     if run.data is None:
         return ""
@@ -51,6 +52,25 @@ def _sources(run: Run) -> str:
     shares = [f"{escape(name)} ({weights[name] / sum(weights.values()):.0%})" for name in largest]
     others = len(weights) - len(largest)
     return f" from {_list([*shares, *([plural(others, 'other source')] if others else [])])}"
+
+
+def _rewards(run: Run) -> Iterator[str]:
+    """Compare the beginning and the end of reinforcement, as means over many steps: one has only a few answers."""
+    if len(run.points("reward")) < 2:
+        return
+    (score, last_score), (solved, last_solved) = _ends(run, "reward"), _ends(run, "solved")
+    yield (
+        f"From the first to the last tenth of its steps, the mean score of its answers goes from {score:.3f} to "
+        f"{last_score:.3f}, and the share of exercises with at least one right answer from {solved:.0%} to "
+        f"{last_solved:.0%}."
+    )
+
+
+def _ends(run: Run, key: str) -> tuple[float, float]:
+    """Return the means of a figure over the first and the last tenth of the records, at least one each."""
+    values = [value for _, value in run.points(key)]
+    tenth = max(1, len(values) // 10)
+    return fmean(values[:tenth]), fmean(values[-tenth:])
 
 
 def _measured(run: Run) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Runs that learn from the model's own answers: which answers count, their gradient, and exact resuming."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from rmkv_cli.config import Config
 from rmkv_cli.data.lanes import IGNORED
 from rmkv_cli.errors import UserError
 from rmkv_cli.model import RMKV
+from rmkv_cli.report.run import read_run
+from rmkv_cli.report.verdict import verdict
 from rmkv_cli.tokenizer import Tokenizer
 from rmkv_cli.training import dry_run, profile, train
 from rmkv_cli.training.metrics import read_metrics
@@ -187,9 +190,16 @@ def test_a_profile_has_whole_groups_of_answers(answering, tmp_path):
     assert report["rows"] == 8
 
 
-def test_with_data_it_validates_on_their_held_out_documents(answering, data, tmp_path):
+def test_with_data_it_validates_and_its_report_begins_with_the_scores(answering, data, tmp_path):
     outcome = train(answering(data=str(data)), tmp_path / "run")
     assert outcome.validation["loss"] > 0
+    records = [record for record in read_metrics(outcome.run / "metrics.jsonl") if "reward" in record]
+    assert 20 <= len(records) < 30
+    reward, solved = ([(r[key] + s[key]) / 2 for r, s in pairwise(records)] for key in ("reward", "solved"))
+    text = verdict(read_run(outcome.run))
+    assert " tokens of its own answers to exercises. From the first to the last tenth of its steps, the mean" in text
+    assert f" score of its answers goes from {reward[0]:.3f} to {reward[-1]:.3f}, and the share of exercises" in text
+    assert f" from {solved[0]:.0%} to {solved[-1]:.0%}. At its last validation the loss is " in text
 
 
 def test_adapters_learn_as_well(answering, tmp_path):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-"""Translation of control characters, which a terminal would obey, to Unicode's visible symbols for them."""
+"""Translation of control characters, which a terminal would interpret, to Unicode's visible symbols for them."""
 CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 

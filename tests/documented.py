@@ -47,7 +47,7 @@ def session(page):
 
 
 def rmkv_stopped(*words):
-    """Run the command, and send it Ctrl-C when it has shown its first step; return its exit code and all it told."""
+    """Run the command, and send it Ctrl-C when it has shown its first step; return its exit code and all its output."""
     command = [sys.executable, "-m", "rmkv_cli", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         output = ""

@@ -121,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in sent]})
         if "/info/lfs/" in self.path:
             objects = json.loads(body)["objects"]
-            told = [x | {"actions": {"upload": {"href": f"{here}/_large/{x['oid']}"}}} for x in objects]
-            return self.send_json({"transfer": "basic", "objects": told})
+            answers = [x | {"actions": {"upload": {"href": f"{here}/_large/{x['oid']}"}}} for x in objects]
+            return self.send_json({"transfer": "basic", "objects": answers})
         repo = self.root / re.match("/api/models/(.*)/commit/main", self.path)[1]
         for line in map(json.loads, body.splitlines()):
             match line:
@@ -225,8 +225,8 @@ def files(repo):
 
 
 def commit(repo):
-    told = [f"{file.relative_to(repo)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files(repo)]
-    return hashlib.sha1("\n".join(told).encode()).hexdigest()
+    described = [f"{file.relative_to(repo)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files(repo)]
+    return hashlib.sha1("\n".join(described).encode()).hexdigest()
 
 
 def entry(repo, path):

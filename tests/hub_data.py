@@ -74,8 +74,8 @@ def write_real_sets(root, documents=300, shards=3, rows=25, seed=0):
 def _headers(question):
     begin, end = "<|start_header_id|>", "<|end_header_id|>\n\n"
     turns = [("system", "detailed thinking on"), ("user", question)]
-    told = "".join(f"{begin}{role}{end}{content}<|eot_id|>" for role, content in turns)
-    return f"<|begin_of_text|>{told}{begin}assistant{end}"
+    rendered = "".join(f"{begin}{role}{end}{content}<|eot_id|>" for role, content in turns)
+    return f"<|begin_of_text|>{rendered}{begin}assistant{end}"
 
 
 def _messages(question):

@@ -50,7 +50,7 @@ def generate(
         Path | None,
         typer.Option(
             metavar="OUT",
-            help='Read --file as JSON lines, {"prompt": …} or {"messages": …}, and write a text for each line.',
+            help='Read --file as JSON lines, {"prompt": …} or {"messages": …}, and generate a text for each line.',
         ),
     ] = None,
     batch_size: Annotated[

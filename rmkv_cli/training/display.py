@@ -20,7 +20,7 @@ class Display:
         self.start, self.before, self.total = time.monotonic(), tokens, total
         self.last_line = 0.0
         self.unsupervised = 0
-        """Number of steps without a token that counts in the loss."""
+        """Number of steps without a supervised token."""
         self.figures = Text(no_wrap=True, overflow="ellipsis")
         self.bar = Progress(BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
         self.task = self.bar.add_task("", total=total, completed=tokens)

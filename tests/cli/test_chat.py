@@ -162,7 +162,7 @@ class Terminal:
         return found
 
 
-PROMPT = r"\x1b\[\?2004h"  # pasted text is told apart from here on
+PROMPT = r"\x1b\[\?2004h"  # from here on pasted text is marked
 
 
 @pytest.mark.slow

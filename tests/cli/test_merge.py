@@ -46,7 +46,7 @@ def test_a_merged_model_generates_what_the_adapted_one_does(folders, tmp_path, p
     assert messages.startswith(f"{tmp_path}/merged: {base} with {adapter}; logits differ from the unmerged model's by ")
     with_it = printed(*GENERATE, "--model", base, "--adapter", adapter)
     assert printed(*GENERATE, "--model", tmp_path / "merged") == with_it
-    assert printed(*GENERATE, "--model", adapter) == with_it  # whose folder names the base
+    assert printed(*GENERATE, "--model", adapter) == with_it  # its folder names the base
     assert printed(*GENERATE, "--model", base) != with_it
 
 

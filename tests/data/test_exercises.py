@@ -106,7 +106,7 @@ class TestExercise:
 
     @pytest.mark.parametrize("kind", MEMORY)
     @pytest.mark.parametrize("segments", [0, 5])
-    def test_of_a_memory_task_the_prompt_ends_before_the_answer(self, kind, segments, make, tokenizer):
+    def test_the_prompt_of_a_memory_task_ends_before_the_answer(self, kind, segments, make, tokenizer):
         task = task_of(kind, segments=[segments], segment_length=32)
         exercise = make(task, levels(task)[0], 1)
         assert exercise.prompt[0] == tokenizer.opening
@@ -172,7 +172,7 @@ class TestReasoningGym:
             make(task := task_of("reasoning_gym", dataset="spell_backward"), levels(task)[0], 0)
 
     @pytest.mark.parametrize("dataset", ["spell_backward", "game_of_life_halting", "survo", "knights_knaves"])
-    def test_full_marks_are_for_the_right_answer_and_for_no_hedge(self, make, tokenizer, dataset):
+    def test_only_the_right_answer_without_hedging_gets_full_marks(self, make, tokenizer, dataset):
         pytest.importorskip("reasoning_gym")
         task = task_of("reasoning_gym", dataset=dataset)
         for seed in range(5):

@@ -18,7 +18,7 @@ from hub_data import FINEWEB, NEMOTRON, REASONING, write_real_sets
 
 from rmkv_cli.tokenizer import train_tokenizer
 
-ENDLESS = 1_000_000  # rows: it goes on until it is killed
+ENDLESS = 1_000_000  # rows: it reads until it is killed
 SCRIPT = Path(__file__).parents[1] / "stream_rows.py"
 
 
@@ -90,7 +90,7 @@ def test_the_rows_are_the_same_after_twenty_kills_and_faults(hub, environment, t
 
 @pytest.mark.slow
 def test_a_hub_that_dies_and_comes_back_costs_nothing_but_time(hub, environment, tokenizer, tmp_path):
-    def opened():  # the last that is asked before the files
+    def opened():  # the last request before those for files
         return sum("dataset_infos" in path for _, path, *_ in hub.requests())
 
     finish(rows(environment, tokenizer, tmp_path / "whole", 60))

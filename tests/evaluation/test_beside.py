@@ -54,7 +54,7 @@ def test_it_reads_the_same_texts_by_its_own_tokenizer_in_chunks(both, monkeypatc
     assert (other.by_position[0].first, other.by_position[0].tokens) == (0, len(first))
     assert other.by_position[0].loss == pytest.approx(first.mean().item(), rel=1e-5)
     assert sum(part.tokens for part in other.by_position) == other.tokens
-    assert other.tokens != report.tokens  # of other tokenizers
+    assert other.tokens != report.tokens  # because the tokenizers differ
 
 
 def test_state_and_cache_have_their_sizes(both):

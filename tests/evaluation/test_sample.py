@@ -23,8 +23,8 @@ def test_the_first_long_document_s_beginning_is_continued_alike_each_time(tmp_pa
     before = torch.get_rng_state()
     sample = write_sample(model, documents, tokenizer)
     assert sample["prompt"] == tokenizer.decode(tokenizer.encode(long)[:PROMPT_TOKENS])
-    told = "".join(generate(model, tokenizer, sample["prompt"], SamplingConfig(seed=0), TEXT_TOKENS))
-    assert sample["text"] == told != ""
+    continuation = "".join(generate(model, tokenizer, sample["prompt"], SamplingConfig(seed=0), TEXT_TOKENS))
+    assert sample["text"] == continuation != ""
     assert write_sample(model, documents, tokenizer) == sample
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)

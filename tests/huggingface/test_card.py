@@ -81,8 +81,8 @@ def test_a_run_s_card_describes_model_data_evaluation_and_command_without_paths(
         "its share"
     )
     (config,) = re.findall(r"```toml\n(.*?)```", card, re.DOTALL)
-    told = Config.model_validate(tomllib.loads(config)).train
-    assert (told.data, told.learning_rate) == ("data", 1e-3)
+    shown = Config.model_validate(tomllib.loads(config)).train
+    assert (shown.data, shown.learning_rate) == ("data", 1e-3)
     assert str(tmp_path) not in card
 
 

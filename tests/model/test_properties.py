@@ -134,7 +134,7 @@ def test_a_state_is_saved_loaded_and_branched(tmp_path):
 
 
 def test_memory_can_be_reset_and_swapped():
-    """Without look-back the memory is all that is carried, but for the store's last keys; the position stays."""
+    """Without look-back, only the memory and the store's last keys are carried; the position stays."""
     model = make_model(lookback=0)
     ids = tokens(2, 10)
     _, state = model(ids[:, :5])
@@ -150,7 +150,7 @@ def test_memory_can_be_reset_and_swapped():
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=str)
 def test_recent_tokens_can_be_forgotten(memory):
-    """With the memory reset as well nothing is left; the memory alone is the same whatever the recent tokens were."""
+    """After a reset of the memory too, nothing is left; the memory alone does not depend on the recent tokens."""
     model = make_model(memory=memory)
     ids = tokens(2, 20)
     rest = ids[:, 10:]
@@ -160,7 +160,7 @@ def test_recent_tokens_can_be_forgotten(memory):
     if model.config.memory.updated or model.config.memory.store:
         assert not torch.allclose(model(rest, reset_recent(state))[0], fresh)
     _, state = model(ids[:, :12])  # inside a segment
-    m = 2 * model.config.memory.slots  # their keys and values stand first, and are kept
+    m = 2 * model.config.memory.slots  # their keys and values come first, and are kept
 
     def noisy(layers):
         return tuple(torch.cat([x[:, :, :m], torch.randn_like(x[:, :, m:])], dim=2) for x in layers)
@@ -176,8 +176,8 @@ def test_recent_tokens_can_be_forgotten(memory):
 def test_a_state_keeps_no_other_memory_alive(lookback):
     model = make_model(lookback=lookback, memory={"cell": "lstm"})
     _, state = model(tokens(2, 30))
-    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in state.tensors().values()}
-    assert sum(held.values()) <= 1.5 * state.size()
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in state.tensors().values()}
+    assert sum(storages.values()) <= 1.5 * state.size()
 
 
 def test_states_are_split_and_joined():

@@ -86,9 +86,9 @@ def test_a_key_s_last_value_counts_in_one_call_and_in_two(store):
 
 
 def test_a_value_that_is_not_overwritten_never_fades(store):
-    _, held = go(store, EMPTY, keys(0, 1), keys(0, 1), values(2), [1.0] * 2)
-    _, later = go(store, held, keys(0, 1, 2), keys(0, 1, 2), values(3, seed=2), [0.0] * 3)
-    torch.testing.assert_close(later, held)
+    _, state = go(store, EMPTY, keys(0, 1), keys(0, 1), values(2), [1.0] * 2)
+    _, later = go(store, state, keys(0, 1, 2), keys(0, 1, 2), values(3, seed=2), [0.0] * 3)
+    torch.testing.assert_close(later, state)
 
 
 def test_many_tokens_at_once_equal_one_after_the_other(store):
@@ -128,12 +128,12 @@ def test_the_convolution_s_gradients_are_its_derivatives():
         )
 
 
-@pytest.mark.parametrize(("told", "have"), [(0, 0), (1, 1), (2, 2), (9, 3)])
-def test_the_first_layers_have_a_store(told, have):
-    model = make_model(num_hidden_layers=3, memory={"store": told})
-    assert [block.store is not None for block in model.blocks] == [i < have for i in range(3)]
+@pytest.mark.parametrize(("layers", "stores_expected"), [(0, 0), (1, 1), (2, 2), (9, 3)])
+def test_the_first_layers_have_a_store(layers, stores_expected):
+    model = make_model(num_hidden_layers=3, memory={"store": layers})
+    assert [block.store is not None for block in model.blocks] == [i < stores_expected for i in range(3)]
     stores = model.initial_state(1).store
-    assert (0 if stores is None else len(stores)) == have
+    assert (0 if stores is None else len(stores)) == stores_expected
 
 
 def test_a_document_s_beginning_and_a_reset_memory_read_the_start():

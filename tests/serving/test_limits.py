@@ -97,7 +97,7 @@ class TestBody:
             fits = json.dumps(CAT).encode().ljust(1000)
             how = {"headers": {"Content-Type": "application/json"}}
             assert server.ask("POST", "/v1/completions", content=fits, **how).status_code == 200
-            for body in (fits + b" ", iter([fits, b" "])):  # its length told before, or not
+            for body in (fits + b" ", iter([fits, b" "])):  # with and without a Content-Length
                 refused = server.ask("POST", "/v1/completions", content=body, **how)
                 assert refused.status_code == 413
                 assert refused.json()["error"]["type"] == "invalid_request_error"

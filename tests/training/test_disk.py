@@ -33,8 +33,8 @@ def test_too_little_disk_space_is_found_before_anything_is_written(make_config, 
     free = shutil.disk_usage(tmp_path).free / 1e9
     with pytest.raises(UserError, match=r"run: 4 checkpoints need [\d,]+\.\d GB, but ([\d,.]+) GB are free") as error:
         train(config, tmp_path / "runs" / "run")
-    told = float(str(error.value).split("but ")[1].split(" GB")[0].replace(",", ""))
-    assert told == pytest.approx(free, rel=0.2)
+    reported = float(str(error.value).split("but ")[1].split(" GB")[0].replace(",", ""))
+    assert reported == pytest.approx(free, rel=0.2)
     assert not (tmp_path / "runs").exists()
 
 

@@ -101,7 +101,7 @@ def test_any_number_of_processes_gives_the_curve_of_one(forker, written, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_a_run_resumes_with_another_number_of_processes(forker, written, float64, tmp_path, how):
-    """Begun on one, gone on with on four until one of them gets a SIGTERM, then on one, and on two the other way."""
+    """It begins on one, resumes on four until one of them gets a SIGTERM, then on one, and on two the other way."""
     config, file = written(distributed=how)
     whole = train(config, tmp_path / "whole").run
     first, run = tmp_path / "first", tmp_path / "run"
@@ -182,9 +182,9 @@ def test_a_signal_to_the_launcher_ends_the_step_everywhere_and_saves(written, tm
     run = tmp_path / "run"
     with launched(file, run) as job:
         job.send_signal(number)
-        _, told = job.communicate()
+        _, messages = job.communicate()
     assert job.returncode == code
-    assert told.endswith(f"stopped; resume with: rmkv train --resume --run {run}\n")
+    assert messages.endswith(f"stopped; resume with: rmkv train --resume --run {run}\n")
     steps = [record["step"] for record in read_metrics(run / "metrics.jsonl")]
     assert find_model(run, training=True).name == f"step-{steps[-1]:08d}"
 
@@ -194,16 +194,16 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(written, tmp_path):
     _, file = written(tokens=100_000)
     with launched(file, tmp_path / "run") as job:
         os.kill(worker(job, rank=1), signal.SIGKILL)
-        _, told = job.communicate()
+        _, messages = job.communicate()
     assert job.returncode == 1
-    assert "error: rank 1 failed first (killed by SIGKILL) and ended the job; resume with: rmkv train" in told
-    assert "Traceback" not in told
+    assert "error: rank 1 failed first (killed by SIGKILL) and ended the job; resume with: rmkv train" in messages
+    assert "Traceback" not in messages
 
     with launched(file, tmp_path / "other", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "--") as job:
         os.kill(worker(job, rank=1), signal.SIGKILL)
-        _, told = job.communicate()
+        _, messages = job.communicate()
     assert job.returncode == 1
-    assert "rank      : 1" in told.partition("Root Cause")[2]
+    assert "rank      : 1" in messages.partition("Root Cause")[2]
 
 
 @pytest.mark.slow

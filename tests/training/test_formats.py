@@ -131,8 +131,8 @@ def test_the_records_of_a_run(make_config, tmp_path, break_at):
     assert keys(bad) == named("A bad step")
     assert keys(validations) == named("A validation")
     for key in ("validation", "sample"):
-        (told,) = re.findall(rf"^\| `{key}` \| (.*) \|$", PAGE, re.MULTILINE)
-        assert keys(record[key] for record in validations) == set(re.findall(r"`(.*?)`", told))
+        (described,) = re.findall(rf"^\| `{key}` \| (.*) \|$", PAGE, re.MULTILINE)
+        assert keys(record[key] for record in validations) == set(re.findall(r"`(.*?)`", described))
 
 
 def test_the_records_of_rollouts(answering, tmp_path):

@@ -25,7 +25,7 @@ MAIN = "rmkv_cli.cli.main:main"
 
 @pytest.fixture(scope="module", autouse=True)
 def short_samples():
-    """Here they are not: what this process goes on with or compares to, others wrote."""
+    """Leave samples as long as usual, because other processes write the runs that are compared here."""
 
 
 def rmkv_train(*arguments, stderr=subprocess.DEVNULL):

@@ -123,8 +123,8 @@ def test_the_estimate_matches_the_tensors(segments, model, memory, train):
     train = {"batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "tokens": 10**9} | train
     config = Config.model_validate({"model": SHAPE | model | {"memory": {"slots": 8} | memory}, "train": train})
     row = segments * config.model.segment_length
-    told = training_memory(config.model, config.train, config.train.micro_batch_size, row)
-    assert told.total + told.set_aside == pytest.approx(measured(config, segments), rel=0.1)
+    estimate = training_memory(config.model, config.train, config.train.micro_batch_size, row)
+    assert estimate.total + estimate.set_aside == pytest.approx(measured(config, segments), rel=0.1)
 
 
 @pytest.mark.parametrize(("precision", "window"), [("fp32", 4), ("bf16", 2)])

@@ -18,7 +18,7 @@ def lanes(documents):
 
 
 def read(ahead, lengths):
-    """The rows of these lengths, each of which is read while the one before is worked on."""
+    """Rows of these lengths; each is read while the one before is being used."""
     return [unpack_rows(ahead.next(n, then)) for n, then in zip(lengths, [*lengths[1:], None], strict=True)]
 
 

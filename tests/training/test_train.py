@@ -84,11 +84,11 @@ def mixes(data, tokenizer, tmp_path):
 
 def test_each_validation_continues_the_same_prompt_and_disturbs_nothing(make_config, tmp_path, monkeypatch):
     config = make_config(model={"dropout": 0.2}, tokens=1000)
-    told = [r["sample"] for r in curve(train(config, tmp_path / "run").run) if "validation" in r]
-    assert len(told) > 2
-    (prompt,) = {sample["prompt"] for sample in told}
+    samples = [r["sample"] for r in curve(train(config, tmp_path / "run").run) if "validation" in r]
+    assert len(samples) > 2
+    (prompt,) = {sample["prompt"] for sample in samples}
     assert re.match(r"Line \d+ of a short story", prompt)
-    assert len({sample["text"] for sample in told}) == len(told)
+    assert len({sample["text"] for sample in samples}) == len(samples)
     monkeypatch.setattr(loop, "write_sample", lambda *_: None)
     without = train(config, tmp_path / "without").run
     assert not any("sample" in record for record in curve(without))

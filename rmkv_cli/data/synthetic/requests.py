@@ -13,7 +13,7 @@ from rmkv_cli.config.recipe import FIELD
 from rmkv_cli.data.synthetic.slots import slot_draw
 
 REFUSED = "refused"
-"""Finish reason of a request without an answer, because the writer refuses it, for instance by a content filter."""
+"""Finish reason of a request that the writer refuses to answer, for instance because of a content filter."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Answer:
     """A complete answer, or a refusal."""
 
     text: str
-    """The answer's text, or the reason of a refusal."""
+    """The answer's text, or the reason for a refusal."""
     finish_reason: str | None
     """"length" if `max_tokens` cut the answer; `REFUSED` if there is no answer."""
     prompt_tokens: int = 0
@@ -46,7 +46,7 @@ class Answer:
 Write = Callable[[Sequence[Request], Callable[[Request, Answer], None]], None]
 """A function that answers requests in any order, and calls a second function with each complete answer.
 
-A request counts as answered when that call returns; only then may another take its place.
+A request counts as answered when that call returns; only then may another one begin in its place.
 """
 
 

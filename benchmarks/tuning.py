@@ -1,4 +1,4 @@
-"""Measure the gains and costs of fine-tuning: all weights, LoRA at three ranks, and only the start of the memory.
+"""Measure the gains and costs of fine-tuning: all weights, LoRA at three ranks, and only the initial memory.
 
 python benchmarks/tuning.py run
 python benchmarks/tuning.py run --rows "all weights, rate 1e-3" --seeds 0

@@ -65,7 +65,7 @@ def source(make_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(make_config, source, tmp_path_factory):
-    """A run that trained the memory's start alone."""
+    """A run that trained only the initial memory."""
     config = make_config(from_model=str(source), **TUNING)
     return train(config, tmp_path_factory.mktemp("tuned") / "run").run
 

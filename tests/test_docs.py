@@ -74,6 +74,12 @@ def test_the_table_of_reinforcement_matches_the_benchmark_output(tables):
     assert all(table.strip() in page for table in shown)
 
 
+def test_the_table_of_synthetic_data_matches_the_benchmark_output(tables):
+    shown = tables("synthetic.py")
+    assert "| verified pairs | 2 |" in shown
+    assert shown in (ROOT / "docs/synthetic.md").read_text(encoding="utf-8")
+
+
 def test_each_documented_message_and_fault_names_a_test_that_checks_its_words():
     lines = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "::" in line]

@@ -95,6 +95,8 @@ def only(model: RMKV, layers: set[int]) -> None:
 
 FULL, BEFORE, DEFAULT = "full attention, the transformer", "the default, before training", "the default"
 EVERYTHING = ["memory", "store", "norms", "attention", "feed_forward", "embeddings"]
+NORMS = 'train.trainable=["memory","store","norms"]'
+LONG = [NORMS, "train.tokens=1_000_000"]
 ROWS = {
     BEFORE: Row(settings=None),
     DEFAULT: Row(),
@@ -113,7 +115,7 @@ ROWS = {
     "8 slots": Row(options=["--slots", 8]),
     "one slot, updated": Row(memory={"update": "carry", "horizon": 1e4}),
     "8 slots, updated": Row(options=["--slots", 8], memory={"update": "carry", "horizon": 1e4}),
-    "also norms": Row(settings=['train.trainable=["memory","store","norms"]']),
+    "also norms": Row(settings=[NORMS]),
     "also attention, while distilling, rate 1e-3": Row(
         settings=[stages(trainable=["memory", "store", "attention"], learning_rate=1e-3)]
     ),
@@ -126,6 +128,8 @@ ROWS = {
     "align 0%": Row(settings=[stages(align=0, distil=100)]),
     "align 20%": Row(settings=[stages(align=20, distil=80)]),
     "align 100%": Row(settings=[stages(align=100, distil=0)]),
+    "also norms, 1M tokens": Row(settings=LONG),
+    "also norms, no store, 1M tokens": Row(options=["--store", 0], settings=LONG),
 }
 
 

@@ -5,8 +5,10 @@ python benchmarks/versions.py ../old --works "train tiny" "decode wide" --rounds
 
 Each checkout works in a process of its own; the two take turns, and the ratio of their median times is printed. A
 training step is the trainer's own, optimizer included, on rows of 4 segments. `wide` is a model of width 384 with
-segments of 512 tokens. A checkout that cannot decode in bfloat16 does so in float32. Sampling takes 64 tokens of each
-text from random logits: with the default settings, which include top-p, with temperature alone (`all`), and greedily.
+segments of 512 tokens; `deep` has the shape of SmolLM2-135M as an RMKV. `compiled` decodes as `--compile` does; the
+last columns are the seconds of the first call, which compiles. A checkout that cannot decode in bfloat16 does so in
+float32. Sampling takes 64 tokens of each text from random logits: with the default settings, which include top-p, with
+temperature alone (`all`), and greedily.
 """
 
 import argparse
@@ -41,6 +43,7 @@ WORKS = [
         for shape in SHAPES
         for dtype in ("", " bf16")
     ),
+    *("decode deep x1 bf16", "compiled tiny x1", "compiled deep x1 bf16"),
     *(f"sample {sampling} x{lanes}" for sampling in SAMPLINGS for lanes in (1, 16)),
 ]
 
@@ -68,7 +71,7 @@ def prepare(work: str) -> Callable[[], object]:
 
         return read
     lanes = int(rest[0][1:])
-    decoder = make_decoder(model, lanes)
+    decoder = make_decoder(model, lanes, compiled=kind == "compiled")
     tokens = torch.randint(config.model.vocab_size, (TOKENS, lanes))
 
     def decode() -> None:
@@ -127,7 +130,7 @@ def main() -> None:
         serve()
         return
     old, new = (Worker(source, options.threads) for source in (options.old, Path(__file__).parents[1]))
-    print(f"{'':<24} {'old':>10} {'new':>10}   old / new")
+    print(f"{'':<24} {'old':>10} {'new':>10}   old / new   first: old, new")
     for work in WORKS:
         if not work.startswith(tuple(options.works)):
             continue
@@ -138,7 +141,8 @@ def main() -> None:
             for worker, seconds in times.items():
                 seconds.append(worker.ask(""))
         before, after = (median(seconds[2:]) for seconds in times.values())
-        print(f"{work:<24} {1000 * before:>7.1f} ms {1000 * after:>7.1f} ms   {before / after:>8.2f}x", flush=True)
+        ratio, first = f"{before / after:>8.2f}x", [f"{seconds[0]:.1f} s" for seconds in times.values()]
+        print(f"{work:<24} {1000 * before:>7.1f} ms {1000 * after:>7.1f} ms   {ratio}   {', '.join(first)}", flush=True)
 
 
 if __name__ == "__main__":

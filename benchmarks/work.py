@@ -25,7 +25,20 @@ WIDE = {
     "lookback": 128,
     "memory": {"slots": 32, "store": 2},
 }
+DEEP = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "norm": "rms",
+    "segment_length": 512,
+    "lookback": 512,
+    "memory": {"slots": 1, "store": 30, "store_key": "own", "store_maps": True, "update": "none", "fresh": "hidden"},
+}
 SHAPES = ("tiny", "wide")  # the preset; hidden 384, S = 512
+MODELS = {"wide": WIDE, "deep": DEEP}  # deep: SmolLM2-135M as an RMKV
 
 
 class RandomDocuments:
@@ -43,8 +56,8 @@ class RandomDocuments:
 
 def config_of(shape: str, precision: str = "fp32", **model: Any) -> Config:
     """Return the config of a shape, or of a preset, with some of the model's fields replaced."""
-    if shape == "wide":
-        config = Config.model_validate({"model": WIDE, "train": {"batch_size": 4, "micro_batch_size": 4}})
+    if shape in MODELS:
+        config = Config.model_validate({"model": MODELS[shape], "train": {"batch_size": 4, "micro_batch_size": 4}})
     else:
         config = load_config(preset_path(shape))
     memory = config.model.memory.model_copy(update=model.pop("memory", {}))
@@ -62,9 +75,9 @@ def make_trainer(config: Config) -> Trainer:
     return Trainer(config, Lanes(documents, config.train.batch_size, 0), Ranks("cpu"))
 
 
-def make_decoder(model: RMKV, lanes: int) -> Decoder:
+def make_decoder(model: RMKV, lanes: int, *, compiled: bool = False) -> Decoder:
     """Return a decoder with all its lanes taken by texts that have not begun."""
-    decoder = Decoder(model, lanes)
+    decoder = Decoder(model, lanes, compiled=compiled)
     for _ in range(lanes):
         decoder.add(model.initial_state(1))
     return decoder

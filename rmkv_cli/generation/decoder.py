@@ -1,6 +1,7 @@
 """Decode a batch of texts, one token each per step, in buffers of a fixed size."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,8 @@ from rmkv_cli.model.context import TAPS, SegmentContext, make_recent_mask
 from rmkv_cli.model.positions import rotation
 from rmkv_cli.model.precision import widen
 
-GRAPHS = 8  # compiled batch sizes; PyTorch's recompile_limit, beyond which it runs a function uncompiled
+GRAPHS = 8  # compiled batch sizes
+DEEP = 12  # layers from which a CPU compiles one layer, not the whole step
 
 
 class Decoder:
@@ -22,8 +24,9 @@ class Decoder:
     their places in the buffers, so nothing grows. The model itself reads a segment's last token, which updates the
     memory. Texts join and leave between steps, each at its own position in its segment; there are `len(decoder)`.
 
-    With `compiled` PyTorch compiles the step, with CUDA graphs on a GPU. This takes a minute for each of a few batch
-    sizes: `lanes`, half of it, a quarter and so on. Other numbers of texts are padded to the next size.
+    With `compiled` PyTorch compiles the step for each of a few batch sizes: `lanes`, half of it, a quarter and so on.
+    Other numbers of texts are padded to the next size. The step is one graph, on a GPU a CUDA graph. Only on a CPU the
+    layers of a deep model are called one by one and share a graph, which takes seconds to compile instead of minutes.
     """
 
     def __init__(self, model: RMKV, lanes: int = 1, *, compiled: bool = False) -> None:
@@ -55,12 +58,16 @@ class Decoder:
         self._turns = rotation(config, torch.arange(self._length, device=like.device), like.dtype)  # by offset
         self._states: list[State] = []  # of each lane when its segment or text began
         self._read_since: list[int] = []  # tokens read after these states
-        self._step, self._fixed = self._read, compiled
+        self._step, self._fixed, self._read_layer = self._read, compiled, _read_layer
         if compiled:
             for buffer in self._buffers():
                 torch._dynamo.mark_static_address(buffer)
-            mode = "reduce-overhead" if like.is_cuda else "default"
-            self._compiled = torch.compile(self._read, fullgraph=True, dynamic=False, mode=mode)
+            compiler = partial(torch.compile, fullgraph=True, dynamic=False, isolate_recompiles=True)
+            self._compiled = self._read
+            if like.is_cuda or len(self._blocks) < DEEP:
+                self._compiled = compiler(self._read, mode="reduce-overhead" if like.is_cuda else "default")
+            else:
+                self._read_layer = compiler(_read_layer, recompile_limit=2 * GRAPHS)  # with a store, and without
             self._step = self._read_padded
 
     def __len__(self) -> int:
@@ -189,33 +196,26 @@ class Decoder:
     def _read(self, tokens: Tensor) -> Tensor:
         """Read a token of each text, (B,), none of them its segment's last; return the inputs of the head, (B, D)."""
         model, B, end = self._model, len(tokens), self._first + self._most()
-        config, position, filled = model.config, self._position[:B], self._filled[:B, None, None]
-        place = filled[..., None] + self._first
+        config, position, filled = model.config, self._position[:B], self._filled[:B]
         turns = tuple(x[self._offset[:B], None, None] for x in self._turns)
         context = SegmentContext(
             ends_segment=False,
             mixed=False,
             has_memory=self._mask[:B, 0],  # which counts at a segment's end alone, like the next
-            mask=self._mask[:B].scatter_(3, place, 0.0)[..., :end],
+            mask=self._mask[:B].scatter_(3, self._first + filled[:, None, None, None], 0.0)[..., :end],
             pooling_mask=self._mask[:B, 0],
             rope=(turns[0], turns[1]) if config.position == "rotary" else None,
             rope_shift=None,
             has_store=None,
             recent_mask=make_recent_mask(position, self._mask.dtype),
-            write_index=(
-                place.expand(-1, config.key_value_heads, 1, config.head_width),
-                filled.expand(-1, 1, config.hidden_size),
-            ),
+            write_index=(torch.arange(B, device=tokens.device), self._first + filled, filled),
         )
         x = model.embed(tokens[:, None], position[:, None])
         for block, layer in zip(self._blocks, self._layers, strict=True):
             store, recent = (None if x is None else x[:B] for x in (layer.store, layer.recent))
             keys, values = layer.keys[:B, :, :end], layer.values[:B, :, :end]
             lanes = LayerState(layer.memory, None, store, recent, keys, values, layer.stream[:B])
-            x, after = block(x, layer.memory, lanes, context)
-            if store is not None and recent is not None:
-                store.copy_(after.store)
-                recent.copy_(after.recent)
+            x = self._read_layer(block, x, lanes, context)
         for counter in (self._position, self._offset, self._filled):
             counter[:B] += 1
         return model.norm(x)[:, 0]
@@ -226,3 +226,12 @@ class Decoder:
         A compiled step reads all, because its shapes are fixed; others read as many as the longest segment has.
         """
         return self._length if self._fixed else 1 + max(map(self._filled_of, range(len(self))))
+
+
+def _read_layer(block: RMKVBlock, x: Tensor, lanes: LayerState, context: SegmentContext) -> Tensor:
+    """Read a token of each text in one layer, (B, 1, D); write into its buffers and return its output, (B, 1, D)."""
+    x, after = block(x, lanes.memory, lanes, context)
+    if lanes.store is not None and lanes.recent is not None:
+        lanes.store.copy_(after.store)
+        lanes.recent.copy_(after.recent)
+    return x

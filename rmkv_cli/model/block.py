@@ -86,7 +86,7 @@ class RMKVBlock(nn.Module):
         residual = x + y
         pooled = y if self.published else residual
         if context.write_index is not None:
-            stream = _write(layer.stream, 1, context.write_index[1], pooled)
+            stream = _write(layer.stream, context.write_index[::2], pooled)
         else:
             stream = torch.cat([layer.stream, pooled], dim=1) if layer.stream.shape[1] else pooled
             remembered = self.lookback if context.ends_segment else layer.keys.shape[2] + T
@@ -123,15 +123,11 @@ class RMKVBlock(nn.Module):
 def _extend(remembered: Tensor, new: Tensor, n: int, context: SegmentContext) -> Tensor:
     """Return the keys or values to attend to, (B, G, K, d): new ones of n slots, the remembered, new ones of tokens."""
     if context.write_index is not None:
-        return _write(remembered, 2, context.write_index[0], new)
+        return _write(remembered.transpose(1, 2), context.write_index[:2], new.transpose(1, 2)).transpose(1, 2)
     slots, tokens = new.split_with_sizes([n, new.shape[2] - n], dim=2)
     return torch.cat([slots, remembered, tokens], dim=2)
 
 
-def _write(buffer: Tensor, dimension: int, index: Tensor, new: Tensor) -> Tensor:
-    """Write new entries into a buffer in place and return it."""
-    if buffer.dtype != torch.bfloat16:
-        return buffer.scatter_(dimension, index, new)
-    # On a CPU, scatter_ would convert the whole bfloat16 buffer to float32 and back.
-    buffer.view(torch.int16).scatter_(dimension, index, new.view(torch.int16))
-    return buffer
+def _write(buffer: Tensor, place: tuple[Tensor, ...], new: Tensor) -> Tensor:
+    """Write one new entry of each row, (B, 1, ...), into a buffer, (B, K, ...), in place, and return the buffer."""
+    return buffer.index_put_(place, new[:, 0])

@@ -54,10 +54,10 @@ class SegmentContext:
     """If mixed, (N, B * G, C, 1): 1 for a token of its chunk's last document, else 0."""
     same_document: tuple[Tensor, ...] = ()
     """If mixed, whether a chunk ends in the document that it began in, (B * G, 1, 1) per chunk."""
-    write_index: tuple[Tensor, Tensor] | None = None
-    """Where to write the one token of each row: an index into the buffers of keys and values (B, G, 1, d), and one into
-    the stream's (B, 1, D). The key and value buffers already contain the slots. None: without buffers, tokens are
-    appended."""
+    write_index: tuple[Tensor, Tensor, Tensor] | None = None
+    """Where to write the one token of each row, (B,) each: the row of the buffers, its place among their keys and
+    values, which already include the slots', and its place in the stream. None: without buffers, tokens are appended.
+    """
 
 
 def make_context(

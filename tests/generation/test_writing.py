@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 from rmkv_cli.config import MemoryConfig, ModelConfig
 from rmkv_cli.errors import UserError
 from rmkv_cli.generation import Decoder, SamplingConfig, Text, generate, read_prompt, read_prompts, together
+from rmkv_cli.generation.decoder import DEEP
 from rmkv_cli.generation.stop import StopStrings
 from rmkv_cli.model import RMKV
 from rmkv_cli.tokenizer import Special, train_tokenizer
@@ -343,9 +344,10 @@ def test_a_special_token_may_end_a_text(bytewise):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch's compiler itself calls it
-def test_a_compiled_step_writes_the_same(words):
+@pytest.mark.parametrize(("seed", "layers"), [(3, 1), (6, DEEP)])
+def test_a_compiled_step_writes_the_same(words, seed, layers):
     """Three texts in four lanes: the step is padded."""
-    model = make_model(3, vocab_size=words.vocab_size, num_hidden_layers=1)
+    model = make_model(seed, vocab_size=words.vocab_size, num_hidden_layers=layers)
     prompt = read_prompt(model, words, "the cat")
     written = []
     for decoder in (Decoder(model, 4), Decoder(model, 4, compiled=True)):
@@ -359,10 +361,11 @@ def test_a_compiled_step_writes_the_same(words):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
-def test_however_many_texts_are_left_few_graphs_are_compiled(words, monkeypatch):
+@pytest.mark.parametrize(("seed", "layers", "graphs"), [(3, 1, 1), (6, DEEP, 2)])  # layers with and without a store
+def test_however_many_texts_are_left_few_graphs_are_compiled(words, seed, layers, graphs, monkeypatch):
     """Texts end one after the other, so their number takes every value; it is padded to a few sizes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # counts alike, and is quick
-    model = make_model(3, vocab_size=words.vocab_size, num_hidden_layers=1)
+    model = make_model(seed, vocab_size=words.vocab_size, num_hidden_layers=layers)
     prompts = read_prompts(model, words, [["the cat"] if i % 2 else ["a dog on"] for i in range(12)])
     written = []
     for compiled in (False, True):
@@ -372,5 +375,5 @@ def test_however_many_texts_are_left_few_graphs_are_compiled(words, monkeypatch)
         done = list(together(Decoder(model, 12, compiled=compiled), texts))
         assert {len(text.ids) for text in done} == set(range(2, 26, 2))
         written.append([(text.text, text.stop_reason, text.fault) for text in texts])
-        assert counters["stats"]["unique_graphs"] == 4 * compiled  # of 12, 6, 3 and 1
+        assert counters["stats"]["unique_graphs"] == 4 * graphs * compiled  # of 12, 6, 3 and 1
     assert written[0] == written[1]

@@ -79,7 +79,8 @@ def generate(
         typer.Option(metavar="NOTES", help="Continue from a state that `rmkv read` saved; the prompt follows it."),
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the decoding step; takes up to a minute and pays off for long texts.")
+        bool,
+        typer.Option("--compile", help="Compile the decoding step; takes up to a minute, pays off for long texts."),
     ] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Show the share of the memory bandwidth that decoding used.")

@@ -14,7 +14,7 @@ from rmkv_cli.model.positions import rotation
 from rmkv_cli.model.precision import widen
 
 GRAPHS = 8  # compiled batch sizes
-DEEP = 12  # layers from which a CPU compiles one layer, not the whole step
+DEEP = 12  # layers from which a CPU compiles a single layer in place of the whole step
 
 
 class Decoder:
@@ -25,8 +25,8 @@ class Decoder:
     memory. Texts join and leave between steps, each at its own position in its segment; there are `len(decoder)`.
 
     With `compiled` PyTorch compiles the step for each of a few batch sizes: `lanes`, half of it, a quarter and so on.
-    Other numbers of texts are padded to the next size. The step is one graph, on a GPU a CUDA graph. Only on a CPU the
-    layers of a deep model are called one by one and share a graph, which takes seconds to compile instead of minutes.
+    Other numbers of texts are padded to the next size. The step is one graph, on a GPU a CUDA graph. On a CPU, layers
+    of a deep model share one graph instead, which compiles in seconds rather than minutes.
     """
 
     def __init__(self, model: RMKV, lanes: int = 1, *, compiled: bool = False) -> None:

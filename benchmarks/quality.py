@@ -1,12 +1,12 @@
-"""How good RMKV is beside models of other kinds: as many parameters, the same tokens, tokenizer and order of the data.
+"""Compare RMKV with models of other kinds, and with its own other settings, at equal parameters, tokens and data order.
 
 python benchmarks/quality.py run
 python benchmarks/quality.py run --rows RMKV Llama --seeds 0
 python benchmarks/quality.py table
 python benchmarks/quality.py cost
 
-Goes on where it stopped: what is in quality/results.jsonl is not run again. Runs lie in `runs/quality`. A row takes
-minutes a seed on one core; with OMP_NUM_THREADS=1 two can run at once. It needs the extra `bench`.
+Results in quality/results.jsonl are not computed again, and a stopped run resumes. Runs are stored in `runs/quality`. A
+row takes minutes per seed on one core; with OMP_NUM_THREADS=1 two can run at once. It needs the extra `bench`.
 """
 
 import argparse

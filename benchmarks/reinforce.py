@@ -15,7 +15,7 @@ tuned on. Results in reinforce/results.jsonl are not computed again, and a stopp
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -239,8 +239,13 @@ def table(task: str) -> str:
     """Return a task's results as a Markdown table: mean ± standard deviation over the seeds."""
     found = [result for result in results() if result["task"] == task]
     columns = [key for key, value in max(found, key=len, default={}).items() if isinstance(value, float)]
-    lines = [f"| {task} | seeds | {' | '.join(columns)} |", f"| --- | --- |{' --- |' * len(columns)}"]
-    for row in ROWS:
+    return rows_table(f" {task}", found, ROWS, columns)
+
+
+def rows_table(name: str, found: Sequence[dict[str, Any]], rows: Iterable[str], columns: Sequence[str]) -> str:
+    """Return results by row as a Markdown table: mean ± standard deviation over the seeds."""
+    lines = [f"|{name} | seeds | {' | '.join(columns)} |", f"| --- | --- |{' --- |' * len(columns)}"]
+    for row in rows:
         if runs := [result for result in found if result["row"] == row]:
             cells = (spread([run[column] for run in runs]) for column in columns)
             lines.append(f"| {row} | {len(runs)} | {' | '.join(cells)} |")

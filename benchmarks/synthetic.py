@@ -3,8 +3,8 @@
 python benchmarks/synthetic.py run
 python benchmarks/synthetic.py table
 
-A document names the people of a village and tells stories of others; a question asks for one of the names. A model of
-0.1M parameters learns such documents, a few of which end with questions and answers. It then writes questions and
+A document names the people of a village, and stories about others follow; a question asks for one of the names. A model
+of 0.1M parameters learns such documents, a few of which end with questions and answers. It then writes questions and
 answers about many new documents (`rmkv data generate`), and the generator of the documents verifies them. From this
 model, each row of the table trains further with equal tokens: half of them as before, the other half the new documents
 alone, with all written pairs, or with those that are right. Each result answers questions about held-out documents at
@@ -21,8 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from memory import spread
-from reinforce import settings, trained
+from reinforce import rows_table, settings, trained
 from tuning import rmkv
 
 from rmkv_cli.config import DataRecipe, MixConfig, dump_toml
@@ -151,12 +150,7 @@ def results() -> list[dict[str, Any]]:
 def table() -> str:
     """Return the results as a Markdown table: mean ± standard deviation over the seeds."""
     columns = ["all", *(f"stories={n}" for n in STORIES)]
-    lines = [f"| | seeds | {' | '.join(columns)} |", f"| --- | --- |{' --- |' * len(columns)}"]
-    for row in ROWS:
-        if runs := [result for result in results() if result["row"] == row]:
-            cells = (spread([run[column] for run in runs]) for column in columns)
-            lines.append(f"| {row} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return rows_table("", results(), ROWS, columns)
 
 
 def main() -> None:

@@ -56,9 +56,11 @@ ROWS: dict[str, list[object]] = {  # options of `rmkv quantize`
     "int4": ["--bits", 4, "--group-size", 32],
 }
 QUANTIZED = ("int8", "int4")
+COMPILED = ", compiled"  # end of the name of a row that decodes with a compiled step
 KEEP = {(SMALL, "int4"): ["--keep", "feed_forward.down"]}  # whose 393 columns no group size divides
 READER = "int8"  # reads the contexts
 LLAMA = "llama.cpp, Q4_1"
+BESIDE_LLAMA = (*QUANTIZED, *(f"{row}{COMPILED}" for row in QUANTIZED))
 
 RECALL = ["--set", "pairs=[16]", "--set", "segments=[1,3]", "--examples", 128]
 MOST = 100_000  # tokens of the small model's held-out text
@@ -69,17 +71,19 @@ DECODED, ROUNDS = 24, 3
 LIMIT = 1.5  # memory for loading and decoding, as a multiple of the folder's size
 
 
-def prepare(wheel: Path | None) -> None:
-    """Make all models, and quantize them, unless they exist."""
+def prepare(models: list[str], wheel: Path | None) -> None:
+    """Make the models, and quantize them, unless they exist."""
     WORK.mkdir(parents=True, exist_ok=True)
     quality.prepare()
-    quality.trained("RMKV", quality.config_of("RMKV", 0))
-    convert.prepare(wheel)
-    if not SOURCES[LARGE].exists():
+    if SMALL in models:
+        quality.trained("RMKV", quality.config_of("RMKV", 0))
+    if IMPORTED in models:
+        convert.prepare(wheel)
+    if LARGE in models and not SOURCES[LARGE].exists():
         torch.manual_seed(0)
         with atomic_directory(SOURCES[LARGE]) as folder:
             write_model(folder, RMKV(load_config(preset_path(LARGE)).model), Tokenizer.load(quality.TOKENIZER))
-    for model in MODELS:
+    for model in models:
         for row, options in ROWS.items():
             if not (folder := folder_of(model, row)).exists():
                 rmkv("quantize", SOURCES[model], "--out", folder, *options, *KEEP.get((model, row), []))
@@ -128,17 +132,17 @@ def speed(model: str) -> Iterator[dict[str, Any]]:
     for number in range(ROUNDS):
         for row, ours in models.items():
             ids = torch.randint(ours.config.vocab_size, (1, PROMPT))
-            rate = decoding(ours, ours.hidden(ids[:, :INSIDE])[1])
+            state = ours.hidden(ids[:, :INSIDE])[1]
+            rates = {"decode": decoding(ours, state), "decode, compiled": decoding(ours, state, compiled=True)}
             begun = time.process_time()
             ours.head(ours.hidden(ids)[0][:, -1])
             prefill = PROMPT / (time.process_time() - begun)
-            figures = {"decode": rate, f"prefill of {PROMPT}": prefill}
-            yield {"model": model, "row": row, "round": number} | figures
+            yield {"model": model, "row": row, "round": number} | rates | {f"prefill of {PROMPT}": prefill}
 
 
-def decoding(model: RMKV, state: State) -> float:
+def decoding(model: RMKV, state: State, *, compiled: bool = False) -> float:
     """Return the tokens per second of decoding after a state."""
-    decoder = Decoder(model)
+    decoder = Decoder(model, compiled=compiled)
     decoder.add(state)
     token = decoder.step(torch.zeros(1, dtype=torch.int64)).argmax(-1)
     begun = time.process_time()
@@ -178,7 +182,8 @@ def stored(context: int) -> Path:
 
 def after(row: str, context: int) -> dict[str, Any]:
     """Return the decoding speed of a row's SmolLM2 after a context, and the peak memory of its process."""
-    rate = decoding(loaded(IMPORTED, row), State.load(stored(context)))
+    ours = loaded(IMPORTED, row.removesuffix(COMPILED))
+    rate = decoding(ours, State.load(stored(context)), compiled=row.endswith(COMPILED))
     return {"tokens per second": rate, "MB": peak() / 1e6}
 
 
@@ -243,7 +248,7 @@ def run(steps: list[str], models: list[str], llama: Path | None) -> None:
             record("speed", *child("speed", model))
     for number in range(ROUNDS) if "contexts" in steps else ():
         for context in CONTEXTS:
-            for row in [*([LLAMA] if llama else []), *QUANTIZED]:
+            for row in [*([LLAMA] if llama else []), *BESIDE_LLAMA]:
                 key = {"row": row, "context": context, "round": number}
                 if not missing(step="contexts", **key):
                     continue
@@ -321,7 +326,7 @@ def ratio(rounds: list[dict[str, Any]], row: str, key: str, base: str = "fp32") 
 
 def context_table() -> list[str]:
     """Return decoding speeds after each context beside llama.cpp, and peak memory."""
-    rows = [LLAMA, *QUANTIZED]
+    rows = [LLAMA, *BESIDE_LLAMA]
     lines = [f"| after tokens | {' | '.join(rows)} | {' | '.join(f'MB, {row}' for row in rows)} |"]
     lines.append(f"|{' --- |' * (1 + 2 * len(rows))}")
     for context in CONTEXTS:
@@ -371,7 +376,7 @@ def main() -> None:
     if options.what == "table":
         print(table())
     elif options.what == "run":
-        prepare(options.wheel)
+        prepare(options.models, options.wheel)
         run(options.steps, options.models, options.llama)
     else:
         torch.set_num_threads(1)

@@ -33,6 +33,7 @@ def outcomes(folder, first, count):
     return {place: case["outcome"] for place, case in cases.items()}
 
 
+@pytest.mark.slow
 def test_a_few_cases_of_each_kind(tmp_path):
     assert len({kind for kind, _ in outcomes(tmp_path, 0, 2)}) >= 20
 

@@ -32,6 +32,7 @@ def site(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_every_page_is_built_and_in_the_navigation_of_each(site):
     assert {path.stem for path in PAGES} <= {path.stem for path in site.glob("*.html")}
     navigation = re.search(r'<div class="sidebar-tree">.*?</div>', (site / "cli.html").read_text(), re.DOTALL)[0]
@@ -52,6 +53,7 @@ def test_it_takes_nothing_from_another_host(site):
     assert [name for name in taken if re.match(r"(\w+:)?//", name)] == []
 
 
+@pytest.mark.slow
 def test_broken_links_are_errors(tmp_path):
     for name in ("conf.py", "cli.md"):
         shutil.copy(DOCS / name, tmp_path)

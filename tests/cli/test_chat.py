@@ -52,6 +52,7 @@ def position(notes, saved):
     return int(load_notes(notes, *saved[1:]).state.position)
 
 
+@pytest.mark.slow
 def test_lines_are_answered_and_the_memory_survives_the_process(saved, run, tmp_path):
     folder, model, tokenizer = saved
     notes, book = tmp_path / "notes.rmkv", tmp_path / "a book.txt"

@@ -61,6 +61,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_mix_and_inspect_print_the_figures_of_the_mix(folder):
     home = os.environ | {"HOME": str(folder / "home")}
     done = rmkv("mix", "mix.toml", "--tokenizer", "t.json", "--out", "out", "--workers", 2, cwd=folder, env=home)
@@ -132,6 +133,7 @@ def chats(folder):
     return Tokenizer.load(folder / "t.json")
 
 
+@pytest.mark.slow
 def test_the_supervised_tokens_of_a_prepared_mix_are_shown_in_a_pipe_and_in_json(folder, chats):
     shown = rmkv("inspect", "chats", "--tokens", "1k", cwd=folder).stdout
     answer = "⟦<think>é</think>two\x1b[2J<start>⟧"

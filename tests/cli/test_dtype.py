@@ -108,6 +108,7 @@ def test_a_chat_in_bfloat16_resumes_in_float32(folder, models, tmp_path, shown):
     assert int(load_notes(notes, models[0], models[2]).state.position) > messages
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_trained_model_hardly_changes(trained, printed):
     run, data = trained
     ask = ["eval", "--model", run, "--data", data, "--json"]
@@ -121,6 +122,7 @@ def test_the_loss_of_a_trained_model_hardly_changes(trained, printed):
     assert abs(narrow["memory"]["reset_cost_bits_per_byte"] - wide["memory"]["reset_cost_bits_per_byte"]) < BITS
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_evaluations_of_both_dtypes(trained, printed):
     run, data = trained
     task = ["--task", "recall", "--set", "segments=[1]", "--set", "pairs=[1]", "--set", "segment_length=40"]

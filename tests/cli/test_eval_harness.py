@@ -21,6 +21,7 @@ def offline(place, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 def test_json_of_several_tasks_and_nothing_else_on_stdout(place):
     tasks = "own_choice, own_prose,own_writing"
     done = rmkv("eval", "--model", place / "model", "--harness", tasks, "--include", place, "--limit", 5, "--json")

@@ -27,6 +27,7 @@ def names(run):
     return {path.name for path in (run / "evaluations").glob("*")}
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_printed_json_with_its_step_and_command(run, data, printed):
     printed_report = json.loads(printed("eval", "--model", run, "--data", data, "--json"))
     kept = json.loads((run / "evaluations" / "validation.json").read_text())
@@ -77,6 +78,7 @@ def test_a_copy_among_the_checkpoints_is_not_the_latest(run, data, tmp_path, pri
     assert kept_evaluations(other)["validation-no-memory"].step == step
 
 
+@pytest.mark.slow
 def test_another_path_content_or_setting_is_a_separate_evaluation(run, printed, tmp_path):
     def new_names(*arguments):
         before = names(run)
@@ -101,6 +103,7 @@ def test_another_path_content_or_setting_is_a_separate_evaluation(run, printed, 
     assert new_names("--task", "recall", *TASK[4:], "--set", "segments=[0, 1]", "--examples", 1) == 0
 
 
+@pytest.mark.slow
 def test_evaluations_saved_by_an_earlier_version_are_still_read(run, data, printed):
     printed("eval", "--model", run, "--data", data)
     old = run / "evaluations" / "file-old.txt.json"

@@ -37,6 +37,7 @@ def test_a_table_and_a_heat_map(place, printed):
     assert (place / "heat.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_table_too_wide_for_the_terminal_is_divided_without_breaking_headers(place, printed, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     small = [word for key in ("keys=4", "pairs=[1,2]", "segments=[0,1,2,3,1000]") for word in ("--set", key)]

@@ -117,6 +117,7 @@ def test_a_model_is_trained_and_exported_with_its_own_tokenizer(tmp_path, run, n
     assert Tokenizer.load(tmp_path / "back").hash == tokenizer.hash
 
 
+@pytest.mark.slow
 def test_a_mix_is_streamed_with_a_foreign_tokenizer_and_the_run_resumes(tmp_path, run):
     model = save_model(tmp_path / "model", "mistral")
     write_sources(tmp_path)

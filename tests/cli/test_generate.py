@@ -33,6 +33,7 @@ def run(monkeypatch, capsys, *arguments, stdin=b""):
     return capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_command_generates_what_the_library_generates(saved):
     folder, model, tokenizer = saved
     expected = generate(model, tokenizer, TEXT, SamplingConfig(seed=7), 30)
@@ -104,6 +105,7 @@ def test_stop_strings(saved, monkeypatch, capsys):
     assert "ended by stop" in cut.err
 
 
+@pytest.mark.slow
 def test_the_text_is_streamed_and_ctrl_c_ends_it_cleanly(saved):
     arguments = ["generate", "--model", str(saved[0]), "--prompt", "", "--max-tokens", "100000000"]
     with subprocess.Popen(

@@ -65,6 +65,7 @@ print("imported:", sorted(heavy))
     assert done.stdout.count("Example: rmkv ") == len(COMMANDS)
 
 
+@pytest.mark.slow
 def test_params_and_config_report_as_tables_and_as_json(printed):
     for name in ("params", "count-params"):
         report = json.loads(printed(name, "--preset", "600m", "--json"))
@@ -159,6 +160,7 @@ def small_run(tmp_path, printed):
     return ["--preset", "tiny", "--data", tmp_path / "data", "--run", tmp_path / "run", *sets]
 
 
+@pytest.mark.slow
 def test_train_from_the_command_line_and_its_json(small_run, shown, monkeypatch, capsys, tmp_path):
     done = rmkv("model", "train", *small_run, "--json")
     assert done.returncode == 0, done.stderr
@@ -176,6 +178,7 @@ def test_train_from_the_command_line_and_its_json(small_run, shown, monkeypatch,
     assert "contains other files and is not a run" in error(*small_run, "--run", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_training_with_one_line_and_leaves_only_complete_checkpoints(small_run, tmp_path):
     """No file may pass 40 kB: the first checkpoint's weights are larger."""
     command = [sys.executable, "-m", "rmkv_cli", "train", *map(str, small_run)]

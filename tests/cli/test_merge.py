@@ -110,6 +110,7 @@ def test_chat_and_notes_use_the_adapted_model(folders, tmp_path, shown, monkeypa
     )
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_an_adapter_is_saved_beside_the_one_without(tmp_path, printed):
     run = train_small_run(make_data(tmp_path / "mix"), tmp_path / "run")
     (tmp_path / "adapter").mkdir()

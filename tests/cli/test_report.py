@@ -11,6 +11,7 @@ def run(tmp_path_factory):
     return train_small_run(make_data(place / "story"), place / "first", tokens=300)
 
 
+@pytest.mark.slow
 def test_the_report_s_paths_are_printed_and_json_contains_the_figures(run, printed, tmp_path, monkeypatch):
     assert printed("report", run) == f"{run}/report/index.html\n{run}/report/report.md\n"
     output = json.loads(printed("report", run, "--out", tmp_path / "mine", "--json"))

@@ -37,6 +37,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_train_writes_a_tokenizer_once_and_prints_its_compression(folder):
     figures = json.loads(printed("train", "mix.toml", "--vocab-size", 270, "--out", "new.json", "--json", cwd=folder))
     assert figures["vocab_size"] == 270
@@ -60,6 +61,7 @@ def test_a_full_disk_leaves_no_partial_tokenizer_and_is_one_line(folder):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_encode_then_decode_gives_back_the_bytes(folder):
     data = "né <eod>\r\n\t 12\0 😀".encode()
     (folder / "data.bin").write_bytes(data)

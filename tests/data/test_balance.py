@@ -25,6 +25,7 @@ def run(balance, random, longest, until):
         balance.count(source, random.randint(1, longest[source]))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(weights, st.randoms(use_true_random=False))
 def test_no_source_is_ahead_by_more_than_its_last_document_or_behind_by_more_than_the_others(weights, random):

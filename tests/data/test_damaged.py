@@ -170,6 +170,7 @@ def test_lines_that_each_open_a_quote_take_linear_time(tmp_path, monkeypatch):
     assert given < 4 * 3000
 
 
+@pytest.mark.slow
 def test_an_unclosed_quote_does_not_load_the_whole_file_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_blocks, "SPAN_BYTES", 500)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)

@@ -230,6 +230,7 @@ def test_a_shard_s_content_is_verified_when_it_is_first_read(folder):
         documents[len(documents) - 1]
 
 
+@pytest.mark.slow
 def test_documents_read_with_max_tokens_contain_no_more(tmp_path, tokenizer, write_jsonl):
     text = "".join(f"Line {i} of a long text.\n" for i in range(150_000))
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff")  # which nobody is to come to

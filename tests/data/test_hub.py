@@ -157,6 +157,7 @@ def test_a_permanent_failure_is_one_line(hub, environment, tmp_path, dataset, ke
         assert error.endswith("then log in with `hf auth login`, or set HF_TOKEN")
 
 
+@pytest.mark.slow
 def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub, environment, sets, tmp_path):
     repo = sets / "some/records"
     repo.mkdir(parents=True)
@@ -170,6 +171,7 @@ def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub,
     assert f"{tmp_path / FINEWEB} hides the data set of that name" in error
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_retried(hub, environment, tmp_path):
     hub.fail("/api/datasets", 1, slow=60)
     done = inspect(environment, tmp_path, FINEWEB, first="from rmkv_cli.data import hub; hub.TIMEOUT = 1.0")
@@ -190,6 +192,7 @@ for _, item in read_source(source, open_source(source, Path()), [0]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "fault"), [("parquet", {"status": 503}), ("jsonl", {"cut": 1000})])
 def test_a_file_is_reopened_at_its_last_block_when_the_library_gives_up(hub, environment, sets, kind, fault):
     """The faults outlast the library's six tries in the middle of a file that does not fit its read-ahead."""
@@ -216,6 +219,7 @@ def test_a_file_is_reopened_at_its_last_block_when_the_library_gives_up(hub, env
     assert sorted(found) == sorted(texts)
 
 
+@pytest.mark.slow
 def test_a_renamed_data_set_is_found_and_an_unreachable_hub_is_reported(hub, environment, tmp_path):
     hub.fail("old/name", 99, moved=FINEWEB)
     done = inspect(environment, tmp_path, "old/name")

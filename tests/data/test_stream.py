@@ -68,6 +68,7 @@ def test_the_mixer_resumes_from_any_document(tmp_path, tokenizer, mix, monkeypat
             assert rest == given[at:]
 
 
+@pytest.mark.slow
 def test_rows_of_a_stream_equal_those_of_the_prepared_mix_and_resume_exactly(tmp_path, tokenizer, mix, monkeypatch):
     prepare(mix, tmp_path, tokenizer, tmp_path / "out", 2)
     documents = Documents.open(tmp_path / "out", "train")
@@ -91,6 +92,7 @@ def test_rows_of_a_stream_equal_those_of_the_prepared_mix_and_resume_exactly(tmp
             state = pickle.dumps(place())
 
 
+@pytest.mark.slow
 def test_a_long_document_of_a_stream_is_one_document_and_resumes_from_any_row(tmp_path, tokenizer, mix_of):
     lines = "".join(f"Line {i} of a long text. " * (i % 9) + "\n" for i in range(12_000))
     (tmp_path / "a.txt").write_text(lines)
@@ -173,6 +175,7 @@ def test_an_exhausted_source_is_repeated_dropped_or_ends_the_mix(tmp_path, token
     assert ends["stop"][1] < 50
 
 
+@pytest.mark.slow
 def test_the_end_of_the_data_and_its_faults_are_reported(tmp_path, tokenizer, write_jsonl, monkeypatch):
     write_jsonl("a.jsonl", ["one", "two", "three"])
     source = {"kind": "files", "name": "a", "weight": 1, "files": ["a.jsonl"], "when_dry": "stop"}

@@ -173,6 +173,7 @@ def test_ids_and_learned_tokens_match_those_worked_out_by_hand(tmp_path, tokeniz
         assert ended_by_start == (kind != "prompt_response")
 
 
+@pytest.mark.slow
 def test_neighbours_in_a_lane_learn_the_same_tokens_as_alone_prepared_or_streamed(tmp_path, tokenizer, conversations):
     text = {"kind": "files", "name": "text", "weight": 1, "files": ["prompt_response.jsonl"], "text_column": "prompt"}
     sources = [source_of("messages", supervise="all"), *map(source_of, FORMATS[1:]), text]

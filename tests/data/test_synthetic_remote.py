@@ -144,6 +144,7 @@ def journalled(folder):
     return {json.loads(line)["key"] for line in lines if line.endswith(b"\n")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "parallel"),
     [

@@ -75,6 +75,7 @@ def test_the_memory_of_the_same_text_is_no_other_memory():
     assert effect.reset_cost != pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_needed_memory_shows_in_the_loss():
     """Segments of two without look-back, `EOD k | 0 k | 0 k ...`: that k follows 0 only the memory knows."""
     torch.manual_seed(0)

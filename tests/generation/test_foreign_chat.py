@@ -27,10 +27,10 @@ from rmkv_cli.training.checkpoint import write_model
 GREEDY, WARM = SamplingConfig(temperature=0), SamplingConfig(temperature=1, top_p=1, seed=3)
 
 
-def loaded(name, spare=3):
+def loaded(name, spare=3, **shape):
     """A float64 model with a vocabulary slightly larger than the tokenizer's, and the tokenizer."""
     tokenizer = Tokenizer.from_files(foreign_files(name))
-    return make_model(vocab_size=tokenizer.vocab_size + spare), tokenizer
+    return make_model(vocab_size=tokenizer.vocab_size + spare, **shape), tokenizer
 
 
 def assert_read(model, conversation, ids):
@@ -91,7 +91,7 @@ def test_nothing_is_read_before_the_first_message(tmp_path):
 
 @pytest.mark.parametrize("name", ["smollm2", "mistral"])
 def test_a_text_of_any_length_is_read_as_a_message(tmp_path, name):
-    model, tokenizer = loaded(name)
+    model, tokenizer = loaded(name, segment_length=64)
     (tmp_path / "long.txt").write_text("It is so. " * 3000)
     whole, streamed = (Conversation(model, tokenizer, GREEDY, 4) for _ in range(2))
     with (tmp_path / "long.txt").open("rb") as file:

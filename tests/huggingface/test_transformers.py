@@ -79,6 +79,7 @@ def both(request, models, answers):
     return *models[1][request.param], answers[request.param]
 
 
+@pytest.mark.slow
 def test_the_logits_and_the_loss_are_the_same(both, ids):
     model, _, found = both
     with torch.no_grad():

@@ -11,10 +11,9 @@ from rmkv_cli.training.loss import row_loss
 SHAPES = [*({"memory": memory} for memory in [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}]), *IMPORTED]
 
 
-@pytest.mark.parametrize("replay", [True, False])
-@pytest.mark.parametrize("border", [0, 7], ids=["one document", "two documents"])
+@pytest.mark.parametrize(("replay", "border"), [(True, 0), (False, 7)], ids=["one document", "two documents"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_row_s_loss_and_gradients(shape, border, replay):
+def test_a_row_s_loss_and_gradients(shape, replay, border):
     model = make_model(**shape).to("meta").requires_grad_(True)
     ids = torch.zeros(2, 20, dtype=torch.int64, device="meta")
     documents = torch.tensor([0] * border + [1] * (20 - border)).expand(2, -1)  # on the CPU, where rows come from

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import pytest
 from report_pages import Page, data_of, section
 from trained_run import make_data, train_small_run
 
@@ -15,6 +16,7 @@ def compare(*runs):
     return written.markdown.read_text(encoding="utf-8"), Page(written.html), written
 
 
+@pytest.mark.slow
 def test_curves_figures_and_what_differs(evaluated, tmp_path):
     run, found = evaluated
     other = train_small_run(data_of(run), tmp_path / "other", memory={"slots": 4}, tokens=400)
@@ -41,6 +43,7 @@ def test_curves_figures_and_what_differs(evaluated, tmp_path):
     assert "different" not in "".join(page.texts["blockquote"])
 
 
+@pytest.mark.slow
 def test_other_data_and_tokenizers_are_warned_of(run, tmp_path):
     data = make_data(tmp_path / "else", source="else", vocab=275)
     other = train_small_run(data, tmp_path / "other", tokens=300)

@@ -123,6 +123,7 @@ def test_texts_of_the_run_are_shown_literally(run):
     assert f"````text\n{NASTY}\n````" in markdown
 
 
+@pytest.mark.slow
 def test_a_missing_measurement_is_shown_with_its_command(run):
     markdown, _, _ = report_of(run)
     for title in ("Final evaluation", "Loss by position", "Memory"):

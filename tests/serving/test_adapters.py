@@ -44,6 +44,7 @@ def test_they_share_the_weights_of_the_base(models):
     assert {model.embedding.weight.data_ptr() for model in models.values()} == {weight.data_ptr()}
 
 
+@pytest.mark.slow
 def test_each_is_a_model_that_writes_its_own_text_beside_the_others(client, loaded, models):
     assert [model.id for model in client.models.list()] == ["small", "poet", "critic"]
     assert client.models.retrieve("critic").id == "critic"

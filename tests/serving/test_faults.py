@@ -78,6 +78,7 @@ def broken(request, server, monkeypatch):
 
 
 class TestAText:
+    @pytest.mark.slow
     def test_ends_alone(self, server, broken, expected, capsys):
         others = [CAT | {"seed": seed, "max_tokens": 200} for seed in (1, 2)]
         texts = {}

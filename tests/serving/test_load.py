@@ -126,6 +126,7 @@ FUZZ = settings(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     path=st.sampled_from(sorted(OF_EACH)),

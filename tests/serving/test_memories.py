@@ -213,6 +213,7 @@ class TestBounds:
             server.ask("DELETE", "/v1/memories/a")
             assert server.ask("POST", "/v1/memories", json={"name": "c", "text": "a"}).status_code == 201
 
+    @pytest.mark.slow
     def test_the_bytes_do_not_grow_with_the_text(self, server, memories):
         """Nor do the tensors keep larger ones alive, of which they would be parts."""
         memories("POST", name="dogs", text="a")

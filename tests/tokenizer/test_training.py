@@ -81,6 +81,7 @@ def test_words_that_training_sees_whole_give_what_the_library_itself_makes_of_th
     assert train_tokenizer(iter(words), 300).to_json() == library.to_str()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_merging_which_would_take_minutes(tmp_path, sent):
     characters = random.Random(0).choices([chr(code) for code in range(0x4E00, 0x6E00)], k=2_000_000)

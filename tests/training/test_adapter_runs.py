@@ -82,6 +82,7 @@ def test_targets_of_the_config_are_those_that_are_trained(tuned, tmp_path):
         train(tuned(adapter={"targets": ["qk"]}), tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_and_resumed_it_is_bit_for_bit_the_same(tuned, tmp_path, monkeypatch, precision):
     config = tuned(precision=precision, on_bad_step="rollback")

@@ -77,6 +77,7 @@ def test_held_out_documents_without_answers_are_no_validation(make_config, chats
     )
 
 
+@pytest.mark.slow
 def test_a_model_learns_where_its_answers_end(make_config, chats, tmp_path, tokenizer):
     """Answers are followed by a prompt or by the end of the document, and the model ends them after their last word."""
     turns = [("user", "the cat"), ("assistant", "sat on mat"), ("user", "a dog"), ("assistant", "ran")]

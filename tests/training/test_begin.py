@@ -62,6 +62,7 @@ def test_its_config_repeats_the_run_bit_for_bit(begun, tmp_path, monkeypatch, ca
     assert_same_run(run, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_without_the_source_it_is_bit_for_bit_the_same(begun, source, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(find_model(source), copy)
@@ -74,6 +75,7 @@ def test_stopped_and_resumed_without_the_source_it_is_bit_for_bit_the_same(begun
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint_it_starts_from_the_same_weights_or_not_at_all(
     begun, source, tmp_path, monkeypatch, capsys
 ):
@@ -146,6 +148,7 @@ def test_data_of_another_tokenizer_are_refused(begun, source, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_stream_is_tokenized_as_the_model_was(streamed, source, tmp_path, monkeypatch, capsys):
     (tmp_path / "recipe.toml").write_text(dump_toml(streamed(tokens=300, tokenizer="gone.json")))
     command = ["train", "--from", source, "--config", tmp_path / "recipe.toml", "--run", tmp_path / "run"]

@@ -27,6 +27,7 @@ def step(model, rows, segments, border, segment=None):
 
 
 # PyTorch's tracing itself asks for these gradients, and makes such an object.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def step(model, rows, segments, border, segment=None):
         ({"memory": {"store": 0}, "position": "sinusoidal"}, 2, False),
         ({"memory": {"cell": "lstm"}, "position": "learned"}, 1, True),
         (IMPORTED[-1], 2, False),
-        pytest.param({"memory": {"cell": "lstm"}, "position": "learned"}, 1, False, marks=pytest.mark.slow),
+        ({"memory": {"cell": "lstm"}, "position": "learned"}, 1, False),
     ],
     ids=str,
 )

@@ -117,6 +117,7 @@ def test_micro_batches_give_the_figures_and_gradients_of_the_whole_batch(kind, s
             torch.testing.assert_close(its[name], gradient, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "stages", "how"), [("rmkv", [], "fsdp"), pytest.param("llama", STAGES, "ddp", marks=pytest.mark.slow)]
 )
@@ -142,6 +143,7 @@ def test_two_processes_distil_as_one_does(forker, distilling, tmp_path, kind, st
         torch.testing.assert_close(weights(tmp_path / "run")[name], x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rmkv", "llama"])
 def test_resumed_it_ends_bit_for_bit_as_if_it_had_not_been_stopped(distilling, tmp_path, monkeypatch, kind):
     config = distilling(kind, teacher={"share": 0.5, "temperature": 2.0}, precision="bf16")
@@ -149,6 +151,7 @@ def test_resumed_it_ends_bit_for_bit_as_if_it_had_not_been_stopped(distilling, t
     assert_same_run(whole, stopped_and_resumed(monkeypatch, config, tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_run_resumed_in_any_stage_equals_an_uninterrupted_one(distilling, tmp_path, monkeypatch, stop):
     config = distilling("llama", stages=STAGES)
@@ -156,6 +159,7 @@ def test_a_run_resumed_in_any_stage_equals_an_uninterrupted_one(distilling, tmp_
     assert_same_run(whole, stopped_and_resumed(monkeypatch, config, tmp_path / "run", stop))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_killed_run_resumes_from_its_checkpoint_and_ends_the_same(distilling, tmp_path, step):
     config = distilling("llama", stages=STAGES, keep_last=9)
@@ -164,6 +168,7 @@ def test_a_killed_run_resumes_from_its_checkpoint_and_ends_the_same(distilling, 
     assert_same_run(train(config, run, resume=True).run, whole)
 
 
+@pytest.mark.slow
 def test_each_stage_has_its_own_parameters_and_records(distilling, tmp_path):
     config = distilling("llama", stages=STAGES, checkpoint_every=1, eval_every=100, keep_last=100)
     run = train(config, tmp_path / "run").run
@@ -236,6 +241,7 @@ def test_a_trial_uses_rows_that_the_teacher_can_read(distilling, tmp_path):
     assert dry_run(distilling("llama", stages=stages), tmp_path / "run")["steps"] > 0
 
 
+@pytest.mark.slow
 def test_the_run_records_its_teacher_and_refuses_another(distilling, teachers, tmp_path, monkeypatch):
     config = distilling("rmkv")
     stop_at(monkeypatch, 3)
@@ -268,6 +274,7 @@ def test_an_import_has_nothing_to_learn_within_its_window(distilling, teachers, 
         assert others[-1][figure] > 1e-3
 
 
+@pytest.mark.slow
 def test_aligned_layers_approach_the_teachers(distilling, tmp_path):
     stages = [{"kind": "align", "share": 1}]
     keys = {"tokens": 4000, "learning_rate": 2e-2, "checkpoint_every": 400, "eval_every": 400, "stages": stages}

@@ -63,6 +63,7 @@ def flatten(record):
     return {key: x for key, x in (record | record.get("validation", {})).items() if key not in left_out}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rows_and_give_the_curve_of_one(forker, written, float64, tmp_path, data):
     config, file = written(optimizer="muon")
     whole = train(config, tmp_path / "whole").run

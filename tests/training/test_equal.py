@@ -132,6 +132,7 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainable", "how", "optimizer"),
     [
@@ -168,6 +169,7 @@ def test_two_processes_train_a_part_of_a_model_as_one_does(
         torch.testing.assert_close(other[name], x, rtol=1e-9 if optimizer == "adamw" else 1e-3, atol=1e-9, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainable", PARTS[1:], ids=str)
 def test_resumed_it_ends_bit_for_bit_as_if_it_had_not_been_stopped(tuning, tmp_path, monkeypatch, trainable):
     config = tuning(trainable, precision="bf16")

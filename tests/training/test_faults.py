@@ -64,6 +64,7 @@ def rare_token(data, segments):
     return min(((token, at) for token, at in sorted(where.items()) if at[0] > 2), key=lambda found: len(found[1]))
 
 
+@pytest.mark.slow
 def test_exactly_the_bad_steps_are_skipped(make_config, data, tmp_path, monkeypatch, capsys):
     """The embedding of a rare token is infinite: so is what becomes of each row that holds it, and of no other."""
     model = {"tie_word_embeddings": False}
@@ -88,6 +89,7 @@ def test_exactly_the_bad_steps_are_skipped(make_config, data, tmp_path, monkeypa
     assert_same_run(whole.run, train(config, killed_after(whole.run, steps[0]), resume=True).run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("poke", "reason", "keys"),
     [
@@ -135,6 +137,7 @@ def test_before_the_first_checkpoint_a_rollback_is_a_skip(make_config, tmp_path,
     assert "rolled_back_to" not in bad
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_end_the_training(make_config, tmp_path, monkeypatch, capsys):
     config = make_config(on_bad_step="skip", tokens=10_000)
     poke_at(monkeypatch, 3, lambda model: model.norm.weight[0].fill_(math.inf))

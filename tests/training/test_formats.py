@@ -135,6 +135,7 @@ def test_the_records_of_a_run(make_config, tmp_path, break_at):
         assert keys(record[key] for record in validations) == set(re.findall(r"`(.*?)`", described))
 
 
+@pytest.mark.slow
 def test_the_records_of_rollouts(answering, tmp_path):
     steps = records(train(answering(tokens=800), tmp_path / "run").run)
     assert keys(steps) == named("A step") - ONLY_ON_A_GPU - WITH_A_TEACHER - {"loss"}

@@ -24,6 +24,7 @@ def in_epochs(make_config):
     return make
 
 
+@pytest.mark.slow
 def test_epochs_are_tokens_of_the_training_split_and_the_run_records_both(
     make_config, in_epochs, tmp_path, data, monkeypatch, capsys
 ):

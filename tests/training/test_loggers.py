@@ -28,6 +28,7 @@ def test_a_missing_logger_is_reported_before_anything_is_written(make_config, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_has_each_step_once_after_a_kill(make_config, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -134,6 +134,7 @@ def test_gradient_flows_through_memory_across_segments():
     assert embedded[0].grad.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lookback", [0, 4])
 def test_what_is_kept_for_the_backward_pass_grows_by_the_states_and_the_heads_gradient(lookback):
     model = make_model(segment_length=32, lookback=lookback, intermediate_size=64).requires_grad_(True)

@@ -70,6 +70,7 @@ def tuned(make_config, source, tmp_path_factory):
     return train(config, tmp_path_factory.mktemp("tuned") / "run").run
 
 
+@pytest.mark.slow
 def test_training_the_start_lowers_the_loss_and_leaves_a_small_file(tuned, source):
     file = load_file(tuned / "latest" / "memory.safetensors")
     whole = weights(tuned)

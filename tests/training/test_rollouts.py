@@ -44,6 +44,7 @@ def test_the_model_answers_and_training_agrees_with_decoding(answering, tmp_path
     assert any(record["grad_norm"] > 0 for record in records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_and_resumed_it_is_bit_for_bit_the_same(answering, tmp_path, monkeypatch, precision):
     config = answering(RECALL, WORDS, precision=precision)
@@ -51,6 +52,7 @@ def test_stopped_and_resumed_it_is_bit_for_bit_the_same(answering, tmp_path, mon
     assert_same_run(whole, stopped_and_resumed(monkeypatch, config, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_step_it_ends_the_same(answering, tmp_path, monkeypatch):
     config = answering(keep_last=99)
     whole = train(config, tmp_path / "whole").run
@@ -78,6 +80,7 @@ def test_advantages_are_scores_less_the_mean_of_their_group(answering):
     assert (answered.rows[1] != IGNORED).sum(1).tolist() == [1] * len(answered.advantages)
 
 
+@pytest.mark.slow
 def test_exercises_do_not_depend_on_the_draw_of_their_levels(answering):
     rollouts = rollouts_of(answering({"kind": "spelling", "letters": [2, 3]}, batch_size=4, max_tokens=1))
     first_letters = {2: set(), 3: set()}
@@ -185,11 +188,13 @@ def test_a_dry_run_answers_two_steps_and_leaves_nothing(answering, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_profile_has_whole_groups_of_answers(answering, tmp_path):
     report = profile(answering(samples=8, micro_batch_size=4), tmp_path / "run", 1)
     assert report["rows"] == 8
 
 
+@pytest.mark.slow
 def test_with_data_it_validates_and_its_report_begins_with_the_scores(answering, data, tmp_path):
     outcome = train(answering(data=str(data)), tmp_path / "run")
     assert outcome.validation["loss"] > 0
@@ -202,6 +207,7 @@ def test_with_data_it_validates_and_its_report_begins_with_the_scores(answering,
     assert f" from {solved[0]:.0%} to {solved[-1]:.0%}. At its last validation the loss is " in text
 
 
+@pytest.mark.slow
 def test_adapters_learn_as_well(answering, tmp_path):
     config = answering(trainable="adapters", adapter={"rank": 2})
     assert any(record["grad_norm"] > 0 for record in steps(train(config, tmp_path / "run").run))

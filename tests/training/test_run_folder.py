@@ -36,6 +36,7 @@ def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_files_added_while_a_run_trains_stay_unchanged(config, whole, tmp_path, monkeypatch):
     run, foreign = tmp_path / "run", {}
     during(monkeypatch, 6, lambda: foreign.update(contents(add_foreign(run / "checkpoints"))))

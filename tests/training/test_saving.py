@@ -20,6 +20,7 @@ def config(make_config):
     return make_config(tokens=600, checkpoint_every=4, eval_every=4)
 
 
+@pytest.mark.slow
 def test_steps_taken_while_a_checkpoint_is_written_do_not_change_it(config, whole, tmp_path, monkeypatch):
     """The checkpoint of step 4 is written only after step 6 was taken."""
     run, take, write, sixth = tmp_path / "run", Trainer.train_step, loop.write_model, threading.Event()

@@ -19,6 +19,7 @@ def curve(run):
     return list(read_metrics(run / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_it_trains_on_the_rows_of_the_prepared_mix(streamed, data, tokenizer, tmp_path):
     run = train(streamed(), tmp_path / "run").run
     prepare(load_mix(data.parent / "mix.toml"), data.parent, tokenizer, tmp_path / "data", 1)
@@ -47,6 +48,7 @@ def test_a_mix_that_cannot_be_streamed_is_reported_and_leaves_nothing(streamed, 
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_data_if_the_mix_does(streamed, data, tmp_path):
     mix = load_mix(data.parent / "mix.toml")
     story = mix.sources[0].model_copy(update={"when_dry": "stop"})
@@ -62,6 +64,7 @@ def test_a_run_ends_with_the_data_if_the_mix_does(streamed, data, tmp_path):
     assert (again.finished, again.step) == (True, outcome.step)
 
 
+@pytest.mark.slow
 def test_a_mix_without_held_out_documents_trains(streamed, data, tmp_path):
     mix = load_mix(data.parent / "mix.toml").model_copy(update={"validation": 0.0})
     (data.parent / "mix.toml").write_text(dump_toml(mix))
@@ -110,6 +113,7 @@ def test_a_run_resumes_the_same_after_its_files_were_moved(streamed, data, tmp_p
     assert line.startswith(f"error: {elsewhere}/story.jsonl: has changed since the run began; ")
 
 
+@pytest.mark.slow
 def test_files_that_came_after_its_beginning_are_not_read(streamed, data, tmp_path):
     """The run's own mix names its files, in a folder whose name is a pattern."""
     folder = tmp_path / "texts [1]"

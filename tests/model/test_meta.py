@@ -11,7 +11,10 @@ from rmkv_cli.training.loss import row_loss
 SHAPES = [*({"memory": memory} for memory in [{}, {"cell": "lstm"}, {"slots": 0}, {"store": 0}]), *IMPORTED]
 
 
-@pytest.mark.parametrize(("replay", "border"), [(True, 0), (False, 7)], ids=["one document", "two documents"])
+@pytest.mark.parametrize(
+    ("replay", "border"),
+    [(True, 0), (False, 7), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(True, 7), (False, 0)])],
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_row_s_loss_and_gradients(shape, replay, border):
     model = make_model(**shape).to("meta").requires_grad_(True)

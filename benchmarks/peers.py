@@ -1,5 +1,6 @@
 """Models of other kinds, by transformers, trained as RMKV is: same rows, same order, optimizer and schedule."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -120,23 +121,20 @@ def train(model: nn.Module, config: Config, data: Path, checkpoint: Path | None 
 
 def rows_loss(model: nn.Module, rows: Rows) -> Tensor:
     """Return the mean loss in nats of the targets that count."""
-    pieces = [
-        (row, start, stop)
-        for row, ids in enumerate(rows.document_ids)
-        for start, stop in _stretches(ids)
-        if (rows.targets[row, start:stop] != IGNORED).any()
-    ]
+    groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for row, ids in enumerate(rows.document_ids):
+        for start, stop in _stretches(ids):
+            if (rows.targets[row, start:stop] != IGNORED).any():
+                groups[(int(stop) - int(start) - 1).bit_length()].append((row, start, stop))
     total = torch.zeros(())
-    half = rows.input_ids.shape[1] // 2
-    for group in ([p for p in pieces if p[2] - p[1] > half], [p for p in pieces if p[2] - p[1] <= half]):
-        if group:  # two batches, so that short pieces are not padded to the length of long ones
-            longest = max(stop - start for _, start, stop in group)
-            ids, targets = np.zeros((len(group), longest), np.int64), np.full((len(group), longest), IGNORED)
-            for i, (row, start, stop) in enumerate(group):
-                ids[i, : stop - start] = rows.input_ids[row, start:stop]
-                targets[i, : stop - start] = rows.targets[row, start:stop]
-            logits = model(input_ids=torch.from_numpy(ids)).logits
-            total = total + F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten(), reduction="sum")
+    for pieces in groups.values():  # pieces of similar length, so that padding at most doubles them
+        longest = max(stop - start for _, start, stop in pieces)
+        ids, targets = np.zeros((len(pieces), longest), np.int64), np.full((len(pieces), longest), IGNORED)
+        for i, (row, start, stop) in enumerate(pieces):
+            ids[i, : stop - start] = rows.input_ids[row, start:stop]
+            targets[i, : stop - start] = rows.targets[row, start:stop]
+        logits = model(input_ids=torch.from_numpy(ids)).logits
+        total = total + F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten(), reduction="sum")
     return total / int((rows.targets != IGNORED).sum())
 
 

@@ -75,6 +75,7 @@ PROSE = {
 }
 LEAST, MOST = 1_000, 200_000  # characters of a document
 KINDS = ("python", "prose")
+PARTS = ("all", *KINDS, "inside", "beyond", "beyond 1,024", "rare words")  # of the bits per byte
 
 ROWS = ("RMKV", *PEERS)
 RATES = (1e-3, 3e-3, 1e-2)
@@ -209,11 +210,15 @@ def _measure(model: nn.Module, config: Config, read: int, *, row: str, seed: int
     with inference(model) if isinstance(model, RMKV) else torch.inference_mode():
         figures = evaluate(lambda input_ids: peers.logits(model, input_ids, window))
     model.train()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    result = key | {"parameters": peers.size(model)} | figures | {"commit": commit, "config": config.model_dump()}
+    result = key | {"parameters": peers.size(model)} | figures | {"commit": commit(), "config": config.model_dump()}
     with RESULTS.open("a") as file:
         file.write(json.dumps(result) + "\n")
     print(f"{row}, rate {rate:g}, {read:,} tokens: {figures['bits_per_byte']}", file=sys.stderr, flush=True)
+
+
+def commit() -> str:
+    """Return the commit of the working tree."""
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def evaluate(logits: Callable[[Tensor], Tensor]) -> dict[str, Any]:
@@ -282,12 +287,11 @@ def best_rate(row: str) -> float:
 def table() -> str:
     """Return all results as a Markdown table, in the order of rows, budgets, rates and tokens."""
     found = sorted(results(), key=lambda r: (r["budget"], ROWS.index(r["row"]), r["rate"], r["seed"], r["tokens"]))
-    parts = ("all", *KINDS, "inside", "beyond", "beyond 1,024", "rare words")
-    names = ["model", "rate", "seed", "tokens", *parts, *(f"recall @{n}" for n in DISTANCES)]
+    names = ["model", "rate", "seed", "tokens", *PARTS, *(f"recall @{n}" for n in DISTANCES)]
     lines = ["| " + " | ".join(names) + " |", "| " + " | ".join(["---"] * len(names)) + " |"]
     for r in found:
         cells = [r["row"], f"{r['rate']:g}", str(r["seed"]), f"{r['tokens'] / 1e6:.1f}M of {r['budget'] // 10**6}M"]
-        cells += [f"{r['bits_per_byte'][part]:.3f}" for part in parts]
+        cells += [f"{r['bits_per_byte'][part]:.3f}" for part in PARTS]
         cells += [f"{r['recall'][str(n)]:.3f}" for n in DISTANCES]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

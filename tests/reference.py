@@ -61,6 +61,11 @@ def recurrent_cell(w, prefix, kind, x, hidden, cell):
     return sigmoid(o) * np.tanh(c), c
 
 
+def gated(n, w, prefix):
+    hidden = silu(n @ w[prefix + "gate.weight"].T) * (n @ w[prefix + "up.weight"].T)
+    return hidden @ w[prefix + "down.weight"].T
+
+
 class Carried:
     """A layer's store, one matrix a head, read and written token by token."""
 
@@ -146,6 +151,12 @@ class Reference:
             return x * np.sqrt(config.hidden_size) + np.concatenate([np.sin(angles), np.cos(angles)])
         return x
 
+    def experts(self, n, w):
+        """Output of one token's experts."""
+        scores = sigmoid(w["experts.router.weight"] @ n)
+        chosen = np.argsort(scores + w["experts.balance"])[-self.config.experts_per_token :]
+        return sum(scores[e] * gated(n, w, f"experts.feed_forwards.{e}.") for e in chosen)
+
     def layer(self, at, x, memory, cell, before, carried, *, first):
         config, p = self.config, f"blocks.{at}."
         w = {name.removeprefix(p): value for name, value in self.w.items() if name.startswith(p)}
@@ -205,9 +216,9 @@ class Reference:
             new_cell.append(cell[j] if c is None else c)
         out = mixed
         if config.intermediate_size:
-            n = self.normed(mixed, w, "feed_forward_norm")
-            gated = silu(n @ w["feed_forward.gate.weight"].T) * (n @ w["feed_forward.up.weight"].T)
-            out = mixed + gated @ w["feed_forward.down.weight"].T
+            out = out + gated(self.normed(mixed, w, "feed_forward_norm"), w, "feed_forward.")
+        if config.experts:
+            out = out + np.stack([self.experts(self.normed(row, w, "feed_forward_norm"), w) for row in mixed])
         keys = [(k, v, i) for i, (_, k, v) in enumerate(tokens)]
         if not new_memory:
             return out, memory, cell, keys

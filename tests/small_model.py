@@ -22,7 +22,7 @@ POSITIONS = ("rotary", "sinusoidal", "learned")
 EVERY = [
     (memory, kind, (0, 3, 5)[(i + j) % 3]) for i, memory in enumerate(MEMORIES) for j, kind in enumerate(POSITIONS)
 ]
-# Options of imported transformers, each alone and all together.
+# Options of imported transformers, and experts, each alone and all together.
 SCALED = {"theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 20}
 IMPORTED = (
     {"norm": "rms", "norm_eps": 0.1},
@@ -36,8 +36,11 @@ IMPORTED = (
     {"memory": {"store_key": "own"}},
     {"memory": {"store_maps": True}},
     {"memory": {"fresh": "hidden", "update": "none", "slots": 1}},
+    {"experts": 5, "expert_size": 6},
+    {"experts": 3, "experts_per_token": 1, "intermediate_size": 0, "expert_size": 6},
     {
         "norm": "rms",
+        "experts": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_size": 8,

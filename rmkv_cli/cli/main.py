@@ -25,6 +25,7 @@ from rmkv_cli.cli import (
     serve,
     tokenizer,
     train,
+    upcycle,
 )
 from rmkv_cli.cli.signals import handle_signals
 from rmkv_cli.errors import explain, one_line
@@ -67,6 +68,7 @@ def build() -> typer.Typer:
         home.command("quantize", epilog="Example: rmkv quantize runs/tiny --out small --bits 4 --data data")(
             quantize.quantize
         )
+        home.command("upcycle", epilog="Example: rmkv upcycle runs/tiny --experts 8 --out sparse")(upcycle.upcycle)
         home.command("params", epilog="Example: rmkv params --preset 600m --row-tokens 131072")(params.params)
     app.command("count-params", epilog="Example: rmkv count-params --preset tiny")(params.params)
     app.command("report", epilog="Example: rmkv report runs/tiny")(report.report)

@@ -36,7 +36,7 @@ def quantize(
 ) -> None:
     """Quantize a model's matrices to 8 or 4 bits, and compare the model before and after.
 
-    Attention, feed-forward, cells, embeddings and head are quantized. Norms, slots and stores are not.
+    Attention, feed-forward, cells, embeddings and head are quantized. Norms, slots, stores and experts are not.
     """
     from rmkv_cli.config import QuantizationConfig, parse
     from rmkv_cli.training.quantize import quantize_folder

@@ -108,6 +108,13 @@ class ModelConfig(Section):
     """Epsilon that norms add to the variance."""
     intermediate_size: int = Field(3072, ge=0, le=1 << 19)
     """Width of the gated feed-forward. 0: no feed-forward, as published."""
+    experts: int = Field(0, ge=0, le=4096)
+    """Number of experts per layer beside the feed-forward, which every token passes through: it is their shared expert.
+    An expert is a feed-forward that processes only some tokens. 0: none."""
+    experts_per_token: int = Field(2, ge=1, le=4096)
+    """Number of experts that process each token."""
+    expert_size: int = Field(0, ge=0, le=1 << 19)
+    """Width of an expert. 0: intermediate_size."""
     segment_length: int = Field(512, ge=1, le=1 << 30)
     """Number of tokens between memory updates (S)."""
     lookback: int = Field(128, ge=0)
@@ -123,6 +130,11 @@ class ModelConfig(Section):
     rope: RopeConfig = RopeConfig()
     memory: MemoryConfig = MemoryConfig()
     quantization: QuantizationConfig | None = None
+
+    @property
+    def expert_width(self) -> int:
+        """Width of an expert."""
+        return self.expert_size or self.intermediate_size
 
     @property
     def stores(self) -> int:
@@ -157,6 +169,12 @@ class ModelConfig(Section):
         match fields:
             case {"num_attention_heads": heads, "num_key_value_heads": shared} if shared and heads % shared:
                 yield f"num_key_value_heads = {shared} does not divide num_attention_heads = {heads}"
+        match fields:
+            case {"experts": experts, "experts_per_token": chosen} if experts and chosen > experts:
+                yield f"experts_per_token = {chosen} is more than experts = {experts}"
+        match fields:
+            case {"experts": experts, "expert_size": 0, "intermediate_size": 0} if experts:
+                yield "experts without a shared feed-forward (intermediate_size = 0) need expert_size"
         match fields:
             case {"memory": MemoryConfig(carry="layers", fresh="hidden")}:
                 yield "memory.fresh = 'hidden' needs memory.carry = 'segments'"

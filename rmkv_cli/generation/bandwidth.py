@@ -5,6 +5,7 @@ import time
 import torch
 
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.cost import TOKEN_PARTS
 from rmkv_cli.model.groups import part_of
 from rmkv_cli.model.size import state_bytes
 
@@ -31,7 +32,8 @@ def bandwidth_share(model: RMKV, tokens_per_second: float) -> float:
 def bytes_per_token(model: RMKV) -> int:
     """Return the bytes read to generate one token of one text: the weights used, and the state."""
     element = model.dtype.itemsize
-    parts = ("attention", "store", "feed_forward", "norms")
-    weights = sum(x.nbytes for name, x in model.state_dict().items() if part_of(name) in parts)
+    weights = sum(x.nbytes for name, x in model.state_dict().items() if part_of(name) in TOKEN_PARTS)
+    unused = max(model.config.experts - model.config.experts_per_token, 0)  # experts, in each layer
+    weights -= 3 * model.config.hidden_size * model.config.expert_width * unused * len(model.blocks) * element
     head = (model.unembedding or model.embedding).state_dict()
     return weights + sum(x.nbytes for x in head.values()) + state_bytes(model.config, max(4, element), element)[1]

@@ -52,7 +52,7 @@ class RMKVForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = RMKVConfig
     _is_stateful = True
     # Patterns for the parameters that `is_narrow` rejects. In transformers this is a list of the instance.
-    _keep_in_fp32_modules_strict = [r"\.memory$", r"\.cell\.", r"\.store\."]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [r"\.memory$", r"\.cell\.", r"\.store\.", r"\.router\.", r"\.balance$"]  # noqa: RUF012
 
     def __init__(self, config: RMKVConfig) -> None:
         super().__init__(config)
@@ -143,6 +143,7 @@ def _shape(config: RMKVConfig) -> Any:
         "rope": SimpleNamespace(**keys["rope"]),
         "head_width": config.head_size or config.hidden_size // config.num_attention_heads,
         "key_value_heads": config.num_key_value_heads or config.num_attention_heads,
+        "expert_width": config.expert_size or config.intermediate_size,
         "stores": min(memory.store, config.num_hidden_layers),
     }
     return SimpleNamespace(**keys | derived)

@@ -89,11 +89,14 @@ class LoRACell(LowRank):
 
 
 def adaptable(model: nn.Module) -> dict[str, AdaptableLayer]:
-    """Return the layers that can have an adapter, by name: all linear layers and cells except the head."""
+    """Return the layers that can have an adapter, by name: all linear layers and cells except head and experts."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, AdaptableLayer) and name.startswith("blocks.") and ADAPTER_MARK not in name
+        if isinstance(module, AdaptableLayer)
+        and name.startswith("blocks.")
+        and ".experts." not in name
+        and ADAPTER_MARK not in name
     }
 
 

@@ -9,6 +9,7 @@ from rmkv_cli.config import ModelConfig
 from rmkv_cli.model.attention import AttentionPooling, QKVBlock
 from rmkv_cli.model.cells import RecurrentMemoryCell
 from rmkv_cli.model.context import SegmentContext
+from rmkv_cli.model.experts import Experts
 from rmkv_cli.model.feed_forward import FeedForward
 from rmkv_cli.model.norm import make_norm
 from rmkv_cli.model.positions import rotate
@@ -40,14 +41,16 @@ class RMKVBlock(nn.Module):
     def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
         self.slots, self.lookback = config.memory.slots, config.lookback
+        D, inner_width = config.hidden_size, config.intermediate_size
         self.published = config.memory.update == "published"
         self.norm = make_norm(config)
         self.attention = QKVBlock(config)
         self.pooling = AttentionPooling(config) if config.memory.updated else None
         self.cell = RecurrentMemoryCell(config) if config.memory.updated else None
         self.store = AssociativeStore(config) if index < config.stores else None
-        self.feed_forward = FeedForward(config) if config.intermediate_size else None
-        self.feed_forward_norm = make_norm(config) if config.intermediate_size else None
+        self.feed_forward = FeedForward(D, inner_width, config.dropout) if inner_width else None
+        self.experts = Experts(config) if config.experts else None
+        self.feed_forward_norm = make_norm(config) if self.feed_forward or self.experts else None
 
     def forward(
         self, x: Tensor, initial_memory: Tensor, layer: LayerState, context: SegmentContext
@@ -97,9 +100,12 @@ class RMKVBlock(nn.Module):
         layer = replace(layer, store=store, recent=recent, keys=keys, values=values, stream=stream)
         if context.ends_segment:
             layer = self._update_memory(memory, slot_output, layer, context)
-        if self.feed_forward is None or self.feed_forward_norm is None:
-            return residual, layer
-        return residual + self.feed_forward(self.feed_forward_norm(residual)), layer
+        x = residual
+        if self.feed_forward_norm is not None:
+            n = self.feed_forward_norm(residual)
+            for branch in (self.feed_forward, self.experts):
+                x = x if branch is None else x + branch(n)
+        return x, layer
 
     def _update_memory(
         self, memory: Tensor, slot_output: Tensor, layer: LayerState, context: SegmentContext

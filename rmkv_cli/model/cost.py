@@ -18,6 +18,8 @@ from rmkv_cli.model.tensors import open_tensors
 
 TRAINING_PASSES = 3  # a training step costs three forward passes: one forward, and a backward pass of twice the cost
 ADAPTERS = "adapters"
+TOKEN_PARTS = ("attention", "store", "feed_forward", "experts", "norms")
+"""Parts of the parameters that process each token."""
 MAX_LOGITS = 2**24
 """Largest number of logits that training computes at once."""
 
@@ -70,12 +72,15 @@ def count_trained(config: ModelConfig, train: TrainConfig) -> dict[str, int]:
 def touched_per_token(config: ModelConfig) -> int:
     """Return the number of parameters that one token's forward pass reads.
 
-    These are all parameters except unused rows of tables and the memory's update, which runs once per segment.
+    These are all parameters except unused rows of tables, other experts, and the memory's update, which runs once per
+    segment.
     """
     counts = count_by_part(config)
-    head = config.vocab_size * config.hidden_size
-    rows = config.hidden_size * (1 + (config.position == "learned"))
-    return sum(counts[part] for part in ("attention", "store", "feed_forward", "norms")) + head + rows
+    D, unused = config.hidden_size, max(config.experts - config.experts_per_token, 0)
+    counts["experts"] -= 3 * D * config.expert_width * unused * config.num_hidden_layers
+    head = config.vocab_size * D
+    rows = D * (1 + (config.position == "learned"))
+    return sum(counts[part] for part in TOKEN_PARTS) + head + rows
 
 
 def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
@@ -83,7 +88,8 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
 
     A multiplication and an addition count as two operations. Masked scores count, because they are computed.
     """
-    D, F, S, m = config.hidden_size, config.intermediate_size, config.segment_length, config.memory.slots
+    D, S, m = config.hidden_size, config.segment_length, config.memory.slots
+    F, E = config.intermediate_size, config.experts
     d, H, G = config.head_width, config.num_attention_heads, config.key_value_heads
     Q, KV = H * d, G * d  # widths of all queries, and of all keys or values
     gates = {"gru": 6, "lstm": 8, "minimal": 4}[config.memory.cell]  # D x D matrices of a cell
@@ -98,6 +104,7 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
         "attention_matrices": 2 * D * (2 * Q + 2 * KV),
         "attention_scores": 4 * Q * keys,
         "feed_forward": 6 * D * F,
+        "experts": 2 * D * E + 6 * D * config.expert_width * config.experts_per_token * (E > 0),
         "memory": (2 * m * D * (Q + 2 * KV) + update * config.memory.updated) / S,
     }
     per_token = {part: float(config.num_hidden_layers * flops) for part, flops in per_layer.items()}
@@ -109,7 +116,8 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
     parts, trained_parts = count_by_part(config), count_trained(config, train)
     adapter = trained_parts.pop(ADAPTERS)
     parameters, trained = sum(parts.values()), sum(trained_parts.values())
-    D, F, S = config.hidden_size, config.intermediate_size, config.segment_length
+    D, S = config.hidden_size, config.segment_length
+    F = config.intermediate_size + config.expert_width * config.experts_per_token * (config.experts > 0)
     element = 2 if train.precision == "bf16" else 4
     narrow, trained_narrow = (
         sum(count for part, count in counts.items() if part not in ("cells", "store", "initial_memory"))
@@ -163,7 +171,8 @@ def teacher_bytes(config: ModelConfig, train: TrainConfig, tokens: int) -> int:
 def optimizer_bytes(config: ModelConfig, train: TrainConfig) -> int:
     """Return the bytes of the optimizer's moments: two per trained parameter, but one for Muon's matrices."""
     counts = count_trained(config, train)
-    matrices = counts["attention"] + counts["feed_forward"]
+    routers = config.num_hidden_layers * config.experts * (config.hidden_size + 1) * (counts["experts"] > 0)
+    matrices = counts["attention"] + counts["feed_forward"] + counts["experts"] - routers
     return 8 * sum(counts.values()) - 4 * matrices * (train.optimizer == "muon")
 
 

@@ -13,10 +13,12 @@ PARTS = {  # prefixes of parameters' names, or, with a dot, substrings
     "cells": (".cell.",),
     "store": (".store.",),
     "feed_forward": (".feed_forward.",),
+    "experts": (".experts.",),
     "initial_memory": ("memory",),
     "norms": ("norm.", ".norm.", "_norm."),
 }
-_MEMORY = ("pooling", "cells", "initial_memory")  # parts that form the group "memory"; every other part is a group
+_GROUPS = {"memory": ("pooling", "cells", "initial_memory"), "feed_forward": ("feed_forward", "experts")}
+"""Groups of several parts; every other part is a group."""
 
 
 def part_of(name: str) -> str:
@@ -29,7 +31,7 @@ def group_of(name: str) -> str:
     if ADAPTER_MARK in name:
         return "adapters"
     part = part_of(name)
-    return "memory" if part in _MEMORY else part
+    return next((group for group, parts in _GROUPS.items() if part in parts), part)
 
 
 def is_memory_start(name: str) -> bool:

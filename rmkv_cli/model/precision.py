@@ -7,10 +7,11 @@ from torch import Tensor, nn
 def is_narrow(name: str) -> bool:
     """Return whether the parameter of this name takes the model's `dtype`.
 
-    Everything that the token stream passes through does: embeddings, norms, pooling, attention and feed-forward. Slots,
-    cells and stores stay in float32, because bfloat16 cannot resolve their small updates.
+    Everything that the token stream passes through does: embeddings, norms, pooling, attention, feed-forward and
+    experts. Slots, cells, stores and an expert's balance stay in float32, because bfloat16 cannot resolve their small
+    updates, and so does the router, whose small differences choose the experts.
     """
-    return name != "memory" and ".cell." not in name and ".store." not in name
+    return name != "memory" and not any(part in name for part in (".cell.", ".store.", ".router.", ".balance"))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -65,7 +65,7 @@ def row_alignment(
 def _teacher_inputs(model: RMKV, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Replace each layer's input by one of `inputs`, (B, T, D); yield a list that collects attention outputs.
 
-    Feed-forwards are disabled meanwhile, because no layer reads their output.
+    Feed-forwards and experts are disabled meanwhile, because no layer reads their output.
     """
     outputs: list[Tensor] = []
     with ExitStack() as stack:
@@ -78,6 +78,7 @@ def _teacher_inputs(model: RMKV, inputs: Sequence[Tensor]) -> Iterator[list[Tens
             ]
             for hook in hooks:
                 stack.callback(hook.remove)
-            stack.callback(setattr, block, "feed_forward", block.feed_forward)
-            block.feed_forward = None
+            for branch in ("feed_forward", "experts"):
+                stack.callback(setattr, block, branch, getattr(block, branch))
+                setattr(block, branch, None)
         yield outputs

@@ -22,11 +22,12 @@ PROGRESS_GRID = [(i + 0.5) / 1000 for i in range(1000)]  # values of progress, e
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether weight decay applies to a parameter: only to the matrices of attention and feed-forward.
+    """Return whether weight decay applies to a parameter: only to the matrices of attention, feed-forward and experts.
 
-    Gates, norms, embeddings, biases, pooling queries, slots and adapters have none.
+    Gates, routers, norms, embeddings, biases, pooling queries, slots and adapters have none.
     """
-    return parameter.ndim == 2 and (".attention." in name or ".feed_forward." in name) and ADAPTER_MARK not in name
+    parts = (".attention.", ".feed_forward.", ".feed_forwards.")
+    return parameter.ndim == 2 and any(part in name for part in parts) and ADAPTER_MARK not in name
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

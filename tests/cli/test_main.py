@@ -28,7 +28,7 @@ COMMANDS = dict(every_command(typer.main.get_command(build())))
 def test_the_list_of_commands_is_complete():
     assert {" ".join(path) for path in COMMANDS} == {
         *("train", "eval", "generate", "chat", "serve", "read", "params", "count-params", "demo", "report", "merge"),
-        *("quantize", "model quantize"),
+        *("quantize", "model quantize", "upcycle", "model upcycle"),
         *("model train", "model eval", "model generate", "model chat", "model serve"),
         *("model read", "model params", "model merge"),
         *("inspect memory", "export hf", "import hf", "push"),

@@ -65,6 +65,15 @@ def test_flops_match_torch_s_counter(memory, lookback, heads):
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+def test_experts_counted_by_hand():
+    """Two layers of width 12, each with four experts of width 6, of which a token reads two, and a router."""
+    dense, sparse = make_model().config, make_model(experts=4, expert_size=6).config
+    expert, router = 3 * 12 * 6, 4 * 12 + 4
+    assert count_by_part(sparse)["experts"] == 2 * (4 * expert + router)
+    assert touched_per_token(sparse) - touched_per_token(dense) == 2 * (2 * expert + router)
+    assert forward_flops_per_token(sparse)["experts"] == 2 * 2 * (2 * expert + 4 * 12)
+
+
 def test_in_bfloat16_slots_and_stores_are_as_large_and_the_rest_is_half():
     model = make_model()
     to_precision(model, torch.bfloat16)

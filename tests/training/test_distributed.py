@@ -101,6 +101,18 @@ def test_any_number_of_processes_gives_the_curve_of_one(forker, written, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_experts_and_their_balance_train_the_same_on_two_processes(forker, written, float64, tmp_path, how):
+    config, file = written(model={"experts": 4, "expert_size": 8}, distributed=how, optimizer="muon")
+    whole = train(config, tmp_path / "whole").run
+    assert ranks(forker, 2, "train", "--config", file, "--run", tmp_path / "run", FLOAT64=1).returncode == 0
+    assert_same_curve(tmp_path / "run", whole, 1e-10)
+    balances = [RMKV.from_pretrained(run).blocks[0].experts.balance for run in (whole, tmp_path / "run")]
+    assert balances[0].abs().min() > 0
+    torch.testing.assert_close(*balances)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_a_run_resumes_with_another_number_of_processes(forker, written, float64, tmp_path, how):
     """It begins on one, resumes on four until one of them gets a SIGTERM, then on one, and on two the other way."""
     config, file = written(distributed=how)

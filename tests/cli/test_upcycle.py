@@ -58,6 +58,6 @@ def test_a_model_with_experts_or_integers_is_refused(dense, tmp_path, monkeypatc
     sparse, small = tmp_path / "sparse", tmp_path / "small"
     written_by(monkeypatch, capsys, "upcycle", dense, "--experts", "2", "--out", sparse)
     written_by(monkeypatch, capsys, "quantize", dense, "--out", small)
-    for source, message in ((sparse, "already has 2 experts"), (small, "is quantized")):
+    for source, message in ((sparse, "already has 2 experts per layer"), (small, "is quantized")):
         error = error_of(monkeypatch, capsys, "upcycle", source, "--experts", "2", "--out", tmp_path / "new")
         assert message in error

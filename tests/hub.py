@@ -58,6 +58,10 @@ class Hub:
         gated=True, or moved="owner/name"."""
         self._post("/_fail", {"pattern": pattern, "times": times} | how)
 
+    def mend(self):
+        """Cancel the failures that have not happened yet."""
+        self._post("/_mend", {})
+
     def requests(self):
         """The requests so far: [method, path, range, status]."""
         with urllib.request.urlopen(f"{self.endpoint}/_requests") as answer:
@@ -85,6 +89,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == "/_fail":
             self.faults.append(json.loads(body))
+            self.send(200, b"{}")
+        elif self.path == "/_mend":
+            self.faults.clear()
             self.send(200, b"{}")
         elif re.match("/api/(repos/create|validate-yaml)|.*/(preupload|commit)/main|.*/info/lfs/", self.path):
             self.write(body)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_run import rmkv, save_small_model
+from small_run import error_of, save_small_model
 from small_writer import small_writer
 
 from rmkv_cli.data.synthetic.generate import journal_path
@@ -117,10 +117,8 @@ def test_shipped_recipes_turn_a_server_s_answers_into_rows(folder, shown):
         (["r.toml", "--out", "there.jsonl"], "there.jsonl: already exists"),
     ],
 )
-def test_bad_input_is_one_line(folder, arguments, words):
+def test_bad_input_is_one_line(folder, monkeypatch, capsys, arguments, words):
     (folder / "there.jsonl").write_text("mine")
-    done = rmkv("data", "generate", *arguments, *([] if "--out" in arguments else ["--out", "out.jsonl"]))
-    assert done.returncode == 2
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert words in line
+    out = [] if "--out" in arguments else ["--out", "out.jsonl"]
+    assert words in error_of(monkeypatch, capsys, "data", "generate", *arguments, *out)
     assert not journal_path(folder / "out.jsonl").exists()

@@ -54,6 +54,7 @@ ROWS: dict[str, tuple[Callable[[], Patch], list[str]]] = {  # a patch and settin
     "pooling over X": (patches.pooling_over_x, []),
     "store heads apart": (patches.store_heads_apart, []),
     "2 heads": (nullcontext, ["model.num_attention_heads=2"]),
+    "8 experts, 2 per token": (nullcontext, ["model.experts=8"]),
 }
 
 
@@ -83,7 +84,9 @@ def flops(model: RMKV) -> float:
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.linalg_solve_triangular: solve})
     with counter:
         model.requires_grad_(False)(torch.zeros(1, S, dtype=torch.int64, device="meta"))
-    return counter.get_total_flops() / S
+    products = model.config.experts_per_token * 6 * model.config.hidden_size * model.config.expert_width
+    experts = sum(products for block in model.blocks if block.experts is not None)  # the counter does not see them
+    return counter.get_total_flops() / S + experts
 
 
 def widths(row: str, size: str, parameters: int, operations: float) -> dict[str, int]:

@@ -6,6 +6,12 @@ import pytest
 from forked import Forker
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that have slow tests, so that workers that share the tests end at the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def signals_reach_the_commands():
     """Restore the default signal handlers, which child processes inherit.
@@ -19,6 +25,6 @@ def signals_reach_the_commands():
 
 @pytest.fixture(scope="session")
 def forker():
-    """Starts processes that have imported what training needs."""
-    with Forker("job", "torch._dynamo", "torch.optim") as forker:
+    """Starts processes that have imported what training needs, and generate short samples."""
+    with Forker("job", "short_samples", "torch._dynamo", "torch.optim") as forker:
         yield forker

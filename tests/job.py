@@ -34,7 +34,10 @@ def torchrun(ranks, *arguments, **wishes):
 
 
 def ranks(forker, count, *arguments, **wishes):
-    """Run `rmkv` as `torchrun` does, in forks and without the launcher, which ends the others if one of them fails."""
+    """Run `rmkv` as `torchrun` does, in forks and without the launcher, which ends the others if one of them fails.
+
+    The exit code is that of the first to fail.
+    """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": True} | wishes
@@ -44,15 +47,14 @@ def ranks(forker, count, *arguments, **wishes):
             forker.start("job:run", *arguments, **file, **shared, RANK=rank, LOCAL_RANK=rank)
             for rank, file in enumerate(files)
         ]
-        while (codes := [process.poll() for process in processes]).count(0) < count:
-            if any(codes):
+        failed = 0
+        while None in (codes := [process.poll() for process in processes]):
+            if failed := failed or next(filter(None, codes), 0):
                 for process in processes:
                     process.kill()
-            if None not in codes:
-                break
             time.sleep(0.02)
         out, err = ("".join(file[kind].read_text() for file in files) for kind in ("out", "err"))
-    return subprocess.CompletedProcess(arguments, max(map(abs, codes)), out, err)
+    return subprocess.CompletedProcess(arguments, abs(failed or next(filter(None, codes), 0)), out, err)
 
 
 def apply_requested_changes():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def rmkv(*args, cwd, **rest):
 
 
 @pytest.fixture
+def forked(forker, folder, monkeypatch):
+    """Run `rmkv data` in the folder, in a process that has imported everything; return it, finished."""
+    monkeypatch.chdir(folder)
+    return partial(forker.run, "data")
+
+
+@pytest.fixture
 def folder(tmp_path):
     train_tokenizer(iter(["some words, and some more"]), 280).save(tmp_path / "t.json")
     lines = [json.dumps({"prompt": f"Twice {i}?", "response": f"<think>{i}+{i}</think>{2 * i}"}) for i in range(200)]
@@ -62,7 +70,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_mix_and_inspect_print_the_figures_of_the_mix(folder):
+def test_mix_and_inspect_print_the_figures_of_the_mix(folder, forked):
     home = os.environ | {"HOME": str(folder / "home")}
     done = rmkv("mix", "mix.toml", "--tokenizer", "t.json", "--out", "out", "--workers", 2, cwd=folder, env=home)
     assert done.returncode == 0, done.stderr
@@ -75,32 +83,30 @@ def test_mix_and_inspect_print_the_figures_of_the_mix(folder):
     assert (train.split(":")[0], validation.split(":")[0]) == ("train", "validation")
     assert "source 'questions': 1 record skipped; the first: a.jsonl:8: is not valid JSON" in done.stderr
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
-    again = rmkv("mix", "mix.toml", "--tokenizer", "out", "--out", "two", "--workers", 1, "--json", cwd=folder)
+    again = forked("mix", "mix.toml", "--tokenizer", "out", "--out", "two", "--workers", 1, "--json")
     assert json.loads(again.stdout) == manifest
 
-    shown = rmkv("inspect", "out", "--samples", 1, cwd=folder).stdout
+    shown = forked("inspect", "out", "--samples", 1).stdout
     assert "\n[questions] <eod><start>Twice " in shown
     assert "<end><think>" in shown
-    surveys = json.loads(rmkv("inspect", "out", "--json", cwd=folder).stdout)
+    surveys = json.loads(forked("inspect", "out", "--json").stdout)
     for survey, source in zip(surveys, manifest["sources"], strict=True):
         same = ("name", "wanted", "achieved", "documents", "tokens", "bytes", "skipped")
         assert {key: survey[key] for key in same} == {key: source[key] for key in same}
         assert survey["shortest"] <= survey["median"] <= survey["longest"]
         assert survey["shortest"] * survey["documents"] <= survey["tokens"]
 
-    assert json.loads(rmkv("inspect", "out/train-00000.arrow", "--json", cwd=folder).stdout) == surveys
-    begun = json.loads(
-        rmkv("inspect", "mix.toml", "--tokenizer", "t.json", "--tokens", "2k", "--json", cwd=folder).stdout
-    )
+    assert json.loads(forked("inspect", "out/train-00000.arrow", "--json").stdout) == surveys
+    begun = json.loads(forked("inspect", "mix.toml", "--tokenizer", "t.json", "--tokens", "2k", "--json").stdout)
     assert 2000 <= sum(survey["tokens"] for survey in begun) < 2400
     assert [survey["achieved"] for survey in begun] == pytest.approx([0.75, 0.25], abs=0.05)
 
     (folder / "task.toml").write_text('[[sources]]\nkind="noise"\nname="n"\nweight=1\nvocab=20')  # has no end
     given = ["task.toml", "--tokenizer", "t.json", "--tokens", "2k", "--json"]
-    mixed = json.loads(rmkv("mix", *given, "--out", "noise", cwd=folder).stdout)
+    mixed = json.loads(forked("mix", *given, "--out", "noise").stdout)
     assert 2000 <= mixed["sources"][0]["tokens"] < 3000
 
-    questions, prose = json.loads(rmkv("inspect", "mix.toml", "--json", "--samples", 1, cwd=folder).stdout)
+    questions, prose = json.loads(forked("inspect", "mix.toml", "--json", "--samples", 1).stdout)
     assert (questions["documents"], questions["skipped"], questions["tokens"]) == (200, 1, None)
     assert (prose["documents"], prose["shortest"], prose["longest"]) == (50, 20, 180)
     assert questions["samples"] == ["<start>Twice 0?<end><think>0+0</think>0"]
@@ -120,13 +126,13 @@ CHAT = [("user", "one?"), ("assistant", "<think>é</think>two\x1b[2J"), ("tool",
 
 
 @pytest.fixture
-def chats(folder):
+def chats(folder, forked):
     """Two conversations, of which the second ends with a question, prepared in `chats`."""
     messages = [{"role": role, "content": text} for role, text in CHAT]
     lines = [json.dumps({"messages": turns}) for turns in (messages, messages[:3])]
     (folder / "chats.jsonl").write_text("\n".join(lines))
     (folder / "chats.toml").write_text(CHATS)
-    done = rmkv("mix", "chats.toml", "--tokenizer", "t.json", "--out", "chats", cwd=folder)
+    done = forked("mix", "chats.toml", "--tokenizer", "t.json", "--out", "chats")
     assert done.returncode == 0, done.stderr
     *_, supervised = done.stdout.splitlines()
     assert re.fullmatch(r"supervised: \d+ tokens of the \d+ for training", supervised)
@@ -134,12 +140,12 @@ def chats(folder):
 
 
 @pytest.mark.slow
-def test_the_supervised_tokens_of_a_prepared_mix_are_shown_in_a_pipe_and_in_json(folder, chats):
-    shown = rmkv("inspect", "chats", "--tokens", "1k", cwd=folder).stdout
+def test_the_supervised_tokens_of_a_prepared_mix_are_shown_in_a_pipe_and_in_json(chats, forked):
+    shown = forked("inspect", "chats", "--tokens", "1k").stdout
     answer = "⟦<think>é</think>two\x1b[2J<start>⟧"
     assert f"<eod><start>one?<end>{answer}3<end>⟦4<eod>⟧\n" in shown
     assert f"<eod><start>one?<end>{answer}3<end><eod>\n" in shown
-    documents = json.loads(rmkv("inspect", "chats/train-00000.arrow", "--tokens", "1k", "--json", cwd=folder).stdout)
+    documents = json.loads(forked("inspect", "chats/train-00000.arrow", "--tokens", "1k", "--json").stdout)
     assert sorted(document["end_supervised"] for document in documents) == [False, True]
     for document in documents:
         learned = [token for token, counts in zip(document["ids"], document["supervised"], strict=True) if counts]
@@ -147,7 +153,7 @@ def test_the_supervised_tokens_of_a_prepared_mix_are_shown_in_a_pipe_and_in_json
         assert learned == answer + (chats.encode("4") if document["end_supervised"] else [])
         assert document["supervised_tokens"] == len(learned) + document["end_supervised"]
         assert (document["source"], document["length"]) == ("chats", len(document["ids"]))
-    (cut,) = json.loads(rmkv("inspect", "chats", "--tokens", 9, "--json", cwd=folder).stdout)
+    (cut,) = json.loads(forked("inspect", "chats", "--tokens", 9, "--json").stdout)
     assert (len(cut["ids"]), len(cut["supervised"]), cut["end_supervised"]) == (9, 9, None)
 
 

@@ -2,12 +2,11 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from documented import session
+from forked import Forker
 from hub import Hub
 from hub_data import write_real_sets
 
@@ -20,19 +19,21 @@ train.micro_batch_size=4 train.segments_max=2 train.eval_tokens=500 train.precis
 
 
 @pytest.mark.slow
-def test_the_documented_session_runs(tmp_path):
+def test_the_documented_session_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     documented = session(DOCS)
     write_real_sets(tmp_path / "sets")
     assert sum("train --preset" in command.line for command in documented) == 3
-    with Hub(tmp_path / "sets") as hub:
-        environment = os.environ | hub.environment(tmp_path / "home")
+    with (
+        Hub(tmp_path / "sets") as hub,
+        Forker("job", "datasets", environment=os.environ | hub.environment(tmp_path / "home")) as forker,
+    ):
         for typed in documented:
             words = typed.words
             if words[0] == "train":
                 words += [word for setting in SMALL.split() for word in ("--set", setting)]
             words = ["50k" if word == "5M" else word for word in words]
-            command = [sys.executable, "-m", "rmkv_cli", *words]
-            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            done = forker.run(*words)
             assert done.returncode == 0, f"{typed.line}\n{done.stderr}"
             assert done.stdout
     losses = [

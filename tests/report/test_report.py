@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from report_pages import Page, data_of, records_of, section, write_records
-from small_run import rmkv
+from small_run import written_by
 
 from rmkv_cli.config import load_config
 from rmkv_cli.data.manifest import Manifest
@@ -124,13 +124,13 @@ def test_texts_of_the_run_are_shown_literally(run):
 
 
 @pytest.mark.slow
-def test_a_missing_measurement_is_shown_with_its_command(run):
+def test_a_missing_measurement_is_shown_with_its_command(run, monkeypatch, capsys):
     markdown, _, _ = report_of(run)
     for title in ("Final evaluation", "Loss by position", "Memory"):
         assert f"$ rmkv eval --model {run} --data {data_of(run)}\n" in section(markdown, title)
     assert f"$ rmkv eval --model {run} --task recall\n" in section(markdown, "Tasks")
     assert f"$ rmkv eval --model {run} --harness hellaswag,piqa\n" in section(markdown, "Benchmarks")
-    assert rmkv("eval", "--model", run, "--data", data_of(run)).returncode == 0
+    written_by(monkeypatch, capsys, "eval", "--model", run, "--data", data_of(run))
     markdown, _, _ = report_of(run)
     for title in ("Final evaluation", "Loss by position", "Memory"):
         assert "Not measured yet" not in section(markdown, title)

@@ -1,12 +1,14 @@
 """Killed at any moment and resumed, a run ends with the same weights and the same curve."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from random import Random
+from threading import Lock, get_ident
 
 import pytest
 import torch
@@ -20,12 +22,9 @@ from rmkv_cli.model import find_model
 from rmkv_cli.model.checkpoints import list_checkpoints
 from rmkv_cli.training import train
 
+SAMPLE = sample.TEXT_TOKENS  # before tests shorten it
 MAIN = "rmkv_cli.cli.main:main"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_samples():
-    """Leave samples as long as usual, because other processes write the runs that are compared here."""
+STOPPING = Lock()  # held by the thread that stops the process: two stops at once would be one
 
 
 def rmkv_train(*arguments, stderr=subprocess.DEVNULL):
@@ -39,8 +38,9 @@ def steps(run):
 
 
 @pytest.mark.slow
-def test_a_run_ended_by_any_signal_resumes_to_the_same_result(make_config, tmp_path):
+def test_a_run_ended_by_any_signal_resumes_to_the_same_result(make_config, tmp_path, monkeypatch):
     """The end of its terminal, and then a signal upon which it saves, each while steps are taken."""
+    monkeypatch.setattr(sample, "TEXT_TOKENS", SAMPLE)
     file, run = tmp_path / "config.toml", tmp_path / "run"
     config = make_config(tokens=2000, checkpoint_every=5, eval_every=10)
     file.write_text(dump_toml(config))
@@ -60,7 +60,7 @@ def test_a_run_ended_by_any_signal_resumes_to_the_same_result(make_config, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("way", "tokens", "kills"), [("make_config", 6000, 6), ("streamed", 4000, 3), ("answering", 6000, 4)]
+    ("way", "tokens", "kills"), [("make_config", 4500, 6), ("streamed", 3000, 3), ("answering", 6000, 4)]
 )
 def test_a_run_killed_many_times_ends_the_same(forker, way, tokens, kills, request, tmp_path):
     file = tmp_path / "config.toml"
@@ -118,15 +118,12 @@ def kill_many_times(forker, file, run, kills):
 
 @pytest.mark.slow
 def test_a_run_killed_before_any_step_of_writing_ends_the_same(make_config, tmp_path, monkeypatch):
-    """A process dies right before its n-th fsync, rename or symlink, for every n until it comes to its end."""
-    monkeypatch.setattr(sample, "TEXT_TOKENS", 16)
+    """The folder is copied right before each fsync, rename or symlink, as a process that died then would leave it."""
     model = {"num_hidden_layers": 1}
     config = make_config(model, tokens=100, checkpoint_every=1, eval_every=2, eval_tokens=60, keep_last=1)
-    whole = train(config, tmp_path / "whole").run
-    deaths = 0
-    while True:
-        run = tmp_path / str(deaths)
-        died = in_a_fork(lambda run=run, n=deaths: die_before(monkeypatch, n) or train(config, run))
+    whole = tmp_path / "whole"
+    deaths = copies_before_each_write(monkeypatch, lambda: train(config, whole), whole, tmp_path / "deaths")
+    for run in deaths:
         resume = (run / "config.toml").exists()
         foreign = contents(add_foreign(run / "checkpoints")) if list_checkpoints(run) else {}
         train(config, run, resume=resume)
@@ -134,43 +131,45 @@ def test_a_run_killed_before_any_step_of_writing_ends_the_same(make_config, tmp_
         theirs = {file.relative_to(run / "checkpoints").parts[0] for file in foreign}
         assert names(run) - theirs <= names(whole)  # nothing left half done
         assert contents(foreign) == foreign
-        if not died:
-            break
-        deaths += 1
-    assert deaths > 80  # some 33 a checkpoint, of three
+        shutil.rmtree(run)
+    assert len(deaths) > 80  # some 33 a checkpoint, of three
 
 
-def die_before(monkeypatch, n):
-    """Let the n-th of these calls, counted from 0, be the process's last."""
-    left = [n]
-
-    def dying(call):
-        def wrapped(*arguments, **keys):
-            if left[0] == 0:
-                os._exit(9)
-            left[0] -= 1
-            return call(*arguments, **keys)
-
-        return wrapped
-
-    monkeypatch.setattr(os, "fsync", dying(os.fsync))
-    for name in ("rename", "replace", "symlink_to"):
-        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
-
-
-def in_a_fork(work):
-    """Run `work` in a fork of this process; return whether it died."""
+def copies_before_each_write(monkeypatch, work, folder, copies):
+    """Run `work` in a fork, which stops with all its threads before each of these calls; return copies of the folder
+    as it was then."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            monkeypatch.setattr(os, "fsync", stopping(os.fsync))
+            for name in ("rename", "replace", "symlink_to"):
+                monkeypatch.setattr(Path, name, stopping(getattr(Path, name)))
             work()
             code = 0
         finally:
             os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
+    made = []
+    while os.WIFSTOPPED(status := os.waitpid(child, os.WUNTRACED)[1]):
+        made.append(copies / str(len(made)))
+        if folder.exists():
+            shutil.copytree(folder, made[-1], symlinks=True)
+        else:
+            made[-1].mkdir(parents=True)
+        os.kill(child, signal.SIGCONT)
+    assert status == 0
+    return made
+
+
+def stopping(call):
+    """Return the function with a stop of this process before it."""
+
+    def stopped(*arguments, **keys):
+        with STOPPING:
+            signal.pthread_kill(get_ident(), signal.SIGSTOP)
+        return call(*arguments, **keys)
+
+    return stopped
 
 
 def names(run):

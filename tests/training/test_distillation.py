@@ -61,7 +61,7 @@ def save_llama(folder, tokenizer):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def distilling(make_config, source, teachers):
     """A function that makes the config of a student of a teacher."""
 
@@ -71,6 +71,13 @@ def distilling(make_config, source, teachers):
         return make_config(model=SHAPE, teacher=teacher, **keys)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def staged(distilling, tmp_path_factory):
+    """The config of a run in stages that keeps all its checkpoints, and that run."""
+    config = distilling("llama", stages=STAGES, keep_last=9)
+    return config, train(config, tmp_path_factory.mktemp("staged") / "whole").run
 
 
 def steps(run):
@@ -153,17 +160,15 @@ def test_resumed_it_ends_bit_for_bit_as_if_it_had_not_been_stopped(distilling, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_run_resumed_in_any_stage_equals_an_uninterrupted_one(distilling, tmp_path, monkeypatch, stop):
-    config = distilling("llama", stages=STAGES)
-    whole = train(config, tmp_path / "whole").run
+def test_a_run_resumed_in_any_stage_equals_an_uninterrupted_one(staged, tmp_path, monkeypatch, stop):
+    config, whole = staged
     assert_same_run(whole, stopped_and_resumed(monkeypatch, config, tmp_path / "run", stop))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_killed_run_resumes_from_its_checkpoint_and_ends_the_same(distilling, tmp_path, step):
-    config = distilling("llama", stages=STAGES, keep_last=9)
-    whole = train(config, tmp_path / "whole").run
+def test_a_killed_run_resumes_from_its_checkpoint_and_ends_the_same(staged, step):
+    config, whole = staged
     run = killed_after(whole, step)
     assert_same_run(train(config, run, resume=True).run, whole)
 

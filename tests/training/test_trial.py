@@ -32,12 +32,12 @@ def left(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["make_config", "streamed"])
 def test_a_dry_run_estimates_the_cost_of_the_run_and_leaves_nothing(way, request, tmp_path, scratch):
-    config = request.getfixturevalue(way)(tokens=3000)
+    config = request.getfixturevalue(way)(tokens=1500)
     report = dry_run(config, tmp_path / "runs" / "run", price=2.0)
     assert left(scratch) == []
     assert not (tmp_path / "runs").exists()
     assert report["parameters"] == RMKV(config.model).count_parameters()
-    assert report["hours"] == pytest.approx(3000 / report["tokens_per_second"] / 3600)
+    assert report["hours"] == pytest.approx(1500 / report["tokens_per_second"] / 3600)
     assert report["cost"] == 2 * report["hours"]
     assert report["disk_bytes"]["needed"] == 5 * checkpoint_bytes(config)  # 3, the best, and the one being written
     assert 0 < report["memory_bytes"]["peak"] < report["memory_bytes"]["total"] == total_memory("cpu")

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 import openai
 import pytest
+from forked import Forker
 from small_run import error_of, save_small_model
 from small_server import wait_for
 
@@ -84,15 +85,24 @@ def test_a_second_sigterm_cuts_answers_off_with_an_error(folder):
         assert process.wait() == 0
 
 
+@pytest.fixture(scope="module")
+def forker():
+    """Starts processes that have imported what a server needs."""
+    with Forker("rmkv_cli.cli.main", "rmkv_cli.serving") as forker:
+        yield forker
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("delay", [0, 0.02, 0.1, 0.3])
-def test_a_signal_during_the_start_ends_the_server_like_a_later_one(folder, number, code, delay):
-    with served(folder) as (process, _):
-        time.sleep(delay)
-        process.send_signal(number)
-        assert process.wait() == code
-        assert process.stderr.read() == "ended\n"
+def test_a_signal_during_the_start_ends_the_server_like_a_later_one(forker, folder, tmp_path, number, code, delay):
+    said = tmp_path / "said"
+    process = forker.start("rmkv_cli.__main__:main", "serve", "--model", folder, "--port", "0", err=said)
+    wait_for(lambda: process.poll() is not None or (said.exists() and said.read_text().endswith("\n")))
+    time.sleep(delay)
+    process.send_signal(number)
+    assert process.wait() == code
+    assert re.fullmatch(r"serving small at http://.*; Ctrl-C stops it\nended\n", said.read_text())
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,6 @@ import pytest
 from forked import Forker
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with the files that have slow tests, so that workers that share the tests end at the same time."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def signals_reach_the_commands():
     """Restore the default signal handlers, which child processes inherit.

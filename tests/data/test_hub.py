@@ -135,6 +135,21 @@ def one_hub(sets, tmp_path_factory):
         yield hub, home, forker
 
 
+@pytest.fixture
+def mended(one_hub, tmp_path, monkeypatch):
+    """The hub, without faults; and a function that inspects a mix of a data set, with an empty cache."""
+    hub, home, forker = one_hub
+    hub.mend()
+    monkeypatch.chdir(tmp_path)
+
+    def inspect_in_a_fork(dataset, **keys):
+        shutil.rmtree(home, ignore_errors=True)
+        write_mix(tmp_path, dataset, **keys)
+        return forker.run("data", "inspect", "mix.toml")
+
+    return hub, inspect_in_a_fork
+
+
 NO_WAITS = "import time; time.sleep = lambda seconds: None"
 SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answer_column": "output"}
 
@@ -159,15 +174,11 @@ SFT = {"config": "SFT", "format": "messages", "messages_column": "input", "answe
         (FINEWEB, {}, {"status": 404}, f"data set {FINEWEB}: "),
     ],
 )
-def test_a_permanent_failure_is_one_line(one_hub, tmp_path, monkeypatch, dataset, keys, fault, line):
-    hub, home, forker = one_hub
-    shutil.rmtree(home, ignore_errors=True)
-    hub.mend()
+def test_a_permanent_failure_is_one_line(mended, dataset, keys, fault, line):
+    hub, inspect = mended
     if fault:
         hub.fail(**{"pattern": "README|api", "times": 99} | fault)
-    monkeypatch.chdir(tmp_path)
-    write_mix(tmp_path, dataset, **keys)
-    done = forker.run("data", "inspect", "mix.toml")
+    done = inspect(dataset, **keys)
     error = done.stderr.splitlines()[-1]
     assert (done.returncode, done.stdout) == (2, "")
     assert error.startswith("error: ")
@@ -178,16 +189,17 @@ def test_a_permanent_failure_is_one_line(one_hub, tmp_path, monkeypatch, dataset
 
 
 @pytest.mark.slow
-def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(hub, environment, sets, tmp_path):
+def test_files_of_an_unknown_kind_and_a_folder_of_the_same_name_are_refused(mended, sets, tmp_path):
+    _, inspect = mended
     repo = sets / "some/records"
     repo.mkdir(parents=True)
     (repo / "README.md").write_text('---\nconfigs:\n- config_name: default\n  data_files: "*.json"\n---\n')
     (repo / "all.json").write_text('[{"text": "one"}]')
-    error = inspect(environment, tmp_path, "some/records").stderr.splitlines()[-1]
+    error = inspect("some/records").stderr.splitlines()[-1]
     assert "all.json: is not a supported kind of file; supported are .arrow, .csv" in error
     (tmp_path / FINEWEB).mkdir(parents=True)
     (tmp_path / FINEWEB / "a.parquet").touch()
-    error = inspect(environment, tmp_path, FINEWEB).stderr.splitlines()[-1]
+    error = inspect(FINEWEB).stderr.splitlines()[-1]
     assert f"{tmp_path / FINEWEB} hides the data set of that name" in error
 
 

@@ -12,6 +12,8 @@ MODELS = {
         "max_position_embeddings": 200,
         "tie_word_embeddings": False,
         "intermediate_size": 0,
+        "experts": 3,
+        "expert_size": 8,
     },
 }
 

@@ -1,15 +1,29 @@
 """Small trained runs, for tests."""
 
 import json
+from contextlib import contextmanager
+
+import pytest
 
 from rmkv_cli.config import Config, MixConfig
 from rmkv_cli.data.mix import prepare
+from rmkv_cli.evaluation import sample
 from rmkv_cli.tokenizer import train_tokenizer
 from rmkv_cli.training import train
 
 TEXTS = [
     f"Line {i} of a <b>story</b>: the `cat` sat on *mat* {i * i % 17} | {i % 5}. " * (1 + i % 9) for i in range(60)
 ]
+
+SAMPLE_TOKENS = 4
+
+
+@contextmanager
+def short_samples():
+    """Keep what validations generate in this process short, since most tests do not look at it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sample, "TEXT_TOKENS", SAMPLE_TOKENS)
+        yield
 
 
 def make_data(folder, source="story", vocab=300):
@@ -31,4 +45,5 @@ def train_small_run(data, run, memory=None, shape=None, **keys):
     training |= {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "precision": "fp32", "device": "cpu"}
     training |= {"log_every": 1, "checkpoint_every": 2, "eval_every": 4, "eval_tokens": 200}
     config = Config.model_validate({"model": model, "train": training | keys})
-    return train(config, run).run
+    with short_samples():
+        return train(config, run).run

@@ -7,7 +7,7 @@ from small_model import IMPORTED, MEMORIES, POSITIONS, make_model
 from rmkv_cli.generation import Decoder
 
 READ = (1, 4, 5, 12)  # of segments of 5: inside the first one, before its last token, at its end, in the third
-WRITTEN = 14
+WRITTEN = 11
 
 
 def texts_of(model, lengths=READ):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from compare_runs import stop_at
 from small_exercises import RECALL
+from trained_run import short_samples
 
 from rmkv_cli.config import Config, MixConfig, dump_toml
 from rmkv_cli.data.mix import prepare
-from rmkv_cli.evaluation import sample
 from rmkv_cli.model import find_model
 from rmkv_cli.tokenizer import train_tokenizer
 from rmkv_cli.training import train
@@ -17,10 +17,8 @@ TEXTS = [f"Line {i} of a short story: the cat sat on mat {i * i % 17}. " * (1 + 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_samples():
-    """What a validation writes in this process is short, since most tests do not look at it."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sample, "TEXT_TOKENS", 16)
+def samples():
+    with short_samples():
         yield
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from rmkv_cli.config import MixConfig, load_config
 from rmkv_cli.data.mix import prepare
 from rmkv_cli.errors import UserError
+from rmkv_cli.evaluation import sample
 from rmkv_cli.model import RMKV, find_model
 from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.training import BadStepError, loop, train
@@ -84,6 +85,7 @@ def mixes(data, tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_each_validation_continues_the_same_prompt_and_disturbs_nothing(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "TEXT_TOKENS", 16)
     config = make_config(model={"dropout": 0.2}, tokens=1000)
     samples = [r["sample"] for r in curve(train(config, tmp_path / "run").run) if "validation" in r]
     assert len(samples) > 2

@@ -7,8 +7,8 @@ python benchmarks/parameters.py table
 python benchmarks/parameters.py rmkv "diagonal cells" train ...    # any rmkv command on the row's model
 
 The width of the feed-forward makes each row equal to RMKV: once in parameters, once in operations per token. Some rows
-are settings; others are patches (patches.py). Results in parameters/results.jsonl are not computed again, and
-a stopped run resumes. Runs are stored in `runs/parameters`. It needs the extra `bench`.
+are settings; others are patches (patches.py). Results in parameters/results.jsonl are not computed again, and a
+stopped run resumes. Runs are stored in `runs/parameters`. It needs the extra `bench`.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def run(key: dict[str, Any], inner: int) -> None:
     result = key | sizes | figures | {"commit": commit(), "config": config.model_dump()}
     with RESULTS.open("a") as file:
         file.write(json.dumps(result) + "\n")
-    print(f"{folder.name}: {figures['bits_per_byte']}", file=sys.stderr, flush=True)
+    print(f"{folder.name}: {figures['bits_per_byte']['all']:.3f} bits per byte", file=sys.stderr, flush=True)
 
 
 def results() -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def table() -> Iterator[str]:
             if runs:
                 cells = [row, str(len(runs)), f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.3f}"]
                 cells += [spread([r["bits_per_byte"][part] for r in runs]) for part in PARTS]
-                cells += [spread([r["recall"][str(n)] for r in runs]) for n in DISTANCES]
+                cells += [spread([float(r["recall"][str(n)]) for r in runs]) for n in DISTANCES]
                 yield "| " + " | ".join(cells) + " |"
         yield ""
 
@@ -172,6 +172,8 @@ def main() -> None:
     if options.what == "table":
         print(*table(), sep="\n")
         return
+    for folder in (WORK, RESULTS.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     control = {size: (peers.size(model := build("RMKV", size)), flops(model)) for size in options.sizes}
     for size, tokens, seed, row in product(options.sizes, options.tokens, options.seeds, options.rows):
         with patched(row):

@@ -184,6 +184,7 @@ EXTREMES = {
 LOGITS = ([3.0, -2.0, 0.0, 1.0], [LARGEST, -LARGEST, 0.0, LARGEST], [0.0] * 4, [-LARGEST] * 4)
 
 
+@pytest.mark.slow
 def test_every_allowed_value_gives_a_distribution_of_every_finite_logits():
     """This holds for float32's largest logits as well."""
     lanes = list(itertools.product(LOGITS, ([True, True, False, False], [True] * 4)))

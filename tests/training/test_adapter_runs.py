@@ -141,7 +141,8 @@ def test_packed_micro_batches_give_the_gradients_of_the_whole_batch():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_processes_train_the_adapter_of_one(forker, tuned, tmp_path, how):
     torch.set_default_dtype(torch.float64)
     try:

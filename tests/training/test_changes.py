@@ -29,7 +29,8 @@ def test_it_is_decided_and_documented_for_each_key():
     assert fixed == FIXED.keys() | {"model"}
 
 
-@pytest.mark.parametrize("kind", ["prepared", pytest.param("streamed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prepared", "streamed"])
 def test_an_extended_run_reads_on_without_a_gap_as_one_run_with_that_budget(
     kind, make_config, streamed, tmp_path, monkeypatch, capsys
 ):

@@ -4,8 +4,9 @@ from compare_runs import curve, killed_after
 from no_sync import no_sync
 from trained_run import make_data, train_small_run
 
-from rmkv_cli.config import load_config
-from rmkv_cli.model.precision import is_narrow
+from rmkv_cli.config import ModelConfig, load_config
+from rmkv_cli.model.experts import Experts
+from rmkv_cli.model.precision import is_narrow, to_precision
 from rmkv_cli.training import train
 from rmkv_cli.training.loss import row_loss
 from rmkv_cli.training.memory import estimated_memory, peak_memory
@@ -35,6 +36,24 @@ def test_bfloat16_learns_as_float32_does(make_trainer):
     wide, narrow = (losses(make_trainer("tiny", precision=precision), 30) for precision in ("fp32", "bf16"))
     assert wide[-1] < 0.8 * wide[0]
     assert narrow == pytest.approx(wide, rel=0.02)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.03)], ids=str)
+def test_grouped_products_give_what_each_expert_gives_alone(device, dtype, tolerance):
+    torch.manual_seed(0)
+    experts = Experts(ModelConfig(hidden_size=72, experts=8, experts_per_token=8, expert_size=32))
+    n = torch.randn(2, 100, 72, requires_grad=True)
+    scores = torch.sigmoid(experts.router(n))  # every expert processes every token
+    alone = sum(scores[..., e, None] * expert(n) for e, expert in enumerate(experts.feed_forwards))
+    weights = [n, *experts.feed_forwards.parameters()]
+    expected = [alone, *torch.autograd.grad(alone.square().sum(), weights)]
+    to_precision(experts, dtype)
+    experts.to(device)
+    n = n.detach().to(device, dtype).requires_grad_()
+    y = experts(n)
+    found = [y, *torch.autograd.grad(y.float().square().sum(), [n, *experts.feed_forwards.parameters()])]
+    for its, right in zip(found, expected, strict=True):
+        assert (its.cpu().float() - right).norm() < tolerance * right.norm()
 
 
 @pytest.mark.parametrize("trainable", ["all", ["memory start"]], ids=str)

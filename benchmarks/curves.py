@@ -89,7 +89,7 @@ def prepare() -> None:
         with atomic_directory(CORPUS) as folder:
             for split in ("train", "held-out"):
                 _write(folder / f"python-{split}.jsonl", _python(PYTHON[split]))
-                _write(folder / f"prose-{split}.jsonl", _prose(PROSE[split]))
+                _write(folder / f"prose-{split}.jsonl", prose(PROSE[split]))
     if not TOKENIZER.exists():
         words = ("--vocab-size", "2048", "--max-bytes", "30M", "--out", str(TOKENIZER))
         rmkv("tokenizer", "train", str(_mix("text.mix.toml")), *words)
@@ -122,7 +122,7 @@ def _python(packages: list[str]) -> Iterator[str]:
             yield path.read_text(errors="replace")
 
 
-def _prose(packages: list[str]) -> Iterator[str]:
+def prose(packages: list[str]) -> Iterator[str]:
     """Yield the texts of Debian's documentation packages, which are downloaded and unpacked but not installed."""
     for package in packages:
         with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,7 @@
 """Extend a trained model to long rows, and measure what it remembers from 1,000 to a million tokens.
 
 python benchmarks/curves.py prepare                       # the tokenizer and the packages are those of curves.py
-python benchmarks/long.py run --model RUN                 # a run of curves.py, such as runs/curves/RMKV-64M-0.003-0
+python benchmarks/long.py run --model RUN                 # a run of curves.py, such as runs/curves/RMKV-64M-0.01-0
 python benchmarks/long.py table
 
 The model reads 16M more tokens: in rows that grow from 2,048 to 131,072 tokens, or, as a control, in rows of 2,048.
@@ -87,11 +87,12 @@ def figures(folder: Path) -> dict[str, Any]:
     report = measure(model, documents, tokenizer=tokenizer)
     assert report.long_documents is not None
     by_position = {bucket.first: bucket.loss for bucket in report.long_documents.by_position}
+    text = [documents[i] for i in range(len(documents))]
     tasks = [source for source in load_mix(WORK / "train.mix.toml").sources if isinstance(source, TaskSource)]
     S = model.config.segment_length
     accuracy: dict[str, dict[int, float]] = {}
     for task in tasks:
-        hardest = {
+        question = {
             "pairs": [8],
             "depth": [0.0],
             "facts": [1],
@@ -99,11 +100,10 @@ def figures(folder: Path) -> dict[str, Any]:
             "queries": 1 if task.kind == "facts" else 4,
         }
         for distance in DISTANCES:
-            change = {key: value for key, value in hardest.items() if hasattr(task, key)} | {
+            change = {key: value for key, value in question.items() if hasattr(task, key)} | {
                 "segments": [distance // S]
             }
             asked = type(task).model_validate(task.model_dump() | change)
-            text = [documents[i] for i in range(len(documents))]
             count = max(4, min(32, READ // distance))
             found = task_accuracy(model, asked, tokenizer, text, examples=count)
             accuracy.setdefault(task.kind, {})[distance] = found.cells[0].accuracy

@@ -5,7 +5,7 @@ import time
 import torch
 
 from rmkv_cli.model import RMKV
-from rmkv_cli.model.cost import TOKEN_PARTS
+from rmkv_cli.model.cost import TOKEN_PARTS, unused_by_a_token
 from rmkv_cli.model.groups import part_of
 from rmkv_cli.model.size import state_bytes
 
@@ -33,7 +33,6 @@ def bytes_per_token(model: RMKV) -> int:
     """Return the bytes read to generate one token of one text: the weights used, and the state."""
     element = model.dtype.itemsize
     weights = sum(x.nbytes for name, x in model.state_dict().items() if part_of(name) in TOKEN_PARTS)
-    unused = max(model.config.experts - model.config.experts_per_token, 0)  # experts, in each layer
-    weights -= 3 * model.config.hidden_size * model.config.expert_width * unused * len(model.blocks) * element
+    weights -= unused_by_a_token(model.config) * element
     head = (model.unembedding or model.embedding).state_dict()
     return weights + sum(x.nbytes for x in head.values()) + state_bytes(model.config, max(4, element), element)[1]

@@ -76,11 +76,17 @@ def touched_per_token(config: ModelConfig) -> int:
     segment.
     """
     counts = count_by_part(config)
-    D, unused = config.hidden_size, max(config.experts - config.experts_per_token, 0)
-    counts["experts"] -= 3 * D * config.expert_width * unused * config.num_hidden_layers
+    counts["experts"] -= unused_by_a_token(config)
+    D = config.hidden_size
     head = config.vocab_size * D
     rows = D * (1 + (config.position == "learned"))
     return sum(counts[part] for part in TOKEN_PARTS) + head + rows
+
+
+def unused_by_a_token(config: ModelConfig) -> int:
+    """Return the number of parameters of the experts that do not process a token."""
+    unused = max(config.experts - config.experts_per_token, 0)
+    return 3 * config.hidden_size * config.expert_width * unused * config.num_hidden_layers
 
 
 def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:

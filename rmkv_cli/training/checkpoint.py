@@ -92,6 +92,13 @@ def write_model(directory: Path, model: RMKV, tokenizer: Tokenizer) -> None:
     _write_tokenizer(directory, tokenizer)
 
 
+def write_model_folder(out: Path, model: RMKV, tokenizer: Tokenizer) -> None:
+    """Write a model folder with its checksums atomically."""
+    with atomic_directory(out) as temporary:
+        write_model(temporary, model, tokenizer)
+        write_checksums(temporary)
+
+
 def write_adapter(directory: Path, model: RMKV, tokenizer: Tokenizer, base: Path, base_sha256: str) -> None:
     """Write an adapter folder: the adapter with a reference to its base model, tokenizer and generation config."""
     save_adapter(model, directory, base, base_sha256)

@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import atomic_directory, require_new
+from rmkv_cli.files import require_new
 from rmkv_cli.model import RMKV, find_model, inference
 from rmkv_cli.model.adapter_file import is_adapter, load_adapter, warn_of_another_base
 from rmkv_cli.model.adapters import merged
-from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.tokenizer import Tokenizer
-from rmkv_cli.training.checkpoint import write_model
+from rmkv_cli.training.checkpoint import write_model_folder
 
 TOLERANCE = 1e-4  # largest difference between logits before and after merging
 
@@ -41,7 +40,7 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> float:
             f"{adapter}: merging changes logits by {error:.1e}, more than {TOLERANCE:.0e}: its weights are damaged or "
             f"too large; use it unmerged: --adapter {adapter}"
         )
-    _write(out, plain, Tokenizer.load(folder))
+    write_model_folder(out, plain, Tokenizer.load(folder))
     return error
 
 
@@ -80,10 +79,4 @@ def average(models: Sequence[Path], out: Path) -> None:
             )
         for name, x in other.state_dict().items():
             weights[name].lerp_(x, 1 / count)
-    _write(out, mean, tokenizer)
-
-
-def _write(out: Path, model: RMKV, tokenizer: Tokenizer) -> None:
-    with atomic_directory(out) as temporary:
-        write_model(temporary, model, tokenizer)
-        write_checksums(temporary)
+    write_model_folder(out, mean, tokenizer)

@@ -7,14 +7,13 @@ from torch import nn
 
 from rmkv_cli.config import ModelConfig, parse
 from rmkv_cli.errors import UserError
-from rmkv_cli.files import atomic_directory, require_new
+from rmkv_cli.files import require_new
 from rmkv_cli.model import RMKV, RMKVBlock, find_model
 from rmkv_cli.model.adapter_file import is_adapter
 from rmkv_cli.model.experts import Experts
 from rmkv_cli.model.feed_forward import FeedForward
-from rmkv_cli.model.pretrained import write_checksums
 from rmkv_cli.tokenizer import Tokenizer
-from rmkv_cli.training.checkpoint import write_model
+from rmkv_cli.training.checkpoint import write_model_folder
 
 
 def upcycle(source: Path, out: Path, experts: int, per_token: int, size: int) -> RMKV:
@@ -54,9 +53,7 @@ def upcycle(source: Path, out: Path, experts: int, per_token: int, size: int) ->
             assert isinstance(block, RMKVBlock)
             if block.feed_forward is not None and block.experts is not None:
                 _begin_as_parts(block.experts, block.feed_forward)
-    with atomic_directory(out) as temporary:
-        write_model(temporary, model, Tokenizer.load(folder))
-        write_checksums(temporary)
+    write_model_folder(out, model, Tokenizer.load(folder))
     return model
 
 

@@ -32,7 +32,7 @@ def ended_at(module, number, *arguments):
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 @pytest.mark.parametrize("command", ["train", "serve"])
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))], ids="seed{}".format
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))], ids="seed{}".format
 )
 def test_a_signal_during_the_imports_ends_it_at_once_and_leaves_nothing(tmp_path, monkeypatch, command, number, seed):
     monkeypatch.chdir(tmp_path)

@@ -184,6 +184,7 @@ def test_a_permanent_failure_is_one_line(mended, dataset, keys, fault, line):
     assert error.startswith("error: ")
     assert "source 'it'" in error
     assert line in error
+    assert "Traceback" not in done.stderr
     if "gated" in line:
         assert error.endswith("then log in with `hf auth login`, or set HF_TOKEN")
 

@@ -91,9 +91,9 @@ def test_any_number_of_processes_gives_the_curve_of_one(forker, written, float64
 
 
 @pytest.mark.slow
-def test_in_float32_the_curve_is_the_same_but_for_rounding(forker, written, tmp_path):
-    """On four processes; a test below has two."""
-    assert_same_as_one(forker, written(distributed="fsdp"), tmp_path, 4, 1e-5)
+@pytest.mark.parametrize(("how", "count"), [("fsdp", 2), ("ddp", 4), ("fsdp", 4)])
+def test_in_float32_the_curve_is_the_same_but_for_rounding(forker, written, tmp_path, how, count):
+    assert_same_as_one(forker, written(distributed=how), tmp_path, count, 1e-5)
 
 
 def assert_same_as_one(forker, configured, folder, count, precision, **wishes):

@@ -45,7 +45,7 @@ def test_a_run_learns_and_writes_its_files(make_config, tmp_path, tokenizer):
     [
         {"memory": {"cell": "lstm"}, "precision": "bf16"},
         pytest.param({"model": {"dropout": 0.2}}, marks=pytest.mark.slow),
-        pytest.param({"optimizer": "muon"}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "muon", "model": {"experts": 4, "expert_size": 8}}, marks=pytest.mark.slow),
         pytest.param({"data": "phases", "micro_batch_size": 2}, marks=pytest.mark.slow),
         pytest.param({"data": "epochs"}, marks=pytest.mark.slow),
     ],

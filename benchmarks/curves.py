@@ -3,6 +3,7 @@
 python benchmarks/curves.py prepare                  # gather the corpus, train the tokenizer, mix the data
 python benchmarks/curves.py sweep                    # 4M tokens at three learning rates per model
 python benchmarks/curves.py run                      # 64M tokens at each model's best rate, with evaluations
+python benchmarks/curves.py run --size 6M            # four times the parameters, 16M tokens, the same rates
 python benchmarks/curves.py table
 
 Every command resumes where it stopped. Training resumes from its last checkpoint, and nothing in curves/results.jsonl
@@ -19,16 +20,16 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import peers
+import quality
 import torch
 import torch.nn.functional as F
 from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
-from quality import BEYOND, DISTANCES, INSIDE, PEERS, RARE, READ, WORD, build, rare, recall, rmkv
+from quality import BEYOND, DISTANCES, INSIDE, RARE, READ, WORD, rare, recall, rmkv
 from torch import Tensor, nn
 
 from rmkv_cli.config import Config, load_config, load_mix
@@ -77,9 +78,12 @@ LEAST, MOST = 1_000, 200_000  # characters of a document
 KINDS = ("python", "prose")
 PARTS = ("all", *KINDS, "inside", "beyond", "beyond 1,024", "rare words")  # of the bits per byte
 
+PEERS = quality.PEERS | {"Llama with shifted keys": peers.llama_with_shifted_keys}
 ROWS = ("RMKV", *PEERS)
+SIZES = {"1.5M": [], "6M": ["model.hidden_size=256", "model.intermediate_size=896"]}  # parameters, and settings
+BUDGETS = {"1.5M": 64_000_000, "6M": 16_000_000}
 RATES = (1e-3, 3e-3, 1e-2)
-SWEEP, BUDGET = 4_000_000, 64_000_000
+SWEEP = 4_000_000
 EVALUATED = 80  # held-out documents of each kind
 
 
@@ -150,59 +154,54 @@ def _prose_of(path: Path) -> str:
     return text if english and text.isascii() else ""
 
 
-def config_of(row: str, seed: int, rate: float, tokens: int) -> Config:
-    """Return the config of a run; the peers use its shape, schedule and optimizer settings."""
-    settings = (f"train.seed={seed}", f"train.learning_rate={rate}", f"train.tokens={tokens}")
-    return load_config(CONFIG, [*settings, f"train.final_learning_rate={rate / 30}"])
+def settings_of(size: str, seed: int, rate: float, tokens: int) -> list[str]:
+    """Return the changes to the config of a run; the peers use its shape, schedule and optimizer settings."""
+    rates = (f"train.learning_rate={rate}", f"train.final_learning_rate={rate / 30}")
+    return [*SIZES[size], f"train.seed={seed}", f"train.tokens={tokens}", *rates]
 
 
-def train(row: str, seed: int, rate: float, tokens: int) -> None:
-    """Train a model, or resume its training; evaluate it at 1, 2, 4, ... million tokens."""
-    config = config_of(row, seed, rate, tokens)
-    folder = WORK / f"{row.replace(' ', '-')}-{tokens // 1_000_000}M-{rate:g}-{seed}"
-    measure = partial(_measure, row=row, seed=seed, rate=rate, tokens=tokens)
+def train(row: str, size: str, seed: int, rate: float, tokens: int) -> None:
+    """Train a model, or resume its training; evaluate it on the way and at the end."""
+    settings = settings_of(size, seed, rate, tokens)
+    config = load_config(CONFIG, settings)
+    folder = WORK / f"{row.replace(' ', '-')}-{size}-{tokens // 1_000_000}M-{rate:g}-{seed}"
+    key = {"row": row, "size": size, "seed": seed, "rate": rate, "budget": tokens}
     if row in PEERS:
-        torch.manual_seed(seed)
-        model = build(row, config)
+        model = peers.of_equal_size(PEERS[row], config)
         for read in peers.train(model, config, DATA, folder / "checkpoint.pt"):
             if due(read, config):
-                measure(model, config, read)
-        measure(model, config, read)
+                _measure(model, config, key | {"tokens": read})
         return
     if (folder / "config.toml").exists():
-        _measure_checkpoints(folder, config, measure)
+        _measure_checkpoints(folder, config, key)
         rmkv("train", "--run", str(folder), "--resume")
     else:
-        changes = [
-            f"train.{key}={getattr(config.train, key)}"
-            for key in ("seed", "learning_rate", "final_learning_rate", "tokens")
-        ]
-        sets = [word for change in changes for word in ("--set", change)]
+        sets = [word for setting in settings for word in ("--set", setting)]
         rmkv("train", "--config", str(CONFIG), "--data", str(DATA), "--run", str(folder), *sets)
-    _measure_checkpoints(folder, config, measure)
+    _measure_checkpoints(folder, config, key)
 
 
-def _measure_checkpoints(run: Path, config: Config, measure: Callable[[nn.Module, Config, int], None]) -> None:
+def _measure_checkpoints(run: Path, config: Config, key: dict[str, Any]) -> None:
     step_tokens = config.train.batch_size * config.train.segments_max * config.model.segment_length
     for checkpoint in reversed(list_checkpoints(run)):
         step = checkpoint_step(checkpoint)
         assert step is not None  # every listed checkpoint has one
         read = step * step_tokens
-        if due(read, config) or read >= config.train.tokens:
-            measure(RMKV.from_pretrained(checkpoint), config, read)
+        if due(read, config):
+            _measure(RMKV.from_pretrained(checkpoint), config, key | {"tokens": read})
 
 
 def due(tokens: int, config: Config) -> bool:
-    """Return whether to evaluate a model after `read` tokens: once at each of 1, 2, 4, ... million tokens."""
+    """Return whether to evaluate a model after so many tokens: about 1, 2, 3, 4, 6, 8, 12, ... million, and the end."""
     train = config.train
     every = train.checkpoint_every * train.batch_size * train.segments_max * config.model.segment_length
-    millions = tokens // every
-    return tokens % every == 0 and millions > 0 and millions & (millions - 1) == 0
+    millions, rest = divmod(tokens, every)
+    between = not rest and tokens + every <= train.tokens and f"{millions:b}".rstrip("0") in ("1", "11")
+    return between or tokens >= train.tokens
 
 
-def _measure(model: nn.Module, config: Config, read: int, *, row: str, seed: int, rate: float, tokens: int) -> None:
-    """Add a model's figures after `read` training tokens to the results, unless they exist."""
-    key = {"row": row, "seed": seed, "rate": rate, "budget": tokens, "tokens": read}
+def _measure(model: nn.Module, config: Config, key: dict[str, Any]) -> None:
+    """Add a model's figures to the results under the key, unless they exist."""
     if any(key.items() <= result.items() for result in results()):
         return
     window = config.train.segments_max * config.model.segment_length
@@ -213,7 +212,8 @@ def _measure(model: nn.Module, config: Config, read: int, *, row: str, seed: int
     result = key | {"parameters": peers.size(model)} | figures | {"commit": commit(), "config": config.model_dump()}
     with RESULTS.open("a") as file:
         file.write(json.dumps(result) + "\n")
-    print(f"{row}, rate {rate:g}, {read:,} tokens: {figures['bits_per_byte']}", file=sys.stderr, flush=True)
+    said = ", ".join(f"{name} {value}" for name, value in key.items())
+    print(f"{said}: {figures['bits_per_byte']['all']:.3f} bits per byte", file=sys.stderr, flush=True)
 
 
 def commit() -> str:
@@ -276,7 +276,7 @@ def results() -> list[dict[str, Any]]:
 
 
 def best_rate(row: str) -> float:
-    """Return the learning rate with the lowest bits per byte at the end of a row's sweep."""
+    """Return the learning rate with the lowest bits per byte at the end of a row's sweep, which has the least size."""
     ended = [r for r in results() if r["row"] == row and r["budget"] == SWEEP and r["tokens"] >= SWEEP]
     missing = set(RATES) - {r["rate"] for r in ended}
     if missing:
@@ -286,11 +286,19 @@ def best_rate(row: str) -> float:
 
 def table() -> str:
     """Return all results as a Markdown table, in the order of rows, budgets, rates and tokens."""
-    found = sorted(results(), key=lambda r: (r["budget"], ROWS.index(r["row"]), r["rate"], r["seed"], r["tokens"]))
-    names = ["model", "rate", "seed", "tokens", *PARTS, *(f"recall @{n}" for n in DISTANCES)]
+    found = sorted(
+        results(), key=lambda r: (r["size"], r["budget"], ROWS.index(r["row"]), r["rate"], r["seed"], r["tokens"])
+    )
+    names = ["parameters", "model", "rate", "seed", "tokens", *PARTS, *(f"recall @{n}" for n in DISTANCES)]
     lines = ["| " + " | ".join(names) + " |", "| " + " | ".join(["---"] * len(names)) + " |"]
     for r in found:
-        cells = [r["row"], f"{r['rate']:g}", str(r["seed"]), f"{r['tokens'] / 1e6:.1f}M of {r['budget'] // 10**6}M"]
+        cells = [
+            r["size"],
+            r["row"],
+            f"{r['rate']:g}",
+            str(r["seed"]),
+            f"{r['tokens'] / 1e6:.1f}M of {r['budget'] // 10**6}M",
+        ]
         cells += [f"{r['bits_per_byte'][part]:.3f}" for part in PARTS]
         cells += [f"{r['recall'][str(n)]:.3f}" for n in DISTANCES]
         lines.append("| " + " | ".join(cells) + " |")
@@ -302,6 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["prepare", "sweep", "run", "table"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--size", choices=SIZES, default="1.5M", help="of `run`")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "table":
@@ -312,8 +321,11 @@ def main() -> None:
     prepare()
     count_words()
     for row in options.rows if options.what != "prepare" else ():
-        for rate in RATES if options.what == "sweep" else [best_rate(row)]:
-            train(row, options.seed, rate, SWEEP if options.what == "sweep" else BUDGET)
+        if options.what == "sweep":
+            for rate in RATES:
+                train(row, "1.5M", options.seed, rate, SWEEP)
+        else:
+            train(row, options.size, options.seed, best_rate(row), BUDGETS[options.size])
 
 
 if __name__ == "__main__":

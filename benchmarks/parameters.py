@@ -25,7 +25,7 @@ from typing import Any
 import patches
 import peers
 import torch
-from curves import CONFIG, DATA, DISTANCES, PARTS, commit, evaluate
+from curves import CONFIG, DATA, DISTANCES, PARTS, SIZES, commit, evaluate, settings_of
 from memory import spread
 from patches import Patch
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,7 +36,6 @@ from rmkv_cli.model import RMKV, inference
 
 RESULTS = Path(__file__).parent / "parameters/results.jsonl"
 WORK = Path("runs/parameters")
-SIZES = {"1.5M": [], "6M": ["model.hidden_size=256", "model.intermediate_size=896"]}
 BASES = ("equal parameters", "equal compute")
 BOTH = "both"  # the basis of a row that needs the same width for either
 
@@ -113,9 +112,8 @@ def train(row: str, folder: Path, settings: list[str]) -> None:
 def run(key: dict[str, Any], inner: int) -> None:
     """Train and evaluate a row's model under the row's patch, and append its figures to the results."""
     row, size, tokens, rate, seed = (key[name] for name in ("row", "size", "tokens", "rate", "seed"))
-    settings = [*SIZES[size], *ROWS[row][1], f"model.intermediate_size={inner}", f"train.seed={seed}"]
-    settings += [f"train.learning_rate={rate}", f"train.final_learning_rate={rate / 30}"]
-    settings += [f"train.tokens={tokens}", "train.keep_last=1"]
+    settings = [*settings_of(size, seed, rate, tokens), *ROWS[row][1]]
+    settings += [f"model.intermediate_size={inner}", "train.keep_last=1"]
     folder = WORK / f"{row}-{size}-{tokens}-{key['basis']}-{rate:g}-{seed}".replace(" ", "-").replace("/", "-")
     train(row, folder, settings)
     config = load_config(CONFIG, settings)

@@ -2,8 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import IGNORED, Lanes, Prepared, Rows
 from rmkv_cli.files import atomic_file
 from rmkv_cli.model import RMKV
+from rmkv_cli.model.context import TAPS
 from rmkv_cli.training.optimizer import learning_rate
 
 
@@ -31,6 +34,15 @@ def same_size(make: Callable[[int], nn.Module], parameters: int) -> int:
     return 8 + round((parameters - least) / a_unit)
 
 
+def of_equal_size(peer: Callable[[Config, int], nn.Module], config: Config) -> nn.Module:
+    """Return an untrained model of another kind with the number of parameters of the config's RMKV, within 0.1%."""
+    with torch.device("meta"):
+        parameters = size(RMKV(config.model))
+    make = partial(peer, config)
+    torch.manual_seed(config.train.seed)
+    return make(same_size(make, parameters))
+
+
 def llama(config: Config, inner: int) -> nn.Module:
     """Return a model of full attention, of RMKV's width and depth: Llama (Touvron et al., 2023)."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -43,6 +55,52 @@ def llama(config: Config, inner: int) -> nn.Module:
             attn_implementation="sdpa",
         )
     )
+
+
+def llama_with_shifted_keys(config: Config, inner: int) -> nn.Module:
+    """Return a Llama whose first layers also attend as RMKV's store reads: to all tokens, by shifted keys."""
+    model = llama(config, inner)
+    for layer in model.model.layers[: config.model.stores]:
+        layer.self_attn = WithShiftedKeys(layer.self_attn, config.model.num_attention_heads)
+    return model
+
+
+class WithShiftedKeys(nn.Module):
+    """Attention, and a second attention with the same queries, keys and values, but with the store's own means.
+
+    It has no positions. Queries and keys pass through a short convolution, and a value stands under the key of the
+    previous token. Only the direction of queries and keys counts, times a learned scale per head (Henry et al., 2020,
+    "Query-Key Normalization for Transformers"). As in the store, keys start equal to queries, and a norm and a gate
+    follow. Where the store keeps one matrix, this keeps all keys and values.
+    """
+
+    def __init__(self, attention: nn.Module, heads: int) -> None:
+        super().__init__()
+        self.attention, self.heads = attention, heads
+        width = attention.q_proj.out_features
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, TAPS, groups=width, bias=False) for _ in range(2))
+        self.scale = nn.Parameter(torch.full((heads, 1, 1), 10.0))
+        self.gate, self.norm = nn.Linear(attention.q_proj.in_features, heads), nn.RMSNorm(width // heads)
+        with torch.no_grad():
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            for convolution in self.convolutions:
+                convolution.weight.zero_()[..., -1] = 1
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Any]:
+        """Return the sum of both attentions for hidden states (B, T, D), and the weights of the first, if any."""
+        output, weights = self.attention(hidden_states=hidden_states, **arguments)
+        q, k = self.attention.q_proj(hidden_states), self.attention.k_proj(hidden_states)
+        of_query, of_key = self.convolutions
+        q = of_query(F.pad(q.mT, (TAPS - 1, 0))).mT
+        k = of_key(F.pad(k.mT[..., :-1], (TAPS, 0))).mT
+        q, k, v = (self._by_head(x) for x in (q, k, self.attention.v_proj(hidden_states)))
+        q, k = self.scale * F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0).transpose(1, 2)  # (B, T, H, d)
+        found = self.norm(found) * self.gate(hidden_states).sigmoid()[..., None]
+        return output + self.attention.o_proj(found.flatten(2)), weights
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 def gated_delta_net(config: Config, inner: int) -> nn.Module:

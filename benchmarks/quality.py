@@ -112,12 +112,9 @@ def config_of(row: str, seed: int) -> Config:
 
 def build(row: str, config: Config) -> nn.Module:
     """Return a row's model, before its training."""
-    with torch.device("meta"):
-        wanted = RMKV(load_config(CONFIG).model).count_parameters()
-    torch.manual_seed(config.train.seed)
     if peer := PEERS.get(row.removesuffix(HIGHER)):
-        make = partial(peer, config)
-        return make(peers.same_size(make, wanted))
+        return peers.of_equal_size(peer, config)
+    torch.manual_seed(config.train.seed)
     return RMKV(config.model)
 
 

@@ -69,10 +69,17 @@ def gated(n, w, prefix):
 class Carried:
     """A layer's store, one matrix a head, read and written token by token."""
 
-    def __init__(self, own_key=False):
+    def __init__(self, memory):
         self.stores = None  # before its first use: the learned start
         self.queries, self.keys = [], []  # of all tokens so far
-        self.own_key = own_key
+        self.own_key, self.nu = memory.store_key == "own", memory.store_features
+
+    def features(self, x):
+        """The direction of a query or key, or with DPFP (Schlag et al., 2021, eq. 37) that of all r_i r_(i + j)."""
+        if self.nu:
+            r = [*np.maximum(x, 0), *np.maximum(-x, 0)]
+            x = np.array([r[i] * r[i - j] for j in range(1, self.nu + 1) for i in range(len(r))])
+        return x / np.linalg.norm(x)
 
     def convolved(self, taps, rows):
         return sum(tap * row for tap, row in zip(taps, rows[::-1], strict=False))
@@ -95,12 +102,12 @@ class Carried:
             self.keys.append(key)
         if self.keys:
             for W, b, k, v in zip(self.stores, write, self.convolved(taps[:, H:], self.keys), value, strict=True):
-                k = k / np.linalg.norm(k)
+                k = self.features(k)
                 W += b * np.outer(k, v - k @ W)
         if not self.own_key:
             self.keys.append(key)
         query = self.convolved(taps[:, :H], self.queries)
-        out = np.stack([q / np.linalg.norm(q) @ self.stores[h * G // H] for h, q in enumerate(query)])
+        out = np.stack([self.features(q) @ self.stores[h * G // H] for h, q in enumerate(query)])
         rms = np.sqrt((out**2).mean(-1, keepdims=True) + 1e-6)
         return np.concatenate(out / rms * w["store.norm.weight"] * read[:, None])
 
@@ -118,7 +125,7 @@ class Reference:
         memory = [w["memory"][0 if layers_carry else at].copy() for at in range(L)]
         cell = [np.zeros((m, D)) for _ in range(L)]
         before = [[] for _ in range(L)]  # the look-back: (key, value, place relative to the next segment's start)
-        carried = [Carried(config.memory.store_key == "own") for _ in range(L)]
+        carried = [Carried(config.memory) for _ in range(L)]
         outputs, position = [], 0
         for number, length in enumerate(lengths):
             x = np.stack([self.embed(tokens[position + i], position + i) for i in range(length)])

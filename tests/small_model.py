@@ -35,6 +35,7 @@ IMPORTED = (
     {"memory": {"fresh": "hidden"}},
     {"memory": {"store_key": "own"}},
     {"memory": {"store_maps": True}},
+    {"memory": {"store_features": 2}},
     {"memory": {"fresh": "hidden", "update": "none", "slots": 1}},
     {"experts": 5, "expert_size": 6},
     {"experts": 3, "experts_per_token": 1, "intermediate_size": 0, "expert_size": 6},
@@ -48,7 +49,7 @@ IMPORTED = (
         "qk_norm": True,
         "rope": SCALED,
         "lookback": 5,
-        "memory": {"fresh": "hidden", "cell": "lstm", "store_key": "own", "store_maps": True},
+        "memory": {"fresh": "hidden", "cell": "lstm", "store_key": "own", "store_maps": True, "store_features": 1},
     },
 )
 

@@ -33,6 +33,9 @@ class MemoryConfig(Section):
     store_maps: bool = False
     """Whether the store multiplies attention's queries and keys by a matrix per head, and scales its output per
     head."""
+    store_features: int = Field(0, ge=0, le=64)
+    """Features of the store's queries and keys: 2 * head width * store_features products of channels (DPFP: Schlag et
+    al., 2021). The more, the more values a store holds; its state grows in proportion. 0: the channels themselves."""
     fresh: Literal["visible", "hidden"] = "visible"
     """Whether a document's first segment sees the slots. hidden: the first segment is computed as in a transformer,
     which imported models need."""
@@ -140,6 +143,11 @@ class ModelConfig(Section):
     def stores(self) -> int:
         """Number of layers that have a store, from the first."""
         return min(self.memory.store, self.num_hidden_layers)
+
+    @property
+    def store_key_width(self) -> int:
+        """Number of features of the store's keys (p)."""
+        return self.head_width * (2 * self.memory.store_features or 1)
 
     @property
     def head_width(self) -> int:

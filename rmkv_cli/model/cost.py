@@ -102,9 +102,10 @@ def forward_flops_per_token(config: ModelConfig) -> dict[str, float]:
     keys, C = m + config.lookback + S, min(S, CHUNK)
     # The slots' scores and output; the pooling; the cell.
     update = 4 * Q * m * keys + 2 * m * D * Q + 4 * D * m * S + 2 * gates * m * D * D
-    # The gates; W's writes, predictions and reads; products of keys with keys, of queries with keys, and of both with
+    # The gates; W's writes, predictions and reads; products of keys with keys, of queries with keys, and of these with
     # the errors; the linear system.
-    store = 2 * (D + Q) * (H + G) + (4 * KV + 2 * Q) * d + 4 * (KV + Q) * C
+    p = config.store_key_width
+    store = 2 * (D + Q) * (H + G) + (4 * KV + 2 * Q) * p + (2 * (H + G) * p + 2 * Q + G * (d + p)) * C
     store += 2 * (Q + KV) * d * config.memory.store_maps
     per_layer = {
         "attention_matrices": 2 * D * (2 * Q + 2 * KV),
@@ -135,6 +136,9 @@ def training_memory(config: ModelConfig, train: TrainConfig, batch: int, row_tok
     # of many shapes, to 10% (tests/training/test_memory.py); stores are float32.
     layer = element * (14.2 * D + 4.9 * F) + 109 * config.memory.slots * D / S
     store = D * (5.3 * element + 92)
+    if config.memory.store_features:
+        H, G, d = config.num_attention_heads, config.key_value_heads, config.head_width
+        store += (16.5 * (H + G) + 19 * G * d / min(S, CHUNK)) * config.store_key_width
     per_token_bytes = config.num_hidden_layers * layer + config.stores * store
     # Frozen matrices keep no inputs for gradients, a tenth of all activations; an adapter keeps them again.
     kept = 1.0 if adapter else 1 - 0.1 * (1 - trained / parameters)

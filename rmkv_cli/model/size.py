@@ -16,7 +16,7 @@ def state_bytes(config: ModelConfig, element_size: int, window_size: int | None 
     H, G, d = config.num_attention_heads, config.key_value_heads, config.head_width
     memories = 1 if config.memory.carry == "layers" else config.num_hidden_layers
     memory = memories * m * D * (2 if config.memory.updated and config.memory.cell == "lstm" else 1)
-    memory += config.stores * G * d * d
+    memory += config.stores * G * config.store_key_width * d
     # Each store keeps the last 4 queries and keys.
     window = (2 * config.num_hidden_layers * lookback * G + 4 * config.stores * (H + G)) * d
     inside = config.num_hidden_layers * (2 * G * d + D) * (S - 1) * window_size

@@ -27,7 +27,7 @@ class State:
     """Everything that an RMKV carries. Reading returns a new state and leaves the old one unchanged, as a branch.
 
     Shapes: L layers (1 in `memory` and `cell` if the memory is carried through layers), the first K with a store, batch
-    B, m slots, H query heads and G key-value heads of width d, n remembered tokens (the look-back, then the open
+    B, m slots, H query heads and G key-value heads of width d, p features of the store's keys, n remembered tokens (the look-back, then the open
     segment), t tokens in the open segment.
     """
 
@@ -36,7 +36,7 @@ class State:
     cell: Tensor | None
     """The LSTM's cell state, (L, B, m, D)."""
     store: Tensor | None
-    """Associative stores, written by all tokens so far, (K, B, G, d, d)."""
+    """Associative stores, written by all tokens so far, (K, B, G, p, d)."""
     recent: Tensor | None
     """Queries and keys of the last four tokens, for the stores' short convolution, (K, B, H + G, 4, d)."""
     keys: tuple[Tensor, ...]

@@ -12,13 +12,14 @@ from rmkv_cli.model.precision import widen
 
 
 class AssociativeStore(nn.Module):
-    """A matrix W (d, d) per head that holds values under keys: k W ≈ v for the keys and values of earlier tokens.
+    """A matrix W (p, d) per head that holds values under keys: k W ≈ v for the keys and values of earlier tokens.
 
     A token's value is written under the key of the previous token, so a query retrieves what followed similar tokens.
     (With `store_key = "own"` it is written under the token's own key, which in a pretrained transformer contains the
     previous token.) Values, queries and keys are those of attention, without positions. Queries and keys pass through
-    a matrix per head, if configured, and through a short convolution, so a key can reflect the tokens before it. Query
-    heads that share keys and values share a W.
+    a matrix per head, if configured, and through a short convolution, so a key can reflect the tokens before it. W
+    sees their p features (`dpfp`), or their d channels if `store_features` is 0. Query heads that share keys and values
+    share a W.
 
     The store's own parameters are these matrices, the convolution's taps, gates per head, a norm, and the initial W of
     a document, which learns common successors. The gates read a token and its attention output, because context
@@ -29,6 +30,7 @@ class AssociativeStore(nn.Module):
         super().__init__()
         H, G, d = config.num_attention_heads, config.key_value_heads, config.head_width
         self.heads, self.own_key = (H, G), config.memory.store_key == "own"
+        self.features = config.memory.store_features
         self.gates = nn.Linear(config.hidden_size + H * d, G + H)
         # Only the weight can have a dimension for heads; `write_and_read` normalizes over d alone.
         self.norm = nn.RMSNorm((H, d) if config.memory.store_maps else d, eps=1e-6)
@@ -36,7 +38,7 @@ class AssociativeStore(nn.Module):
         nn.init.zeros_(self.gates.bias)
         self.taps = nn.Parameter(torch.zeros(TAPS, H + G, 1, d))
         nn.init.ones_(self.taps[0])
-        self.start = nn.Parameter(0.02 * torch.randn(G, d, d))
+        self.start = nn.Parameter(0.02 * torch.randn(G, config.store_key_width, d))
 
     def forward(
         self, store: Tensor, recent: Tensor, qk: Tensor, v: Tensor, gates: Tensor, context: SegmentContext
@@ -46,7 +48,7 @@ class AssociativeStore(nn.Module):
         The retrieved values have the heads concatenated, (B, T, H * d). W belongs to the last token's document.
 
         Args:
-            store: W, (B, G, d, d).
+            store: W, (B, G, p, d).
             recent: queries and keys of the last four tokens, the latest first, (B, H + G, 4, d).
             qk: queries and keys without positions, (B, T, H + G, d).
             v: values, (B, T, G, d).
@@ -79,7 +81,7 @@ class AssociativeStore(nn.Module):
     def write_and_read(
         self, store: Tensor, qk: Tensor, v: Tensor, gates: Tensor, context: SegmentContext
     ) -> tuple[Tensor, Tensor]:
-        """Return the values that T tokens retrieve, (B, T, H * d), and the new W, (B, G, d, d).
+        """Return the values that T tokens retrieve, (B, T, H * d), and the new W, (B, G, p, d).
 
         Each token in turn writes W <- W + b k^T (v - k W), the delta rule, and then reads RMSNorm(q W) times its read
         strength. Within a chunk, one triangular system gives all errors v - k W from the chunk's initial W (Yang et
@@ -87,7 +89,7 @@ class AssociativeStore(nn.Module):
         only a write under a similar key overwrites them.
 
         Args:
-            store: W, (B, G, d, d).
+            store: W, (B, G, p, d).
             qk: queries and keys, (B, T, H + G, d), normalized here because only their direction counts.
             v: values, (B, T, G, d).
             gates: strengths of writing and reading, before the sigmoid, (B, T, G + H).
@@ -95,11 +97,11 @@ class AssociativeStore(nn.Module):
         """
         (B, T, _, d), (H, G) = qk.shape, self.heads
         C, R = min(T, CHUNK), H // G
-        qkv = torch.cat([F.normalize(qk, dim=-1, eps=1e-6), widen(v)], dim=2)
+        qk, v = F.normalize(dpfp(qk, self.features) if self.features else qk, dim=-1, eps=1e-6), widen(v)
         strengths = torch.sigmoid(widen(gates))[..., None]
         if padding := -T % C:  # zero keys write nothing
-            qkv, strengths = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (qkv, strengths))
-        q, k, v = (_by_head(x, G, C) for x in qkv.split_with_sizes([H, G, G], dim=2))
+            qk, v, strengths = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (qk, v, strengths))
+        q, k, v = (_by_head(x, G, C) for x in (*qk.split_with_sizes([H, G], dim=2), v))
         write, read = (_by_head(x, G, C) for x in strengths.split_with_sizes([G, H], dim=2))
         start = widen(self.start)
         W = (store if context.has_store is None else torch.where(context.has_store, store, start)).flatten(0, 1)
@@ -113,7 +115,7 @@ class AssociativeStore(nn.Module):
             system = (weighted_key @ k.mT) * context.strict_store_mask
             error, old_key = torch.linalg.solve_triangular(
                 system, torch.cat([error, old_key], dim=-1), upper=False, unitriangular=True
-            ).split_with_sizes([d, d], dim=-1)
+            ).split_with_sizes([d, k.shape[-1]], dim=-1)
         initial, errors = [], []
         for i, chunk in enumerate(zip(error.unbind(), old_key.unbind(), last_key.unbind(), strict=True)):
             initial.append(W)
@@ -137,6 +139,16 @@ class AssociativeStore(nn.Module):
         if padding:
             retrieved = retrieved[:, :T]
         return retrieved.flatten(2), W.unflatten(0, (B, G))
+
+
+def dpfp(x: Tensor, nu: int) -> Tensor:
+    """Return 2 d nu features of x (..., d): products of its channels, with both signs apart, and their neighbours.
+
+    The deterministic parameter-free projection (DPFP) of Schlag et al., 2021, "Linear Transformers Are Secretly Fast
+    Weight Programmers". They separate keys better than the channels do, so W holds more values.
+    """
+    halves = torch.cat([F.relu(x), F.relu(-x)], dim=-1)
+    return torch.cat([halves * halves.roll(i, dims=-1) for i in range(1, nu + 1)], dim=-1)
 
 
 def _by_head(x: Tensor, heads: int, C: int) -> Tensor:

@@ -47,7 +47,9 @@ def test_touched_per_token_counted_by_hand():
     assert touched_per_token(make_model(memory={"store": 1}).config) == 2 * layer + store + 2 * 12 + 13 * 12 + 12
 
 
-@pytest.mark.parametrize("memory", [*({"cell": cell} for cell in CELLS), {"store": 0}, {"store": 1}, {"slots": 0}])
+@pytest.mark.parametrize(
+    "memory", [*({"cell": cell} for cell in CELLS), {"store": 0}, {"store": 1}, {"slots": 0}, {"store_features": 2}]
+)
 @pytest.mark.parametrize(
     "heads", [{}, {"num_key_value_heads": 1}, {"head_size": 48, "num_key_value_heads": 1}], ids=str
 )
@@ -59,8 +61,9 @@ def test_flops_match_torch_s_counter(memory, lookback, heads):
     ids = torch.zeros(1, 64, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(ids)
-    # torch does not count the linear system: 2 C^2 per channel of keys and of values, per chunk.
-    systems = model.config.stores * 2 * 64 * 64 * model.config.key_value_heads * model.config.head_width
+    # torch does not count the linear system: C^2 per feature of keys and channel of values, per chunk.
+    columns = model.config.key_value_heads * (model.config.store_key_width + model.config.head_width)
+    systems = model.config.stores * 64 * 64 * columns
     mine = sum(forward_flops_per_token(model.config).values()) * 64 - systems
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
 

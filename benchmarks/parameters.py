@@ -53,6 +53,9 @@ ROWS: dict[str, tuple[Callable[[], Patch], list[str]]] = {  # a patch and settin
     "pooling over X": (patches.pooling_over_x, []),
     "store heads apart": (patches.store_heads_apart, []),
     "2 heads": (nullcontext, ["model.num_attention_heads=2"]),
+    "store features 2": (nullcontext, ["model.memory.store_features=2"]),
+    "store features 4": (nullcontext, ["model.memory.store_features=4"]),
+    "2 heads, store features 2": (nullcontext, ["model.num_attention_heads=2", "model.memory.store_features=2"]),
     "8 experts, 2 per token": (nullcontext, ["model.experts=8"]),
 }
 

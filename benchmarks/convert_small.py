@@ -116,6 +116,7 @@ ROWS = {
     "one slot, updated": Row(memory={"update": "carry", "horizon": 1e4}),
     "8 slots, updated": Row(options=["--slots", 8], memory={"update": "carry", "horizon": 1e4}),
     "also norms": Row(settings=[NORMS]),
+    "store features 2": Row(memory={"store_features": 2}),
     "also attention, while distilling, rate 1e-3": Row(
         settings=[stages(trainable=["memory", "store", "attention"], learning_rate=1e-3)]
     ),
@@ -129,6 +130,7 @@ ROWS = {
     "align 20%": Row(settings=[stages(align=20, distil=80)]),
     "align 100%": Row(settings=[stages(align=100, distil=0)]),
     "also norms, 1M tokens": Row(settings=LONG),
+    "also norms, store features 2, 1M tokens": Row(memory={"store_features": 2}, settings=LONG),
     "also norms, no store, 1M tokens": Row(options=["--store", 0], settings=LONG),
 }
 

@@ -78,8 +78,9 @@ LEAST, MOST = 1_000, 200_000  # characters of a document
 KINDS = ("python", "prose")
 PARTS = ("all", *KINDS, "inside", "beyond", "beyond 1,024", "rare words")  # of the bits per byte
 
+CONTROLS = {"RMKV": [], "RMKV, store features 2": ["model.memory.store_features=2"]}
 PEERS = quality.PEERS | {"Llama with shifted keys": peers.llama_with_shifted_keys}
-ROWS = ("RMKV", *PEERS)
+ROWS = (*CONTROLS, *PEERS)
 SIZES = {"1.5M": [], "6M": ["model.hidden_size=256", "model.intermediate_size=896"]}  # parameters, and settings
 BUDGETS = {"1.5M": 64_000_000, "6M": 16_000_000}
 RATES = (1e-3, 3e-3, 1e-2)
@@ -162,9 +163,12 @@ def settings_of(size: str, seed: int, rate: float, tokens: int) -> list[str]:
 
 def train(row: str, size: str, seed: int, rate: float, tokens: int) -> None:
     """Train a model, or resume its training; evaluate it on the way and at the end."""
-    settings = settings_of(size, seed, rate, tokens)
+    same = settings_of(size, seed, rate, tokens)
+    settings = [*same, *CONTROLS.get(row, [])]
+    inner = peers.feed_forward_like(load_config(CONFIG, settings).model, load_config(CONFIG, same).model)
+    settings.append(f"model.intermediate_size={inner}")
     config = load_config(CONFIG, settings)
-    folder = WORK / f"{row.replace(' ', '-')}-{size}-{tokens // 1_000_000}M-{rate:g}-{seed}"
+    folder = WORK / f"{row.replace(',', '').replace(' ', '-')}-{size}-{tokens // 1_000_000}M-{rate:g}-{seed}"
     key = {"row": row, "size": size, "seed": seed, "rate": rate, "budget": tokens}
     if row in PEERS:
         model = peers.of_equal_size(PEERS[row], config)

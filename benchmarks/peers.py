@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmkv_cli.config import Config
+from rmkv_cli.config import Config, ModelConfig
 from rmkv_cli.data.documents import Documents
 from rmkv_cli.data.lanes import IGNORED, Lanes, Prepared, Rows
 from rmkv_cli.files import atomic_file
@@ -32,6 +32,13 @@ def same_size(make: Callable[[int], nn.Module], parameters: int) -> int:
         least = size(make(8))
         a_unit = size(make(9)) - least
     return 8 + round((parameters - least) / a_unit)
+
+
+def feed_forward_like(model: ModelConfig, other: ModelConfig) -> int:
+    """Return the width of the feed-forward with which an RMKV comes nearest to another's number of parameters."""
+    with torch.device("meta"):
+        parameters = size(RMKV(other))
+    return same_size(lambda inner: RMKV(model.model_copy(update={"intermediate_size": inner})), parameters)
 
 
 def of_equal_size(peer: Callable[[Config, int], nn.Module], config: Config) -> nn.Module:

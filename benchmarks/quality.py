@@ -101,13 +101,8 @@ def config_of(row: str, seed: int) -> Config:
     config = load_config(CONFIG, settings)
     if not config.model.intermediate_size:
         return config
-
-    def make(inner: int) -> RMKV:
-        return RMKV(config.model.model_copy(update={"intermediate_size": inner}))
-
-    with torch.device("meta"):
-        wanted = RMKV(load_config(CONFIG).model).count_parameters()
-    return load_config(CONFIG, [*settings, f"model.intermediate_size={peers.same_size(make, wanted)}"])
+    inner = peers.feed_forward_like(config.model, load_config(CONFIG).model)
+    return load_config(CONFIG, [*settings, f"model.intermediate_size={inner}"])
 
 
 def build(row: str, config: Config) -> nn.Module:

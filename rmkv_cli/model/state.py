@@ -27,8 +27,8 @@ class State:
     """Everything that an RMKV carries. Reading returns a new state and leaves the old one unchanged, as a branch.
 
     Shapes: L layers (1 in `memory` and `cell` if the memory is carried through layers), the first K with a store, batch
-    B, m slots, H query heads and G key-value heads of width d, p features of the store's keys, n remembered tokens (the look-back, then the open
-    segment), t tokens in the open segment.
+    B, m slots, H query heads and G key-value heads of width d, p features of the store's keys, n remembered tokens (the
+    look-back, then the open segment), t tokens in the open segment.
     """
 
     memory: Tensor

@@ -82,7 +82,7 @@ class QuantizationConfig(Section):
 
 
 class ModelConfig(Section):
-    """The shape of an RMKV; the defaults are the `600m` preset's.
+    """The shape of an RMKV; the defaults are the `600m` preset's, but without features of the store's keys.
 
     Sizes have upper bounds, so that a damaged or hostile config is refused before a model is built. The bounds are
     several times those of the largest published models (width 18,432; 128 layers; a million ids).

@@ -39,6 +39,7 @@ def main() -> None:
     config = model.config
     shapes = {
         "with slots and two stores": {},
+        "with slots, two stores, store_features 2": {"store_features": 2},
         "slots never updated, two stores": {"update": "none"},
         "slots, one store": {"store": 1},
         "slots, a store in each layer": {"store": config.num_hidden_layers},

@@ -58,11 +58,11 @@ class Store:
     """A layer's associative store."""
 
     half_life: list[float]
-    """Half-life of each head in segments: ln 2 / -mean(ln (1 - b)) d / S, with b the tokens' write strengths. A token
+    """Half-life of each head in segments: ln 2 / -mean(ln (1 - b)) p / S, with b the tokens' write strengths. A token
     multiplies the store by I - b k k^T, whose determinant is 1 - b, so this is the mean over all directions. The value
     of a key that resembles no later key lasts longer."""
     effective_rank: list[float]
-    """Effective rank of each head's matrix (d, d)."""
+    """Effective rank of each head's matrix (p, d)."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Watched:
     def store(self, layer: int, store: AssociativeStore, gates: Tensor) -> None:
         """Record a segment's write gates before the sigmoid: the first G of gates (B, S, G + H)."""
         write = gates[0, :, : store.heads[1]].double()
-        self._written[layer] = F.logsigmoid(-write).sum(0) / store.norm.weight.shape[-1]
+        self._written[layer] = F.logsigmoid(-write).sum(0) / store.start.shape[-2]
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Decoder:
             layer = LayerState(
                 memory=like.new_empty(0),
                 cell=None,
-                store=widen(like.new_zeros(B, G, d, d)) if has_store else None,
+                store=widen(like.new_zeros(B, G, config.store_key_width, d)) if has_store else None,
                 recent=like.new_zeros(B, H + G, TAPS, d) if has_store else None,
                 keys=like.new_zeros(B, G, K, d),
                 values=like.new_zeros(B, G, K, d),

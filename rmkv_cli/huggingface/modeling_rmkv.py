@@ -138,10 +138,12 @@ def _shape(config: RMKVConfig) -> Any:
     keys = config.to_dict()
     memory = SimpleNamespace(**keys["memory"])
     memory.updated = memory.slots > 0 and memory.update != "none"
+    head_width = config.head_size or config.hidden_size // config.num_attention_heads
     derived = {
         "memory": memory,
         "rope": SimpleNamespace(**keys["rope"]),
-        "head_width": config.head_size or config.hidden_size // config.num_attention_heads,
+        "head_width": head_width,
+        "store_key_width": head_width * (2 * memory.store_features or 1),
         "key_value_heads": config.num_key_value_heads or config.num_attention_heads,
         "expert_width": config.expert_size or config.intermediate_size,
         "stores": min(memory.store, config.num_hidden_layers),

@@ -99,9 +99,10 @@ def test_the_measurements_add_up_and_leave_the_model_unchanged(shape):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "minimal"])
-def test_half_lives(kind):
-    model = make_model(memory={"cell": kind})
+@pytest.mark.parametrize(("kind", "features"), [("gru", 0), ("lstm", 0), ("minimal", 2)])
+def test_half_lives(kind, features):
+    model = make_model(memory={"cell": kind, "store_features": features})
+    directions = 4 * (2 * features or 1)
     for block in model.blocks:
         cell, keep = block.cell.cell, slice(12, 24)
         if kind == "minimal":
@@ -111,9 +112,7 @@ def test_half_lives(kind):
                 part.data[keep] = 0
             cell.bias_hh.data[keep] = NINE
         block.store.gates.weight.data[:] = 0
-        block.store.gates.bias.data[:] = -torch.tensor(
-            0.9 ** (4 / 5)
-        ).logit()  # 5 tokens a segment write in 4 directions
+        block.store.gates.bias.data[:] = -torch.tensor(0.9 ** (directions / 5)).logit()  # 5 tokens a segment write
     report = inspect(model, random_documents([13, 21]))
     for layer in report.layers:
         assert layer.store.half_life == pytest.approx([HALF_LIFE] * 3)

@@ -7,7 +7,7 @@ from rmkv_cli.config import MemoryConfig
 MODELS = {
     "usual": {"vocab_size": 300},
     "other": {
-        "memory": MemoryConfig(slots=3, cell="lstm"),
+        "memory": MemoryConfig(slots=3, cell="lstm", store_features=2),
         "position": "learned",
         "max_position_embeddings": 200,
         "tie_word_embeddings": False,

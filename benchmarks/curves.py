@@ -280,7 +280,7 @@ def results() -> list[dict[str, Any]]:
 
 
 def best_rate(row: str) -> float:
-    """Return the learning rate with the lowest bits per byte at the end of a row's sweep, which has the least size."""
+    """Return the learning rate with the lowest bits per byte at the end of a row's sweep, of the smallest size."""
     ended = [r for r in results() if r["row"] == row and r["budget"] == SWEEP and r["tokens"] >= SWEEP]
     missing = set(RATES) - {r["rate"] for r in ended}
     if missing:

@@ -75,7 +75,7 @@ class Carried:
         self.own_key, self.nu = memory.store_key == "own", memory.store_features
 
     def features(self, x):
-        """The direction of a query or key, or with DPFP (Schlag et al., 2021, eq. 37) that of all r_i r_(i + j)."""
+        """The direction of a query or key, or with DPFP (Schlag et al., 2021) that of all r_i r_(i - j)."""
         if self.nu:
             r = [*np.maximum(x, 0), *np.maximum(-x, 0)]
             x = np.array([r[i] * r[i - j] for j in range(1, self.nu + 1) for i in range(len(r))])

@@ -6,9 +6,10 @@ python benchmarks/parameters.py run --rows RMKV "diagonal cells" --sizes 6M --to
 python benchmarks/parameters.py table
 python benchmarks/parameters.py rmkv "diagonal cells" train ...    # any rmkv command on the row's model
 
-The width of the feed-forward makes each row equal to RMKV: once in parameters, once in operations per token. Some rows
-are settings; others are patches (patches.py). Results in parameters/results.jsonl are not computed again, and a
-stopped run resumes. Runs are stored in `runs/parameters`. It needs the extra `bench`.
+The width of the feed-forward makes each row equal to RMKV: once in parameters, once in operations per token. RMKV has
+two features of store keys here, as in the large presets, and the parameters of the models of curves.py. Some rows are
+settings; others are patches (patches.py). Results in parameters/results.jsonl are not computed again, and a stopped
+run resumes. Runs are stored in `runs/parameters`. It needs the extra `bench`.
 """
 
 import argparse
@@ -39,6 +40,7 @@ WORK = Path("runs/parameters")
 BASES = ("equal parameters", "equal compute")
 BOTH = "both"  # the basis of a row that needs the same width for either
 
+STORE_FEATURES = ["model.memory.store_features=2"]  # of all rows that set no others
 ROWS: dict[str, tuple[Callable[[], Patch], list[str]]] = {  # a patch and settings
     "RMKV": (nullcontext, []),
     "one cell for all layers": (patches.one_cell, []),
@@ -53,9 +55,8 @@ ROWS: dict[str, tuple[Callable[[], Patch], list[str]]] = {  # a patch and settin
     "pooling over X": (patches.pooling_over_x, []),
     "store heads apart": (patches.store_heads_apart, []),
     "2 heads": (nullcontext, ["model.num_attention_heads=2"]),
-    "store features 2": (nullcontext, ["model.memory.store_features=2"]),
+    "no store features": (nullcontext, ["model.memory.store_features=0"]),
     "store features 4": (nullcontext, ["model.memory.store_features=4"]),
-    "2 heads, store features 2": (nullcontext, ["model.num_attention_heads=2", "model.memory.store_features=2"]),
     "8 experts, 2 per token": (nullcontext, ["model.experts=8"]),
 }
 
@@ -68,9 +69,18 @@ def patched(row: str) -> Patch:
 
 def build(row: str, size: str, inner: int | None = None) -> RMKV:
     """Return a row's model without weights, with a feed-forward of width `inner`; call it under the row's patch."""
-    settings = [*SIZES[size], *ROWS[row][1]] + ([f"model.intermediate_size={inner}"] if inner else [])
+    settings = [*SIZES[size], *STORE_FEATURES, *ROWS[row][1]]
+    settings += [f"model.intermediate_size={inner}"] if inner else []
     with torch.device("meta"):
         return RMKV(load_config(CONFIG, settings).model)
+
+
+def control(size: str) -> tuple[int, float]:
+    """Return the parameters and the operations per token that the rows of a size equal."""
+    with torch.device("meta"):
+        parameters = peers.size(RMKV(load_config(CONFIG, SIZES[size]).model))
+    make = partial(build, "RMKV", size)
+    return parameters, flops(make(peers.same_size(make, parameters)))
 
 
 def flops(model: RMKV) -> float:
@@ -92,7 +102,7 @@ def flops(model: RMKV) -> float:
 
 
 def widths(row: str, size: str, parameters: int, operations: float) -> dict[str, int]:
-    """Return the width of a row's feed-forward by basis, for RMKV's parameters and operations per token."""
+    """Return the width of a row's feed-forward by basis, for so many parameters and operations per token."""
     make = partial(build, row, size)
     least = flops(make(8))
     same_size = peers.same_size(make, parameters)
@@ -115,7 +125,7 @@ def train(row: str, folder: Path, settings: list[str]) -> None:
 def run(key: dict[str, Any], inner: int) -> None:
     """Train and evaluate a row's model under the row's patch, and append its figures to the results."""
     row, size, tokens, rate, seed = (key[name] for name in ("row", "size", "tokens", "rate", "seed"))
-    settings = [*settings_of(size, seed, rate, tokens), *ROWS[row][1]]
+    settings = [*settings_of(size, seed, rate, tokens), *STORE_FEATURES, *ROWS[row][1]]
     settings += [f"model.intermediate_size={inner}", "train.keep_last=1"]
     folder = WORK / f"{row}-{size}-{tokens}-{key['basis']}-{rate:g}-{seed}".replace(" ", "-").replace("/", "-")
     train(row, folder, settings)
@@ -137,14 +147,17 @@ def results() -> list[dict[str, Any]]:
 
 
 def table() -> Iterator[str]:
-    """Yield a Markdown table per size, tokens, learning rate and basis: mean ± standard deviation over the seeds."""
+    """Yield a Markdown table per size, tokens, learning rate and basis: mean ± standard deviation over the seeds.
+
+    Results of rows that are no longer in ROWS come last.
+    """
     found = results()
     names = ["", "seeds", "parameters", "MFLOPs", *PARTS, *(f"recall @{n}" for n in DISTANCES)]
     groups = sorted({(r["size"], r["tokens"], r["rate"]) for r in found})
     for (size, tokens, rate), basis in product(groups, BASES):
         yield f"{size}, {tokens / 1e6:g}M tokens, rate {rate:g}, {basis}:\n"
         yield "| " + " | ".join(names) + " |\n| " + " | ".join(["---"] * len(names)) + " |"
-        for row in ROWS:
+        for row in dict.fromkeys([*ROWS, *(r["row"] for r in found)]):
             key = {"row": row, "size": size, "tokens": tokens, "rate": rate}
             runs = [r for r in found if key.items() <= r.items() and r["basis"] in (basis, BOTH)]
             if runs:
@@ -175,10 +188,10 @@ def main() -> None:
         return
     for folder in (WORK, RESULTS.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    control = {size: (peers.size(model := build("RMKV", size)), flops(model)) for size in options.sizes}
+    controls = {size: control(size) for size in options.sizes}
     for size, tokens, seed, row in product(options.sizes, options.tokens, options.seeds, options.rows):
         with patched(row):
-            for basis, inner in widths(row, size, *control[size]).items():
+            for basis, inner in widths(row, size, *controls[size]).items():
                 key = {"row": row, "size": size, "seed": seed, "tokens": round(tokens * 1e6), "basis": basis}
                 key["rate"] = options.rate
                 if not any(key.items() <= result.items() for result in results()):

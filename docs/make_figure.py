@@ -1,20 +1,27 @@
-"""Draw docs/evidence.svg, the README's figure, from the results of benchmarks/quality.py."""
+"""Draw the figures of the README and of docs/benchmarks.md from the results of benchmarks.
+
+docs/curves.svg shows those of benchmarks/curves.py, docs/evidence.svg those of benchmarks/quality.py.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import log2
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 DOCS = Path(__file__).parent
-RESULTS = DOCS.parent / "benchmarks/quality/results.jsonl"
+BENCHMARKS = DOCS.parent / "benchmarks"
+CURVES = ("RMKV, store features 2", "Llama", "Gated DeltaNet", "Llama with shifted keys")
+"""Rows of benchmarks/curves.py in the figure; the position is the colour's number."""
+BUDGET = 64_000_000
 MODELS = {
     "RMKV": "RMKV",
     "Gated DeltaNet": "Gated DeltaNet",
     "no memory, twice the look-back": "no memory",
     "Llama": "Llama",
 }
-"""Rows of the study and their names in the figure; the position is the colour's number."""
+"""The same of benchmarks/quality.py, with names in the figure."""
 SEGMENT = 64
 STYLE = """\
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -32,20 +39,71 @@ polyline { fill: none !important; stroke-width: 2.5 }
 }"""
 
 
-def figure() -> str:
-    """Return the figure as SVG: recall by distance, and bits per byte beyond the attention window."""
-    results = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+def evidence() -> str:
+    """Return the figure of models after a million tokens: recall by distance, and bits per byte beyond the window."""
+    results = read_results("quality")
     runs = {row: [result for result in results if result["row"] == row] for row in MODELS}
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 270" role="img" aria-labelledby="title">',
-        '<title id="title">RMKV beside models of equal size: recall by distance, and loss beyond the window</title>',
+    title = "RMKV beside models of equal size: recall by distance, and loss beyond the window"
+    return svg(title, 270, [*recall_panel(runs), *loss_panel(runs)])
+
+
+def curves() -> str:
+    """Return the figure of models by the tokens that they have read in training: bits per byte, and recall."""
+    results = [result for result in read_results("curves") if result["budget"] == BUDGET]
+    runs = {row: [result for result in results if result["row"] == row] for row in CURVES}
+    bits = curves_panel(runs, 50, lambda run: run["bits_per_byte"]["all"], (1.6, 3.2), "{:.1f}")
+    recall = curves_panel(runs, 450, lambda run: run["recall"]["15"], (0, 1), "{:.0%}")
+    names = "".join(f'<tspan class="c{number}" dx="20">{row}</tspan>' for number, row in enumerate(CURVES))
+    titles = (
+        '<text class="title" x="20" y="24">Bits per byte of held-out text</text>',
+        '<text class="title" x="420" y="24">Values recalled after 960 tokens</text>',
+    )
+    return svg("Loss and recall by tokens of training", 330, [*titles, *bits, *recall, f'<text y="318">{names}</text>'])
+
+
+def curves_panel(
+    runs: dict[str, list[dict[str, Any]]],
+    left: int,
+    value: Callable[[dict[str, Any]], float],
+    limits: tuple[float, float],
+    label: str,
+) -> Iterator[str]:
+    """Yield a panel of lines over the tokens of training, in millions and on a logarithmic scale."""
+    (low, high), height, bottom, octave = limits, 210, 255, 52
+    right = left + 6 * octave
+    for i in range(5):
+        level = low + (high - low) * i / 4
+        y = bottom - height * i / 4
+        yield f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.0f}" y2="{y:.0f}" stroke-opacity="0.3"/>'
+        yield f'<text x="{left - 7}" y="{y + 4:.0f}" text-anchor="end">{label.format(level)}</text>'
+    for i in range(7):
+        yield f'<text x="{left + octave * i}" y="{bottom + 20}" text-anchor="middle">{2**i}M</text>'
+    yield f'<text x="{left + 3 * octave}" y="{bottom + 40}" text-anchor="middle">tokens of training</text>'
+    for number, found in reversed(list(enumerate(runs.values()))):
+        points = " ".join(
+            f"{left + octave * log2(run['tokens'] / 1e6):.1f},{bottom - height * (value(run) - low) / (high - low):.1f}"
+            for run in sorted(found, key=lambda run: run["tokens"])
+        )
+        yield f'<polyline class="c{number}" points="{points}"/>'
+
+
+def read_results(benchmark: str) -> list[dict[str, Any]]:
+    """Return all results of a benchmark."""
+    text = (BENCHMARKS / benchmark / "results.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def svg(title: str, height: int, parts: list[str]) -> str:
+    """Return a drawing of the given height, 800 units wide."""
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 {height}" role="img" aria-labelledby="title">',
+        f'<title id="title">{title}</title>',
         f"<style>\n{STYLE}\n</style>",
-        '<rect class="page" width="800" height="270" rx="8"/>',
-        *recall_panel(runs),
-        *loss_panel(runs),
+        f'<rect class="page" width="800" height="{height}" rx="8"/>',
+        *parts,
         "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def recall_panel(runs: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
@@ -82,4 +140,5 @@ def loss_panel(runs: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    (DOCS / "evidence.svg").write_text(figure(), encoding="utf-8")
+    for name, draw in {"evidence": evidence, "curves": curves}.items():
+        (DOCS / f"{name}.svg").write_text(draw(), encoding="utf-8")

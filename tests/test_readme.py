@@ -15,11 +15,12 @@ def test_it_starts_with_the_two_commands():
     ]
 
 
-def test_its_figure_shows_the_results_of_the_study(monkeypatch):
+def test_the_figures_show_the_results_of_the_benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(README.parent / "docs")
-    from make_figure import figure
+    from make_figure import curves, evidence
 
-    assert (README.parent / "docs/evidence.svg").read_text(encoding="utf-8") == figure()
+    assert (README.parent / "docs/evidence.svg").read_text(encoding="utf-8") == evidence()
+    assert (README.parent / "docs/curves.svg").read_text(encoding="utf-8") == curves()
 
 
 def test_the_python_example_runs(capsys):

@@ -85,6 +85,7 @@ SIZES = {"1.5M": [], "6M": ["model.hidden_size=256", "model.intermediate_size=89
 BUDGETS = {"1.5M": 64_000_000, "6M": 16_000_000}
 RATES = (1e-3, 3e-3, 1e-2)
 SWEEP = 4_000_000
+TIE = 0.01  # bits per byte; longer training prefers lower rates
 EVALUATED = 80  # held-out documents of each kind
 
 
@@ -280,12 +281,13 @@ def results() -> list[dict[str, Any]]:
 
 
 def best_rate(row: str) -> float:
-    """Return the learning rate with the lowest bits per byte at the end of a row's sweep, of the smallest size."""
+    """Return the lowest of a row's learning rates that end its sweep, of the smallest size, within TIE of the best."""
     ended = [r for r in results() if r["row"] == row and r["budget"] == SWEEP and r["tokens"] >= SWEEP]
     missing = set(RATES) - {r["rate"] for r in ended}
     if missing:
         raise SystemExit(f"{row}: the sweep lacks the rates {sorted(missing)}; run `curves.py sweep` first")
-    return min(ended, key=lambda r: r["bits_per_byte"]["all"])["rate"]
+    best = min(r["bits_per_byte"]["all"] for r in ended)
+    return min(r["rate"] for r in ended if r["bits_per_byte"]["all"] <= best + TIE)
 
 
 def table() -> str:

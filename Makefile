@@ -26,9 +26,8 @@ test test-all: export OMP_NUM_THREADS = 1
 test: .venv/dev
 	$(BIN)/pytest -n 2 --dist worksteal
 
-# Slow tests often wait, for a time limit or a library's next try: three of them at a time keep two cores busy.
 test-all: .venv/dev
-	$(BIN)/pytest -n 3 --dist worksteal -m "slow or not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
 
 gpu: .venv/dev
 	$(BIN)/pytest tests/gpu -s

@@ -12,7 +12,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks"
-CURVES = ("RMKV, store features 2", "Llama", "Gated DeltaNet", "Llama with shifted keys")
+CURVES = ("RMKV, store features 2", "Gated DeltaNet", "Llama with shifted keys", "Llama")
 """Rows of benchmarks/curves.py in the figure; the position is the colour's number."""
 BUDGET = 64_000_000
 MODELS = {
@@ -53,7 +53,9 @@ def curves() -> str:
     runs = {row: [result for result in results if result["row"] == row] for row in CURVES}
     bits = curves_panel(runs, 50, lambda run: run["bits_per_byte"]["all"], (1.6, 3.2), "{:.1f}")
     recall = curves_panel(runs, 450, lambda run: run["recall"]["15"], (0, 1), "{:.0%}")
-    names = "".join(f'<tspan class="c{number}" dx="20">{row}</tspan>' for number, row in enumerate(CURVES))
+    names = "".join(
+        f'<tspan class="c{number}" dx="20">{row}</tspan>' for number, (row, found) in enumerate(runs.items()) if found
+    )
     titles = (
         '<text class="title" x="20" y="24">Bits per byte of held-out text</text>',
         '<text class="title" x="420" y="24">Values recalled after 960 tokens</text>',
@@ -79,7 +81,7 @@ def curves_panel(
     for i in range(7):
         yield f'<text x="{left + octave * i}" y="{bottom + 20}" text-anchor="middle">{2**i}M</text>'
     yield f'<text x="{left + 3 * octave}" y="{bottom + 40}" text-anchor="middle">tokens of training</text>'
-    for number, found in reversed(list(enumerate(runs.values()))):
+    for number, found in reversed(list(enumerate(runs.values()))):  # no line where a row has no results yet
         points = " ".join(
             f"{left + octave * log2(run['tokens'] / 1e6):.1f},{bottom - height * (value(run) - low) / (high - low):.1f}"
             for run in sorted(found, key=lambda run: run["tokens"])

@@ -1,5 +1,6 @@
 """Experts: feed-forwards that each process only the tokens that a router sends them."""
 
+import re
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from rmkv_cli.model.precision import widen
 
 BLOCK = 32  # rows of a product
 LOAD_GRADIENT = 1e-9  # of the balance per excess token: nothing in the gradients' norm, and AdamW divides it out
+NAMESPACE = re.sub(r"\W", "_", __name__)
+"""The namespace of the operations. Exported models contain copies of this module; registering a name twice would free
+an operation that the other copy still calls."""
 
 
 class Experts(nn.Module):
@@ -84,7 +88,7 @@ def _arrange(experts: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
     return (ends - blocks)[experts] * size + rank, ends
 
 
-@torch.library.custom_op("rmkv::grouped_product", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::grouped_product", mutates_args=())
 def grouped_product(rows: Tensor, weights: list[Tensor], ends: Tensor, size: int) -> Tensor:
     """Return each row's product with the transposed matrix of its expert, (P, out).
 
@@ -113,7 +117,7 @@ def _(rows: Tensor, weights: list[Tensor], ends: Tensor, size: int) -> Tensor:
     return rows.new_empty(len(rows), len(weights[0]))
 
 
-@torch.library.custom_op("rmkv::grouped_product_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::grouped_product_backward", mutates_args=())
 def _grouped_product_backward(
     dy: Tensor, rows: Tensor, weights: list[Tensor], ends: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,13 @@
 """Experts: each token is processed by its own experts alone, and the balance evens their load."""
 
+from importlib.util import module_from_spec, spec_from_file_location
+
 import pytest
 import torch
 import torch.nn.functional as F
 from small_model import make_model
+
+from rmkv_cli.model import experts as experts_module
 
 SHAPE = {"experts": 4, "expert_size": 6}
 
@@ -71,3 +75,12 @@ def test_reading_leaves_the_balance_alone():
     experts = experts_of().eval()
     y = experts(torch.randn(1, 5, 12, dtype=torch.float64))
     assert torch.autograd.grad(y.sum(), experts.balance, allow_unused=True) == (None,)
+
+
+def test_a_copy_of_the_module_leaves_its_operations_alone():
+    spec = spec_from_file_location("a-copy.of", experts_module.__file__)
+    copy = module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    arguments = torch.randn(4, 6), [torch.randn(5, 6) for _ in range(2)], torch.tensor([1, 2]), 2
+    assert repr(copy.grouped_product) != repr(experts_module.grouped_product)
+    assert torch.equal(copy.grouped_product(*arguments), experts_module.grouped_product(*arguments))

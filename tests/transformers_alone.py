@@ -19,12 +19,12 @@ def alone(place, names, asked, **environment):
     import torch
 
     torch.save(asked, place / "asked.pt")
-    command = [sys.executable, "-I", "-W", "error", __file__, place, *names]
+    command = [sys.executable, "-I", "-X", "faulthandler", "-W", "error", __file__, place, *names]
     here = {"PATH": os.environ["PATH"], "HF_HOME": str(place / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command)), env=here | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr}"
     return torch.load(place / "answered.pt")
 
 

@@ -13,6 +13,7 @@ is measured twice. Runs are stored in `runs/curves`. A model takes hours on one 
 
 import argparse
 import json
+import random
 import re
 import subprocess
 import sys
@@ -112,13 +113,13 @@ def _mix(name: str) -> Path:
 
 
 def _write(file: Path, texts: Iterator[str]) -> None:
-    """Write each distinct text once, as lines of JSON."""
-    seen = set()
-    with file.open("w") as lines:
-        for text in texts:
-            if LEAST <= len(text) <= MOST and text not in seen:
-                seen.add(text)
-                lines.write(json.dumps({"text": text}) + "\n")
+    """Write each distinct text once, as lines of JSON, in a random order.
+
+    A file is read from its beginning, so in the order of packages the first tokens would be those of one package.
+    """
+    distinct = list(dict.fromkeys(text for text in texts if LEAST <= len(text) <= MOST))
+    random.Random(0).shuffle(distinct)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in distinct))
 
 
 def _python(packages: list[str]) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 python benchmarks/curves.py prepare                  # gather the corpus, train the tokenizer, mix the data
 python benchmarks/curves.py sweep                    # 4M tokens at three learning rates per model
-python benchmarks/curves.py run                      # 64M tokens at each model's best rate, with evaluations
-python benchmarks/curves.py run --size 6M            # four times the parameters, 16M tokens, the same rates
+python benchmarks/curves.py run                      # 16M tokens at each model's best rate, with evaluations
+python benchmarks/curves.py run --size 6M            # four times the parameters, the same rates
+python benchmarks/curves.py run --tokens 64 --rate 3e-3 --rows RMKV
 python benchmarks/curves.py table
 
 Every command resumes where it stopped. Training resumes from its last checkpoint, and nothing in curves/results.jsonl
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,6 @@ CONTROLS = {"RMKV": [], "RMKV, store features 2": ["model.memory.store_features=
 PEERS = quality.PEERS | {"Llama with shifted keys": peers.llama_with_shifted_keys}
 ROWS = (*CONTROLS, *PEERS)
 SIZES = {"1.5M": [], "6M": ["model.hidden_size=256", "model.intermediate_size=896"]}  # parameters, and settings
-BUDGETS = {"1.5M": 64_000_000, "6M": 16_000_000}
 RATES = (1e-3, 3e-3, 1e-2)
 SWEEP = 4_000_000
 TIE = 0.01  # bits per byte; longer training prefers lower rates
@@ -95,8 +95,8 @@ def prepare() -> None:
     if not CORPUS.exists():
         with atomic_directory(CORPUS) as folder:
             for split in ("train", "held-out"):
-                _write(folder / f"python-{split}.jsonl", _python(PYTHON[split]))
-                _write(folder / f"prose-{split}.jsonl", prose(PROSE[split]))
+                for kind, texts in (("python", _python(PYTHON[split])), ("prose", prose(PROSE[split]))):
+                    write(folder / f"{kind}-{split}.jsonl", (text for text in texts if LEAST <= len(text) <= MOST))
     if not TOKENIZER.exists():
         words = ("--vocab-size", "2048", "--max-bytes", "30M", "--out", str(TOKENIZER))
         rmkv("tokenizer", "train", str(_mix("text.mix.toml")), *words)
@@ -112,12 +112,12 @@ def _mix(name: str) -> Path:
     return path
 
 
-def _write(file: Path, texts: Iterator[str]) -> None:
+def write(file: Path, texts: Iterable[str]) -> None:
     """Write each distinct text once, as lines of JSON, in a random order.
 
     A file is read from its beginning, so in the order of packages the first tokens would be those of one package.
     """
-    distinct = list(dict.fromkeys(text for text in texts if LEAST <= len(text) <= MOST))
+    distinct = list(dict.fromkeys(texts))
     random.Random(0).shuffle(distinct)
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in distinct))
 
@@ -318,6 +318,8 @@ def main() -> None:
     parser.add_argument("what", choices=["prepare", "sweep", "run", "table"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--size", choices=SIZES, default="1.5M", help="of `run`")
+    parser.add_argument("--tokens", type=float, default=16, help="of `run`, in millions")
+    parser.add_argument("--rate", type=float, help="of `run`; default: the best in the sweep")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "table":
@@ -332,7 +334,7 @@ def main() -> None:
             for rate in RATES:
                 train(row, "1.5M", options.seed, rate, SWEEP)
         else:
-            train(row, options.size, options.seed, best_rate(row), BUDGETS[options.size])
+            train(row, options.size, options.seed, options.rate or best_rate(row), round(options.tokens * 1e6))
 
 
 if __name__ == "__main__":

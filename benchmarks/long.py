@@ -1,7 +1,7 @@
 """Extend a trained model to long rows, and measure what it remembers from 1,000 to a million tokens.
 
 python benchmarks/curves.py prepare                       # the tokenizer and the packages are those of curves.py
-python benchmarks/long.py run --model RUN                 # a run of curves.py, such as runs/curves/RMKV-1.5M-64M-0.01-0
+python benchmarks/long.py run --model RUN                 # a run of curves.py, such as runs/curves/RMKV-1.5M-16M-0.003-0
 python benchmarks/long.py table
 
 The model reads 16M more tokens: in rows that grow from 2,048 to 131,072 tokens, or, as a control, in rows of 2,048.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bs4 import XMLParsedAsHTMLWarning
-from curves import PROSE, TOKENIZER, commit, prose
+from curves import PROSE, TOKENIZER, commit, prose, write
 from quality import rmkv
 
 from rmkv_cli.config import TaskSource, load_mix
@@ -49,9 +49,8 @@ def prepare() -> None:
     for split, packages in PROSE.items():
         file = WORK / f"books-{split}.jsonl"
         if not file.exists():
-            with atomic_file(file) as aside, aside.open("w") as lines:
-                for package in packages:
-                    lines.writelines(json.dumps({"text": book}) + "\n" for book in books(package))
+            with atomic_file(file) as aside:
+                write(aside, (book for package in packages for book in books(package)))
     for name, out in (("train", DATA), ("held-out", HELD_OUT)):
         if not out.exists():
             mix = WORK / f"{name}.mix.toml"

@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks"
 CURVES = ("RMKV, store features 2", "Gated DeltaNet", "Llama with shifted keys", "Llama")
 """Rows of benchmarks/curves.py in the figure; the position is the colour's number."""
-BUDGET = 64_000_000
+BUDGET = 16_000_000
 MODELS = {
     "RMKV": "RMKV",
     "Gated DeltaNet": "Gated DeltaNet",
@@ -71,16 +71,16 @@ def curves_panel(
     label: str,
 ) -> Iterator[str]:
     """Yield a panel of lines over the tokens of training, in millions and on a logarithmic scale."""
-    (low, high), height, bottom, octave = limits, 210, 255, 52
-    right = left + 6 * octave
+    (low, high), height, bottom, octave = limits, 210, 255, 78
+    right = left + 4 * octave
     for i in range(5):
         level = low + (high - low) * i / 4
         y = bottom - height * i / 4
         yield f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.0f}" y2="{y:.0f}" stroke-opacity="0.3"/>'
         yield f'<text x="{left - 7}" y="{y + 4:.0f}" text-anchor="end">{label.format(level)}</text>'
-    for i in range(7):
+    for i in range(5):
         yield f'<text x="{left + octave * i}" y="{bottom + 20}" text-anchor="middle">{2**i}M</text>'
-    yield f'<text x="{left + 3 * octave}" y="{bottom + 40}" text-anchor="middle">tokens of training</text>'
+    yield f'<text x="{left + 2 * octave}" y="{bottom + 40}" text-anchor="middle">tokens of training</text>'
     for number, found in reversed(list(enumerate(runs.values()))):  # no line where a row has no results yet
         points = " ".join(
             f"{left + octave * log2(run['tokens'] / 1e6):.1f},{bottom - height * (value(run) - low) / (high - low):.1f}"

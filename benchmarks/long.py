@@ -1,7 +1,7 @@
 """Extend a trained model to long rows, and measure what it remembers from 1,000 to a million tokens.
 
 python benchmarks/curves.py prepare                       # the tokenizer and the packages are those of curves.py
-python benchmarks/long.py run --model RUN                 # a run of curves.py, such as runs/curves/RMKV-1.5M-16M-0.003-0
+python benchmarks/long.py run --model RUN                 # a run of curves.py, as runs/curves/RMKV-1.5M-16M-0.003-0
 python benchmarks/long.py table
 
 The model reads 16M more tokens: in rows that grow from 2,048 to 131,072 tokens, or, as a control, in rows of 2,048.

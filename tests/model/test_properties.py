@@ -91,8 +91,13 @@ def test_any_cut_of_any_text_gives_the_same_logits(data):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_documents_are_islands(kind):
-    """Whatever stands in the other documents of a row, a document's logits are the same, bit for bit."""
+    """Whatever stands in the other documents of a row, a document's logits are the same, bit for bit.
+
+    Only with experts the other documents move a token to another row of a product, which rounds differently on some
+    CPUs.
+    """
     model = model_of(*kind)
+    rounding = 1e-12 if model.config.experts else 0
     document_ids = torch.tensor([0] * 3 + [1] * 9 + [2] * 2 + [3] * 9).expand(2, -1)
     ids = tokens(2, 23)
     logits = model(ids, document_ids=document_ids)[0]
@@ -100,7 +105,7 @@ def test_documents_are_islands(kind):
         inside = document_ids == document
         others = torch.where(inside, ids, tokens(2, 23, seed=1))
         changed = model(others, document_ids=document_ids)[0]
-        assert torch.equal(changed[inside], logits[inside])
+        torch.testing.assert_close(changed[inside], logits[inside], atol=rounding, rtol=0)
 
 
 def test_a_document_at_a_segment_border_is_read_as_if_alone():
